@@ -1,0 +1,57 @@
+# Everything a person does here starts with `make`. `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# The environment is made anew only when a lock changed: the stamp is named after the lock's content.
+LOCK_HASH := $(shell cat requirements/bootstrap.txt requirements/dev.txt pyproject.toml | sha256sum | cut -c1-16)
+INSTALLED := $(VENV)/installed-$(LOCK_HASH)
+
+.PHONY: help run stop test lint format bench lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(INSTALLED):
+	@echo "Installing into $(VENV) from requirements/dev.txt" >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(INSTALLED)  ## create .venv from the hash lock (again only when the lock changed)
+
+run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve the flight_delays model
+	@$(BIN)/shopfloor up
+	@$(BIN)/shopfloor data prepare --use-case flight_delays
+	@$(BIN)/shopfloor submit pipelines/training.py --use-case flight_delays
+
+stop: $(INSTALLED)  ## stop what `make run` started
+	@$(BIN)/shopfloor down
+
+test: $(INSTALLED)  ## every test but the benchmarks
+	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks
+
+lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## rewrite the sources in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## measure ours against the peers, in one table
+	@$(BIN)/python -m tests.benchmarks
+
+lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks
+	@for name in bootstrap runtime dev; do \
+	  $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
+	    --custom-compile-command "make lock" requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+
+clean: ## stop the stack and remove the environment, the state and the caches
+	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi
+	@rm -rf $(VENV) .shopfloor build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The DAGs, and a folder for each use case."""

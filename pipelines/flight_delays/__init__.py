@@ -1,0 +1,1 @@
+"""Use case: will a flight arrive more than 15 minutes late?"""

@@ -1,0 +1,1 @@
+"""The glue of the platform: one module for each meeting of two components."""

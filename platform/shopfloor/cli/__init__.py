@@ -1,0 +1,1 @@
+"""The `shopfloor` command: parses, calls one library function, prints."""

@@ -1,0 +1,1 @@
+"""What a command does when several components meet in it."""

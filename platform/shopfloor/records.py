@@ -1,0 +1,174 @@
+"""The plain records that modules hand to one another and write beside artifacts, all JSON."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TableVersion(Record):
+    """One table of a data version."""
+
+    name: str
+    md5: str
+    """DVC's hash of the file."""
+    size_bytes: int
+
+
+class DataVersion(Record):
+    """A DVC data version: which bytes, at which git revision."""
+
+    path: str
+    md5: str
+    """DVC's hash of the directory, ending in `.dir`."""
+    rev: str
+    """The git revision asked for; empty means the workspace."""
+    commit: str
+    """The git commit that the revision names; empty for the workspace."""
+    tables: list[TableVersion]
+
+
+class Check(Record):
+    """One expectation's result."""
+
+    table: str
+    expectation: str
+    column: str | None
+    critical: bool
+    success: bool
+    observed: str
+    """What was seen, in words, e.g. `unexpected 12 of 336776 rows`."""
+
+
+class Checks(Record):
+    """The result of a Great Expectations validation of all tables."""
+
+    success: bool
+    """No critical expectation is unmet."""
+    checks: list[Check]
+
+
+class FeatureSet(Record):
+    """What stands beside the built features."""
+
+    feature_service: str
+    features: dict[str, str]
+    """Feature name to `float` or `int`; the model's inputs, in order."""
+    optional: list[str]
+    """Features that may be missing in a row."""
+    target: str
+    entities: list[str]
+    """Columns that identify and slice a row, not the model's inputs."""
+    rows: dict[str, int]
+    """Rows per split."""
+
+
+class Trial(Record):
+    """One trial of the search."""
+
+    trial_id: str
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    rounds: int
+    seconds: float
+    status: Literal["finished", "stopped", "failed"]
+    """`stopped`: ASHA ended it early."""
+
+
+class Search(Record):
+    """A finished search."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    best_trial_id: str
+    trials: list[Trial]
+
+
+class GateResult(Record):
+    """One gate's verdict."""
+
+    gate: str
+    """What is bounded, e.g. `roc_auc`, `roc_auc[origin=JFK]`, `roc_auc vs champion`."""
+    bound: str
+    """The bound in words, e.g. `>= 0.7`."""
+    value: float | None
+    passed: bool
+    missed_by: float = 0.0
+    note: str = ""
+
+
+class SliceResult(Record):
+    """Metrics of the rows that share one value of a column."""
+
+    column: str
+    value: str
+    rows: int
+    metrics: dict[str, float]
+
+
+class Evaluation(Record):
+    """What the model is worth on the test set."""
+
+    rows: int
+    metrics: dict[str, float]
+    """roc_auc, pr_auc, log_loss, brier, calibration_error, base_rate."""
+    champion: str | None
+    """Version of the champion that it was compared with."""
+    champion_metrics: dict[str, float]
+    slices: list[SliceResult]
+    gates: list[GateResult]
+    passed: bool
+    roc_curve: list[tuple[float, float]]
+    """(false positive rate, true positive rate), at most 200 points."""
+    calibration: list[tuple[float, float, int]]
+    """(mean prediction, observed rate, rows) of each bin."""
+    importance: dict[str, float]
+    """Feature name to gain, summing to 1."""
+
+
+class StepRecord(Record):
+    """One step of a run as the run list shows it."""
+
+    name: str
+    state: Literal["pending", "running", "cached", "succeeded", "failed", "killed", "skipped"]
+    seconds: float = 0.0
+    run_id: str | None = None
+    error: str = ""
+
+
+class Passport(Record):
+    """What made a model version: enough to trace it, to verify it and to make it again."""
+
+    model: str
+    version: str
+    created: dt.datetime
+    run_id: str
+    step_run_ids: dict[str, str]
+    git_commit: str
+    git_dirty: bool
+    data: DataVersion
+    checks_passed: bool
+    checks: int
+    feature_service: str
+    features: dict[str, str]
+    lock_hash: str
+    params: dict[str, Any]
+    """The best trial's parameters."""
+    trial_id: str
+    metrics: dict[str, float]
+    champion: str | None
+    """The version that was champion when this one was evaluated."""
+    gates: list[GateResult]
+    model_hash: str
+    content_hashes: dict[str, str]
+    """Step output to the hash of its content."""
+    run_key: str
+    """Hash of everything that went into the run: the same key again means that nothing changed."""

@@ -1,0 +1,185 @@
+"""Where a run finds its services: one frozen object, read once at the edge and passed down.
+
+A value comes from the first of: an argument, the environment (`SHOPFLOOR_*`), the state of the running embedded stack,
+the profile file, the default. Secrets are not settings: the components read them from their own environment variables
+(`AWS_ACCESS_KEY_ID`, `MLFLOW_TRACKING_PASSWORD`, ...).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shopfloor.errors import NotFoundError, UsageError
+
+ENV_PREFIX = "SHOPFLOOR_"
+Source = Literal["argument", "environment", "stack", "profile", "default"]
+
+
+class Settings(BaseModel):
+    """Addresses and places of one profile. Relative paths in it are relative to `project_root`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    project_root: Path
+    profile: str = "embedded"
+    state_dir: Path = Path(".shopfloor")
+    """Everything that the embedded stack and the runs keep on this machine."""
+    default_engine: Literal["local", "ray", "argo", "kfp"] = "local"
+    tracking_uri: str = "http://127.0.0.1:5000"
+    """MLflow tracking and registry server."""
+    artifact_root: str = ".shopfloor/artifacts"
+    """URI or directory of what steps hand on, the result store and the checkpoints."""
+    s3_endpoint_url: str | None = None
+    ray_address: str = "127.0.0.1:6379"
+    ray_dashboard_url: str = "http://127.0.0.1:8265"
+    serve_url: str = "http://127.0.0.1:8000"
+    feature_registry: str = ".shopfloor/feast/registry.db"
+    """Feast's registry: a file path, an s3:// URI or an SQLAlchemy URL."""
+    online_store: str = ".shopfloor/feast/online.db"
+    """Feast's online store: a SQLite file, or `redis://host:port`."""
+    request_timeout_s: float = 30.0
+    """How long one network call may take."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that give a child process the same settings."""
+        values = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in self if value is not None}
+        values["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        if self.s3_endpoint_url:
+            values["AWS_ENDPOINT_URL"] = self.s3_endpoint_url
+            values["MLFLOW_S3_ENDPOINT_URL"] = self.s3_endpoint_url
+        return values
+
+
+class SourcedSettings(BaseModel):
+    """Settings, and for each field where its value came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    settings: Settings
+    sources: dict[str, Source]
+
+
+def find_project_root(start: Path | None = None) -> Path:
+    """Return the directory at or above `start` that holds `pyproject.toml` and `pipelines/`.
+
+    Raises:
+        NotFoundError: No such directory.
+    """
+    given = os.environ.get(f"{ENV_PREFIX}PROJECT_ROOT")
+    if given:
+        return Path(given).resolve()
+    here = (start or Path.cwd()).resolve()
+    for directory in (here, *here.parents):
+        if (directory / "pyproject.toml").is_file() and (directory / "pipelines").is_dir():
+            return directory
+    raise NotFoundError(
+        f"No Shopfloor project at or above {here}.",
+        "Change into your clone, or set SHOPFLOOR_PROJECT_ROOT to it.",
+    )
+
+
+def load_settings(profile: str | None = None, **arguments: Any) -> Settings:
+    """Return the settings of `profile` (default: $SHOPFLOOR_PROFILE, then `embedded`); see `load_sourced_settings`."""
+    return load_sourced_settings(profile, **arguments).settings
+
+
+def load_sourced_settings(profile: str | None = None, **arguments: Any) -> SourcedSettings:
+    """Merge arguments, environment, stack state, profile file and defaults.
+
+    Args:
+        profile: Name of a file in `platform/profiles/`, without its ending.
+        **arguments: Fields of `Settings` that override everything else; `None` means not given.
+
+    Raises:
+        NotFoundError: There is no project here, or no such profile.
+        UsageError: A value has the wrong type or an unknown name.
+    """
+    root = Path(arguments.pop("project_root", None) or find_project_root())
+    environment = {
+        name: os.environ[f"{ENV_PREFIX}{name.upper()}"]
+        for name in Settings.model_fields
+        if f"{ENV_PREFIX}{name.upper()}" in os.environ and name != "project_root"
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    name = profile or environment.get("profile") or "embedded"
+    layers: list[tuple[Source, dict[str, Any]]] = [
+        ("argument", given),
+        ("environment", environment),
+        ("profile", _read_profile(root, name)),
+    ]
+    merged: dict[str, Any] = {"project_root": root, "profile": name}
+    sources: dict[str, Source] = {"project_root": "default", "profile": "argument" if profile else "default"}
+    for source, layer in reversed(layers):
+        merged.update(layer)
+        sources.update(dict.fromkeys(layer, source))
+    merged["profile"] = name
+    try:
+        settings = _absolute(Settings.model_validate(merged))
+        if name == "embedded":
+            stack = {key: value for key, value in _stack_state(settings).items() if key not in {*given, *environment}}
+            settings = settings.model_copy(update=stack)
+            sources.update(dict.fromkeys(stack, "stack"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        raise UsageError(
+            f"Setting {field!r} ({sources.get(field, 'default')}): {first['msg']}, not {first['input']!r}.",
+            "See docs/reference/settings.md for the settings.",
+        ) from error
+    return SourcedSettings(
+        settings=settings, sources={field: sources.get(field, "default") for field in Settings.model_fields}
+    )
+
+
+def stack_state_file(settings: Settings) -> Path:
+    """Return where `shopfloor up` records the addresses of the embedded services."""
+    return settings.state_dir / "stack.json"
+
+
+def _read_profile(root: Path, name: str) -> dict[str, Any]:
+    folder = root / "platform" / "profiles"
+    file = folder / f"{name}.toml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
+        raise NotFoundError(f"There is no profile {name!r} in {folder}.", f"Known profiles: {known}.")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: {error}.", "Mend the file.") from error
+
+
+def _stack_state(settings: Settings) -> dict[str, str]:
+    """Return the addresses that `shopfloor up` recorded; without a stack, none."""
+    try:
+        state: dict[str, Any] = json.loads(stack_state_file(settings).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    addresses: dict[str, str] = state.get("addresses", {})
+    return {key: value for key, value in addresses.items() if key in Settings.model_fields}
+
+
+def _absolute(settings: Settings) -> Settings:
+    """Anchor relative paths: at the state directory where they begin with `.shopfloor/`, else at the project."""
+    root = settings.project_root
+    state_dir = (root / settings.state_dir).resolve()
+
+    def anchor(value: str) -> str:
+        if "://" in value or Path(value).is_absolute():
+            return value
+        path = Path(value)
+        if path.parts and path.parts[0] == ".shopfloor":
+            return str(state_dir.joinpath(*path.parts[1:]))
+        return str((root / path).resolve())
+
+    return settings.model_copy(
+        update={
+            "state_dir": state_dir,
+            **{field: anchor(getattr(settings, field)) for field in ("artifact_root", "feature_registry", "online_store")},
+        }
+    )

@@ -1,0 +1,1 @@
+"""The embedded stack: start, stop, look at and examine the local services."""

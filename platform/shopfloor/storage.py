@@ -1,0 +1,193 @@
+"""What steps hand on: directories behind a URI, with the hash of their content.
+
+A step writes into a local staging directory; `publish` hashes it and puts it at its URI, on a disk or in an S3 store.
+A later step calls `local_copy` and gets a directory to read. Nobody else needs to know where the profile keeps things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shopfloor.errors import NotFoundError, ShopfloorError
+from shopfloor.settings import Settings
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+CONTENT_HASH = "content_hash"
+
+
+class Artifact(Protocol):
+    """The part of a KFP artifact that a step fills in."""
+
+    name: str
+    uri: str
+    metadata: dict[str, Any]
+
+
+def is_remote(uri: str) -> bool:
+    """Tell whether `uri` needs a client to be read (anything with a scheme but `file://`)."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """Return the path that a local URI names."""
+    return Path(uri.removeprefix("file://"))
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path segments to a URI or a directory."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(settings: Settings, uri: str) -> tuple[FileSystem, str]:
+    """Return the pyarrow file system of `uri` and the path on it; S3 credentials come from the AWS variables."""
+    from pyarrow import fs
+
+    if not is_remote(uri):
+        return fs.LocalFileSystem(), str(local_path(uri))
+    if uri.startswith("s3://"):
+        options: dict[str, Any] = {"allow_bucket_creation": False}
+        if settings.s3_endpoint_url:
+            scheme, _, host = settings.s3_endpoint_url.partition("://")
+            options |= {"endpoint_override": host, "scheme": scheme, "force_virtual_addressing": False}
+        options["region"] = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+        return fs.S3FileSystem(**options), uri.removeprefix("s3://")
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    return filesystem, path
+
+
+def hash_directory(directory: Path) -> str:
+    """Return the SHA-256 over the relative names and contents of all files in `directory`, or of the one file."""
+    digest = hashlib.sha256()
+    files = [directory] if directory.is_file() else sorted(path for path in directory.rglob("*") if path.is_file())
+    for file in files:
+        name = file.name if directory.is_file() else file.relative_to(directory).as_posix()
+        with file.open("rb") as handle:
+            digest.update(f"{name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str | None = None) -> Iterator[Path]:
+    """Give a staging directory; at the end of the block its files stand behind `artifact.uri`, complete or not at all.
+
+    Args:
+        settings: Says where artifacts live.
+        artifact: Gets `uri` and `metadata["content_hash"]`.
+        kind: The folder under `<artifact_root>/steps/` (the step's name).
+        content_hash: Given where the bytes are no measure of the content (a Data Docs page holds the time).
+
+    Raises:
+        ShopfloorError: The store is full or refuses the write; nothing is left half written.
+    """
+    root = Path(settings.artifact_root) if not is_remote(settings.artifact_root) else settings.state_dir / "staging"
+    with naming_full_disk(root):
+        root.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+    try:
+        with naming_full_disk(root):
+            yield staging
+            content = content_hash or hash_directory(staging)
+            # The name is new for each execution: a reader of an earlier one is never disturbed.
+            uri = join(settings.artifact_root, "steps", kind, f"{content[:16]}-{uuid.uuid4().hex[:8]}")
+            if is_remote(uri):
+                _upload(settings, staging, uri)
+            else:
+                target = local_path(uri)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staging.chmod(0o755)
+                staging.rename(target)
+        artifact.uri = uri
+        artifact.metadata[CONTENT_HASH] = content
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def local_copy(settings: Settings, uri: str) -> Path:
+    """Return a directory that holds what is behind `uri`; what is remote is fetched once and kept.
+
+    Raises:
+        NotFoundError: Nothing is there.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        if not path.exists():
+            raise NotFoundError(f"Artifact {uri} is gone.", "Submit again: the step that made it will run.")
+        return path
+    target = settings.state_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
+        try:
+            _download(settings, uri, staging)
+            # Two readers may fetch the same thing: the second rename finds the target there, which is as good.
+            with contextlib.suppress(OSError):
+                staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def exists(settings: Settings, uri: str) -> bool:
+    """Tell whether a file or a non-empty prefix is behind `uri`."""
+    from pyarrow import fs
+
+    filesystem_, path = filesystem(settings, uri)
+    info = filesystem_.get_file_info(path)
+    if info.type is fs.FileType.File:
+        return True
+    return bool(filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+
+
+@contextlib.contextmanager
+def naming_full_disk(place: Path) -> Iterator[None]:
+    """Turn `No space left on device` inside the block into an error that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise ShopfloorError(
+            f"The disk that holds {place} is full.", "Free some space and submit again: finished steps are kept."
+        ) from error
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace `file` by `text` so that a reader or a crash sees the old text or the new, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(file.parent):
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            Path(name).replace(file)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _upload(settings: Settings, directory: Path, uri: str) -> None:
+    from pyarrow import fs
+
+    target, path = filesystem(settings, uri)
+    fs.copy_files(str(directory), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
+
+
+def _download(settings: Settings, uri: str, directory: Path) -> None:
+    from pyarrow import fs
+
+    source, path = filesystem(settings, uri)
+    if not exists(settings, uri):
+        raise NotFoundError(f"Artifact {uri} is gone.", "Submit again: the step that made it will run.")
+    fs.copy_files(path, str(directory), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())

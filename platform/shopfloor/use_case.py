@@ -1,0 +1,279 @@
+"""What differs from one problem to the next, read from `pipelines/<use_case>/use_case.yaml`.
+
+The file is validated as a whole: an unknown key, a wrong type or an impossible value is an error that names the file,
+the line and the key. The use case's own code stands beside it and is imported by name, when a step needs it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.settings import Settings
+
+FILE_NAME = "use_case.yaml"
+Interval = tuple[dt.date, dt.date]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(_Section):
+    """Which DVC-tracked tables the use case reads."""
+
+    path: str
+    """Directory, relative to the project, that DVC tracks."""
+    tables: list[str] = Field(min_length=1)
+    """Each is the file `<path>/<table>.parquet`."""
+
+
+class Split(_Section):
+    """Half-open intervals [from, to) of the event timestamp, UTC."""
+
+    train: Interval
+    validate_: Interval = Field(alias="validate")
+    test: Interval
+    monitor: Interval | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Split:
+        ends: list[dt.date] = []
+        for begin, end in filter(None, (self.train, self.validate_, self.test, self.monitor)):
+            if begin >= end:
+                raise ValueError(f"an interval must end after it begins, not [{begin}, {end}]")
+            if ends and begin < ends[-1]:
+                raise ValueError(f"train, validate, test and monitor must follow one another; {begin} is too early")
+            ends.append(end)
+        return self
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return the intervals by name: train, validate, test and, where given, monitor."""
+        named = {"train": self.train, "validate": self.validate_, "test": self.test}
+        return named | ({"monitor": self.monitor} if self.monitor else {})
+
+
+class FeaturesSection(_Section):
+    """Which features a row has, and how rows are split."""
+
+    service: str
+    """Name of the Feast feature service."""
+    target: str
+    split: Split
+
+
+class IntRange(_Section):
+    """A whole number between `low` and `high`, both included."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+
+
+class FloatRange(_Section):
+    """A number between `low` and `high`."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+
+
+class Choice(_Section):
+    """One of `values`."""
+
+    type: Literal["choice"]
+    values: list[Any] = Field(min_length=1)
+
+
+Range = Annotated[IntRange | FloatRange | Choice, Field(discriminator="type")]
+
+
+class Workers(_Section):
+    """What one trial takes from the Ray cluster."""
+
+    per_trial: PositiveInt = 1
+    """More than one: the trial trains through Ray Train."""
+    cpus: float = Field(default=1, gt=0)
+    """CPUs of each worker."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs of each worker, whole or a fraction."""
+
+
+class SearchSection(_Section):
+    """How Ray Tune looks for the best parameters."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    trials: PositiveInt
+    max_concurrent: PositiveInt = 2
+    max_rounds: PositiveInt = 100
+    grace_rounds: PositiveInt = 10
+    """Rounds that every trial gets before ASHA may stop it."""
+    checkpoint_every: PositiveInt = 20
+    """Rounds between two checkpoints of a trial."""
+    seed: int = 0
+    workers: Workers = Workers()
+    space: dict[str, Range] = Field(min_length=1)
+
+
+class ModelSection(_Section):
+    """How the model is stored."""
+
+    flavor: Literal["xgboost", "sklearn", "pytorch", "onnx"]
+    """MLflow's name for the library that made the model."""
+
+
+class EvaluationSection(_Section):
+    """What the evaluation looks at beside the whole test set."""
+
+    slices: list[str] = []
+    """Columns whose values are looked at one by one."""
+    golden_rows: PositiveInt = 50
+    """Test rows that the endpoint must answer exactly as the model does offline."""
+
+
+class Bound(_Section):
+    """A metric's lowest or highest admissible value."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Bound:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("give either min or max")
+        return self
+
+
+class SliceBound(Bound):
+    """A bound for every slice that has at least `min_rows` rows."""
+
+    min_rows: PositiveInt = 100
+
+
+class ChampionBound(_Section):
+    """How much worse than the champion's a metric may be, on the same rows."""
+
+    max_loss: float = Field(ge=0)
+
+
+class GatesSection(_Section):
+    """The bounds that a model must meet to be promoted."""
+
+    metrics: dict[str, Bound] = {}
+    slices: dict[str, SliceBound] = {}
+    champion: dict[str, ChampionBound] = {}
+
+
+class ServingSection(_Section):
+    """How the champion answers."""
+
+    replicas: PositiveInt = 1
+    cpus: float = Field(default=0.5, gt=0)
+    """CPUs that Ray sets aside for a replica."""
+    gpus: float = Field(default=0, ge=0)
+    max_rows: PositiveInt = 10_000
+    """Rows in one request."""
+    max_body_bytes: PositiveInt = 8 * 1024 * 1024
+    """Size of one request."""
+
+
+class UseCase(_Section):
+    """A validated `use_case.yaml`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    description: str = ""
+    data: DataSection
+    features: FeaturesSection
+    search: SearchSection
+    model: ModelSection
+    evaluation: EvaluationSection = EvaluationSection()
+    gates: GatesSection = GatesSection()
+    serving: ServingSection = ServingSection()
+
+    def code(self, module: str) -> ModuleType:
+        """Import the use case's own module (`features`, `model`, `expectations`).
+
+        Raises:
+            NotFoundError: The use case has no such module.
+        """
+        name = f"pipelines.{self.name}.{module}"
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise
+            raise NotFoundError(
+                f"Use case {self.name!r} has no {module}.py.", f"Write pipelines/{self.name}/{module}.py."
+            ) from error
+
+
+def list_use_cases(settings: Settings) -> list[str]:
+    """Return the names of the folders in `pipelines/` that hold a `use_case.yaml`."""
+    return sorted(file.parent.name for file in (settings.project_root / "pipelines").glob(f"*/{FILE_NAME}"))
+
+
+def load_use_case(settings: Settings, name: str) -> UseCase:
+    """Read and validate `pipelines/<name>/use_case.yaml`.
+
+    Raises:
+        NotFoundError: There is no use case of that name.
+        UsageError: The file is broken; the message names file, line and key.
+    """
+    import yaml
+
+    file = settings.project_root / "pipelines" / name / FILE_NAME
+    if not file.is_file():
+        known = ", ".join(list_use_cases(settings)) or "none"
+        raise NotFoundError(f"There is no use case {name!r}.", f"Known use cases: {known}.")
+    root = str(settings.project_root)
+    if root not in sys.path:  # the use case's modules are imported from the project, wherever the command was started
+        sys.path.insert(0, root)
+    shown = file.relative_to(settings.project_root)
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UsageError(f"{shown}:{line}: {problem}.", "Mend the file.") from error
+    try:
+        use_case = UseCase.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(
+            "\n".join(_describe(shown, node, problem) for problem in error.errors()),
+            "docs/reference/use_case.md lists the keys.",
+        ) from error
+    if use_case.name != name:
+        raise UsageError(f"{shown}: name is {use_case.name!r}, the folder is {name!r}.", "Make them the same.")
+    return use_case
+
+
+def _describe(file: Path, node: Any, problem: Any) -> str:
+    """Return `file:line: key: what is wrong` for one pydantic error."""
+    location = [part for part in problem["loc"] if part not in {"int", "float", "choice"}]
+    line = node.start_mark.line + 1 if node else 1
+    for part in location:
+        children = getattr(node, "value", None)
+        if not isinstance(children, list):
+            break
+        if isinstance(part, int) and part < len(children):
+            node = children[part]
+        else:
+            match = [pair for pair in children if isinstance(pair, tuple) and pair[0].value == part]
+            if not match:
+                break
+            line, node = match[0][0].start_mark.line + 1, match[0][1]
+    key = ".".join(str(part) for part in location) or "(file)"
+    message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+    return f"{file}:{line}: {key}: {message}."
