@@ -43,6 +43,12 @@ class Settings(BaseModel):
     """Feast's registry: a file path, an s3:// URI or an SQLAlchemy URL."""
     online_store: str = ".shopfloor/feast/online.db"
     """Feast's online store: a SQLite file, or `redis://host:port`."""
+    run_id: str | None = None
+    """MLflow run that the process works for; an engine sets it for its steps."""
+    step_run_id: str | None = None
+    """MLflow run of the step; an engine sets it."""
+    published_dir: Path | None = None
+    """Where a step leaves a note of each artifact that it published, so that a failed step's are known too."""
     request_timeout_s: float = 30.0
     """How long one network call may take."""
 
@@ -180,6 +186,9 @@ def _absolute(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "state_dir": state_dir,
-            **{field: anchor(getattr(settings, field)) for field in ("artifact_root", "feature_registry", "online_store")},
+            **{
+                field: anchor(getattr(settings, field))
+                for field in ("artifact_root", "feature_registry", "online_store")
+            },
         }
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -109,6 +110,9 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
                 staging.rename(target)
         artifact.uri = uri
         artifact.metadata[CONTENT_HASH] = content
+        if settings.published_dir:
+            note = {"name": artifact.name, "uri": uri, "metadata": artifact.metadata}
+            write_atomically(settings.published_dir / f"{artifact.name}.json", json.dumps(note))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -1,0 +1,50 @@
+"""Commands for data versions; everything else about data is `dvc`, as its users know it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shopfloor.cli import render
+
+UseCaseOption = Annotated[str, typer.Option(help="A folder in pipelines/ that holds a use_case.yaml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    data = typer.Typer(help="Prepare and show data versions; use dvc for the rest.", no_args_is_help=True)
+    data.command("prepare")(prepare)
+    data.command("show")(show)
+    app.add_typer(data, name="data")
+
+
+def prepare(context: typer.Context, use_case: UseCaseOption, as_json: JsonOption = False) -> None:
+    """Bring the tables into the workspace (pull or make them) and fill an empty DVC remote; quick when all is there."""
+    from shopfloor.cli.main import settings_from
+    from shopfloor.versions import prepare as prepare_data
+
+    prepared = prepare_data(settings_from(context), use_case)
+    if as_json:
+        render.emit_json(prepared)
+    else:
+        render.progress(f"Data of {use_case} are in place.")
+
+
+def show(
+    context: typer.Context,
+    use_case: UseCaseOption,
+    rev: Annotated[str, typer.Option(help="A git revision; the workspace where none is given.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show the data version that a git revision names."""
+    from shopfloor.cli.main import settings_from
+    from shopfloor.versions import resolve
+
+    version = resolve(settings_from(context), use_case, rev)
+    if as_json:
+        render.emit_json(version)
+        return
+    render.out.print(f"{version.path} {version.md5} {version.commit}", markup=False)
+    render.emit_table(("table", "md5", "bytes"), [(t.name, t.md5, t.size_bytes) for t in version.tables])

@@ -1,0 +1,168 @@
+"""What the endpoint says about itself: its OpenAPI document, and a page that shows it without reaching the internet."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from shopfloor.serving.predictors import ServedModel
+
+VERSION_HEADER = "X-Shopfloor-Version"
+
+_PROBLEM = {
+    "type": "object",
+    "required": ["message"],
+    "properties": {
+        "message": {"type": "string"},
+        "fields": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"field": {"type": "string"}, "problem": {"type": "string"}},
+            },
+        },
+    },
+}
+_REFUSALS = {
+    "400": "The body is not JSON, or not one of the formats.",
+    "404": "The version asked for is not loaded.",
+    "413": "The body is too large.",
+    "415": "The content type is none that is understood.",
+    "422": "A field is missing, unknown or wrong; `fields` names it.",
+    "503": "No champion is loaded.",
+}
+
+
+def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the endpoint while `model` answers.
+
+    Args:
+        model: The version whose inputs are described.
+        prefix: Path of the use case, without a slash at its end.
+    """
+    row = model.rows.json_schema() if model.rows else {"type": "object"}
+    answer = {
+        "type": "object",
+        "required": ["prediction", "model", "version"],
+        "properties": {"prediction": {}, "model": {"type": "string"}, "version": {"type": "string"}},
+    }
+    batch = {
+        "type": "object",
+        "description": "One of MLflow's formats; see the documentation of MLflow's scoring server.",
+        "properties": {name: {} for name in ("dataframe_split", "dataframe_records", "inputs", "instances", "params")},
+    }
+    versions = {
+        "name": VERSION_HEADER,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": "`champion` (the default), `challenger` or the number of a loaded version.",
+    }
+    predict = _operation("Answer one row", _json(row, model.example), _json(answer), versions)
+    invocations = _operation(
+        "Answer rows as MLflow's scoring server does",
+        _json(batch, {"dataframe_records": [model.example]}) | {"text/csv": {"schema": {"type": "string"}}},
+        _json({"type": "object", "properties": {"predictions": {"type": "array", "items": {}}}}),
+        versions,
+    )
+    status = {"summary": "Versions loaded and errors", "responses": {"200": {"description": "The endpoint's state."}}}
+    health = {"summary": "Tell whether a champion answers", "responses": {"200": {"description": "It does."}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": model.name, "version": model.version},
+        "paths": {
+            f"{prefix}/predict": {"post": predict},
+            f"{prefix}/invocations": {"post": invocations},
+            f"{prefix}/status": {"get": status},
+            f"{prefix}/healthz": {"get": health},
+        },
+        "components": {"schemas": {"Problem": _PROBLEM}},
+    }
+
+
+def page(model: ServedModel, prefix: str, base_url: str) -> str:
+    """Return the documentation page: a command that works as it stands, a form to try it, and the table of inputs.
+
+    It is self-contained on purpose: the usual viewers of OpenAPI load themselves from a CDN, which a factory's network
+    does not reach.
+
+    Args:
+        model: The version whose inputs are described.
+        prefix: Path of the use case, without a slash at its end.
+        base_url: Scheme, host and port under which the reader reached the page.
+    """
+    example = json.dumps(model.example, indent=1)
+    command = (
+        f"curl -X POST {base_url}{prefix}/predict -H 'Content-Type: application/json' -d '{_in_shell(model.example)}'"
+    )
+    inputs = "".join(
+        f"<tr><td><code>{html.escape(column.name)}</code><td>{column.type}<td>{'yes' if column.required else 'no'}"
+        for column in (model.rows.columns if model.rows else ())
+    )
+    return _PAGE.format(
+        name=html.escape(model.name),
+        version=html.escape(model.version),
+        prefix=html.escape(prefix),
+        command=html.escape(command),
+        example=html.escape(example),
+        height=min(30, example.count("\n") + 2),
+        inputs=inputs,
+        note=html.escape(f"This version answers /invocations only: {model.reason}." if model.reason else ""),
+        header=VERSION_HEADER,
+    )
+
+
+def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any], parameter: dict[str, Any]) -> dict[str, Any]:
+    problem = _json({"$ref": "#/components/schemas/Problem"})
+    refusals = {status: {"description": text, "content": problem} for status, text in _REFUSALS.items()}
+    return {
+        "summary": summary,
+        "parameters": [parameter],
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "The answer.", "content": answer}} | refusals,
+    }
+
+
+def _json(schema: dict[str, Any], example: Any = None) -> dict[str, Any]:
+    return {"application/json": {"schema": schema} | ({} if example is None else {"example": example})}
+
+
+def _in_shell(example: dict[str, Any]) -> str:
+    return json.dumps(example).replace("'", "'\\''")
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{name}</title>
+<link rel="service-desc" type="application/vnd.oai.openapi+json" href="{prefix}/openapi.json">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+pre, textarea {{ background: #f5f5f5; padding: .7rem; width: 100%; box-sizing: border-box; font: 13px/1.4 monospace;
+  border: 1px solid #ddd; white-space: pre-wrap; overflow-wrap: anywhere }}
+td, th {{ text-align: left; padding: .1rem 1.5rem .1rem 0 }}
+</style></head><body>
+<h1>{name}</h1>
+<p>Version {version} is the champion. Machine-readable: <a href="{prefix}/openapi.json">openapi.json</a>,
+<a href="{prefix}/status">status</a>. {note}</p>
+<h2>POST {prefix}/predict</h2>
+<p>One row as a JSON object. Another loaded version answers with the header <code>{header}: challenger</code>.</p>
+<pre>{command}</pre>
+<form id="try"><textarea id="body" rows="{height}" spellcheck="false">{example}</textarea>
+<p><button>Send</button></p></form><pre id="answer" hidden></pre>
+<h2>Inputs</h2>
+<table><tr><th>name<th>type<th>required</tr>{inputs}</table>
+<h2>POST {prefix}/invocations</h2>
+<p>Many rows, in the formats of MLflow's scoring server: <code>dataframe_split</code>, <code>dataframe_records</code>,
+<code>inputs</code>, <code>instances</code>, or CSV.</p>
+<script>
+document.getElementById("try").addEventListener("submit", async (event) => {{
+  event.preventDefault();
+  const answer = document.getElementById("answer");
+  const headers = {{"Content-Type": "application/json"}};
+  const body = document.getElementById("body").value;
+  const response = await fetch("{prefix}/predict", {{method: "POST", headers, body}});
+  answer.hidden = false;
+  answer.textContent = response.status + " " + await response.text();
+}});
+</script></body></html>
+"""

@@ -1,0 +1,279 @@
+"""A registered model, loaded and warm: what turns a checked row, or an MLflow scoring request, into an answer.
+
+Rows skip the DataFrame where the library behind the model has a quick way in, and only where that way gives the same
+answer as the model's pyfunc flavour on the model's own example. Whatever has no quick way answers through pyfunc.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, bad_fields, columns_of
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+
+logger = logging.getLogger(__name__)
+
+Predictor = Callable[[list[Value]], Any]
+"""Takes a row's values in column order, returns what JSON can hold: a number, a text or a list of them."""
+
+TOLERANCE = 1e-6
+MAX_ERROR_CHARACTERS = 2000
+
+_to_json = json.JSONEncoder(allow_nan=False).encode
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version of a model, ready to answer."""
+
+    name: str
+    version: str
+    pyfunc: PyFuncModel
+    rows: RowSchema | None
+    """`None` where the signature does not describe rows; `reason` says why."""
+    reason: str
+    example: dict[str, Value]
+    predictor: Predictor
+    quick: bool
+    """Rows skip the DataFrame."""
+
+    def predict(self, body: bytes) -> bytes:
+        """Answer the JSON object of one row.
+
+        Raises:
+            BadRequest: The body is not a row that the model can answer.
+        """
+        if self.rows is None:
+            raise BadRequest(422, f"Version {self.version} answers /invocations only: {self.reason}.")
+        values = self.rows.parse(body)
+        try:
+            prediction = self.predictor(values)
+            text = _to_json(prediction)
+        except Exception as error:
+            logger.warning("version %s refused a row", self.version, exc_info=True)
+            raise BadRequest(422, f"The model cannot answer this row: {_first_line(error)}.") from error
+        return f'{{"prediction":{text},"model":"{self.name}","version":"{self.version}"}}'.encode()
+
+    def invoke(self, body: bytes, content_type: str, max_rows: int) -> tuple[int, str, bytes]:
+        """Answer as MLflow's scoring server does; return status, content type and body.
+
+        Args:
+            body: One of MLflow's formats.
+            content_type: Says which.
+            max_rows: Rows that the request may hold.
+
+        Raises:
+            BadRequest: The body is none of MLflow's formats, or does not meet the model's signature.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.pyfunc.scoring_server import invocations
+
+        model = _Checked(self.pyfunc, max_rows)
+        try:
+            answer = invocations(body, content_type, model, self.pyfunc.metadata.get_input_schema())
+        except MlflowException as error:
+            raise model.refusal or BadRequest(400, _reason(error)) from error
+        except Exception as error:  # its parsers leave the strangest bodies to the web framework
+            raise BadRequest(400, f"The body cannot be read: {_first_line(error)}.") from error
+        if answer.status != 200:
+            raise BadRequest(answer.status, answer.response)
+        return answer.status, answer.mimetype, answer.response.encode()
+
+
+def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
+    """Fetch a version from the MLflow registry, load it and answer its example once.
+
+    Args:
+        tracking_uri: MLflow's server, the registry of the models too.
+        name: Registered model.
+        version: A version number.
+
+    Raises:
+        Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    pyfunc = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
+    try:
+        columns = columns_of(pyfunc.metadata.signature)
+    except NoRowSchema as error:
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, False)
+    native = _native(pyfunc, columns)
+    rows = RowSchema(columns, single_precision=_is_booster(pyfunc))
+    example = rows.example(_first_row(pyfunc.input_example))
+    values = list(example.values())
+    through_pyfunc = _pyfunc_predictor(pyfunc, columns)
+    expected = through_pyfunc(values)
+    quick = native is not None and _agrees(native, values, expected)
+    predictor = native if native is not None and quick else through_pyfunc
+    logger.info("loaded %s version %s, %s", name, version, "native" if quick else "pyfunc")
+    return ServedModel(name, version, pyfunc, rows, "", example, predictor, quick)
+
+
+def _native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Predictor | None:
+    """Return the quick way in, where the model's library has one and all columns are numbers."""
+    try:
+        raw = pyfunc.get_raw_model()
+    except NotImplementedError:
+        return None
+    if any(column.type in {"string", "datetime"} for column in columns):
+        return None
+    if _is_booster(pyfunc):
+        return _booster_predictor(raw, columns)
+    function = pyfunc.metadata.flavors["python_function"].get("predict_fn", "predict")
+    if "sklearn" in pyfunc.metadata.flavors and hasattr(raw, function):
+        return _sklearn_predictor(getattr(raw, function))
+    return None
+
+
+def _is_booster(pyfunc: PyFuncModel) -> bool:
+    return "xgboost" in pyfunc.metadata.flavors and type(pyfunc.get_raw_model()).__name__ == "Booster"
+
+
+def _booster_predictor(raw: Any, columns: tuple[Column, ...]) -> Predictor | None:
+    import numpy as np
+
+    if raw.feature_names not in (None, [column.name for column in columns]):
+        return None
+    # A copy, because threads help a batch (which pyfunc's own booster answers) and hurt a single row.
+    booster = raw.copy()
+    booster.set_param({"nthread": 1})
+
+    def predict(values: list[Value]) -> Any:
+        # As DMatrix does, float64 turns into float32 inside XGBoost; None becomes NaN, a missing value.
+        row = np.array([values], dtype=np.float64)
+        return booster.inplace_predict(row, validate_features=False)[0].tolist()
+
+    return predict
+
+
+def _sklearn_predictor(function: Callable[[Any], Any]) -> Predictor:
+    import warnings
+
+    import numpy as np
+
+    def predict(values: list[Value]) -> Any:
+        with warnings.catch_warnings():  # the columns stand in the order of the signature, their names are not needed
+            warnings.simplefilter("ignore", UserWarning)
+            return function(np.array([values], dtype=np.float64))[0].tolist()
+
+    return predict
+
+
+def _pyfunc_predictor(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Predictor:
+    import pandas as pd
+    from mlflow.utils.proto_json_utils import _get_jsonable_obj
+
+    dtypes = dict(
+        zip((column.name for column in columns), pyfunc.metadata.get_input_schema().pandas_types(), strict=True)
+    )
+
+    def series(column: Column, value: Value) -> pd.Series:
+        if value is None:
+            return pd.Series([math.nan if column.type in {"float", "double"} else None])
+        return pd.Series([value]) if column.type == "datetime" else pd.Series([value], dtype=dtypes[column.name])
+
+    def predict(values: list[Value]) -> Any:
+        frame = pd.DataFrame(
+            {column.name: series(column, value) for column, value in zip(columns, values, strict=True)}
+        )
+        answer = _get_jsonable_obj(pyfunc.predict(frame), pandas_orient="records")[0]
+        return answer.item() if hasattr(answer, "item") else answer
+
+    return predict
+
+
+def _agrees(native: Predictor, values: list[Value], expected: Any) -> bool:
+    """Tell whether the quick way answers the example as pyfunc does."""
+    import numpy as np
+
+    try:
+        answer = native(values)
+        return answer == expected or bool(np.allclose(answer, expected, rtol=0, atol=TOLERANCE))
+    except Exception:
+        logger.info("no quick way into this model", exc_info=True)
+        return False
+
+
+def _unanswered(values: list[Value]) -> Any:
+    raise AssertionError("a model without rows answers no row")
+
+
+def _first_row(example: Any) -> dict[str, Any] | None:
+    """Return the first row of an input example, where it has named columns."""
+    import pandas as pd
+
+    if isinstance(example, pd.DataFrame) and len(example):
+        return {str(name): example[name].iloc[0] for name in example.columns}
+    return example if isinstance(example, dict) else None
+
+
+class _Checked:
+    """A pyfunc model that looks at the parsed rows once more: MLflow itself predicts from a missing required number."""
+
+    def __init__(self, pyfunc: PyFuncModel, max_rows: int) -> None:
+        self.metadata = pyfunc.metadata
+        self.refusal: BadRequest | None = None
+        self._pyfunc = pyfunc
+        self._max_rows = max_rows
+        schema = self.metadata.get_input_schema()
+        named = schema is not None and schema.has_input_names() and not schema.is_tensor_spec()
+        self._required = set(schema.required_input_names()) if named else set()
+        numbers = (
+            {spec.name for spec in schema.inputs if str(spec.type) in {"DataType.double", "DataType.float"}}
+            if named
+            else set()
+        )
+        self._optional = numbers - self._required
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        self.refusal = self._refuse(data)
+        if self.refusal:
+            raise self.refusal
+        for column in self._optional - set(getattr(data, "columns", self._optional)):
+            data[column] = math.nan  # left out is missing; MLflow would hand on a frame that lacks a column
+        return self._pyfunc.predict(data, params=params)
+
+    def _refuse(self, data: Any) -> BadRequest | None:
+        import numpy as np
+        import pandas as pd
+
+        rows = len(next(iter(data.values()), [])) if isinstance(data, dict) else len(data)
+        if rows > self._max_rows:
+            return BadRequest(413, f"The request holds {rows} rows; at most {self._max_rows} are answered at once.")
+        if not isinstance(data, pd.DataFrame):
+            return None
+        if not rows:
+            return BadRequest(400, "The request holds no row.")
+        problems = []
+        for name in data.columns:
+            if name in self._required and data[name].isna().any():
+                problems.append({"field": str(name), "problem": "is missing in a row"})
+            elif data[name].dtype.kind == "f" and np.isinf(data[name]).any():
+                problems.append({"field": str(name), "problem": "must be a finite number"})
+        return bad_fields(problems) if problems else None
+
+
+def _reason(error: Any) -> str:
+    """Return what is wrong, without MLflow's copy of the data, its schema and its traceback."""
+    message = str(error.message)
+    trace = error.json_kwargs.get("stack_trace", "")
+    if "unexpected error while evaluating" in message and trace:
+        lines = [line.strip() for line in trace.splitlines() if re.match(r"\w[\w.]*(Error|Exception): ", line)]
+        return f"The model cannot answer: {lines[-1] if lines else message}"[:MAX_ERROR_CHARACTERS]
+    if "Failed to enforce schema" in message:
+        message = message.rpartition("Error: ")[2]
+    return message.partition("\nInput:")[0][:MAX_ERROR_CHARACTERS]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:MAX_ERROR_CHARACTERS]

@@ -1,0 +1,213 @@
+"""The typed body of `POST /<use_case>/predict`, derived from a model's MLflow signature.
+
+One JSON object is one row: a key per column, strict types, nothing unknown. What is checked here is what the OpenAPI
+document says, because both come from the same pydantic-core schema. Parsing never raises anything but `BadRequest`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import SchemaValidator, ValidationError, core_schema
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+Value = bool | int | float | str | dt.datetime | None
+Problems = list[dict[str, str]]
+
+INT32 = 2**31 - 1
+INT64 = 2**63 - 1
+FLOAT32_MAX = 3.4028234663852886e38
+MAX_PROBLEMS = 20
+"""Fields named in one answer."""
+
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not an input of this model",
+    "finite_number": "must be a finite number",
+}
+
+
+class BadRequest(Exception):
+    """The request cannot be answered, and the client can mend it.
+
+    Args:
+        status: HTTP status, 400 to 499.
+        message: What is wrong with the request as a whole.
+        fields: For each wrong field its name and its problem.
+    """
+
+    def __init__(self, status: int, message: str, fields: Problems | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.fields = fields or []
+
+
+class NoRowSchema(Exception):
+    """The model's signature does not describe a row of named scalar columns."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One input of the model."""
+
+    name: str
+    type: str
+    """MLflow's name: boolean, integer, long, float, double, string or datetime."""
+    required: bool
+
+
+def columns_of(signature: ModelSignature | None) -> tuple[Column, ...]:
+    """Return the columns of a signature, in order.
+
+    Raises:
+        NoRowSchema: There is no signature, or it holds tensors, nested or unnamed columns.
+    """
+    from mlflow.types import DataType
+
+    if signature is None or signature.inputs is None:
+        raise NoRowSchema("the model was logged without a signature")
+    if signature.inputs.is_tensor_spec():
+        raise NoRowSchema("the model takes tensors, not rows of named columns")
+    columns = []
+    for spec in signature.inputs.inputs:
+        if not spec.name:
+            raise NoRowSchema("the model's columns have no names")
+        if not isinstance(spec.type, DataType) or spec.type.name not in _FIELD_SCHEMAS:
+            raise NoRowSchema(f"column {spec.name!r} has type {spec.type}, which has no plain JSON form")
+        columns.append(Column(spec.name, spec.type.name, bool(spec.required)))
+    return tuple(columns)
+
+
+class RowSchema:
+    """Checks the body of one row and describes it as JSON Schema."""
+
+    def __init__(self, columns: tuple[Column, ...], single_precision: bool = False) -> None:
+        """Derive the check.
+
+        Args:
+            columns: The model's inputs.
+            single_precision: The model computes in 32 bits, so that a larger number would become infinite in it.
+        """
+        self.columns = columns
+        fields = {column.name: _field(column, single_precision) for column in columns}
+        self._schema = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
+        self._validator = SchemaValidator(self._schema)
+
+    def parse(self, body: bytes) -> list[Value]:
+        """Return the row's values in the order of the columns; what is left out or null is `None`.
+
+        Raises:
+            BadRequest: 400 where the body is not one JSON object, 422 where a field is wrong, with the fields named.
+        """
+        try:
+            row: dict[str, Value] = self._validator.validate_json(body)
+        except ValidationError as error:
+            raise _bad_request(error) from None
+        except ValueError as error:  # what the JSON parser itself cannot represent
+            raise BadRequest(400, f"The body is not valid JSON: {error}.") from None
+        return list(row.values())
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the row as JSON Schema, the form that OpenAPI 3.1 takes."""
+        schema = GenerateJsonSchema().generate(self._schema)
+        for field in schema.get("properties", {}).values():
+            field.pop("title", None)  # pydantic's guess at one; the name is all there is
+        return schema
+
+    def example(self, row: Mapping[str, Any] | None) -> dict[str, Value]:
+        """Return a body that passes the check: `row` where it does, else one made of the types alone.
+
+        Args:
+            row: The first row of the model's input example, where it has one.
+        """
+        import json
+
+        candidate = {column.name: _plain(row.get(column.name), column) for column in self.columns} if row else None
+        if candidate is not None:
+            try:
+                self.parse(json.dumps(candidate, allow_nan=False).encode())
+            except (BadRequest, ValueError, TypeError):
+                candidate = None
+        return candidate or {column.name: _ANYTHING[column.type] for column in self.columns}
+
+
+def bad_fields(problems: Problems) -> BadRequest:
+    """Return the refusal of a row with these wrong fields: the first few in the message, the others in the list."""
+    named = ", ".join(f"{item['field']}: {item['problem']}" for item in problems[:3])
+    more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return BadRequest(422, f"{named}{more}.", problems[:MAX_PROBLEMS])
+
+
+def _integer(limit: int) -> core_schema.CoreSchema:
+    return core_schema.int_schema(ge=-limit - 1, le=limit, strict=True)
+
+
+def _real(limit: float | None = None) -> core_schema.CoreSchema:
+    if limit is None:
+        return core_schema.float_schema(allow_inf_nan=False, strict=True)
+    return core_schema.float_schema(allow_inf_nan=False, ge=-limit, le=limit, strict=True)
+
+
+_FIELD_SCHEMAS: dict[str, core_schema.CoreSchema] = {
+    "boolean": core_schema.bool_schema(strict=True),
+    "integer": _integer(INT32),
+    "long": _integer(INT64),
+    "float": _real(FLOAT32_MAX),
+    "double": _real(),
+    "string": core_schema.str_schema(strict=True),
+    "datetime": core_schema.datetime_schema(strict=True),
+}
+_ANYTHING: dict[str, Value] = {
+    "boolean": False,
+    "integer": 0,
+    "long": 0,
+    "float": 0.0,
+    "double": 0.0,
+    "string": "",
+    "datetime": "2013-01-01T00:00:00",
+}
+
+
+def _field(column: Column, single_precision: bool) -> core_schema.TypedDictField:
+    schema = _real(FLOAT32_MAX) if single_precision and column.type == "double" else _FIELD_SCHEMAS[column.type]
+    if column.required:
+        return core_schema.typed_dict_field(schema, required=True)
+    optional = core_schema.with_default_schema(core_schema.nullable_schema(schema), default=None)
+    return core_schema.typed_dict_field(optional, required=False)
+
+
+def _bad_request(error: ValidationError) -> BadRequest:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return BadRequest(400, f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.")
+    if not first["loc"]:
+        return BadRequest(400, "The body must be one JSON object with a key for each input of the model.")
+    return bad_fields([{"field": str(item["loc"][0])[:200], "problem": _in_words(item)} for item in problems])
+
+
+def _in_words(problem: Any) -> str:
+    return _WORDS.get(problem["type"]) or problem["msg"].replace("Input should be", "must be")
+
+
+def _plain(value: Any, column: Column) -> Any:
+    """Return `value` of an input example as JSON holds it in a column of this type; a missing one is null."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "item"):
+        value = value.item()
+        if isinstance(value, float) and math.isnan(value):
+            return None
+    if column.type in {"integer", "long"} and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
