@@ -117,9 +117,7 @@ def pull(
     """
     version = resolve(settings, use_case_name, data_rev)
     if data_version and version.md5 != data_version:
-        raise DataError(
-            f"The data changed while the run began: {version.md5} is not {data_version}.", "Submit again."
-        )
+        raise DataError(f"The data changed while the run began: {version.md5} is not {data_version}.", "Submit again.")
     store = _Objects(settings)
     with publish(settings, tables, "pull_data", content_hash=version.md5) as directory:
         for table in version.tables:

@@ -183,7 +183,8 @@ def _application(settings: Settings, case: UseCase, versions: Versions, present:
                 "max_ongoing_requests": MAX_ONGOING_REQUESTS,
                 "max_surge_percent": 100,  # new code starts beside the old one
                 "ray_actor_options": {"num_cpus": serving.cpus} | ({"num_gpus": serving.gpus} if serving.gpus else {}),
-                "logging_config": {"enable_access_log": False},
+                # Serve puts a log record together for each request even where it is not to be written.
+                "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
                 "user_config": config.model_dump(),
             }
         ],

@@ -1,0 +1,521 @@
+"""The endpoint on a real Ray cluster with a real MLflow registry: every way to ask it wrongly, and every swap."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from shopfloor.errors import ServiceError, ShopfloorError
+from shopfloor.records import FeatureSet
+from shopfloor.serving.rollout import deploy, endpoint, introduce, live_versions, undeploy
+from shopfloor.serving.verify import verify
+from shopfloor.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+CASE = "toy_delays"
+OTHER = "toy_other"
+USE_CASE = """
+name: {name}
+data: {{path: data/toy, tables: [rows]}}
+features:
+  service: toy
+  target: late
+  split:
+    train: ["2013-01-01", "2013-02-01"]
+    validate: ["2013-02-01", "2013-03-01"]
+    test: ["2013-03-01", "2013-04-01"]
+search: {{metric: logloss, mode: min, trials: 1, space: {{max_depth: {{type: int, low: 2, high: 3}}}}}}
+model: {{flavor: xgboost}}
+evaluation: {{golden_rows: 20}}
+serving: {{cpus: 0.2, max_rows: 50, max_body_bytes: 100000}}
+"""
+MODEL = """
+def load(directory):
+    import xgboost
+    return xgboost.Booster(model_file=str(directory / "model.ubj"))
+
+
+def predict(model, frame):
+    import xgboost
+    return model.predict(xgboost.DMatrix(frame))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(url, timeout=2).ok:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+@contextlib.contextmanager
+def serving_cluster(directory: Path, **serve_environment: str):
+    """Start an MLflow server and a Ray head of our own, switched as `shopfloor up` switches it; give its settings."""
+    mlflow_port, gcs, dashboard, client, agent, serve = (free_port() for _ in range(6))
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **serve_environment,
+    }
+    # Unix sockets must have short paths; pytest's directories are too deep for Ray.
+    with contextlib.ExitStack() as stack, (directory / "servers.log").open("w") as log:
+        short = stack.enter_context(tempfile.TemporaryDirectory(prefix="sf-", ignore_cleanup_errors=True))
+
+        def start(*command: str) -> subprocess.Popen:
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=directory, start_new_session=True
+            )
+            stack.callback(stop, process)
+            return process
+
+        tracking = start(
+            *(str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--serve-artifacts"),
+            *("--artifacts-destination", str(directory / "mlartifacts")),
+        )
+        ray = start(
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
+            *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+            *("--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}", f"--temp-dir={short}"),
+            *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"),
+        )
+
+        wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", ray)
+        yield Settings(
+            project_root=directory,
+            state_dir=directory / "state",
+            artifact_root=str(directory / "artifacts"),
+            tracking_uri=f"http://127.0.0.1:{mlflow_port}",
+            ray_dashboard_url=f"http://127.0.0.1:{dashboard}",
+            serve_url=f"http://127.0.0.1:{serve}",
+        )
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a server with all that it started: they share its session, also those whose parent is gone (HAProxy)."""
+
+    def members() -> list[psutil.Process]:
+        found = []
+        for candidate in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(candidate.pid) == process.pid:
+                    found.append(candidate)
+        return found
+
+    for member in members():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    psutil.wait_procs(members(), timeout=2)
+    for member in members():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(5)
+
+
+def register_models(settings: Settings, name: str, versions: int, columns: int = 9, rounds: int = 10, rows: int = 500):
+    """Train and register small models of integer, float and optional columns; return the rows and the boosters."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    import xgboost
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    random = np.random.default_rng(7)
+    third = columns // 3
+    frame = pd.DataFrame(
+        {f"count_{i}": random.integers(0, 500, rows) for i in range(third)}
+        | {f"rate_{i}": random.normal(size=rows) for i in range(columns - 2 * third)}
+        | {f"age_{i}": np.where(random.random(rows) < 0.3, np.nan, random.normal(size=rows)) for i in range(third)}
+    )
+    label = (frame["rate_0"] + frame["count_0"] / 250 + random.normal(size=rows)) > 1
+    inputs = Schema(
+        [ColSpec("long" if n.startswith("count") else "double", n, required=not n.startswith("age")) for n in frame]
+    )
+    boosters = []
+    for seed in range(versions):
+        parameters = {"objective": "binary:logistic", "max_depth": 4 + seed, "seed": seed}
+        booster = xgboost.train(parameters, xgboost.DMatrix(frame, label=label), rounds)
+        with mlflow.start_run():
+            mlflow.xgboost.log_model(
+                booster,
+                name="model",
+                signature=ModelSignature(inputs, Schema([ColSpec("float")])),
+                input_example=frame.head(2),
+                pip_requirements=["xgboost"],
+                registered_model_name=name,
+            )
+        boosters.append(booster)
+    return frame, boosters
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("serving")
+    for name in (CASE, OTHER):
+        case = directory / "pipelines" / name
+        case.mkdir(parents=True)
+        (case / "use_case.yaml").write_text(USE_CASE.format(name=name))
+        (case / "model.py").write_text(MODEL)
+    with serving_cluster(directory) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def models(settings):
+    import mlflow
+
+    frame, boosters = register_models(settings, CASE, versions=2)
+    with mlflow.start_run() as run:  # the third version is in the registry, and is no model
+        mlflow.log_text("nothing here", "model/README")
+    client = mlflow.MlflowClient(settings.tracking_uri)
+    client.create_model_version(CASE, f"{run.info.artifact_uri}/model", run.info.run_id)
+    client.copy_model_version(f"models:/{CASE}/1", OTHER)
+    return frame, boosters
+
+
+@pytest.fixture(scope="module")
+def first(settings, models):
+    """Two endpoints, deployed at the same time by two deployers."""
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(deploy, settings, OTHER, champion="1")
+        deploy(settings, CASE, champion="1", challenger="2")
+        other.result()
+    return endpoint(settings, CASE)
+
+
+@pytest.fixture
+def url(settings, first):
+    """The endpoint with version 1 as champion and 2 as challenger, whatever the last test did."""
+    deploy(settings, CASE, champion="1", challenger="2")
+    return first
+
+
+def rows_of(frame) -> list[dict]:
+    return [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def post(url: str, content, content_type: str | None = "application/json", **headers: str) -> requests.Response:
+    body = content if isinstance(content, (bytes, str)) else json.dumps(content)
+    if content_type:
+        headers["Content-Type"] = content_type
+    return requests.post(url, data=body, headers=headers, timeout=30)
+
+
+def offline(booster, frame):
+    import xgboost
+
+    return booster.predict(xgboost.DMatrix(frame))
+
+
+def test_without_a_ray_cluster_the_error_says_what_to_start(settings, models):
+    nowhere = settings.model_copy(update={"ray_dashboard_url": f"http://127.0.0.1:{free_port()}"})
+    with pytest.raises(ServiceError, match="shopfloor up"):
+        deploy(nowhere, CASE, champion="1")
+    assert live_versions(settings.model_copy(update={"serve_url": f"http://127.0.0.1:{free_port()}"}), CASE) == {}
+
+
+def test_both_versions_answer_as_their_model_does_offline(url, models):
+    frame, boosters = models
+    some = frame.head(20)
+    for version, booster in zip(("1", "2"), boosters, strict=True):
+        answers = [post(f"{url}/predict", row, **{"X-Shopfloor-Version": version}).json() for row in rows_of(some)]
+        assert {answer["version"] for answer in answers} == {version}
+        assert {answer["model"] for answer in answers} == {CASE}
+        assert [answer["prediction"] for answer in answers] == pytest.approx(offline(booster, some), abs=1e-6)
+
+
+def test_the_champion_answers_unless_another_version_is_asked_for(url, models):
+    row = rows_of(models[0])[0]
+    assert post(f"{url}/predict", row).json()["version"] == "1"
+    assert post(f"{url}/predict", row, **{"X-Shopfloor-Version": "champion"}).json()["version"] == "1"
+    assert post(f"{url}/predict", row, **{"X-Shopfloor-Version": "challenger"}).json()["version"] == "2"
+    unknown = post(f"{url}/predict", row, **{"X-Shopfloor-Version": "9"})
+    assert unknown.status_code == 404
+    assert "loaded versions: 1, 2" in unknown.json()["message"]
+
+
+def test_the_example_of_the_openapi_document_works_as_it_stands(url):
+    document = requests.get(f"{url}/openapi.json", timeout=10).json()
+    for path, operation in document["paths"].items():
+        if "post" in operation:
+            example = operation["post"]["requestBody"]["content"]["application/json"]["example"]
+            assert post(f"{url.removesuffix('/' + CASE)}{path}", example).status_code == 200
+    fields = document["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert fields["properties"]["count_0"]["type"] == "integer"
+    assert "age_0" not in fields["required"]
+
+
+def test_the_command_on_the_docs_page_works_and_the_page_loads_nothing_from_elsewhere(url):
+    import html
+    import re
+    import shlex
+
+    page = requests.get(f"{url}/docs", timeout=10).text
+    command = shlex.split(html.unescape(re.search(r"<pre>(curl.*?)</pre>", page, re.DOTALL)[1]))
+    assert subprocess.run([*command, "-sf"], capture_output=True, check=True).stdout.startswith(b'{"prediction":')
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)
+
+
+def wrong(**fields):
+    return lambda row: row | fields
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "field"),
+    [
+        (wrong(count_0="seven"), 422, "count_0"),
+        (wrong(count_0=1.5), 422, "count_0"),
+        (wrong(count_0=True), 422, "count_0"),
+        (wrong(count_0=None), 422, "count_0"),
+        (wrong(rate_0=True), 422, "rate_0"),
+        (wrong(rate_0="fast"), 422, "rate_0"),
+        (wrong(rate_0=float("nan")), 422, "rate_0"),
+        (wrong(rate_0=float("inf")), 422, "rate_0"),
+        (wrong(rate_0=1e300), 422, "rate_0"),
+        (wrong(age_0=float("nan")), 422, "age_0"),
+        (wrong(colour="blue"), 422, "colour"),
+        (lambda row: {k: v for k, v in row.items() if k != "rate_0"}, 422, "rate_0"),
+        (lambda row: {}, 422, "count_0"),
+        (lambda row: [row], 400, None),
+        (lambda row: b"", 400, None),
+        (lambda row: b"not json", 400, None),
+        (lambda row: b"\xff\xfe", 400, None),
+        (lambda row: b"[" * 90_000, 400, None),
+        (lambda row: json.dumps(row | {"rate_0": 1}) + " " * 100_000, 413, None),
+    ],
+)
+def test_predict_refuses_a_wrong_body_and_names_the_field(url, models, change, status, field):
+    answer = post(f"{url}/predict", change(rows_of(models[0])[0]))
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    problem = answer.json()
+    assert problem["message"]
+    if field:
+        assert field in [item["field"] for item in problem["fields"]]
+
+
+def test_the_rest_of_a_wrong_request_is_refused_too(url, models):
+    row = rows_of(models[0])[0]
+    assert post(f"{url}/predict", row, "text/plain").status_code == 415
+    assert post(f"{url}/predict", json.dumps(row).encode(), None).status_code == 415
+    assert post(f"{url}/predict", row, "application/json; charset=utf-8").status_code == 200
+    assert requests.get(f"{url}/predict", timeout=10).status_code == 405
+    assert post(f"{url}/status", row).status_code == 405
+    assert requests.get(f"{url}/nowhere", timeout=10).status_code == 404
+    assert requests.get(f"{url}/healthz", timeout=10).json() == {"champion": "1"}
+    chunks = (b" " * 1000 for _ in range(200))  # a body that does not say how long it is
+    chunked = requests.post(f"{url}/predict", data=chunks, headers={"Content-Type": "application/json"}, timeout=10)
+    assert chunked.status_code == 413
+
+
+def test_invocations_answers_what_mlflows_scoring_server_answers(settings, url, models):
+    import mlflow
+    from mlflow.pyfunc.scoring_server import invocations
+
+    some = models[0].head(5)
+    records = rows_of(some)
+    split = {"columns": list(some), "data": [list(row.values()) for row in records]}
+    bodies = [
+        ({"dataframe_split": split}, "application/json"),
+        ({"dataframe_records": records}, "application/json"),
+        ({"inputs": records}, "application/json"),
+        ({"instances": records}, "application/json; charset=utf-8"),
+        ({"inputs": {name: [row[name] for row in records] for name in some}}, "application/json"),
+        ({"dataframe_split": split, "params": {}}, "application/json"),
+        ({"dataframe_records": [row | {"not_an_input": 1} for row in records]}, "application/json"),
+        (some.to_csv(index=False), "text/csv"),
+    ]
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    model = mlflow.pyfunc.load_model(f"models:/{CASE}/1")
+    for body, content_type in bodies:
+        text = body if isinstance(body, str) else json.dumps(body)
+        theirs = invocations(text, content_type, model, model.metadata.get_input_schema())
+        ours = post(f"{url}/invocations", text, content_type)
+        assert (ours.status_code, ours.text) == (theirs.status, theirs.response)
+    without_optional = [{k: v for k, v in row.items() if k != "age_0"} for row in records]
+    answer = post(f"{url}/invocations", {"dataframe_records": without_optional})
+    with_null = post(f"{url}/invocations", {"dataframe_records": [row | {"age_0": None} for row in records]})
+    assert answer.json() == with_null.json()
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "named"),
+    [
+        (lambda row: {"dataframe_records": [{k: v for k, v in row.items() if k != "rate_0"}]}, 400, "rate_0"),
+        (lambda row: {"dataframe_records": [row | {"count_0": "seven"}]}, 400, "count_0"),
+        (lambda row: {"dataframe_records": [row | {"count_0": None}]}, 400, "count_0"),
+        (lambda row: {"dataframe_records": [row | {"rate_0": float("nan")}]}, 422, "rate_0"),
+        (lambda row: {"dataframe_records": [row | {"rate_0": float("inf")}]}, 422, "rate_0"),
+        (lambda row: {"dataframe_records": [row | {"rate_0": [1]}]}, 400, ""),
+        (lambda row: {"dataframe_records": []}, 400, ""),
+        (lambda row: {"dataframe_records": 5}, 400, ""),
+        (lambda row: {"dataframe_split": {"rows": []}}, 400, ""),
+        (lambda row: {"dataframe_records": [row], "inputs": [row]}, 400, ""),
+        (lambda row: {"dataframe_records": [row] * 51}, 413, "51 rows"),
+        (lambda row: {"inputs": "text"}, 400, ""),
+        (lambda row: [row], 400, ""),
+        (lambda row: b"[" * 90_000, 400, ""),
+        (lambda row: b"not json", 400, ""),
+        (lambda row: b"", 400, "empty"),
+    ],
+)
+def test_invocations_refuses_a_wrong_body(url, models, change, status, named):
+    answer = post(f"{url}/invocations", change(rows_of(models[0])[0]))
+    assert answer.status_code == status
+    assert named in answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_invocations_refuses_other_content_types(url):
+    assert post(f"{url}/invocations", b"x", "text/plain").status_code == 415
+    assert post(f"{url}/invocations", b"x", None).status_code == 415
+    assert post(f"{url}/invocations", b"x", "application/json; charset=latin-1").status_code == 415
+    for content_type in ("text/csv", "application/vnd.apache.parquet"):
+        assert post(f"{url}/invocations", b"\x00\xff", content_type).status_code == 400
+
+
+@pytest.mark.parametrize("version", ["3", "99"])
+def test_a_version_that_does_not_load_leaves_the_champion_answering(settings, url, models, version):
+    with pytest.raises(ShopfloorError, match=f"Version {version} of {CASE} does not load"):
+        deploy(settings, CASE, champion=version)
+    row = rows_of(models[0])[0]
+    assert post(f"{url}/predict", row).json()["version"] == "1"
+    assert version in requests.get(f"{url}/status", timeout=10).json()["errors"]
+    with pytest.raises(ShopfloorError, match="does not load"):
+        deploy(settings, CASE, challenger=version)
+    assert live_versions(settings, CASE) == {"champion": "1", "challenger": "2"}
+
+
+def test_a_new_champion_takes_over_without_one_failed_request(settings, url, models):
+    row = json.dumps(rows_of(models[0])[0])
+    seen, done = Counter(), threading.Event()
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
+        while not done.is_set():
+            connection.request("POST", f"/{CASE}/predict", row, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            body = answer.read()
+            seen[answer.status, json.loads(body).get("version")] += 1
+            time.sleep(0.005)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        deploy(settings, CASE, champion="1", challenger=None)
+        deploy(settings, CASE, champion="2", challenger="1")
+        time.sleep(0.5)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert set(seen) == {(200, "1"), (200, "2")}
+    assert post(f"{url}/predict", row).json()["version"] == "2"
+
+
+def test_without_a_champion_the_endpoint_says_so(settings, url, models):
+    deploy(settings, CASE, champion=None, challenger="2")
+    row = rows_of(models[0])[0]
+    answer = post(f"{url}/predict", row)
+    assert answer.status_code == 503
+    assert "No version is champion" in answer.json()["message"]
+    assert requests.get(f"{url}/healthz", timeout=10).status_code == 503
+    assert post(f"{url}/predict", row, **{"X-Shopfloor-Version": "challenger"}).status_code == 200
+
+
+class Recorder:
+    """Stands where KFP hands a step its artifacts."""
+
+    def __init__(self) -> None:
+        self.name, self.uri, self.metadata, self.metrics = "artifact", "", {}, {}
+
+    def log_metric(self, metric: str, value: float) -> None:
+        self.metrics[metric] = value
+
+
+@pytest.fixture
+def artifacts(settings, models, tmp_path, monkeypatch):
+    """What `build_features` and `tune` hand on: the features, and the first model."""
+    import pipelines
+
+    monkeypatch.setattr(pipelines, "__path__", [*pipelines.__path__, str(settings.project_root / "pipelines")])
+    frame, boosters = models
+    features, model = tmp_path / "features", tmp_path / "model"
+    features.mkdir()
+    model.mkdir()
+    frame.to_parquet(features / "test.parquet")
+    feature_set = FeatureSet(
+        feature_service="toy",
+        features={name: "int" if name.startswith("count") else "float" for name in frame},
+        optional=[name for name in frame if name.startswith("age")],
+        target="late",
+        entities=[],
+        rows={"test": len(frame)},
+    )
+    (features / "feature_set.json").write_text(feature_set.model_dump_json())
+    boosters[0].save_model(model / "model.ubj")
+    return str(features), str(model)
+
+
+def test_golden_requests_pass_for_the_version_that_the_model_became(settings, url, artifacts):
+    metrics = Recorder()
+    verify(settings, CASE, "1", *artifacts, metrics)
+    assert metrics.metrics["golden_rows"] == 20
+    assert metrics.metrics["largest_difference"] <= 1e-6
+
+
+def test_golden_requests_fail_for_another_model_and_name_the_row(settings, url, artifacts):
+    with pytest.raises(ShopfloorError, match=r"Version 2 answers differently online: .*for the row \{'count_0'"):
+        verify(settings, CASE, "2", *artifacts, Recorder())
+
+
+def test_the_deploy_step_puts_a_version_beside_the_champion(settings, url):
+    deploy(settings, CASE, challenger=None)
+    artifact = Recorder()
+    introduce(settings, CASE, "2", artifact)
+    assert live_versions(settings, CASE) == {"champion": "1", "challenger": "2"}
+    record = json.loads((Path(artifact.uri) / "deployment.json").read_text())
+    assert record["version"] == artifact.metadata["version"] == "2"
+    assert record["deployment_id"] == artifact.metadata["deployment_id"]
+    assert record["champion"] == "1"
+
+
+def test_two_deployers_at_a_time_keep_both_applications_until_one_is_removed(settings, url):
+    assert live_versions(settings, OTHER) == {"champion": "1", "challenger": None}
+    assert live_versions(settings, CASE) == {"champion": "1", "challenger": "2"}
+    undeploy(settings, OTHER)
+    assert live_versions(settings, OTHER) == {}
+    assert live_versions(settings, CASE) == {"champion": "1", "challenger": "2"}
