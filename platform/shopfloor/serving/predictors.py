@@ -140,55 +140,64 @@ def _is_booster(pyfunc: PyFuncModel) -> bool:
 
 
 def _booster_predictor(raw: Any, columns: tuple[Column, ...]) -> Predictor | None:
-    """Return a predictor of one row for an XGBoost booster.
-
-    Half of what `Booster.inplace_predict` costs for one row is spent describing arrays in JSON. Both arrays are always
-    the same here, so XGBoost's C function gets them described once. It is not safe to call from two threads at a time.
-    """
-    import ctypes
-
+    """Return a predictor of one row for an XGBoost booster, where its features are the columns, in order."""
     import numpy as np
-    from xgboost.core import _LIB, XGBoostError
 
     if raw.feature_names not in (None, [column.name for column in columns]):
         return None
     # A copy, because threads help a batch (which pyfunc's own booster answers) and hurt a single row.
     booster = raw.copy()
     booster.set_param({"nthread": 1})
-    row = np.zeros((1, len(columns)), dtype=np.float64)
-    options = {
-        "type": 0,
-        "training": False,
-        "iteration_begin": 0,
-        "iteration_end": 0,
-        "missing": math.nan,
-        "strict_shape": False,
-        "cache_id": 0,
-    }
-    shape, dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
-    predictions = ctypes.POINTER(ctypes.c_float)()
-    arguments = (
-        booster.handle,
-        json.dumps(row.__array_interface__).encode(),
-        json.dumps(options).encode(),
-        ctypes.c_void_p(),
-        ctypes.byref(shape),
-        ctypes.byref(dimensions),
-        ctypes.byref(predictions),
-    )
-    function = _LIB.XGBoosterPredictFromDense
 
-    def predict(values: list[Value]) -> float:
-        row[0] = values  # None becomes NaN, a missing value; as in a DMatrix, XGBoost turns it all into 32 bits
-        if function(*arguments):
-            raise XGBoostError(_LIB.XGBGetLastError().decode())
-        return predictions[0]
-
-    def predict_several(values: list[Value]) -> Any:
+    def predict(values: list[Value]) -> Any:
         return booster.inplace_predict(np.array([values], dtype=np.float64), validate_features=False)[0].tolist()
 
-    answer = predict_several([0.0] * len(columns))
-    return predict_several if isinstance(answer, list) else predict
+    several = isinstance(predict([0.0] * len(columns)), list)
+    return predict if several else _BoosterRow(booster, len(columns))
+
+
+class _BoosterRow:
+    """One row in, one number out, through XGBoost's C function; not to be called by two threads at a time.
+
+    Half of what `Booster.inplace_predict` costs for one row is spent describing its arrays in JSON. Here they are
+    always the same arrays, and described once.
+    """
+
+    def __init__(self, booster: Any, columns: int) -> None:
+        import ctypes
+
+        import numpy as np
+        from xgboost.core import _LIB
+
+        self._library = _LIB
+        self._booster = booster  # owns what its handle points at
+        self._row: Any = np.zeros((1, columns), dtype=np.float64)
+        self._predictions = ctypes.POINTER(ctypes.c_float)()
+        self._shape, self._dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
+        options = {
+            "type": 0,
+            "training": False,
+            "iteration_begin": 0,
+            "iteration_end": 0,
+            "missing": math.nan,
+            "strict_shape": False,
+            "cache_id": 0,
+        }
+        self._arguments = (
+            booster.handle,
+            json.dumps(self._row.__array_interface__).encode(),
+            json.dumps(options).encode(),
+            ctypes.c_void_p(),
+            ctypes.byref(self._shape),
+            ctypes.byref(self._dimensions),
+            ctypes.byref(self._predictions),
+        )
+
+    def __call__(self, values: list[Value]) -> float:
+        self._row[0] = values  # None becomes NaN, a missing value; XGBoost makes 32 bits of it, as in a DMatrix
+        if self._library.XGBoosterPredictFromDense(*self._arguments):
+            raise ValueError(self._library.XGBGetLastError().decode())
+        return float(self._predictions[0])
 
 
 def _sklearn_predictor(function: Callable[[Any], Any]) -> Predictor:

@@ -1,25 +1,66 @@
-"""Processes known by pid and start time, so that a reused pid is never taken for ours."""
+"""Processes and ports of this machine: started detached, known again later, stopped as whole trees.
+
+A process is ours when its pid and start time are those recorded, or when it carries our marker in its environment; a
+reused pid is never taken for ours. Knows nothing of what the processes do.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
-GRACE_S = 8.0
+from shopfloor.records import Record
+from shopfloor.storage import naming_full_disk
+
+CLOCK_SLACK_S = 1.0
+"""How far a start time may move when the clock is set."""
+POLL_S = 0.1
 
 
-class ProcessId(BaseModel):
+class ProcessId(Record):
     """A process that was ours when it was recorded."""
-
-    model_config = ConfigDict(frozen=True)
 
     pid: int
     create_time: float
-    """Seconds since the epoch, as the kernel counts it."""
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to find a service's processes, also those whose parent is gone."""
+
+    root: ProcessId | None
+    """The process that was started, also the leader of its session; `None` where it was never recorded."""
+    marker: tuple[str, str]
+    """An environment variable and its value, inherited by everything that the root starts."""
+    titles: tuple[str, ...] = ()
+    """Beginnings of the names that its processes give themselves. Doing so can wipe their environment out."""
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, directory: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, away from the terminal; its output goes to the end of `log`."""
+    with naming_full_disk(log.parent):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                start_new_session=True,
+            )
 
 
 def identify(pid: int) -> ProcessId:
@@ -31,56 +72,88 @@ def identify(pid: int) -> ProcessId:
     return ProcessId(pid=pid, create_time=psutil.Process(pid).create_time())
 
 
+def boot_id() -> str:
+    """Return what changes when the machine is started anew."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text().strip() if file.is_file() else f"{psutil.boot_time():.0f}"
+
+
 def alive(process: ProcessId) -> bool:
     """Tell whether the very process runs: not a zombie, not another one that got its pid."""
-    return _process(process) is not None
+    return _find(process) is not None
 
 
-def tree(process: ProcessId) -> list[psutil.Process]:
-    """Return the process and all its descendants; nothing where it is gone."""
-    root = _process(process)
-    if root is None:
-        return []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [root, *root.children(recursive=True)]
-    return []
-
-
-def memory_bytes(process: ProcessId) -> int:
-    """Return the resident memory of the tree, in bytes; pages that are shared count once for each process."""
-    total = 0
-    for member in tree(process):
+def members(family: Family) -> list[psutil.Process]:
+    """Return the family's running processes: the root first, where it runs; never this process or one above it."""
+    found: dict[int, psutil.Process] = {}
+    root = _find(family.root) if family.root else None
+    if root is not None:
         with contextlib.suppress(psutil.Error):
-            total += member.memory_info().rss
-    return total
+            found = {process.pid: process for process in (root, *root.children(recursive=True))}
+    sessions = {session for pid in found if (session := _session(pid)) is not None}
+    orphans: list[psutil.Process] = []
+    for process in _mine():
+        if process.pid in found:
+            continue
+        if _session(process.pid) in sessions or _carries(process, family.marker):
+            found[process.pid] = process
+        else:
+            orphans.append(process)
+    # What has wiped its environment out is known by its session, once more by its name.
+    sessions |= {session for pid in found if (session := _session(pid)) is not None}
+    if family.root and not psutil.pid_exists(family.root.pid):
+        sessions.add(family.root.pid)
+    for process in orphans:
+        if _session(process.pid) in sessions and _named(process, family.titles):
+            found[process.pid] = process
+    for process in (own := psutil.Process(), *own.parents()):
+        found.pop(process.pid, None)
+    return [process for process in found.values() if _running(process)]
 
 
-def marked_with(text: str) -> list[psutil.Process]:
-    """Return the processes whose command line holds `text`: what a dead parent left behind."""
-    found: list[psutil.Process] = []
-    for candidate in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if any(text in part for part in candidate.cmdline()):
-                found.append(candidate)
-    return found
-
-
-def end(processes: list[psutil.Process]) -> int:
-    """End processes: asked first, made to after some seconds.
+def end(families: Iterable[Family], grace_s: float) -> int:
+    """Stop families: their roots are asked to, after `grace_s` seconds whatever is left is made to.
 
     Returns:
-        How many there were.
+        How many processes were stopped.
     """
-    running = [process for process in processes if process.is_running()]
-    for process in running:
+    families = list(families)
+    stopped: set[int] = set()
+
+    def left() -> list[psutil.Process]:
+        running = [process for family in families for process in members(family)]
+        stopped.update(process.pid for process in running)
+        return running
+
+    # Where a root runs it stops its own; orphans have nobody to do that.
+    for family in families:
+        root = _find(family.root) if family.root else None
+        for process in [root] if root is not None else members(family):
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+    running = left()
+    asked_until = time.monotonic() + grace_s
+    while running and time.monotonic() < asked_until:
+        time.sleep(POLL_S)
+        running = left()
+    forced_until = time.monotonic() + grace_s
+    while running and time.monotonic() < forced_until:
+        for process in running:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(running, timeout=POLL_S)
+        running = left()
+    return len(stopped)
+
+
+def memory_bytes(processes: Iterable[psutil.Process]) -> int:
+    """Return the memory that processes take, in bytes; where the kernel tells, a shared page counts once in all."""
+    total = 0
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            process.terminate()
-    _, left = psutil.wait_procs(running, timeout=GRACE_S)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=GRACE_S)
-    return len(running)
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", 0) or memory.rss
+    return total
 
 
 def port_is_free(port: int) -> bool:
@@ -91,50 +164,56 @@ def port_is_free(port: int) -> bool:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
-    return not accepts(port)
-
-
-def accepts(port: int, timeout_s: float = 0.5) -> bool:
-    """Tell whether somebody listens on 127.0.0.1:`port`."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=timeout_s):
-        return True
-    return False
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    # Some systems let two processes listen on one port, one of them on all interfaces.
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.5):
+        return False
+    return True
 
 
 def holder_of(port: int) -> str:
     """Return who listens on `port`, in words, as far as this user may know."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-                if connection.pid is None:
-                    break
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    return "another process"
+    return "a process of another user"
 
 
-def wait_until(condition: object, timeout_s: float) -> bool:
-    """Call `condition` until it is true or the time is over."""
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
+def _find(process: ProcessId) -> psutil.Process | None:
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(process.pid)
+        if abs(found.create_time() - process.create_time) <= CLOCK_SLACK_S and _running(found):
+            return found
+    return None
+
+
+def _running(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
-def _process(process: ProcessId) -> psutil.Process | None:
-    try:
-        found = psutil.Process(process.pid)
-        if abs(found.create_time() - process.create_time) > 1.0 or found.status() == psutil.STATUS_ZOMBIE:
-            return None
-    except psutil.NoSuchProcess:
-        return None
-    return found
+def _mine() -> Iterator[psutil.Process]:
+    """Give this user's processes."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == os.getuid():
+                yield process
+
+
+def _session(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return None
+
+
+def _carries(process: psutil.Process, marker: tuple[str, str]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.environ().get(marker[0]) == marker[1])
+    return False
+
+
+def _named(process: psutil.Process, titles: tuple[str, ...]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(titles) and " ".join(process.cmdline()).startswith(titles)
+    return False

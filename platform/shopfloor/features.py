@@ -1,0 +1,198 @@
+"""Features: a use case's tables and definitions through Feast's point-in-time join, split by time.
+
+Feast owns the definitions, the registry and the join; the use case owns what a feature is (`source_tables`, `definitions`
+and `rows` in its `features.py`). What is joined here lands as one parquet file a split, the same bytes for the same input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shopfloor.errors import DataError, UsageError
+from shopfloor.records import FeatureSet
+from shopfloor.settings import Settings
+from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, local_path, publish
+from shopfloor.use_case import Split, UseCase, load_use_case
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+TIME = "event_timestamp"
+
+
+class Metrics(Protocol):
+    """The part of a KFP metrics artifact that the step fills in."""
+
+    def log_metric(self, metric: str, value: float) -> None:
+        """Keep one number."""
+
+
+def build(settings: Settings, use_case_name: str, tables_uri: str, features: Artifact, metrics: Metrics) -> None:
+    """Join the features of every row as of its time, and split the rows.
+
+    Args:
+        settings: Say where Feast's registry and stores are.
+        use_case_name: Its `features.py` says what a feature is.
+        tables_uri: What `pull_data` made.
+        features: Gets `<split>.parquet` and `feature_set.json`.
+        metrics: Gets the rows of each split and the number of features.
+
+    Raises:
+        DataError: A split has no rows.
+        UsageError: The definitions have no feature service of the name that use_case.yaml gives.
+    """
+    use_case = load_use_case(settings, use_case_name)
+    code = use_case.code("features")
+    tables = local_copy(settings, tables_uri)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".features-") as scratch:
+        made = Path(scratch)
+        code.source_tables(tables, made)
+        sources = _keep(settings, use_case, made)
+        rows = code.rows(tables)
+        frame, names = _join(settings, use_case, code, sources, made, rows)
+    target = use_case.features.target
+    entities = [name for name in rows.columns if name not in {TIME, target}]
+    splits = _split(frame, use_case.features.split)
+    optional = [name for name in names if frame[name].isna().any()]
+    record = FeatureSet(
+        feature_service=use_case.features.service,
+        features={name: "int" if frame[name].dtype.kind in "iu" else "float" for name in names},
+        optional=optional,
+        target=target,
+        entities=entities,
+        rows={name: len(part) for name, part in splits.items()},
+    )
+    with publish(settings, features, "build_features") as directory:
+        for name, part in splits.items():
+            _write(part[[*entities, TIME, *names, target]], directory / f"{name}.parquet")
+        (directory / "feature_set.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    metrics.log_metric("features", len(names))
+    for name, count in record.rows.items():
+        metrics.log_metric(f"rows_{name}", count)
+
+
+def feature_store(settings: Settings, project: str, registry: str | None = None) -> Any:
+    """Return Feast's `FeatureStore` for a use case; `feast` itself works on the same registry.
+
+    Args:
+        settings: Say where registry and stores are.
+        project: Feast's project, the use case's name.
+        registry: Another registry than the settings' own.
+    """
+    os.environ.setdefault("FEAST_USAGE", "False")
+    from feast import FeatureStore, RepoConfig
+
+    path = registry or settings.feature_registry
+    if not is_remote(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sql = "://" in path and not path.startswith(("s3://", "gs://", "file://"))
+    online: dict[str, str]
+    if settings.online_store.startswith("redis://"):
+        online = {"type": "redis", "connection_string": settings.online_store.removeprefix("redis://")}
+    else:
+        online = {"type": "sqlite", "path": settings.online_store}
+    return FeatureStore(
+        config=RepoConfig(
+            project=project,
+            provider="local",
+            registry={"registry_type": "sql", "path": path} if sql else path,
+            offline_store={"type": "duckdb"},
+            online_store=online,
+            entity_key_serialization_version=3,
+        )
+    )
+
+
+def _join(
+    settings: Settings, use_case: UseCase, code: Any, sources: str, made: Path, rows: pd.DataFrame
+) -> tuple[pd.DataFrame, list[str]]:
+    """Register the definitions and return the joined rows and the names of the features, in the service's order."""
+    from feast.errors import FeatureServiceNotFoundException
+
+    with _registry_lock(settings):
+        store = feature_store(settings, use_case.name)
+        store.apply(code.definitions(lambda name: join(sources, f"{name}.parquet")))
+    if is_remote(sources):
+        # DuckDB's wheel reads no S3, so the join reads the files that were just made; the registry keeps the S3 places.
+        store = feature_store(settings, use_case.name, registry=str(made / "registry.db"))
+        store.apply(code.definitions(lambda name: str(made / f"{name}.parquet")))
+    try:
+        service = store.get_feature_service(use_case.features.service)
+    except FeatureServiceNotFoundException as error:
+        raise UsageError(
+            f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}.",
+            "Name it as features.service in use_case.yaml does.",
+        ) from error
+    names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
+    joined = store.get_historical_features(entity_df=rows, features=service).to_df()
+    keys = [name for name in rows.columns if name not in {TIME, use_case.features.target}]
+    frame = joined.sort_values([TIME, *keys], kind="stable", ignore_index=True)
+    for name in names:
+        whole = frame[name].dtype.kind in "iu"
+        frame[name] = frame[name].astype("int64" if whole else "float64")
+    return frame, names
+
+
+def _keep(settings: Settings, use_case: UseCase, made: Path) -> str:
+    """Keep the sources of the features behind a stable URI named after their content, and return it."""
+    uri = join(settings.artifact_root, "features", use_case.name, hash_directory(made)[:16])
+    if is_remote(uri):
+        from pyarrow import fs
+
+        target, path = filesystem(settings, uri)
+        fs.copy_files(str(made), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
+    elif not local_path(uri).exists():
+        place = local_path(uri)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".staging-"))
+        shutil.copytree(made, staging, dirs_exist_ok=True)
+        staging.chmod(0o755)
+        try:
+            staging.rename(place)
+        except OSError:  # another run kept the same content a moment ago
+            shutil.rmtree(staging)
+    return uri
+
+
+def _split(frame: pd.DataFrame, split: Split) -> dict[str, pd.DataFrame]:
+    parts: dict[str, pd.DataFrame] = {}
+    for name, (begin, end) in split.intervals().items():
+        low, high = (dt.datetime.combine(day, dt.time(), dt.UTC) for day in (begin, end))
+        part = frame[(frame[TIME] >= low) & (frame[TIME] < high)]
+        if part.empty and name != "monitor":
+            raise DataError(
+                f"Split {name!r} from {begin} to {end} has no rows; the data go from {frame[TIME].min()} to "
+                f"{frame[TIME].max()}.",
+                "Mend features.split in use_case.yaml, or pull other data.",
+            )
+        parts[name] = part
+    return parts
+
+
+def _write(frame: pd.DataFrame, file: Path) -> None:
+    """Write parquet without pandas' own metadata, which would vary with its version."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(table, file, compression="zstd", coerce_timestamps="us", store_schema=False)
+
+
+@contextlib.contextmanager
+def _registry_lock(settings: Settings) -> Iterator[None]:
+    """Let one process at a time write Feast's registry file, which Feast replaces as a whole."""
+    with (settings.state_dir / "feast-registry.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

