@@ -1,0 +1,23 @@
+"""Judge a model on the test set: metrics, slices, the champion on the same rows, gates."""
+
+from kfp import dsl
+
+from components.base import component
+
+READS = ("evaluation", "gates", "model.py")
+
+
+@component
+def evaluate(
+    use_case: str,
+    features: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    champion: str,
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> bool:
+    """Return whether every gate is met."""
+    from shopfloor.evaluation import evaluate
+    from shopfloor.settings import load_settings
+
+    return evaluate(load_settings(), use_case, features.uri, model.uri, champion, evaluation, metrics)
