@@ -1,15 +1,15 @@
 """The main DAG: a data version goes in, a served and verified champion comes out, or a reason why not."""
 
-from components.build_features import build_features
-from components.evaluate import evaluate
-from components.pull_data import pull_data
-from components.tune import tune
-from components.validate_data import validate_data
 from kfp import dsl
 
+from components.build_features import build_features
 from components.deploy import deploy
+from components.evaluate import evaluate
 from components.promote import promote
+from components.pull_data import pull_data
 from components.register import register
+from components.tune import tune
+from components.validate_data import validate_data
 from components.verify import verify
 
 

@@ -1,7 +1,7 @@
 """What is known of a flight at its scheduled departure: schedule, recent delays, weather, aircraft.
 
-The delay rates count landed flights only: running counts by landing time, read at the asking time and at the beginning of
-the window, by an ASOF join each. Feast joins the rest at the asking time. Nothing here looks past it.
+The delay rates count landed flights only: running counts by landing time, read at the asking time and at the beginning
+of the window, by an ASOF join each. Feast joins the rest at the asking time. Nothing here looks past it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def source_tables(tables: Path, out: Path) -> None:
         connection.execute(
             f"""
             COPY (
-                SELECT origin, time_hour AS event_timestamp, {", ".join(f"{name}::DOUBLE AS {name}" for name in WEATHER)}
+                SELECT origin, time_hour AS event_timestamp, {", ".join(WEATHER)}
                 FROM '{tables}/weather.parquet' ORDER BY origin, time_hour
             ) TO '{out}/weather.parquet' (FORMAT parquet)
             """  # noqa: S608

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shopfloor import gates
+from shopfloor.mlflow_import import import_mlflow
 from shopfloor.records import Evaluation, FeatureSet, SliceResult
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, local_copy, publish
@@ -163,8 +164,9 @@ def _champion(
     settings: Settings, use_case: UseCase, version: str, test: pd.DataFrame, truth: np.ndarray
 ) -> tuple[dict[str, float], str]:
     """Return the champion's metrics on the same rows, or why it cannot be scored on them."""
-    import mlflow
     import numpy as np
+
+    mlflow = import_mlflow()
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(settings.tracking_uri)

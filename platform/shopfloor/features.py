@@ -1,7 +1,8 @@
 """Features: a use case's tables and definitions through Feast's point-in-time join, split by time.
 
-Feast owns the definitions, the registry and the join; the use case owns what a feature is (`source_tables`, `definitions`
-and `rows` in its `features.py`). What is joined here lands as one parquet file a split, the same bytes for the same input.
+Feast owns the definitions, the registry and the join; the use case owns what a feature is (`source_tables`,
+`definitions` and `rows` in its `features.py`). The result is one parquet file a split, the same bytes for the same
+input.
 """
 
 from __future__ import annotations

@@ -56,9 +56,14 @@ def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artif
     _ensure_model(client, use_case)
     version = _find(client, use_case_name, inputs)
     if version is None:
-        source, run_id = _log_model(settings, client, use_case, made_of)
+        model_id, run_id = _log_model(settings, client, use_case, made_of)
         version = client.create_model_version(
-            use_case_name, source=source, run_id=run_id, tags={INPUTS: inputs}, description=use_case.description
+            use_case_name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            tags={INPUTS: inputs},
+            description=use_case.description,
+            model_id=model_id,
         ).version
     version = str(version)
     passport = _passport(settings, client, use_case, made_of, hashes, version)
@@ -156,7 +161,7 @@ def _find(client: Any, model: str, inputs: str) -> str | None:
 
 
 def _log_model(settings: Settings, client: Any, use_case: UseCase, made_of: Mapping[str, Artifact]) -> tuple[str, str]:
-    """Store the model in MLflow under the step's run; return its source and the run."""
+    """Store the model in MLflow under the step's run; return the ids of the stored model and of the run."""
     import importlib
 
     import mlflow
@@ -181,7 +186,7 @@ def _log_model(settings: Settings, client: Any, use_case: UseCase, made_of: Mapp
             input_example=example.head(1),
             pip_requirements=_requirements(use_case.model.flavor),
         )
-    return str(info.model_uri), run_id
+    return str(info.model_id), run_id
 
 
 def _example(settings: Settings, features: Artifact) -> pd.DataFrame:

@@ -56,6 +56,9 @@ class Settings(BaseModel):
         """Return the variables that give a child process the same settings."""
         values = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in self if value is not None}
         values["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        if self.ray_address.startswith(("127.", "localhost:")):
+            # A Ray driver would look for a local head on the machine's outer address, where the embedded one is not.
+            values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if self.s3_endpoint_url:
             values["AWS_ENDPOINT_URL"] = self.s3_endpoint_url
             values["MLFLOW_S3_ENDPOINT_URL"] = self.s3_endpoint_url

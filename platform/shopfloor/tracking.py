@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from shopfloor.errors import NotFoundError, ServiceError
+from shopfloor.mlflow_import import import_mlflow
 from shopfloor.records import StepRecord
 from shopfloor.results import Outputs, artifacts_of
 from shopfloor.settings import Settings
@@ -55,9 +56,7 @@ def connect(settings: Settings) -> Any:
         raise ServiceError(
             f"The MLflow server {settings.tracking_uri} does not answer.", "Start the stack: shopfloor up"
         ) from error
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+    return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
 
 
 class RunRecorder:
@@ -310,7 +309,7 @@ def _process_lives(text: str) -> bool:
     if host != socket.gethostname():
         return True
     with contextlib.suppress(psutil.NoSuchProcess):
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 2)
     return False
 
 

@@ -3,9 +3,9 @@
 A use case's `model.py` knows the model and nothing of Ray:
 
 - `prepare(train, validate, target) -> data`: make of the frames what `train` wants, once for each worker process.
-- `train(params, data, *, rounds, threads, resume_from, report)`: fit up to `rounds` rounds, go on from the directory
-  `resume_from` where one is given, and call `report(round, metrics, model)` after each round.
-- `save(model, directory)`, `load(directory)`, `predict(model, frame)`: the model as files, and its answers, shape (rows,).
+- `train(params, data, *, rounds, threads, resume_from, report)`: fit up to `rounds` rounds, from the directory
+  `resume_from` on where one is given, and call `report(round, metrics, model)` after each round.
+- `save(model, directory)`, `load(directory)`, `predict(model, frame)`: the model as files; its answers, shape (rows,).
 
 A trial whose worker dies goes on from its last checkpoint; a search that was killed goes on with the trials it lacks.
 """
@@ -262,7 +262,7 @@ def _report_to_tune(numbers: dict[str, Any], directory: Path | None) -> None:
 def _reporter(
     code: Any, section: dict[str, Any], send: Callable[[dict[str, Any], Path | None], None]
 ) -> Callable[[int, dict[str, float], Any], None]:
-    """Return the `report` that a use case calls each round: it sends every tenth, with a checkpoint where one is due."""
+    """Return the `report` that a use case calls each round; it sends some, with a checkpoint where one is due."""
     last = section["max_rounds"]
 
     def report(round_: int, numbers: dict[str, float], model: Any) -> None:

@@ -1,7 +1,7 @@
 """Data versions: from a git revision to DVC's hashes, and from the hashes to a run's tables.
 
-A run reads the objects that DVC keeps (its cache, or the remote) and never the workspace, so it takes no lock of DVC's and
-changes nothing of the user's. `dvc` itself remains the tool for everything else.
+A run reads the objects that DVC keeps (its cache, or the remote) and never the workspace, so it takes no lock of DVC's
+and changes nothing of the user's. `dvc` itself remains the tool for everything else.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 60) -> None:
+def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         assert process.poll() is None, f"{process.args} ended with {process.returncode}"
@@ -454,6 +454,39 @@ def test_without_a_champion_the_endpoint_says_so(settings, url, models):
     assert "No version is champion" in answer.json()["message"]
     assert requests.get(f"{url}/healthz", timeout=10).status_code == 503
     assert post(f"{url}/predict", row, **{"X-Shopfloor-Version": "challenger"}).status_code == 200
+
+
+def test_a_model_of_another_library_answers_rows_as_its_pyfunc_does(settings, models):
+    import mlflow
+    import pandas as pd
+    from mlflow.models import infer_signature
+    from shopfloor.serving.predictors import load_model
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    frame = pd.DataFrame({"distance": [1.0, 2.5, 4.0], "carrier": ["UA", "B6", "UA"]})
+    numbers, encoder = frame[["distance"]], make_column_transformer((OneHotEncoder(), ["carrier"]), remainder="drop")
+    candidates = {
+        True: (LinearRegression().fit(numbers, [1, 2, 3]), numbers),  # numbers alone need no DataFrame
+        False: (make_pipeline(encoder, LinearRegression()).fit(frame, [1, 2, 3]), frame),
+    }
+    for quick, (model, rows) in candidates.items():
+        with mlflow.start_run():
+            info = mlflow.sklearn.log_model(
+                model,
+                name="model",
+                signature=infer_signature(rows, model.predict(rows)),
+                input_example=rows.head(1),
+                pip_requirements=["scikit-learn"],
+                registered_model_name="toy_sklearn",
+            )
+        served = load_model(settings.tracking_uri, "toy_sklearn", str(info.registered_model_version))
+        assert served.quick is quick
+        answers = [json.loads(served.predict(json.dumps(row).encode()))["prediction"] for row in rows_of(rows)]
+        assert answers == pytest.approx(model.predict(rows), abs=1e-6)
 
 
 class Recorder:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from shopfloor.errors import ShopfloorError
-from shopfloor.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from shopfloor.settings import Settings
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
 
 app = typer.Typer(
     name="shopfloor",
@@ -30,7 +38,9 @@ class State:
         self.profile = profile
 
     def settings(self) -> Settings:
-        """Return the settings of the profile."""
+        """Return the settings of the profile, as they are at this moment."""
+        from shopfloor.settings import load_settings
+
         return load_settings(self.profile)
 
 
@@ -63,28 +73,68 @@ def _options(
 
 
 def run() -> None:
-    """Run the command line; every error ends here as one message and an exit code."""
+    """Run the command line; every error ends here as one message on stderr and an exit code."""
     # A dead server is noticed in seconds, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    debug = "--debug" in sys.argv
-    # The option may stand anywhere, as people expect of a switch that they add to a command that failed.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = _global_options_first(sys.argv[1:])
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(_execute(arguments, debug))
+
+
+def _execute(arguments: Sequence[str], debug: bool) -> int:
+    """Run one command; return its exit code."""
     try:
-        app(args=arguments, prog_name="shopfloor")
+        code = app(args=list(arguments), prog_name="shopfloor", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except ShopfloorError as error:
         _say(f"error: {error}", debug)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        return error.exit_code
+    except TyperException as error:
+        _say(_usage(error), debug)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
         _say("Stopped.", debug)
-        sys.exit(130)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         _say(f"bug: {type(error).__name__}: {error} (the traceback comes with --debug)", debug)
-        sys.exit(1)
+        return 1
+
+
+def _global_options_first(arguments: Sequence[str]) -> list[str]:
+    """Move `--debug` and `--profile` before the command: people add them at the end of a command that they repeat."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument == "--debug" or argument.startswith("--profile="):
+            first.append(argument)
+        elif argument == "--profile":
+            first += [argument, *(value for value in [next(remaining, None)] if value is not None)]
+        else:
+            rest.append(argument)
+    return first + rest
+
+
+def _usage(error: TyperException) -> str:
+    """Return one line for a command that was asked wrongly; a group without a command shows its help."""
+    message = error.format_message()
+    if message.lstrip().startswith("Usage:"):
+        return message
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "shopfloor"
+    return f"error: {message.rstrip('.')}. `{path} --help` shows how."
 
 
 def _say(message: str, debug: bool) -> None:

@@ -1,22 +1,38 @@
-"""How results are shown: JSON for scripts, tables for people, progress on stderr."""
+"""How results are shown: JSON for scripts, tables for people, progress on stderr.
+
+The consoles `out` and `err` are made when they are first used, as a command that only shows its help needs none.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+    out: Console
+    """What a person reads, on stdout."""
+    err: Console
+    """Progress, on stderr."""
+
+
+def __getattr__(name: str) -> Console:
+    """Return the console of that name."""
+    if name not in {"out", "err"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _console(name)
 
 
 def emit_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
     """Print one JSON document on stdout."""
+    from pydantic import BaseModel
+
     if isinstance(value, BaseModel):
         text = value.model_dump_json(indent=2)
     elif isinstance(value, dict):
@@ -28,18 +44,43 @@ def emit_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on stdout: drawn for a terminal, tab-separated for a pipe."""
-    if not out.is_terminal:
+    if not sys.stdout.isatty():
         for row in rows:
             sys.stdout.write("\t".join(str(cell) for cell in row) + "\n")
         return
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    out.print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    _console("out").print(table)
 
 
 def progress(line: str) -> None:
     """Tell on stderr what happens."""
-    err.print(line, markup=False, style="dim" if err.is_terminal else "")
+    if not sys.stderr.isatty():
+        sys.stderr.write(line + "\n")
+        return
+    _console("err").print(line, markup=False, style="dim")
+
+
+@contextlib.contextmanager
+def activity(title: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that something goes on: one moving line on a terminal, a line for each message elsewhere."""
+    if not sys.stderr.isatty():
+        yield progress
+        return
+    from rich.text import Text
+
+    with _console("err").status(Text(title)) as shown:
+        yield lambda message: shown.update(Text(message))
+
+
+@functools.cache
+def _console(name: str) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=name == "err", highlight=False, soft_wrap=True)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shopfloor.cli import render
 
+if TYPE_CHECKING:
+    from shopfloor.stack.doctor import Finding
+    from shopfloor.stack.lifecycle import StackStatus
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Port = Annotated[int | None, typer.Option(help="Insist on this port.", min=1, max=65535)]
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def _port(name: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help="Insist on this port; without it, the usual one or a free one.",
+        min=1024,
+        max=65535,
+        envvar=f"SHOPFLOOR_{name}_PORT",
+        show_default=False,
+    )
+    return option
 
 
 def register(app: typer.Typer) -> None:
@@ -23,16 +38,15 @@ def register(app: typer.Typer) -> None:
 
 def up(
     context: typer.Context,
-    mlflow_port: Port = None,
-    ray_port: Port = None,
-    dashboard_port: Port = None,
-    serve_port: Port = None,
-    json_: JsonOption = False,
+    mlflow_port: Annotated[int | None, _port("MLFLOW")] = None,
+    ray_port: Annotated[int | None, _port("RAY")] = None,
+    dashboard_port: Annotated[int | None, _port("DASHBOARD")] = None,
+    serve_port: Annotated[int | None, _port("SERVE")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Start the local stack (MLflow, Ray) and bring the champions back; does nothing where it already runs."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.flows.promotion import restore
-    from shopfloor.stack import services
+    from shopfloor.stack import lifecycle
 
     given = {
         "tracking_uri": mlflow_port,
@@ -40,57 +54,60 @@ def up(
         "ray_dashboard_url": dashboard_port,
         "serve_url": serve_port,
     }
-    ports = {name: port for name, port in given.items() if port is not None}
-    services.up(settings_from(context), render.progress, ports)
-    settings = settings_from(context)
-    restore(settings, render.progress)
-    _show(services.status(settings), json_)
+    ports = {field: port for field, port in given.items() if port is not None}
+    with render.activity("Looking at the stack") as tell:
+        result = lifecycle.up(settings_from(context), tell, ports)
+        settings = settings_from(context)
+        if result.restore_serving:
+            from shopfloor.flows.promotion import restore
+
+            restore(settings, tell)
+            lifecycle.serving_restored(settings)
+    if not result.started:
+        render.progress("Everything runs already.")
+    _show(lifecycle.status(settings), as_json)
 
 
-def down(context: typer.Context) -> None:
+def down(context: typer.Context, as_json: JsonOption = False) -> None:
     """Stop what `up` started; data, runs and models stay."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.stack import services
+    from shopfloor.stack import lifecycle
 
-    count = services.down(settings_from(context))
-    render.progress(f"Stopped {count} processes." if count else "Nothing runs.")
+    with render.activity("Stopping the stack"):
+        result = lifecycle.down(settings_from(context))
+    if as_json:
+        render.emit_json(result)
+        return
+    render.progress(f"Stopped {result.processes} processes." if result.processes else "Nothing ran.")
 
 
-def status(context: typer.Context, json_: JsonOption = False) -> None:
+def status(context: typer.Context, as_json: JsonOption = False) -> None:
     """Show each service: address, health, version, memory. Exit code 1 when one is not healthy."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.stack import services
+    from shopfloor.stack import lifecycle
 
-    found = services.status(settings_from(context))
-    _show(found, json_)
+    found = lifecycle.status(settings_from(context))
+    _show(found, as_json)
     if not found.healthy:
-        if not json_:
-            render.progress("Start what is missing: shopfloor up")
+        render.progress("Start what is missing: shopfloor up")
         raise typer.Exit(1)
 
 
-def doctor(context: typer.Context, json_: JsonOption = False) -> None:
+def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     """Examine the machine, the installation and the configuration. Exit code 1 when something must be mended."""
     from shopfloor.stack.doctor import examine
 
     findings = examine(context.obj.profile)
-    if json_:
+    if as_json:
         render.emit_json(findings)
     else:
         for finding in findings:
-            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.verdict]
-            render.out.print(f"[{colour}]{finding.verdict:4}[/] {finding.subject}: ", end="")
-            render.out.print(finding.message, markup=False)
-            if finding.remedy:
-                render.out.print(f"     {finding.remedy}", markup=False)
+            _show_finding(finding)
     if any(finding.verdict == "fail" for finding in findings):
         raise typer.Exit(1)
 
 
-def _show(found: object, as_json: bool) -> None:
-    from shopfloor.stack.services import StackStatus
-
-    assert isinstance(found, StackStatus)
+def _show(found: StackStatus, as_json: bool) -> None:
     if as_json:
         render.emit_json(found)
         return
@@ -99,13 +116,22 @@ def _show(found: object, as_json: bool) -> None:
             service.name,
             service.health,
             service.address,
-            service.version,
-            f"{service.memory_bytes / 1024**2:.0f} MiB",
-            service.pid or "",
+            service.version or "-",
+            f"{service.memory_bytes / 1024**2:.0f} MiB" if service.memory_bytes else "-",
+            service.pid or "-",
             dt.timedelta(seconds=int(service.uptime_s)),
+            service.note,
         )
         for service in found.services
     ]
-    render.emit_table(("service", "health", "address", "version", "memory", "pid", "up"), rows)
+    render.emit_table(("service", "health", "address", "version", "memory", "pid", "up", ""), rows)
     if found.applications:
-        render.emit_table(("application", "state"), found.applications.items())
+        applications = [(item.name, item.state, item.address, item.message) for item in found.applications]
+        render.emit_table(("application", "state", "address", ""), applications)
+
+
+def _show_finding(finding: Finding) -> None:
+    render.out.print(f"{finding.verdict:<5}", style=_COLOURS[finding.verdict], end="")
+    render.out.print(f"{finding.subject}: {finding.message}", markup=False)
+    if finding.remedy:
+        render.out.print(f"     {finding.remedy}", markup=False)

@@ -1,9 +1,9 @@
 """The `local` engine: `kfp.local` runs the compiled pipeline on this machine, each step a process.
 
-kfp.local schedules, resolves conditions, loops, retries and exit handlers. We put our own part in three places of it: the
-cache (the content key and the result store instead of the artifacts' names), the process (its log, its environment, its
-end when the run is stopped) and the task (telling the listener). It has no public hook for them, so `_installed` replaces
-three module attributes for the time of a run; a test fails when an update of kfp moves them.
+kfp.local schedules, resolves conditions, loops, retries and exit handlers. We put our own part in three places of it:
+the cache (the content key and the result store instead of the artifacts' names), the process (its log, its
+environment, its end when the run is stopped) and the task (telling the listener). It has no public hook for them, so
+`_installed` replaces three module attributes for the time of a run; the tests fail when an update of kfp moves them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,15 @@ class LocalRun:
         )
         try:
             # kfp.local talks on stdout, which belongs to the command's result.
-            with (self._run_dir / "kfp.log").open("a") as log, contextlib.redirect_stdout(log), self._installed():
+            with (
+                (self._run_dir / "kfp.log").open("a") as log,
+                contextlib.redirect_stdout(log),
+                warnings.catch_warnings(),
+                self._installed(),
+            ):
+                # It warns of every setting that means nothing on one machine: the image, the resources.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                warnings.simplefilter("ignore", UserWarning)
                 pipeline_orchestrator.run_local_pipeline(pipeline_spec=pipeline_spec, arguments=arguments)
         except RuntimeError as error:
             if "finished with status" not in str(error):
@@ -139,8 +148,8 @@ class LocalRun:
                 return None if outputs is None else _to_kfp(outputs)
 
             def put(self, key: str, outputs: dict[str, Any]) -> None:
-                assert owner._task.key is not None
-                owner._results.put(key, owner._task.key.parts, _from_kfp(outputs))
+                parts = owner._task.key.parts if owner._task.key else {}
+                owner._results.put(key, parts, _from_kfp(outputs))
 
         the_cache = Cache(cache_root=str(self._run_dir / "kfp-cache"))
         replacements: list[tuple[Any, str, Any]] = [

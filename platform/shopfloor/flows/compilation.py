@@ -137,7 +137,8 @@ def _load(settings: Settings, path: Path) -> Any:
     if root not in sys.path:
         sys.path.insert(0, root)
     specification = importlib.util.spec_from_file_location(f"_pipeline_{path.stem}", path)
-    assert specification is not None and specification.loader is not None
+    if specification is None or specification.loader is None:
+        raise UsageError(f"{path} is not a Python file.", "Name a file such as pipelines/training.py.")
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)

@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from shopfloor import registry, tracking
 from shopfloor.engines.base import StepState
@@ -232,7 +232,7 @@ class _Run:
             edges=self._compiled.edges,
             endpoint=endpoint,
             links=links,
-            **{name: self._records.get(name) for name in _FILES},  # type: ignore[arg-type]
+            **cast(Any, {name: self._records.get(name) for name in _FILES}),
         )
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "pipeline.json").write_text(json.dumps(self._compiled.ir, indent=1), encoding="utf-8")
@@ -290,7 +290,10 @@ def _resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, A
 
 
 def _resolve_champion(client: Any, compiled: Compiled, arguments: dict[str, Any], key: str) -> None:
-    """Fill in the version to compare with: the champion, or the one before it when this very run had made the champion."""
+    """Fill in the version to compare with: the champion.
+
+    Where a run with this very key had made the champion, it is the version before: then nothing has changed.
+    """
     declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
     if "champion" not in declared or "use_case" not in arguments or arguments.get("champion"):
         return

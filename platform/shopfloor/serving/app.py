@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from shopfloor.mlflow_import import import_mlflow
 from shopfloor.serving.documents import VERSION_HEADER, openapi, page
 from shopfloor.serving.predictors import ServedModel, load_model
 from shopfloor.serving.schema import BadRequest
@@ -58,6 +59,7 @@ class Predictor:
 
     def __init__(self) -> None:
         # Replicas freeze the garbage collector once they are up: what is imported by then never slows a request.
+        import_mlflow()
         import mlflow.environment_variables
         import mlflow.pyfunc
         import mlflow.pyfunc.scoring_server
@@ -102,14 +104,17 @@ class Predictor:
     async def _load_wanted(self, config: Config, tried: asyncio.Event) -> None:
         """Load what `config` names and is not loaded, swap it in, and try again what failed."""
         wanted = config.versions()
-        for attempt in itertools.count():
-            for version in wanted:
-                await self._load(config, version)
-            self._swap(config)
+        try:
+            for attempt in itertools.count():
+                for version in wanted:
+                    await self._load(config, version)
+                self._swap(config)
+                tried.set()
+                if all(version in self._loaded for version in wanted):
+                    return
+                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+        finally:  # a newer configuration took over: who waited for this one waits no longer
             tried.set()
-            if all(version in self._loaded for version in wanted):
-                return
-            await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
 
     async def _load(self, config: Config, version: str) -> None:
         if version in self._loaded:

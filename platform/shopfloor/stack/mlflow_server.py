@@ -1,7 +1,7 @@
 """MLflow's own server application in one process: `python -m shopfloor.stack.mlflow_server PORT DIRECTORY`.
 
-The same as `mlflow server --workers 1`, which imports MLflow twice, one process after the other, and keeps both: this one
-starts in half the time and takes half the memory. The port is taken before the imports, so a taken one fails at once.
+The same as `mlflow server --workers 1`, which imports MLflow in two processes, one after the other, and keeps both:
+this one takes half the time and memory. The port is taken before the imports, so that a taken one fails at once.
 """
 
 from __future__ import annotations

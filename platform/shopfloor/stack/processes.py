@@ -170,6 +170,19 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def listening_ports(processes: Iterable[psutil.Process]) -> set[int]:
+    """Return the TCP ports that processes listen on."""
+    ports: set[int] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            ports |= {
+                connection.laddr.port
+                for connection in process.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return ports
+
+
 def holder_of(port: int) -> str:
     """Return who listens on `port`, in words, as far as this user may know."""
     with contextlib.suppress(psutil.Error):

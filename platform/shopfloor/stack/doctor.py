@@ -1,0 +1,333 @@
+"""Examines the machine, the installation, the repository, the configuration and the stack, and says what to mend.
+
+Looks only; nothing is started, installed or written. Every check answers within two seconds, and all run side by side.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import psutil
+
+from shopfloor.errors import ShopfloorError
+from shopfloor.records import Record
+from shopfloor.settings import Settings, load_sourced_settings
+from shopfloor.stack import installation, lifecycle, processes, services
+from shopfloor.stack import state as states
+from shopfloor.stack.services import TITLES, USUAL_PORTS
+
+PYTHON = ((3, 11), (3, 14))
+"""The first version that will do, and the first that will not."""
+MEMORY_BYTES = 8 * 1024**3
+"""What a run and the stack take together at the peak."""
+DISK_BYTES = 5 * 1024**3
+DISK_MINIMUM_BYTES = 1024**3
+TIMEOUT_S = 2.0
+SHOWN = 5
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+class Finding(Record):
+    """What one check found."""
+
+    subject: str
+    verdict: Verdict
+    """`fail` keeps the platform from working; `warn` may surprise."""
+    message: str
+    remedy: str = ""
+
+
+def examine(profile: str | None = None) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        profile: The profile to look at; none means what the environment says, then `embedded`.
+
+    Returns:
+        The findings, at least one for each check, in a fixed order.
+    """
+    try:
+        sourced = load_sourced_settings(profile)
+    except ShopfloorError as error:
+        broken = Finding(subject="configuration", verdict="fail", message=error.message, remedy=error.remedy)
+        return [*_python(), broken]
+    settings = sourced.settings
+    overridden = [
+        field
+        for field in USUAL_PORTS
+        if settings.profile == "embedded" and sourced.sources[field] in {"environment", "argument"}
+    ]
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _python,
+        lambda: _packages(settings),
+        lambda: _memory(),
+        lambda: _disk(settings),
+        lambda: _git(settings),
+        lambda: _dvc(settings),
+        lambda: _configuration(settings, overridden),
+        lambda: _use_cases(settings),
+        lambda: _object_store(settings),
+        lambda: _stack(settings),
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        return [finding for findings in pool.map(lambda check: list(check()), checks) for finding in findings]
+
+
+def _python() -> Iterator[Finding]:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if PYTHON[0] <= sys.version_info[:2] < PYTHON[1]:
+        yield Finding(subject="python", verdict="ok", message=f"{version} in {sys.prefix}")
+        return
+    wanted = f"{PYTHON[0][0]}.{PYTHON[0][1]} to {PYTHON[1][0]}.{PYTHON[1][1] - 1}"
+    yield Finding(
+        subject="python",
+        verdict="fail",
+        message=f"{version}; the lock is made for {wanted}",
+        remedy="Name a right one and install anew: `make clean`, then `make run PYTHON=python3.11`.",
+    )
+
+
+def _packages(settings: Settings) -> Iterator[Finding]:
+    lock = settings.project_root / "requirements" / "runtime.txt"
+    reinstall = f"`uv pip install --python {sys.executable} --require-hashes -r {lock}` puts it right."
+    installed = installation.installed_versions()
+    try:
+        pins = installation.read_lock(lock)
+    except OSError as error:
+        yield Finding(
+            subject="packages",
+            verdict="fail",
+            message=f"the lock {lock} cannot be read: {error.strerror}",
+            remedy="`git checkout requirements/runtime.txt` brings it back.",
+        )
+        return
+    missing = [drift for drift in installation.find_drift(pins, installed) if drift.installed is None]
+    moved = [drift for drift in installation.find_drift(pins, installed) if drift.installed is not None]
+    conflicts = installation.find_conflicts(installed)
+    if missing:
+        names = _some([f"{drift.name} {drift.locked}" for drift in missing])
+        yield Finding(subject="packages", verdict="fail", message=f"not installed: {names}", remedy=reinstall)
+    if moved:
+        names = _some([f"{drift.name} is {drift.installed}, not {drift.locked}" for drift in moved])
+        yield Finding(subject="packages", verdict="fail", message=f"not as locked: {names}", remedy=reinstall)
+    if conflicts:
+        words = [f"{item.name} needs {item.requirement}, found {item.installed or 'none'}" for item in conflicts]
+        yield Finding(subject="packages", verdict="fail", message=f"in conflict: {_some(words)}", remedy=reinstall)
+    if not (missing or moved or conflicts):
+        message = f"{len(pins)} packages as locked, no conflicts"
+        yield Finding(subject="packages", verdict="ok", message=message)
+
+
+def _memory() -> Iterator[Finding]:
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total, available = min(total, limit), min(available, limit - used)
+    enough = available >= MEMORY_BYTES
+    yield Finding(
+        subject="memory",
+        verdict="ok" if enough else "warn",
+        message=f"{_gib(available)} of {_gib(total)} available; a run takes up to {_gib(MEMORY_BYTES)}",
+        remedy="" if enough else "Close what you do not need, or lower max_concurrent in use_case.yaml.",
+    )
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    place = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        yield Finding(
+            subject="disk",
+            verdict="fail",
+            message=f"{place} cannot be written",
+            remedy="Mend its permissions, or set SHOPFLOOR_STATE_DIR to another directory.",
+        )
+        return
+    free = shutil.disk_usage(place).free
+    verdict: Verdict = "ok" if free >= DISK_BYTES else "warn" if free >= DISK_MINIMUM_BYTES else "fail"
+    yield Finding(
+        subject="disk",
+        verdict=verdict,
+        message=f"{_gib(free)} free where {settings.state_dir} is",
+        remedy="" if verdict == "ok" else f"Free some space: {_gib(DISK_BYTES)} is comfortable.",
+    )
+
+
+def _git(settings: Settings) -> Iterator[Finding]:
+    if shutil.which("git") is None:
+        yield Finding(subject="git", verdict="fail", message="not found", remedy="Install git.")
+        return
+    answer = _run(["git", "-C", str(settings.project_root), "status", "--porcelain=v1", "--branch"])
+    if answer is None or answer.returncode != 0:
+        reason = answer.stderr.strip().splitlines()[-1:] if answer else ["git did not answer in time"]
+        yield Finding(
+            subject="git",
+            verdict="fail",
+            message=" ".join(reason) or "git status failed",
+            remedy="Work in a clone: `git clone`. Without one no run knows which code made its model.",
+        )
+        return
+    branch, *changes = answer.stdout.splitlines()
+    unborn = branch.startswith("## No commits yet")
+    message = f"{branch.removeprefix('## ')}, {len(changes)} uncommitted changes" if changes else branch[3:] + ", clean"
+    remedy = "Commit before a run whose model you want to trace: its passport will say `dirty`." if changes else ""
+    verdict: Verdict = "fail" if unborn else "warn" if changes else "ok"
+    yield Finding(subject="git", verdict=verdict, message=message, remedy="Commit once." if unborn else remedy)
+
+
+def _dvc(settings: Settings) -> Iterator[Finding]:
+    config = configparser.ConfigParser()
+    folder = settings.project_root / ".dvc"
+    try:
+        config.read([folder / "config", folder / "config.local"], encoding="utf-8")
+    except configparser.Error as error:
+        message = str(error).splitlines()[0]
+        yield Finding(subject="dvc", verdict="fail", message=message, remedy="Mend .dvc/config.")
+        return
+    name = config.get("core", "remote", fallback="")
+    url = config.get(f"'remote \"{name}\"'", "url", fallback="")
+    if not url:
+        yield Finding(
+            subject="dvc",
+            verdict="fail",
+            message=f"no default remote in {folder / 'config'}" if not name else f"remote {name!r} has no url",
+            remedy="`dvc remote add --default local ../.shopfloor/dvc-remote` keeps the data on this machine.",
+        )
+        return
+    if not (settings.project_root / "dvc.lock").is_file():
+        message, remedy = "no dvc.lock: no data version is recorded", "`dvc repro` makes the tables and records them."
+        yield Finding(subject="dvc", verdict="warn", message=message, remedy=remedy)
+    elif "://" not in url and not (folder / url).resolve().is_dir():
+        message, remedy = f"remote {url} does not exist yet", "`shopfloor data prepare --use-case NAME` fills it."
+        yield Finding(subject="dvc", verdict="warn", message=message, remedy=remedy)
+    else:
+        yield Finding(subject="dvc", verdict="ok", message=f"default remote {name!r} is {url}")
+
+
+def _configuration(settings: Settings, overridden: list[str]) -> Iterator[Finding]:
+    yield Finding(subject="configuration", verdict="ok", message=f"profile {settings.profile!r} is valid")
+    for field in overridden:
+        yield Finding(
+            subject="configuration",
+            verdict="warn",
+            message=f"{field} is {getattr(settings, field)}, from the environment and not from the running stack",
+            remedy=f"Unset SHOPFLOOR_{field.upper()} unless that is what you want.",
+        )
+    proxy = next((name for name in ("http_proxy", "HTTP_PROXY") if os.environ.get(name)), None)
+    direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    hosts = {urlsplit(url).hostname for url in (settings.tracking_uri, settings.serve_url)} - {None}
+    if proxy and direct != "*" and not all(host in direct for host in hosts if host):
+        yield Finding(
+            subject="configuration",
+            verdict="fail",
+            message=f"{proxy} sends requests for {', '.join(sorted(filter(None, hosts)))} to a proxy",
+            remedy="`export NO_PROXY=127.0.0.1,localhost`, with the hosts of your profile.",
+        )
+
+
+def _use_cases(settings: Settings) -> Iterator[Finding]:
+    from shopfloor.use_case import list_use_cases, load_use_case
+
+    names = list_use_cases(settings)
+    if not names:
+        message = f"none in {settings.project_root / 'pipelines'}"
+        yield Finding(subject="use cases", verdict="warn", message=message, remedy="Write a use_case.yaml.")
+    for name in names:
+        try:
+            load_use_case(settings, name)
+        except ShopfloorError as error:
+            yield Finding(subject="use cases", verdict="fail", message=error.message, remedy=error.remedy)
+        else:
+            yield Finding(subject="use cases", verdict="ok", message=f"{name} is valid")
+
+
+def _object_store(settings: Settings) -> Iterator[Finding]:
+    if settings.s3_endpoint_url is None:
+        return
+    place = urlsplit(settings.s3_endpoint_url)
+    if not _listens(place.hostname or "", place.port or (443 if place.scheme == "https" else 80)):
+        yield Finding(
+            subject="object store",
+            verdict="fail",
+            message=f"{settings.s3_endpoint_url} does not answer",
+            remedy="Start it, or mend s3_endpoint_url in the profile.",
+        )
+        return
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"}
+    known = bool(keys & os.environ.keys()) or (Path.home() / ".aws" / "credentials").is_file()
+    yield Finding(
+        subject="object store",
+        verdict="ok" if known else "warn",
+        message=f"{settings.s3_endpoint_url} answers" + ("" if known else ", but there are no credentials"),
+        remedy="" if known else "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+    )
+
+
+def _stack(settings: Settings) -> Iterator[Finding]:
+    if settings.profile != "embedded":
+        yield from _remote_services(settings)
+        return
+    if states.read(settings) is None:
+        message = "not up"
+        yield Finding(subject="stack", verdict="warn", message=message, remedy="Start it: `shopfloor up`.")
+        for port in USUAL_PORTS.values():
+            if not processes.port_is_free(port):
+                holder = processes.holder_of(port)
+                message = f"{port} is taken by {holder}; `shopfloor up` takes another one"
+                yield Finding(subject="ports", verdict="warn", message=message)
+        return
+    for service in lifecycle.status(settings).services:
+        well = service.health in {"healthy", "starting"}
+        yield Finding(
+            subject=service.name,
+            verdict="ok" if well else "fail",
+            message=f"{service.health} on {service.address}" + (f", {service.note}" if service.note else ""),
+            remedy="" if well else "`shopfloor up` starts what is missing.",
+        )
+
+
+def _remote_services(settings: Settings) -> Iterator[Finding]:
+    addresses = {field: str(getattr(settings, field)) for field in USUAL_PORTS}
+    for name, field in (("mlflow", "tracking_uri"), ("ray", "ray_dashboard_url")):
+        well = services.answers(name, addresses, TIMEOUT_S)
+        yield Finding(
+            subject=name,
+            verdict="ok" if well else "fail",
+            message=f"{TITLES[name]} at {addresses[field]} " + ("answers" if well else "does not answer"),
+            remedy="" if well else f"Start it, or mend {field} in platform/profiles/{settings.profile}.toml.",
+        )
+
+
+def _listens(host: str, port: int) -> bool:
+    import socket
+
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=TIMEOUT_S):
+        return True
+    return False
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return None
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 1024**3:.1f} GiB"

@@ -1,0 +1,374 @@
+"""Starts, repairs and stops the embedded stack, and says how it is.
+
+`up` starts whatever is missing, so it also repairs what a crash, a reboot or a killed `up` left; `down` stops what `up`
+started and nothing else. Neither prints; `up` tells what happens through a callback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from shopfloor.errors import ServiceError, UsageError
+from shopfloor.records import Record
+from shopfloor.settings import Settings
+from shopfloor.stack import processes, ray_head, services
+from shopfloor.stack import state as states
+from shopfloor.stack.services import ADDRESSES, SERVICES, TITLES, USUAL_PORTS
+from shopfloor.stack.state import Service, StackState
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+GRACE_S = 8.0
+POLL_S = 0.1
+ATTEMPTS = 3
+"""How often a service is started that lost its port to another process in between."""
+LAST_LINES = 5
+LOG_LIMIT_BYTES = 10 * 1024**2
+Progress = Callable[[str], None]
+Health = Literal["healthy", "starting", "not answering", "down"]
+
+
+class ServiceStatus(Record):
+    """A service as it is now."""
+
+    name: str
+    health: Health
+    address: str
+    version: str = ""
+    memory_bytes: int = 0
+    """Of all its processes; a page that several share counts once."""
+    processes: int = 0
+    pid: int | None = None
+    uptime_s: float = 0.0
+    note: str = ""
+
+
+class ApplicationStatus(Record):
+    """An application on Serve."""
+
+    name: str
+    state: str
+    """Serve's word, e.g. `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`."""
+    address: str
+    message: str = ""
+
+
+class StackStatus(Record):
+    """All services, and the applications on Serve."""
+
+    profile: str
+    healthy: bool
+    """Every service is healthy; Serve may still be starting."""
+    services: list[ServiceStatus]
+    applications: list[ApplicationStatus]
+
+
+class UpResult(Record):
+    """What `up` did."""
+
+    started: list[str]
+    """Names of the services that it started; none where all of them ran."""
+    addresses: dict[str, str]
+    restore_serving: bool
+    """Whether the registry may hold champions that no endpoint serves yet; `serving_restored` records that they are."""
+
+
+class DownResult(Record):
+    """What `down` did."""
+
+    stopped: list[str]
+    processes: int
+
+
+def up(
+    settings: Settings,
+    progress: Progress = logger.info,
+    ports: dict[str, int] | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> UpResult:
+    """Start what does not run, and wait until every service answers.
+
+    Args:
+        settings: Say where the state is kept.
+        progress: Hears one line for each thing that happens.
+        ports: Ports that the user insists on, by the setting that they belong to (`tracking_uri`, ...).
+        timeout_s: How long the services may take to answer.
+
+    Raises:
+        UsageError: A port that the user insists on is taken, or the stack runs on another one.
+        ServiceError: A service ended while it started, or did not answer in time.
+        ConflictError: Another `up` or `down` is at work.
+    """
+    if settings.profile != "embedded":
+        raise UsageError(
+            f"The services of profile {settings.profile!r} are not started from here.",
+            "Leave --profile and SHOPFLOOR_PROFILE out to start the embedded stack.",
+        )
+    wanted = ports or {}
+    with states.locked(settings, lambda: progress("Another `shopfloor up` or `down` is at work; waiting for it")):
+        state = states.read(settings) or _blank(settings)
+        _refuse_other_ports(state, wanted)
+        deadline = time.monotonic() + timeout_s
+        missing = [name for name in SERVICES if not _keeps_running(state, name, timeout_s)]
+        children: dict[str, subprocess.Popen[bytes]] = {}
+        for name in missing:
+            # What a dead service or a killed `up` left behind holds its ports and files.
+            processes.end([services.family(settings, name, _service(state, name))], GRACE_S)
+        for name in missing:
+            state = _plan(state, name, wanted)
+            state, children[name] = _start(settings, state, name)
+            progress(f"Starting {TITLES[name]} on {state.addresses[ADDRESSES[name][0]]}")
+        state = _wait(settings, state, children, progress, wanted, deadline)
+        if "ray" in missing or _serve_is_gone(state):
+            serve_port = services.port_of(state.addresses["serve_url"])
+            if not processes.port_is_free(serve_port) and "serve_url" not in wanted:
+                state = _move_serve(settings, state)
+            with contextlib.suppress(OSError):  # the first deployment starts it as well
+                services.start_serve(state.addresses)
+        if not state.serving_restored and not services.has_models(state.addresses):
+            state = state.model_copy(update={"serving_restored": True})
+            states.write(settings, state)
+    return UpResult(started=missing, addresses=state.addresses, restore_serving=not state.serving_restored)
+
+
+def serving_restored(settings: Settings) -> None:
+    """Record that the endpoints hold the champions again, so that the next `up` has nothing to restore."""
+    with states.locked(settings):
+        state = states.read(settings)
+        if state is not None:
+            states.write(settings, state.model_copy(update={"serving_restored": True}))
+
+
+def down(settings: Settings) -> DownResult:
+    """Stop what `up` started, whole process trees, also what lost its parent; data, runs and models stay."""
+    with states.locked(settings):
+        state = states.read(settings)
+        stopped = [name for name in SERVICES if _runs(state, name)]
+        families = [services.family(settings, name, _service(state, name)) for name in SERVICES]
+        count = processes.end(families, GRACE_S)
+        states.forget(settings)
+    return DownResult(stopped=stopped, processes=count)
+
+
+def status(settings: Settings) -> StackStatus:
+    """Return how every service is, as it says itself."""
+    state = states.read(settings)
+    addresses = {name: str(getattr(settings, name)) for name in USUAL_PORTS} | (state.addresses if state else {})
+    found = [_service_status(settings, state, name, addresses) for name in SERVICES]
+    details = services.serve_details(addresses) if found[-1].health == "healthy" else {}
+    found.append(_serve_status(details, found[-1], addresses["serve_url"]))
+    applications = [
+        ApplicationStatus(
+            name=name,
+            state=item.get("status", "UNKNOWN"),
+            address=addresses["serve_url"] + (item.get("route_prefix") or ""),
+            message=item.get("message") or "",
+        )
+        for name, item in (details.get("applications") or {}).items()
+    ]
+    healthy = all(service.health == "healthy" for service in found[:-1]) and found[-1].health in {"healthy", "starting"}
+    return StackStatus(profile=settings.profile, healthy=healthy, services=found, applications=applications)
+
+
+def require_up(settings: Settings) -> None:
+    """Refuse to go on where the embedded stack does not run: its usual ports may be somebody else's.
+
+    Raises:
+        ServiceError: A service of the stack is down.
+    """
+    state = states.read(settings)
+    dead = [name for name in SERVICES if not _runs(state, name)]
+    if settings.profile == "embedded" and dead:
+        what = "The stack is not up." if state is None else f"{' and '.join(TITLES[name] for name in dead)} died."
+        raise ServiceError(what, "Start it: `shopfloor up`.")
+
+
+def _service(state: StackState | None, name: str) -> Service | None:
+    return state.services.get(name) if state else None
+
+
+def _runs(state: StackState | None, name: str) -> bool:
+    service = _service(state, name)
+    return service is not None and processes.alive(service.process)
+
+
+def _blank(settings: Settings) -> StackState:
+    directory = ray_head.temporary_directory(settings.state_dir)
+    return StackState(boot_id=processes.boot_id(), addresses={}, services={}, ray_dir=directory)
+
+
+def _serve_is_gone(state: StackState) -> bool:
+    """Tell whether a Ray that is no longer young runs no Serve; in a young one it may just be starting."""
+    old = time.time() - state.services["ray"].process.create_time > START_TIMEOUT_S
+    return old and not services.serve_details(state.addresses).get("controller_info")
+
+
+def _keeps_running(state: StackState, name: str, timeout_s: float) -> bool:
+    """Tell whether a service needs no start: it runs, and answers or is young enough to do so soon."""
+    service = _service(state, name)
+    if service is None or not processes.alive(service.process):
+        return False
+    return services.answers(name, state.addresses) or time.time() - service.process.create_time < timeout_s
+
+
+def _refuse_other_ports(state: StackState, wanted: dict[str, int]) -> None:
+    for name in SERVICES:
+        for field in ADDRESSES[name]:
+            address = state.addresses.get(field, "") if _runs(state, name) else ""
+            if address and field in wanted and services.port_of(address) != wanted[field]:
+                raise UsageError(
+                    f"{TITLES[name]} runs already, on {address}, not on port {wanted[field]}.",
+                    "To move it: `shopfloor down`, then `shopfloor up` again.",
+                )
+
+
+def _plan(state: StackState, name: str, wanted: dict[str, int]) -> StackState:
+    """Choose a service's addresses: the port that the user insists on, the last one, the usual one, or a free one."""
+    addresses = dict(state.addresses)
+    others = [services.port_of(address) for field, address in addresses.items() if field not in ADDRESSES[name]]
+    choose = services.port_chooser([*others, *wanted.values()])
+    for field in ADDRESSES[name]:
+        port = wanted.get(field)
+        if port is not None and not processes.port_is_free(port):
+            raise UsageError(
+                f"Port {port} is taken by {processes.holder_of(port)}.",
+                "Stop that, or name another port, or none: then a free one is found.",
+            )
+        previous = services.port_of(addresses.get(field, ""))
+        if port is None and previous and processes.port_is_free(previous):
+            port = previous
+        addresses[field] = services.address_on(field, port or choose(USUAL_PORTS[field]))
+    remaining = {key: service for key, service in state.services.items() if key != name}
+    return state.model_copy(update={"addresses": addresses, "services": remaining})
+
+
+def _start(settings: Settings, state: StackState, name: str) -> tuple[StackState, subprocess.Popen[bytes]]:
+    """Start a service and record it; the addresses are recorded before, so that nobody asks at the wrong ones."""
+    states.write(settings, state)
+    log = settings.state_dir / "logs" / f"{name}.log"
+    if log.is_file() and log.stat().st_size > LOG_LIMIT_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    command, environment = services.launch(settings, state, name)
+    child = processes.spawn(command, environment, log, settings.project_root)
+    service = Service(name=name, process=processes.identify(child.pid), log=log)
+    updates: dict[str, object] = {"services": {**state.services, name: service}}
+    if name == "ray":
+        updates["serving_restored"] = False
+    state = state.model_copy(update=updates)
+    states.write(settings, state)
+    return state, child
+
+
+def _wait(
+    settings: Settings,
+    state: StackState,
+    children: dict[str, subprocess.Popen[bytes]],
+    progress: Progress,
+    wanted: dict[str, int],
+    deadline: float,
+) -> StackState:
+    """Wait until every service answers; start one anew that lost its port to another process."""
+    began = time.monotonic()
+    waiting = list(SERVICES)
+    attempts = dict.fromkeys(SERVICES, 1)
+    while waiting:
+        for name in list(waiting):
+            child = children.get(name)
+            dead = child.poll() is not None if child is not None else not _runs(state, name)
+            answered = services.answers(name, state.addresses, timeout_s=1.0)
+            if answered and not dead and (child is None or _listens(settings, state, name)):
+                waiting.remove(name)
+                if child:
+                    progress(f"{TITLES[name]} answers after {time.monotonic() - began:.0f} s")
+            elif answered or dead:
+                # Two stacks that start at a time may choose the same port, and then another one answers there.
+                processes.end([services.family(settings, name, state.services[name])], GRACE_S)
+                lost = any(not processes.port_is_free(port) for port in services.listening_ports(state, name))
+                if not lost or attempts[name] == ATTEMPTS:
+                    raise ServiceError(
+                        f"{TITLES[name]} ended while it started: {_last_words(state.services[name])}",
+                        f"Its log is {state.services[name].log}.",
+                    )
+                attempts[name] += 1
+                state = _plan(state, name, wanted)
+                state, children[name] = _start(settings, state, name)
+                progress(f"Starting {TITLES[name]} again, on {state.addresses[ADDRESSES[name][0]]}")
+            elif time.monotonic() > deadline:
+                raise ServiceError(
+                    f"{TITLES[name]} does not answer on {state.addresses[ADDRESSES[name][0]]} in time.",
+                    f"Its log is {state.services[name].log}. `shopfloor up` waits again, `shopfloor down` gives up.",
+                )
+        if waiting:
+            time.sleep(POLL_S)
+    return state
+
+
+def _move_serve(settings: Settings, state: StackState) -> StackState:
+    """Choose another port for Serve, which binds its own only now."""
+    choose = services.port_chooser(services.port_of(address) for address in state.addresses.values())
+    address = services.address_on("serve_url", choose(USUAL_PORTS["serve_url"]))
+    state = state.model_copy(update={"addresses": {**state.addresses, "serve_url": address}})
+    states.write(settings, state)
+    return state
+
+
+def _listens(settings: Settings, state: StackState, name: str) -> bool:
+    """Tell whether it is our service that holds its ports."""
+    running = processes.members(services.family(settings, name, state.services[name]))
+    return services.listening_ports(state, name) <= processes.listening_ports(running)
+
+
+def _service_status(
+    settings: Settings, state: StackState | None, name: str, addresses: dict[str, str]
+) -> ServiceStatus:
+    field = "ray_dashboard_url" if name == "ray" else "tracking_uri"
+    service = _service(state, name)
+    if service is None or not processes.alive(service.process):
+        note = f"it died; its log is {service.log}" if service else "not started"
+        return ServiceStatus(name=name, address=addresses[field], health="down", note=note)
+    healthy = services.answers(name, addresses)
+    uptime_s = max(0.0, time.time() - service.process.create_time)
+    running = processes.members(services.family(settings, name, service))
+    health: Health = "healthy" if healthy else "starting" if uptime_s < START_TIMEOUT_S else "not answering"
+    return ServiceStatus(
+        name=name,
+        address=addresses[field],
+        health=health,
+        version=services.version_of(name, addresses) if healthy else "",
+        memory_bytes=processes.memory_bytes(running),
+        processes=len(running),
+        pid=service.process.pid,
+        uptime_s=uptime_s,
+        note="" if healthy else f"its log is {service.log}",
+    )
+
+
+def _serve_status(details: dict[str, object], ray: ServiceStatus, address: str) -> ServiceStatus:
+    """Return how Serve is, which lives on Ray and has no process of its own to look at."""
+    if ray.health != "healthy":
+        return ServiceStatus(name="serve", address=address, health="down", note="needs ray")
+    proxies = details.get("proxies")
+    states_ = [proxy.get("status") for proxy in proxies.values()] if isinstance(proxies, dict) else []
+    if states_ and all(state == "HEALTHY" for state in states_):
+        health: Health = "healthy"
+    else:
+        health = "starting" if ray.uptime_s < START_TIMEOUT_S or "STARTING" in states_ else "not answering"
+    note = "its processes are Ray's" if health == "healthy" else "`shopfloor up` starts it"
+    return ServiceStatus(
+        name="serve", address=address, health=health, version=ray.version, uptime_s=ray.uptime_s, note=note
+    )
+
+
+def _last_words(service: Service) -> str:
+    """Return the end of a service's log."""
+    with contextlib.suppress(OSError), service.log.open("rb") as file:
+        file.seek(max(0, service.log.stat().st_size - 8192))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return "\n".join(lines[-LAST_LINES:]) or "it said nothing."
+    return "it left no log."
