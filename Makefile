@@ -49,7 +49,7 @@ bench: $(INSTALLED)  ## measure ours against the peers, in one table
 
 lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks
 	@for name in bootstrap runtime dev; do \
-	  $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
+	  $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
 	    --custom-compile-command "make lock" requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 
 clean: ## stop the stack and remove the environment, the state and the caches

@@ -39,6 +39,7 @@ CONNECTIONS = 8
 ROUNDS = 5
 ROUND_S = 4.0
 WARM_UP_S = 2.0
+PAUSE_S = 0.5
 COLUMNS = 40
 TREES = 100
 
@@ -58,6 +59,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, request: bytes, latencies: list[float]) -> None:
         self.request, self.latencies = request, latencies
         self.buffer, self.running = b"", True
+        self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -66,6 +68,9 @@ class Connection(asyncio.Protocol):
     def _send(self) -> None:
         self.sent = time.perf_counter()
         self.transport.write(self.request)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self.closed.set_result(problem)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -102,7 +107,8 @@ def load(url: str, body: bytes, seconds: float) -> Load:
         await asyncio.sleep(seconds)
         for connection in connections:
             connection.running = False
-        await asyncio.sleep(0.2)
+        for connection in connections:  # the next server begins when this one has answered everything
+            await connection.closed
 
     asyncio.run(run())
     latencies.sort()
@@ -175,6 +181,7 @@ def measure() -> list[Row]:
         for _ in range(ROUNDS):
             for name, (url, content) in servers.items():
                 rounds[name].append(load(url, content, ROUND_S))
+                time.sleep(PAUSE_S)
     return _rows({name: _median(loads) for name, loads in rounds.items()})
 
 

@@ -91,6 +91,8 @@ def _execute(arguments: Sequence[str], debug: bool) -> int:
     try:
         code = app(args=list(arguments), prog_name="shopfloor", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this
+            _say("Stopped.", debug=False)
         return code if isinstance(code, int) else 0
     except ShopfloorError as error:
         _say(f"error: {error}", debug)

@@ -20,6 +20,7 @@ from shopfloor.stack import processes, ray_head, services
 from shopfloor.stack import state as states
 from shopfloor.stack.services import ADDRESSES, SERVICES, TITLES, USUAL_PORTS
 from shopfloor.stack.state import Service, StackState
+from shopfloor.storage import naming_full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def up(
             # What a dead service or a killed `up` left behind holds its ports and files.
             processes.end([services.family(settings, name, _service(state, name))], GRACE_S)
         for name in missing:
-            state = _plan(state, name, wanted)
+            state = _plan(settings, state, name, wanted)
             state, children[name] = _start(settings, state, name)
             progress(f"Starting {TITLES[name]} on {state.addresses[ADDRESSES[name][0]]}")
         state = _wait(settings, state, children, progress, wanted, deadline)
@@ -228,11 +229,11 @@ def _refuse_other_ports(state: StackState, wanted: dict[str, int]) -> None:
                 )
 
 
-def _plan(state: StackState, name: str, wanted: dict[str, int]) -> StackState:
+def _plan(settings: Settings, state: StackState, name: str, wanted: dict[str, int]) -> StackState:
     """Choose a service's addresses: the port that the user insists on, the last one, the usual one, or a free one."""
     addresses = dict(state.addresses)
     others = [services.port_of(address) for field, address in addresses.items() if field not in ADDRESSES[name]]
-    choose = services.port_chooser([*others, *wanted.values()])
+    choose = services.port_chooser(settings.state_dir, [*others, *wanted.values()])
     for field in ADDRESSES[name]:
         port = wanted.get(field)
         if port is not None and not processes.port_is_free(port):
@@ -243,7 +244,7 @@ def _plan(state: StackState, name: str, wanted: dict[str, int]) -> StackState:
         previous = services.port_of(addresses.get(field, ""))
         if port is None and previous and processes.port_is_free(previous):
             port = previous
-        addresses[field] = services.address_on(field, port or choose(USUAL_PORTS[field]))
+        addresses[field] = services.address_on(field, port or choose(USUAL_PORTS[field], services.NEIGHBOURS))
     remaining = {key: service for key, service in state.services.items() if key != name}
     return state.model_copy(update={"addresses": addresses, "services": remaining})
 
@@ -254,7 +255,8 @@ def _start(settings: Settings, state: StackState, name: str) -> tuple[StackState
     log = settings.state_dir / "logs" / f"{name}.log"
     if log.is_file() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    command, environment = services.launch(settings, state, name)
+    with naming_full_disk(settings.state_dir):
+        command, environment = services.launch(settings, state, name)
     child = processes.spawn(command, environment, log, settings.project_root)
     service = Service(name=name, process=processes.identify(child.pid), log=log)
     updates: dict[str, object] = {"services": {**state.services, name: service}}
@@ -296,7 +298,7 @@ def _wait(
                         f"Its log is {state.services[name].log}.",
                     )
                 attempts[name] += 1
-                state = _plan(state, name, wanted)
+                state = _plan(settings, state, name, wanted)
                 state, children[name] = _start(settings, state, name)
                 progress(f"Starting {TITLES[name]} again, on {state.addresses[ADDRESSES[name][0]]}")
             elif time.monotonic() > deadline:
@@ -311,8 +313,9 @@ def _wait(
 
 def _move_serve(settings: Settings, state: StackState) -> StackState:
     """Choose another port for Serve, which binds its own only now."""
-    choose = services.port_chooser(services.port_of(address) for address in state.addresses.values())
-    address = services.address_on("serve_url", choose(USUAL_PORTS["serve_url"]))
+    taken = [services.port_of(address) for address in state.addresses.values()]
+    choose = services.port_chooser(settings.state_dir, taken)
+    address = services.address_on("serve_url", choose(USUAL_PORTS["serve_url"], services.NEIGHBOURS))
     state = state.model_copy(update={"addresses": {**state.addresses, "serve_url": address}})
     states.write(settings, state)
     return state

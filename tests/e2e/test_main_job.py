@@ -1,0 +1,289 @@
+"""The README's way on a slice of the real data: up, data, submit, call, resume, miss a gate, down."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+PROJECT = Path(__file__).resolve().parents[2]
+STEPS = [
+    "pull-data",
+    "validate-data",
+    "build-features",
+    "tune",
+    "evaluate",
+    "register",
+    "deploy",
+    "verify",
+    "promote",
+]
+
+
+class Clone:
+    """A copy of the project with a tenth of the flights and a search of seconds."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SHOPFLOOR_", "MLFLOW_"))
+        } | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'platform'}", "NO_COLOR": "1"}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "shopfloor", *arguments],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=280)
+        assert process.returncode == code, f"{arguments}: {out}\n{err}"
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def submit(self, *arguments: str, code: int = 0) -> dict:
+        done = self.run(
+            "submit", "pipelines/training.py", "--use-case", "flight_delays", "--json", *arguments, code=code
+        )
+        return json.loads(done.stdout)
+
+    def shell(self, *command: str) -> None:
+        subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        text = (self.root / file).read_text()
+        assert old in text
+        (self.root / file).write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    root = tmp_path_factory.mktemp("e2e") / "project"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (PROJECT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, root / name)
+    clone = Clone(root)
+    _slice_the_data(root)
+    use_case = "pipelines/flight_delays/use_case.yaml"
+    clone.edit(use_case, "trials: 16", "trials: 3")
+    clone.edit(use_case, "max_rounds: 100", "max_rounds: 20")
+    clone.edit(use_case, "grace_rounds: 20", "grace_rounds: 10")
+    clone.edit(use_case, "checkpoint_every: 20", "checkpoint_every: 10")
+    clone.edit(use_case, "roc_auc: {min: 0.70}", "roc_auc: {min: 0.55}")
+    clone.edit(use_case, "log_loss: {max: 0.45}", "log_loss: {max: 0.6}")
+    clone.edit(use_case, "calibration_error: {max: 0.05}", "calibration_error: {max: 0.2}")
+    clone.edit(use_case, "roc_auc: {min: 0.60, min_rows: 500}", "roc_auc: {min: 0.50, min_rows: 500}")
+    for file in ("dvc.yaml", "dvc.lock"):
+        (root / file).unlink()
+    clone.shell("git", "init", "-q")
+    clone.shell(sys.executable, "-m", "dvc", "add", "-q", "data/flight_delays")
+    clone.shell("git", "add", "-A")
+    clone.shell("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "slice")
+    clone.shell("git", "tag", "slice")
+    clone.run("up")
+    try:
+        yield clone
+    finally:
+        clone.run("down")
+
+
+def _slice_the_data(root: Path) -> None:
+    import duckdb
+
+    from pipelines.flight_delays.source import make_tables
+
+    data = root / "data" / "flight_delays"
+    make_tables(data)
+    whole = data / "flights.parquet"
+    duckdb.sql(f"COPY (SELECT * FROM '{whole}' WHERE flight_id % 10 = 0 ORDER BY flight_id) TO '{root}/slice.parquet'")
+    (root / "slice.parquet").replace(whole)
+
+
+@pytest.fixture(scope="module")
+def first(clone):
+    clone.run("data", "prepare", "--use-case", "flight_delays")
+    return clone.submit()
+
+
+def _call(outcome: dict) -> requests.Response:
+    document = requests.get(outcome["endpoint"].replace("/predict", "/openapi.json"), timeout=10).json()
+    path = next(item for name, item in document["paths"].items() if name.endswith("/predict"))
+    content = path["post"]["requestBody"]["content"]["application/json"]
+    example = content.get("example") or next(iter(content["examples"].values()))["value"]
+    return requests.post(outcome["endpoint"], json=example, timeout=10)
+
+
+def _states(outcome: dict) -> dict[str, str]:
+    return {step["name"]: step["state"] for step in outcome["steps"]}
+
+
+def test_submit_ends_in_a_champion_that_answers_the_documented_example(clone, first):
+    assert first["state"] == "succeeded"
+    assert first["version"] == "1"
+    assert [step["name"] for step in first["steps"]] == STEPS
+
+    answer = _call(first)
+
+    assert answer.status_code == 200
+    assert 0 < answer.json()["prediction"] < 1
+    assert answer.json()["version"] == "1"
+
+
+def test_the_run_its_steps_and_its_report_are_in_mlflow(clone, first):
+    shown = json.loads(clone.run("runs", "show", first["run_id"], "--json").stdout)
+    assert [step["state"] for step in shown["steps"]] == ["succeeded"] * len(STEPS)
+    assert shown["metrics"]["roc_auc"] == pytest.approx(first["metrics"]["roc_auc"])
+
+    server = first["links"]["run"].partition("/#/")[0]
+    artifacts = requests.get(
+        f"{server}/api/2.0/mlflow/artifacts/list", params={"run_id": first["run_id"]}, timeout=10
+    ).json()
+    assert "report.html" in [item["path"] for item in artifacts["files"]]
+    assert "trial 3/3" in clone.run("runs", "logs", first["run_id"], "tune").stdout
+
+
+def test_the_passport_names_data_code_checks_and_gates(clone, first):
+    passport = json.loads(clone.run("models", "show", "flight_delays@champion", "--json").stdout)
+
+    assert passport["version"] == "1"
+    assert passport["data"]["md5"].endswith(".dir")
+    assert re.fullmatch(r"[0-9a-f]{40}", passport["git_commit"])
+    assert passport["checks_passed"]
+    assert all(gate["passed"] for gate in passport["gates"])
+    assert passport["run_id"] == first["run_id"]
+
+
+def test_submit_again_with_nothing_changed_runs_no_step(clone, first):
+    again = clone.submit()
+
+    assert set(_states(again).values()) == {"cached"}
+    assert again["version"] == "1"
+
+
+def test_a_comment_in_the_code_runs_no_step(clone, first):
+    with (clone.root / "platform/shopfloor/evaluation.py").open("a") as file:
+        file.write("\n# Nothing that counts.\n")
+
+    assert set(_states(clone.submit()).values()) == {"cached"}
+
+
+def test_a_killed_step_fails_the_run_and_the_next_submit_goes_on_from_it(clone, first):
+    process = clone.start("submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=4")
+    victim = None
+    deadline = time.monotonic() + 120
+    while victim is None and time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            # The step's own interpreter, not the shell that started it.
+            words = child.cmdline()
+            if child.name().startswith("python") and words[-1:] == ["tune"]:
+                victim = child
+        time.sleep(0.1)
+    assert victim is not None
+    victim.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, out + err
+    assert "Step tune failed" in out
+
+    resumed = clone.submit("-p", "trials=4")
+
+    assert resumed["state"] == "succeeded"
+    assert [_states(resumed)[step] for step in STEPS[:3]] == ["cached"] * 3
+    assert _states(resumed)["tune"] == "succeeded"
+
+
+def test_a_missed_gate_is_an_outcome_and_leaves_the_champion_alone(clone, first):
+    before = json.loads(clone.run("models", "show", "flight_delays", "--json").stdout)["version"]
+    clone.edit("pipelines/flight_delays/use_case.yaml", "roc_auc: {min: 0.55}", "roc_auc: {min: 0.99}")
+    try:
+        missed = clone.submit(code=1)
+    finally:
+        clone.edit("pipelines/flight_delays/use_case.yaml", "roc_auc: {min: 0.99}", "roc_auc: {min: 0.55}")
+
+    assert missed["state"] == "gate_missed"
+    assert "roc_auc must be >= 0.99" in missed["message"]
+    assert _states(missed)["tune"] == "cached"
+    assert _states(missed)["register"] == "skipped"
+    assert json.loads(clone.run("models", "show", "flight_delays", "--json").stdout)["version"] == before
+
+
+def test_bad_data_stop_the_run_before_anything_is_trained(clone, first):
+    import duckdb
+
+    flights = clone.root / "data/flight_delays/flights.parquet"
+    duckdb.sql(f"COPY (SELECT * EXCLUDE (distance) FROM '{flights}') TO '{clone.root}/bad.parquet'")
+    flights.unlink()
+    (clone.root / "bad.parquet").replace(flights)
+    changed = clone.run("submit", "pipelines/training.py", "--use-case", "flight_delays", code=1)
+    assert "is not what DVC recorded" in changed.stderr
+    clone.shell(sys.executable, "-m", "dvc", "add", "-q", "data/flight_delays")
+
+    refused = clone.submit(code=1)
+
+    assert refused["state"] == "failed"
+    assert "flights.distance: expected to exist" in refused["message"]
+    assert _states(refused)["build-features"] == "skipped"
+    by_tag = clone.submit("-p", "data_rev=slice")
+    assert by_tag["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["submit", "pipelines/training.py", "--use-case", "nothing"], "There is no use case 'nothing'"),
+        (["submit", "pipelines/nothing.py"], "There is no pipeline file"),
+        (["submit", "pipelines/training.py"], "needs use_case"),
+        (["submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "x=1"], "has no parameter 'x'"),
+        (
+            ["submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=many"],
+            "'trials' must be a whole number, not 'many'",
+        ),
+        (
+            ["submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "data_rev=v99"],
+            "There is no git revision 'v99'",
+        ),
+        (["runs", "show", "ffff"], "There is no run 'ffff'"),
+        (["models", "show", "nothing"], "Model 'nothing' has no champion"),
+        (["--profile", "nothing", "status"], "There is no profile 'nothing'"),
+    ],
+)
+def test_what_is_asked_wrongly_gets_one_line_and_exit_code_2(clone, first, arguments, message):
+    done = clone.run(*arguments, code=2)
+
+    assert done.stdout == ""
+    assert [message in line for line in done.stderr.splitlines() if line.startswith("error: ")] == [True]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stopped_run_is_marked_and_its_processes_are_gone(clone, first):
+    process = clone.start(
+        "submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=5", "--no-cache"
+    )
+    deadline = time.monotonic() + 60
+    children: list[psutil.Process] = []
+    while not children and time.monotonic() < deadline:
+        children = [
+            c for c in psutil.Process(process.pid).children(recursive=True) if "executor_main" in str(c.cmdline())
+        ]
+        time.sleep(0.1)
+    process.send_signal(2)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert json.loads(clone.run("runs", "show", "latest", "--json").stdout)["state"] == "killed"

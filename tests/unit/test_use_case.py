@@ -1,0 +1,49 @@
+"""`use_case.yaml` is validated as a whole, and errors name file, line and key."""
+
+from pathlib import Path
+
+import pytest
+from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.settings import Settings
+from shopfloor.use_case import list_use_cases, load_use_case
+
+PROJECT = Path(__file__).resolve().parents[2]
+GOOD = (PROJECT / "pipelines/flight_delays/use_case.yaml").read_text()
+
+
+def write(tmp_path, text):
+    folder = tmp_path / "pipelines" / "flight_delays"
+    folder.mkdir(parents=True)
+    (folder / "use_case.yaml").write_text(text)
+    return Settings(project_root=tmp_path)
+
+
+def test_the_use_case_of_the_project_is_valid():
+    settings = Settings(project_root=PROJECT)
+    assert "flight_delays" in list_use_cases(settings)
+    assert load_use_case(settings, "flight_delays").search.trials == 16
+
+
+def test_an_unknown_use_case_is_named_with_the_known_ones(tmp_path):
+    settings = write(tmp_path, GOOD)
+    with pytest.raises(NotFoundError, match=r"no use case 'x'. Known use cases: flight_delays"):
+        load_use_case(settings, "x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("trials: 16", "trails: 16", r"use_case.yaml:21: search.trails: unknown key"),
+        ("trials: 16", "trials: many", r"use_case.yaml:21: search.trials: Input should be a valid integer"),
+        ("trials: 16", "trials: 0", r"use_case.yaml:21: search.trials: Input should be greater than 0"),
+        ("roc_auc: {min: 0.70}", "roc_auc: {min: 0.7, max: 0.8}", r"gates.metrics.roc_auc: give either min or max"),
+        ('["2013-09-01", "2013-10-01"]', '["2013-08-01", "2013-10-01"]', r"must follow one another"),
+        ("name: flight_delays", "name: other", r"name is 'other', the folder is 'flight_delays'"),
+        ("search:", "search: [", r"use_case.yaml:\d+: "),
+    ],
+)
+def test_a_broken_file_gets_a_line_that_names_file_line_and_key(tmp_path, old, new, message):
+    assert old in GOOD
+    settings = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(UsageError, match=message):
+        load_use_case(settings, "flight_delays")
