@@ -57,12 +57,11 @@ def filesystem(settings: Settings, uri: str) -> tuple[FileSystem, str]:
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(local_path(uri))
     if uri.startswith("s3://"):
-        options: dict[str, Any] = {"allow_bucket_creation": False}
-        if settings.s3_endpoint_url:
-            scheme, _, host = settings.s3_endpoint_url.partition("://")
-            options |= {"endpoint_override": host, "scheme": scheme, "force_virtual_addressing": False}
-        options["region"] = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
-        return fs.S3FileSystem(**options), uri.removeprefix("s3://")
+        # s3fs, which DVC uses too, gets along with more S3 servers than pyarrow's own client.
+        import s3fs
+
+        client = s3fs.S3FileSystem(endpoint_url=settings.s3_endpoint_url, use_listings_cache=False)
+        return fs.PyFileSystem(fs.FSSpecHandler(client)), uri.removeprefix("s3://")
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, path
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, filesystem, hash_directory, join, local_copy, publish
+from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, publish
 from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, load_use_case
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def _search(settings: Settings, use_case: UseCase, directory: Path, trials: int)
     validate = pd.read_parquet(directory / "validate.parquet", columns=columns)
     content = hash_directory(directory)
     target_fs, root = filesystem(settings, join(settings.artifact_root, "tune"))
-    target_fs.create_dir(root, recursive=True)
+    if not is_remote(settings.artifact_root):
+        target_fs.create_dir(root, recursive=True)
     name = _experiment(settings, use_case, content, trials)
     job = with_parameters(
         _one_worker if section.workers.per_trial == 1 else _several_workers,

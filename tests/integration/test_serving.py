@@ -87,9 +87,16 @@ def serving_cluster(directory: Path, **serve_environment: str):
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         **serve_environment,
     }
-    # Unix sockets must have short paths; pytest's directories are too deep for Ray.
     with contextlib.ExitStack() as stack, (directory / "servers.log").open("w") as log:
+        # Unix sockets must have short paths; pytest's directories are too deep for Ray and for HAProxy.
         short = stack.enter_context(tempfile.TemporaryDirectory(prefix="sf-", ignore_cleanup_errors=True))
+        environment |= {
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{short}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{short}/a",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{short}/m",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": short,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{short}/state",
+        }
 
         def start(*command: str) -> subprocess.Popen:
             process = subprocess.Popen(

@@ -225,7 +225,8 @@ def test_a_named_port_that_is_taken_is_one_line_with_the_holder_and_nothing_is_s
 
 def test_a_service_that_ends_while_it_starts_is_an_error_with_its_last_words(environment, tmp_path):
     state = tmp_path / "state"
-    (state / "mlflow" / "mlflow.db").mkdir(parents=True)  # no database can be opened here
+    (state / "mlflow").mkdir(parents=True)
+    (state / "mlflow" / "artifacts").write_text("a file where a directory should be")
     settings = load_settings(project_root=ROOT, state_dir=state)
     child = {**environment, "SHOPFLOOR_STATE_DIR": str(state)}
 
@@ -236,6 +237,6 @@ def test_a_service_that_ends_while_it_starts_is_an_error_with_its_last_words(env
 
     assert answer.returncode == 1
     assert "MLflow ended while it started" in answer.stderr
-    assert "unable to open database file" in answer.stderr
+    assert "File exists" in answer.stderr
     assert str(state / "logs" / "mlflow.log") in answer.stderr
     assert "Traceback" not in answer.stderr

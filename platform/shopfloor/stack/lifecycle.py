@@ -303,7 +303,7 @@ def _wait(
                 progress(f"Starting {TITLES[name]} again, on {state.addresses[ADDRESSES[name][0]]}")
             elif time.monotonic() > deadline:
                 raise ServiceError(
-                    f"{TITLES[name]} does not answer on {state.addresses[ADDRESSES[name][0]]} in time.",
+                    f"{TITLES[name]} does not answer in time: {_last_words(state.services[name])}",
                     f"Its log is {state.services[name].log}. `shopfloor up` waits again, `shopfloor down` gives up.",
                 )
         if waiting:

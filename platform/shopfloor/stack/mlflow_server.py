@@ -21,11 +21,13 @@ def main(port: int, directory: Path) -> None:
         directory: Made where it does not exist.
 
     Raises:
-        OSError: The port is taken.
+        OSError: The port is taken, or the directory cannot be made.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
+    artifacts = directory / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
 
     # MLflow sees by uvicorn's presence that it is a server, and then guards itself against foreign hosts and origins.
     import uvicorn
@@ -33,8 +35,6 @@ def main(port: int, directory: Path) -> None:
     from mlflow.server import constants
     from mlflow.server.handlers import initialize_backend_stores
 
-    artifacts = directory / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
     database = f"sqlite:///{directory / 'mlflow.db'}"
     proxied = "mlflow-artifacts:/"
     os.environ |= {
