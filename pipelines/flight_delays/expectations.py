@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 ORIGINS = ["EWR", "JFK", "LGA"]
+CARRIERS = ["9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV"]
 TIME = "Timestamp"
 
 
@@ -38,6 +39,7 @@ def suites() -> dict[str, list[Any]]:
             gxe.ExpectColumnValuesToBeInTypeList(column="arr_delay", type_list=["float64", "int64"]),
             *complete("scheduled_departure", "scheduled_arrival", "carrier", "origin", "dest", "distance"),
             gxe.ExpectColumnValuesToBeInSet(column="origin", value_set=ORIGINS),
+            gxe.ExpectColumnValuesToBeInSet(column="carrier", value_set=CARRIERS),
             gxe.ExpectColumnPairValuesAToBeGreaterThanB(
                 column_A="landed_at", column_B="scheduled_departure", ignore_row_if="either_value_is_missing"
             ),

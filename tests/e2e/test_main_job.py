@@ -287,3 +287,27 @@ def test_a_stopped_run_is_marked_and_its_processes_are_gone(clone, first):
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert json.loads(clone.run("runs", "show", "latest", "--json").stdout)["state"] == "killed"
+
+
+def test_when_mlflow_dies_in_the_middle_one_line_says_so_and_the_next_submit_goes_on(clone, first):
+    process = clone.start("submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=6")
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("tune: running"):
+            break
+    services = json.loads(clone.run("status", "--json").stdout)["services"]
+    server = psutil.Process(next(service["pid"] for service in services if service["name"] == "mlflow"))
+    for victim in [server, *server.children(recursive=True)]:
+        victim.kill()
+    _, err = process.communicate(timeout=240)
+
+    assert process.returncode == 1, err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "stopped answering" in errors[0]
+
+    clone.run("up")
+    resumed = clone.submit("-p", "trials=6")
+    assert resumed["state"] == "succeeded"
+    assert _states(resumed)["tune"] == "cached"

@@ -1,0 +1,59 @@
+"""Artifacts stand behind their URI complete or not at all; a full disk is named."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from shopfloor import storage
+from shopfloor.errors import NotFoundError, ShopfloorError
+from shopfloor.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(project_root=tmp_path, state_dir=tmp_path, artifact_root=str(tmp_path / "artifacts"))
+
+
+def artifact():
+    return SimpleNamespace(name="a", uri="", metadata={})
+
+
+def test_the_same_content_has_the_same_hash_at_another_place(settings):
+    made = [artifact(), artifact()]
+    for item in made:
+        with storage.publish(settings, item, "step") as directory:
+            (directory / "file").write_text("text")
+    assert made[0].uri != made[1].uri
+    assert made[0].metadata == made[1].metadata
+
+
+def test_a_step_that_fails_half_way_publishes_nothing(settings):
+    item = artifact()
+    with pytest.raises(RuntimeError), storage.publish(settings, item, "step") as directory:
+        (directory / "file").write_text("half")
+        raise RuntimeError
+    assert item.uri == ""
+    assert [path for path in (settings.project_root / "artifacts").rglob("*") if path.is_file()] == []
+
+
+def test_a_full_disk_is_named_with_what_to_do():
+    with (
+        pytest.raises(ShopfloorError, match="The disk that holds /dev is full. Free some space and submit again"),
+        storage.naming_full_disk(Path("/dev")),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("x")
+        full.flush()
+
+
+def test_an_artifact_that_is_gone_says_that_the_step_will_run_again(settings):
+    with pytest.raises(NotFoundError, match="is gone. Submit again"):
+        storage.local_copy(settings, str(settings.project_root / "nothing"))
+
+
+def test_writing_atomically_replaces_the_whole_text(tmp_path):
+    file = tmp_path / "state.json"
+    storage.write_atomically(file, "long old text")
+    storage.write_atomically(file, "new")
+    assert file.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [file]
