@@ -40,10 +40,8 @@ def test_a_full_disk_is_named_with_what_to_do():
     with (
         pytest.raises(ShopfloorError, match="The disk that holds /dev is full. Free some space and submit again"),
         storage.naming_full_disk(Path("/dev")),
-        open("/dev/full", "w") as full,
     ):
-        full.write("x")
-        full.flush()
+        Path("/dev/full").write_text("x")
 
 
 def test_an_artifact_that_is_gone_says_that_the_step_will_run_again(settings):
