@@ -45,7 +45,8 @@ def prepare(settings: Settings, use_case_name: str) -> PreparedData:
     """Bring the tables into the workspace and into the remote, where they are not there yet.
 
     Raises:
-        ShopfloorError: DVC could neither pull nor make the tables; the message holds DVC's own words.
+        DataError: The remote lacks the tables and no stage makes them.
+        ShopfloorError: A stage or a push failed; DVC's own words are on stderr.
     """
     use_case = load_use_case(settings, use_case_name)
     folder = settings.project_root / use_case.data.path
@@ -53,7 +54,13 @@ def prepare(settings: Settings, use_case_name: str) -> PreparedData:
     if not all((folder / f"{table}.parquet").is_file() for table in use_case.data.tables):
         made = True
         if not _dvc(settings, "pull", "--quiet", use_case.data.path, check=False):
-            _dvc(settings, "repro", use_case.data.path)
+            stage = _stage(settings, use_case.data.path)
+            if stage is None:
+                raise DataError(
+                    f"The DVC remote lacks {use_case.data.path}, and no stage in dvc.yaml makes it.",
+                    "Run `dvc push` where the data are.",
+                )
+            _dvc(settings, "repro", stage)
     version = resolve(settings, use_case_name, "")
     store = _Objects(settings)
     pushed = not all(store.in_remote(md5) for md5 in [version.md5, *(table.md5 for table in version.tables)])
@@ -225,6 +232,18 @@ def _tracked_md5(settings: Settings, path: str, commit: str) -> str | None:
     name = Path(path).name
     outs += [{**out, "path": path} for out in content(f"{path}.dvc").get("outs", []) if out.get("path") == name]
     return next((str(out["md5"]) for out in outs if out.get("path") == path and "md5" in out), None)
+
+
+def _stage(settings: Settings, path: str) -> str | None:
+    """Return the stage whose output is `path`: `dvc repro` takes a stage's name and no path."""
+    import yaml
+
+    file = settings.project_root / "dvc.lock"
+    lock = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+    stages: dict[str, Any] = lock.get("stages") or {}
+    return next(
+        (name for name, stage in stages.items() if any(out.get("path") == path for out in stage.get("outs", []))), None
+    )
 
 
 def _require_unchanged(store: _Objects, folder: Path, tables: list[TableVersion]) -> None:

@@ -141,3 +141,29 @@ def test_objects_that_are_nowhere_say_what_to_run(repository, tmp_path):
     settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
     with pytest.raises(DataError, match=r"neither in the cache nor in the remote.*`dvc push`"):
         versions.resolve(settings, "flight_delays", "v1")
+
+
+def test_on_a_fresh_clone_with_an_empty_remote_the_stage_makes_the_data(tmp_path):
+    root = tmp_path / "project"
+    use_case = root / "pipelines/flight_delays/use_case.yaml"
+    use_case.parent.mkdir(parents=True)
+    use_case.write_text((PROJECT / "pipelines/flight_delays/use_case.yaml").read_text())
+    makes = (
+        f"mkdir -p data/flight_delays; for t in {' '.join(TABLES)}; do echo $t > data/flight_delays/$t.parquet; done"
+    )
+    (root / "dvc.yaml").write_text(f"stages:\n  made:\n    cmd: {makes}\n    outs: [data/flight_delays]\n")
+    sh(root, "git", "init", "-q")
+    dvc(root, "init", "-q")
+    dvc(root, "remote", "add", "-q", "-d", "store", str(tmp_path / "first"))
+    dvc(root, "repro", "-q")
+    sh(root, "git", "add", "-A")
+    sh(root, "git", "commit", "-qm", "made")
+    clone = tmp_path / "clone"
+    sh(tmp_path, "git", "clone", "-q", str(root), str(clone))
+    settings = Settings(project_root=clone, state_dir=clone / ".shopfloor", artifact_root=str(clone / "artifacts"))
+
+    prepared = versions.prepare(settings, "flight_delays")
+
+    assert prepared.made
+    assert prepared.pushed
+    assert (clone / "data/flight_delays/flights.parquet").read_text() == "flights\n"
