@@ -15,6 +15,7 @@ help:  ## list the targets
 
 $(INSTALLED):
 	@echo "Installing into $(VENV) from requirements/dev.txt" >&2
+	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi  # it runs on the packages that are replaced
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
