@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from shopfloor.settings import Settings, load_settings
-from shopfloor.stack import lifecycle, processes, services
+from shopfloor.stack import lifecycle, processes, ray_head, services
 from shopfloor.stack import state as states
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,7 @@ def stack(shopfloor, settings):
         answer = shopfloor("up", "--json")
     yield answer
     lifecycle.down(settings())
+    shutil.rmtree(ray_head.short_directory(settings().state_dir), ignore_errors=True)
 
 
 def family(settings: Settings) -> list[psutil.Process]:
@@ -182,19 +184,31 @@ def test_a_port_that_the_running_service_is_not_on_is_one_clear_line(stack, shop
     assert "`shopfloor down`" in answer.stderr
 
 
-def test_a_killed_mlflow_shows_in_the_status_and_up_brings_it_back_to_the_same_place(stack, shopfloor, settings):
-    address, ray = settings().tracking_uri, pid_of(settings(), "ray")
+def test_a_killed_mlflow_shows_in_the_status(stack, shopfloor, settings):
     os.kill(pid_of(settings(), "mlflow"), signal.SIGKILL)
 
     broken = shopfloor("status")
-    repaired = shopfloor("up")
 
     assert broken.returncode == 1
     assert "it died" in broken.stdout
+
+
+def test_up_brings_back_what_died_to_the_same_place_also_after_an_up_that_was_killed(
+    stack, shopfloor, settings, environment
+):
+    address, ray = settings().tracking_uri, pid_of(settings(), "ray")
+    command = [sys.executable, "-m", "shopfloor", "up"]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as halfway:
+        assert "Starting MLflow" in halfway.stderr.readline()
+        halfway.kill()
+    mlflow = pid_of(settings(), "mlflow")
+
+    repaired = shopfloor("up")
+
     assert repaired.returncode == 0, repaired.stderr
-    assert "Ray" not in repaired.stderr
+    assert "Waiting for MLflow" in repaired.stderr
     assert settings().tracking_uri == address
-    assert pid_of(settings(), "ray") == ray
+    assert (pid_of(settings(), "mlflow"), pid_of(settings(), "ray")) == (mlflow, ray)
     assert shopfloor("status").returncode == 0
 
 
@@ -234,6 +248,7 @@ def test_a_service_that_ends_while_it_starts_is_an_error_with_its_last_words(env
         [sys.executable, "-m", "shopfloor", "up"], env=child, cwd=ROOT, capture_output=True, text=True, check=False
     )
     lifecycle.down(settings)
+    shutil.rmtree(ray_head.short_directory(state), ignore_errors=True)
 
     assert answer.returncode == 1
     assert "MLflow ended while it started" in answer.stderr

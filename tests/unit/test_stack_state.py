@@ -193,5 +193,7 @@ def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine(tmp_path):
         [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(config)], check=True, capture_output=True
     )
 
+    ray_head.remove_sockets(tmp_path)
     binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
+    assert not ray_head.short_directory(tmp_path).exists()

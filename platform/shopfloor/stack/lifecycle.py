@@ -25,8 +25,8 @@ from shopfloor.storage import naming_full_disk
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-GRACE_S = 8.0
-POLL_S = 0.1
+GRACE_S = 5.0
+POLL_S = 0.2
 ATTEMPTS = 3
 """How often a service is started that lost its port to another process in between."""
 LAST_LINES = 5
@@ -153,6 +153,7 @@ def down(settings: Settings) -> DownResult:
         stopped = [name for name in SERVICES if _runs(state, name)]
         families = [services.family(settings, name, _service(state, name)) for name in SERVICES]
         count = processes.end(families, GRACE_S)
+        ray_head.remove_sockets(settings.state_dir)
         states.forget(settings)
     return DownResult(stopped=stopped, processes=count)
 
@@ -278,6 +279,9 @@ def _wait(
     """Wait until every service answers; start one anew that lost its port to another process."""
     began = time.monotonic()
     waiting = list(SERVICES)
+    for name in SERVICES:
+        if name not in children and not services.answers(name, state.addresses):
+            progress(f"Waiting for {TITLES[name]}, which was started before")
     attempts = dict.fromkeys(SERVICES, 1)
     while waiting:
         for name in list(waiting):

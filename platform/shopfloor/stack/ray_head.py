@@ -6,6 +6,7 @@ HAProxy's ports and files. Everything here is set through the environment variab
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -109,6 +110,14 @@ def remove_old_sessions(directory: Path) -> None:
     sessions = sorted(path for path in directory.glob("session_*") if path.is_dir() and not path.is_symlink())
     for session in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def remove_sockets(state_dir: Path) -> None:
+    """Delete what HAProxy left outside of the state directory."""
+    short = short_directory(state_dir)
+    shutil.rmtree(short / "h", ignore_errors=True)
+    with contextlib.suppress(OSError):  # Ray's logs may be there as well
+        short.rmdir()
 
 
 def _haproxy(directory: Path) -> dict[str, str]:
