@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,29 @@ def connect(settings: Settings) -> Any:
             f"The MLflow server {settings.tracking_uri} does not answer.", "Start the stack: shopfloor up"
         ) from error
     return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+
+
+@contextlib.contextmanager
+def answering(settings: Settings) -> Iterator[None]:
+    """Turn the exceptions of a tracking server that stopped answering within the block into one line.
+
+    Raises:
+        ServiceError: It stopped.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        raise _stopped_answering(settings, error) from error
+
+
+def _stopped_answering(settings: Settings, error: Exception) -> ServiceError:
+    return ServiceError(
+        f"The MLflow server {settings.tracking_uri} stopped answering: {_first_line(error)}",
+        "Start it (shopfloor up) and submit again: finished steps are kept.",
+    )
 
 
 class RunRecorder:
@@ -162,10 +185,7 @@ class RunRecorder:
             ServiceError: A record could not be written.
         """
         if self.failure is not None:
-            raise ServiceError(
-                f"The MLflow server {self._settings.tracking_uri} stopped answering: {_first_line(self.failure)}",
-                "Start it (shopfloor up) and submit again: finished steps are kept.",
-            ) from self.failure
+            raise _stopped_answering(self._settings, self.failure) from self.failure
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:

@@ -123,7 +123,9 @@ def submit(
         use_cache,
     )
     try:
-        local_run.execute(compiled.spec, arguments)
+        # The result store asks MLflow for what steps have done: it can die between two steps too.
+        with tracking.answering(settings):
+            local_run.execute(compiled.spec, arguments)
     except KeyboardInterrupt:
         with contextlib.suppress(ShopfloorError):
             run.finish("killed", "Stopped by the user; submit again to go on.")
