@@ -1,13 +1,16 @@
-"""What every engine tells about the steps that it runs, whatever runs them."""
+"""What every engine can do, and what it tells of the steps that it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from shopfloor.results import Outputs
 
 StepState = Literal["cached", "succeeded", "failed", "killed"]
+RunState = Literal["pending", "running", "succeeded", "gate_missed", "failed", "killed"]
 
 
 class StepListener(Protocol):
@@ -21,4 +24,60 @@ class StepListener(Protocol):
         self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, error: str
     ) -> None:
         """Hear how a step ended; a cached step ends without having started."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """A compiled pipeline and what it is to be run with."""
+
+    name: str
+    """The pipeline's name."""
+    ir: dict[str, Any]
+    """KFP's `PipelineSpec` as JSON."""
+    platforms: dict[str, Any]
+    """KFP's platform configuration as JSON (`{"platforms": {"kubernetes": ...}}`), or empty."""
+    arguments: dict[str, Any]
+    """Values of the pipeline's parameters."""
+    run_id: str | None = None
+    """MLflow run that records it; `None` where there is none, as for `compile`."""
+    use_cache: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables for every step: the settings (`Settings.environment`)."""
+    cron: str | None = None
+    """A schedule; `None` means now and once."""
+
+
+class Engine(Protocol):
+    """Runs a job where its name says. A run is named by the id that the engine itself knows it under."""
+
+    name: ClassVar[str]
+
+    def submit(self, job: Job) -> str:
+        """Begin the run and return its id; come back at once.
+
+        Raises:
+            UsageError: The engine cannot run such a pipeline; nothing was begun.
+            ServiceError: The engine's service does not answer, or refuses.
+        """
+        ...
+
+    def status(self, engine_run: str) -> RunState:
+        """Return how the run stands.
+
+        Raises:
+            NotFoundError: There is no such run here.
+        """
+        ...
+
+    def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of the run's log, or of one step's; with `follow`, until the run ends."""
+        ...
+
+    def stop(self, engine_run: str) -> None:
+        """End the run; what it finished stays finished."""
+        ...
+
+    def retry(self, engine_run: str) -> str:
+        """Run again what failed of a run, and return the id of the run that goes on."""
         ...
