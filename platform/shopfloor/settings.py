@@ -13,12 +13,45 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shopfloor.errors import NotFoundError, UsageError
 
 ENV_PREFIX = "SHOPFLOOR_"
 Source = Literal["argument", "environment", "stack", "profile", "default"]
+
+
+class ClusterSettings(BaseModel):
+    """What runs on Kubernetes are made with: the `[cluster]` table of a profile, a team's own values in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    namespace: str = "shopfloor"
+    """The team's namespace."""
+    image: str = "shopfloor/platform:0.1.0"
+    """The platform image: Python, the lock's packages and this project."""
+    service_account: str = "shopfloor-run"
+    queue: str | None = None
+    """Kueue LocalQueue of the team; `None` leaves the pods to the default scheduler."""
+    priority_class: str | None = None
+    """Kueue WorkloadPriorityClass."""
+    environment_secret: str | None = None
+    """Secret whose keys every step gets as environment variables, e.g. the object store's."""
+    argo_url: str = "http://127.0.0.1:2746"
+    kfp_url: str = "http://127.0.0.1:8888"
+    token_file: Path | None = None
+    """File with the bearer token of Argo or KFP, read anew for each request; $ARGO_TOKEN and $KFP_TOKEN go first."""
+    artifact_repository: str = "artifact-repositories"
+    """Argo's ConfigMap that says where artifacts go."""
+    artifact_repository_key: str = "default"
+    active_deadline_s: int = 86_400
+    """Longest life of a run."""
+    ttl_success_s: int = 86_400
+    """How long a workflow stays after it succeeded."""
+    ttl_failure_s: int = 604_800
+    pod_gc: Literal["OnPodCompletion", "OnPodSuccess", "OnWorkflowCompletion", "OnWorkflowSuccess"] = "OnPodSuccess"
+    parallelism: int = 16
+    """Pods of one run at a time."""
 
 
 class Settings(BaseModel):
@@ -43,6 +76,7 @@ class Settings(BaseModel):
     """Feast's registry: a file path, an s3:// URI or an SQLAlchemy URL."""
     online_store: str = ".shopfloor/feast/online.db"
     """Feast's online store: a SQLite file, or `redis://host:port`."""
+    cluster: ClusterSettings = ClusterSettings()
     run_id: str | None = None
     """MLflow run that the process works for; an engine sets it for its steps."""
     step_run_id: str | None = None
@@ -52,9 +86,18 @@ class Settings(BaseModel):
     request_timeout_s: float = 30.0
     """How long one network call may take."""
 
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _from_environment(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
     def environment(self) -> dict[str, str]:
         """Return the variables that give a child process the same settings."""
-        values = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in self if value is not None}
+        values = {
+            f"{ENV_PREFIX}{name.upper()}": value.model_dump_json() if isinstance(value, BaseModel) else str(value)
+            for name, value in self
+            if value is not None
+        }
         values["MLFLOW_TRACKING_URI"] = self.tracking_uri
         if self.ray_address.startswith(("127.", "localhost:")):
             # A Ray driver would look for a local head on the machine's outer address, where the embedded one is not.
