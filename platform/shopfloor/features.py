@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TIME = "event_timestamp"
+COARSE = 10
+"""A view that changes at this many times fewer times than there are rows is asked once for each change."""
 
 
 class Metrics(Protocol):
@@ -137,13 +139,60 @@ def _join(
             "Name it as features.service in use_case.yaml does.",
         ) from error
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
-    joined = store.get_historical_features(entity_df=rows, features=service).to_df()
     keys = [name for name in rows.columns if name not in {TIME, use_case.features.target}]
+    fine = []
+    for projection in service.feature_view_projections:
+        view = store.get_feature_view(projection.name)
+        wanted = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
+        changes = _changes(view, made / f"{view.name}.parquet")
+        if len(changes) * COARSE > len(rows):
+            fine += wanted
+        else:
+            rows = _ask_per_change(store, wanted, rows, sorted(view.join_keys), changes)
+    joined = store.get_historical_features(entity_df=rows, features=fine).to_df() if fine else rows
     frame = joined.sort_values([TIME, *keys], kind="stable", ignore_index=True)
     for name in names:
         whole = frame[name].dtype.kind in "iu"
         frame[name] = frame[name].astype("int64" if whole else "float64")
     return frame, names
+
+
+def _changes(view: Any, file: Path) -> Any:
+    """Return the times at which an answer of a view can change (int64, microseconds, sorted): a row begins or expires.
+
+    A row counts up to and with the end of its time to live, so the change comes a microsecond later.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = view.batch_source.timestamp_field
+    begins = pq.read_table(file, columns=[column])[column].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+    begins = np.unique(begins)
+    if not view.ttl:
+        return begins
+    return np.unique(np.concatenate([begins, begins + int(view.ttl.total_seconds() * 1_000_000) + 1]))
+
+
+def _ask_per_change(store: Any, wanted: list[str], rows: pd.DataFrame, keys: list[str], changes: Any) -> pd.DataFrame:
+    """Add a view's features to `rows`, asking Feast once for each key and time between two changes.
+
+    Feast's join compares every row with every earlier one of its key: for a view whose rows come by the hour, asking at
+    the last change before a row's own time gives the same answer to a fraction of the questions.
+    """
+    import numpy as np
+    import pandas as pd
+
+    asked = rows[keys].copy()
+    own = rows[TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
+    last = np.searchsorted(changes, own, side="right") - 1
+    asked[TIME] = pd.to_datetime(np.where(last >= 0, changes[last], own), unit="us", utc=True).astype(
+        "datetime64[us, UTC]"
+    )
+    answers = store.get_historical_features(entity_df=asked.drop_duplicates(), features=wanted).to_df()
+    answers[TIME] = answers[TIME].astype("datetime64[us, UTC]")
+    merged = asked.merge(answers, on=[*keys, TIME], how="left", validate="many_to_one")
+    return pd.concat([rows.reset_index(drop=True), merged.drop(columns=[*keys, TIME])], axis=1)
 
 
 def _keep(settings: Settings, use_case: UseCase, made: Path) -> str:
