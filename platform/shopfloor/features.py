@@ -122,6 +122,7 @@ def _join(
     settings: Settings, use_case: UseCase, code: Any, sources: str, made: Path, rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[str]]:
     """Register the definitions and return the joined rows and the names of the features, in the service's order."""
+    import pandas as pd
     from feast.errors import FeatureServiceNotFoundException
 
     with _registry_lock(settings):
@@ -139,8 +140,8 @@ def _join(
             "Name it as features.service in use_case.yaml does.",
         ) from error
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
-    keys = [name for name in rows.columns if name not in {TIME, use_case.features.target}]
-    fine = []
+    fine: list[str] = []
+    coarse: list[tuple[list[str], list[str], Any]] = []
     for projection in service.feature_view_projections:
         view = store.get_feature_view(projection.name)
         wanted = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
@@ -148,13 +149,14 @@ def _join(
         if len(changes) * COARSE > len(rows):
             fine += wanted
         else:
-            rows = _ask_per_change(store, wanted, rows, sorted(view.join_keys), changes)
-    joined = store.get_historical_features(entity_df=rows, features=fine).to_df() if fine else rows
-    frame = joined.sort_values([TIME, *keys], kind="stable", ignore_index=True)
-    for name in names:
-        whole = frame[name].dtype.kind in "iu"
-        frame[name] = frame[name].astype("int64" if whole else "float64")
-    return frame, names
+            coarse.append((wanted, sorted(view.join_keys), changes))
+    frame = store.get_historical_features(entity_df=rows, features=fine).to_df() if fine else rows
+    keys = [name for name in rows.columns if name not in {TIME, use_case.features.target}]
+    frame = frame.sort_values([TIME, *keys], kind="stable", ignore_index=True)
+    answers = [_ask_per_change(store, wanted, frame, keys, changes) for wanted, keys, changes in coarse]
+    frame = pd.concat([frame, *answers], axis=1)
+    whole = {name for name in names if frame[name].dtype.kind in "iu"}
+    return frame.astype({name: "int64" if name in whole else "float64" for name in names}, copy=False), names
 
 
 def _changes(view: Any, file: Path) -> Any:
@@ -175,7 +177,7 @@ def _changes(view: Any, file: Path) -> Any:
 
 
 def _ask_per_change(store: Any, wanted: list[str], rows: pd.DataFrame, keys: list[str], changes: Any) -> pd.DataFrame:
-    """Add a view's features to `rows`, asking Feast once for each key and time between two changes.
+    """Return a view's features for `rows`, asking Feast once for each key and time between two changes.
 
     Feast's join compares every row with every earlier one of its key: for a view whose rows come by the hour, asking at
     the last change before a row's own time gives the same answer to a fraction of the questions.
@@ -183,16 +185,15 @@ def _ask_per_change(store: Any, wanted: list[str], rows: pd.DataFrame, keys: lis
     import numpy as np
     import pandas as pd
 
-    asked = rows[keys].copy()
     own = rows[TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
     last = np.searchsorted(changes, own, side="right") - 1
-    asked[TIME] = pd.to_datetime(np.where(last >= 0, changes[last], own), unit="us", utc=True).astype(
-        "datetime64[us, UTC]"
-    )
-    answers = store.get_historical_features(entity_df=asked.drop_duplicates(), features=wanted).to_df()
-    answers[TIME] = answers[TIME].astype("datetime64[us, UTC]")
-    merged = asked.merge(answers, on=[*keys, TIME], how="left", validate="many_to_one")
-    return pd.concat([rows.reset_index(drop=True), merged.drop(columns=[*keys, TIME])], axis=1)
+    times = pd.Series(np.where(last >= 0, changes[last], own))
+    number = rows[keys].assign(time=times).groupby([*keys, "time"], sort=False, dropna=False).ngroup().to_numpy()
+    _, first = np.unique(number, return_index=True)
+    questions = rows[keys].iloc[first].assign(number=np.arange(len(first)))
+    questions[TIME] = pd.to_datetime(times.iloc[first], unit="us", utc=True)
+    answers = store.get_historical_features(entity_df=questions, features=wanted).to_df().sort_values("number")
+    return answers[[name.partition(":")[2] for name in wanted]].take(number).reset_index(drop=True)
 
 
 def _keep(settings: Settings, use_case: UseCase, made: Path) -> str:
