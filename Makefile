@@ -4,8 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# The environment is made anew only when a lock changed: the stamp is named after the lock's content.
-LOCK_HASH := $(shell cat requirements/bootstrap.txt requirements/dev.txt pyproject.toml | sha256sum | cut -c1-16)
+# The environment is made anew only when a lock or the package's own entry changed: the stamp is named after them.
+LOCK_HASH := $(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed '/^\[tool/,$$d' pyproject.toml; } | \
+  sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/installed-$(LOCK_HASH)
 
 .PHONY: help run stop test lint format bench lock clean

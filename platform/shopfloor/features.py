@@ -193,7 +193,8 @@ def _ask_per_change(store: Any, wanted: list[str], rows: pd.DataFrame, keys: lis
     questions = rows[keys].iloc[first].assign(number=np.arange(len(first)))
     questions[TIME] = pd.to_datetime(times.iloc[first], unit="us", utc=True)
     answers = store.get_historical_features(entity_df=questions, features=wanted).to_df().sort_values("number")
-    return answers[[name.partition(":")[2] for name in wanted]].take(number).reset_index(drop=True)
+    found: pd.DataFrame = answers[[name.partition(":")[2] for name in wanted]].take(number)
+    return found.reset_index(drop=True)
 
 
 def _keep(settings: Settings, use_case: UseCase, made: Path) -> str:

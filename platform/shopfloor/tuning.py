@@ -14,28 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import logging
 import os
 import socket
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from shopfloor import trial
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, publish
-from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, load_use_case
-
-if TYPE_CHECKING:
-    import pandas as pd
+from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
 
 logger = logging.getLogger(__name__)
 
-REPORT_EVERY = 10
-"""Rounds between two reports of a trial: each costs a round trip to the driver."""
 MAX_FAILURES = 3
 """Deaths of its worker that a trial survives."""
 
@@ -78,7 +72,7 @@ def tune(
         result, best, checkpoint = _search(settings, use_case, directory, trials)
         code = use_case.code("model")
         with checkpoint.as_directory() as files:
-            best_model = code.load(Path(files))
+            best_model = code.load(trial.best_model(Path(files)))
     with publish(settings, model, "tune-model") as target:
         code.save(best_model, target)
         (target / "best_trial.json").write_text(best.model_dump_json(indent=1), encoding="utf-8")
@@ -107,6 +101,9 @@ def _cluster(settings: Settings) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if settings.ray_address.startswith("127."):
+        # A driver would look for a local head on the machine's outer address, where the embedded one is not.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
@@ -118,36 +115,34 @@ def _cluster(settings: Settings) -> Iterator[None]:
 
 def _search(settings: Settings, use_case: UseCase, directory: Path, trials: int) -> tuple[Search, Trial, Any]:
     import pandas as pd
+    import ray
+
+    section = use_case.search
+    alone = section.workers.per_trial == 1
+    resources = _resources(section.workers) if alone else {"CPU": 0.1}  # a trial of several workers waits for them
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    section = use_case.search
     features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
     columns = [*features.features, features.target]
-    train = pd.read_parquet(directory / "train.parquet", columns=columns)
-    validate = pd.read_parquet(directory / "validate.parquet", columns=columns)
     content = hash_directory(directory)
     target_fs, root = filesystem(settings, join(settings.artifact_root, "tune"))
     if not is_remote(settings.artifact_root):
         target_fs.create_dir(root, recursive=True)
     name = _experiment(settings, use_case, content, trials)
-    job = with_parameters(
-        _one_worker if section.workers.per_trial == 1 else _several_workers,
-        train=train,
-        validate=validate,
-        fixed={
-            "content": content,
-            "module": f"pipelines.{use_case.name}.model",
-            "target": features.target,
-            "section": section.model_dump(),
-            "storage": (target_fs, f"{root}/{name}-workers"),
-        },
+    job = trial.Job(
+        module=f"pipelines.{use_case.name}.model",
+        section=section,
+        target=features.target,
+        content=content,
+        train=ray.put(pd.read_parquet(directory / "train.parquet", columns=columns)),
+        validate=ray.put(pd.read_parquet(directory / "validate.parquet", columns=columns)),
+        max_failures=MAX_FAILURES,
+        filesystem=target_fs,
+        workers_path=f"{root}/{name}-workers",
     )
-    # The trial of several workers only waits for them.
-    cpus = section.workers.cpus if section.workers.per_trial == 1 else 0.1
-    gpus = section.workers.gpus if section.workers.per_trial == 1 else 0
-    trainable = with_resources(job, {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus})
+    trainable = with_resources(with_parameters(trial.run_alone if alone else trial.run_on_workers, job=job), resources)
     if Tuner.can_restore(f"{root}/{name}", storage_filesystem=target_fs):
         print("Going on with the search that was stopped.", flush=True)  # noqa: T201  the step's log
         tuner = Tuner.restore(f"{root}/{name}", trainable=trainable, restart_errored=True, storage_filesystem=target_fs)
@@ -164,9 +159,9 @@ def _search(settings: Settings, use_case: UseCase, directory: Path, trials: int)
                     mode=section.mode,
                     max_t=section.max_rounds,
                     grace_period=min(section.grace_rounds, section.max_rounds),
-                    reduction_factor=4,
+                    reduction_factor=trial.REDUCTION_FACTOR,
                 ),
-                reuse_actors=section.workers.per_trial == 1,
+                reuse_actors=alone,
             ),
             run_config=RunConfig(
                 name=name,
@@ -181,112 +176,8 @@ def _search(settings: Settings, use_case: UseCase, directory: Path, trials: int)
     return _summarize(use_case, tuner.fit())
 
 
-def _one_worker(config: dict[str, Any], train: pd.DataFrame, validate: pd.DataFrame, fixed: dict[str, Any]) -> None:
-    """Run one trial in this Ray Tune actor."""
-    from ray.tune import get_checkpoint
-
-    code = importlib.import_module(fixed["module"])
-    section = fixed["section"]
-    checkpoint = get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as files:
-        code.train(
-            config,
-            _prepared(code, fixed["content"], train, validate, fixed["target"]),
-            rounds=section["max_rounds"],
-            threads=max(1, int(section["workers"]["cpus"])),
-            resume_from=Path(files) if files else None,
-            report=_reporter(code, section, _report_to_tune),
-        )
-
-
-def _several_workers(
-    config: dict[str, Any], train: pd.DataFrame, validate: pd.DataFrame, fixed: dict[str, Any]
-) -> None:
-    """Run one trial on several workers of Ray Train: each trains on its share of the rows, XGBoost adds up."""
-    import ray.tune
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.xgboost import XGBoostTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    workers = fixed["section"]["workers"]
-    resources = {"CPU": workers["cpus"]} | ({"GPU": workers["gpus"]} if workers["gpus"] else {})
-    target_fs, path = fixed["storage"]
-    # A trial that is begun anew finds its workers' checkpoints under the same name.
-    XGBoostTrainer(
-        _worker,
-        train_loop_config={"params": config, "train": train, "validate": validate, "fixed": fixed},
-        scaling_config=ScalingConfig(
-            num_workers=workers["per_trial"], use_gpu=bool(workers["gpus"]), resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=ray.tune.get_context().get_trial_id(),
-            storage_path=path,
-            storage_filesystem=target_fs,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[TuneReportCallback()],
-        ),
-    ).fit()
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Train on this worker's share of the rows."""
-    import ray.train
-
-    fixed = config["fixed"]
-    code = importlib.import_module(fixed["module"])
-    section = fixed["section"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    checkpoint = ray.train.get_checkpoint()
-
-    def report(numbers: dict[str, Any], directory: Path | None) -> None:
-        mine = ray.train.Checkpoint.from_directory(str(directory)) if directory and rank == 0 else None
-        ray.train.report(numbers, checkpoint=mine)
-
-    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as files:
-        code.train(
-            config["params"],
-            code.prepare(config["train"].iloc[rank::world], config["validate"].iloc[rank::world], fixed["target"]),
-            rounds=section["max_rounds"],
-            threads=max(1, int(section["workers"]["cpus"])),
-            resume_from=Path(files) if files else None,
-            report=_reporter(code, section, report),
-        )
-
-
-def _report_to_tune(numbers: dict[str, Any], directory: Path | None) -> None:
-    from ray.tune import Checkpoint, report
-
-    report(numbers, checkpoint=Checkpoint.from_directory(str(directory)) if directory else None)
-
-
-def _reporter(
-    code: Any, section: dict[str, Any], send: Callable[[dict[str, Any], Path | None], None]
-) -> Callable[[int, dict[str, float], Any], None]:
-    """Return the `report` that a use case calls each round; it sends some, with a checkpoint where one is due."""
-    last = section["max_rounds"]
-
-    def report(round_: int, numbers: dict[str, float], model: Any) -> None:
-        due = round_ == last or round_ % section["checkpoint_every"] == 0
-        if not due and round_ % REPORT_EVERY != 0:
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            if due:
-                code.save(model, Path(directory))
-            send({**numbers, "rounds": round_}, Path(directory) if due else None)
-
-    return report
-
-
-_DATA: dict[str, Any] = {}
-
-
-def _prepared(code: Any, content: str, train: pd.DataFrame, validate: pd.DataFrame, target: str) -> Any:
-    """Return what `prepare` makes of the frames, made once in a process that serves several trials."""
-    if content not in _DATA:
-        _DATA.clear()
-        _DATA[content] = code.prepare(train, validate, target)
-    return _DATA[content]
+def _resources(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
 
 
 def _space(use_case: UseCase) -> dict[str, Any]:
@@ -331,32 +222,29 @@ def _trial_lines(trials: int, metric: str) -> Any:
 
 
 def _summarize(use_case: UseCase, grid: Any) -> tuple[Search, Trial, Any]:
+    """Return the search, its best trial and that trial's checkpoint; a trial counts by the best model that it left."""
     section = use_case.search
     trials: dict[str, Trial] = {}
     checkpoints: dict[str, Any] = {}
     for result in grid:
-        numbers = result.metrics or {}
-        rounds = int(numbers.get("rounds", 0))
-        trial_id = str(numbers.get("trial_id", len(trials)))
+        last = result.metrics or {}
+        rounds = int(last.get("rounds", 0))
+        trial_id = str(last.get("trial_id", len(trials)))
         state = "failed" if result.error else "finished" if rounds >= section.max_rounds else "stopped"
         trials[trial_id] = Trial(
             trial_id=trial_id,
             params=dict(result.config or {}),
             metrics={
                 name: float(value)
-                for name, value in numbers.items()
-                if name.startswith(("train-", "validate-")) and isinstance(value, int | float)
+                for name, value in last.get("best", {}).items()
+                if isinstance(value, int | float) and name != trial.BEST_ROUND
             },
             rounds=rounds,
-            seconds=float(numbers.get("time_total_s", 0.0)),
+            seconds=float(last.get("time_total_s", 0.0)),
             status=state,  # type: ignore[arg-type]
         )
-        checkpoints[trial_id] = result.checkpoint or _workers_checkpoint(use_case, grid, numbers)
-    usable = [
-        trial
-        for trial in trials.values()
-        if section.metric in trial.metrics and checkpoints[trial.trial_id] is not None
-    ]
+        checkpoints[trial_id] = result.checkpoint or _workers_checkpoint(grid, last)
+    usable = [one for one in trials.values() if section.metric in one.metrics and checkpoints[one.trial_id] is not None]
     if not usable:
         errors = [str(result.error).strip().splitlines()[-1] for result in grid if result.error]
         raise ShopfloorError(
@@ -364,12 +252,12 @@ def _summarize(use_case: UseCase, grid: Any) -> tuple[Search, Trial, Any]:
             "The log of the step says more: shopfloor runs logs latest tune",
         )
     sign = 1 if section.mode == "min" else -1
-    best = min(usable, key=lambda trial: (sign * trial.metrics[section.metric], trial.trial_id))
+    best = min(usable, key=lambda one: (sign * one.metrics[section.metric], one.trial_id))
     result = Search(metric=section.metric, mode=section.mode, best_trial_id=best.trial_id, trials=list(trials.values()))
     return result, best, checkpoints[best.trial_id]
 
 
-def _workers_checkpoint(use_case: UseCase, grid: Any, numbers: dict[str, Any]) -> Any:
+def _workers_checkpoint(grid: Any, numbers: dict[str, Any]) -> Any:
     """Return the checkpoint that the workers of a trial wrote: Ray Train reports its place, not itself."""
     from ray.train import Checkpoint
 

