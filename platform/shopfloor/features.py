@@ -95,6 +95,8 @@ def feature_store(settings: Settings, project: str, registry: str | None = None)
         registry: Another registry than the settings' own.
     """
     os.environ.setdefault("FEAST_USAGE", "False")
+    if settings.s3_endpoint_url:
+        os.environ.setdefault("FEAST_S3_ENDPOINT_URL", settings.s3_endpoint_url)
     from feast import FeatureStore, RepoConfig
 
     path = registry or settings.feature_registry

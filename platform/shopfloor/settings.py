@@ -105,6 +105,7 @@ class Settings(BaseModel):
         if self.s3_endpoint_url:
             values["AWS_ENDPOINT_URL"] = self.s3_endpoint_url
             values["MLFLOW_S3_ENDPOINT_URL"] = self.s3_endpoint_url
+            values["FEAST_S3_ENDPOINT_URL"] = self.s3_endpoint_url
             values["AWS_REQUEST_CHECKSUM_CALCULATION"] = "WHEN_REQUIRED"
         return values
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.table import Row
-from tests.integration.test_search_on_s3 import PROJECT, free_port, wait_for
+from tests.integration.test_steps_on_s3 import PROJECT, free_port, wait_for
 
 TRIALS = 16
 OURS = """

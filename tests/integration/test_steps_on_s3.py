@@ -1,4 +1,4 @@
-"""Search and evaluation on a real Ray cluster, the artifacts in a real S3 server."""
+"""The steps from the data to the registry, everything that they hand on in a real S3 server, on a real Ray cluster."""
 
 import json
 import os
@@ -13,15 +13,20 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import duckdb
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from shopfloor import evaluation, storage, tuning
+from pyarrow import fs
+from shopfloor import evaluation, quality, registry, storage, tracking, tuning, versions
+from shopfloor import features as feature_build
 from shopfloor.errors import ServiceError
 from shopfloor.records import FeatureSet, Search
 from shopfloor.results import ResultStore
 from shopfloor.settings import Settings
+
+from pipelines.flight_delays.source import make_tables
 
 PROJECT = Path(__file__).resolve().parents[2]
 FEATURES = [f"f{number}" for number in range(6)]
@@ -256,3 +261,92 @@ def test_a_stored_result_counts_only_while_its_artifacts_exist(project, features
     place.delete_dir(path)
     assert store.get("k" * 64) is None
     assert store.get("x" * 64) is None
+
+
+@pytest.fixture
+def repository(project, s3):
+    """The project as a DVC repository with a tenth of the flights; the remote, the artifacts and Feast are in S3."""
+    root = project.project_root
+    for file in ("features.py", "expectations.py", "source.py"):
+        shutil.copy(PROJECT / "pipelines/flight_delays" / file, root / "pipelines/flight_delays")
+    edit(project, "roc_auc: {min: 0.65}", "roc_auc: {min: 0.55}")
+    edit(project, "log_loss: {max: 0.45}", "log_loss: {max: 0.6}")
+    edit(project, "calibration_error: {max: 0.05}", "calibration_error: {max: 0.2}")
+    edit(project, "roc_auc: {min: 0.60, min_rows: 500}", "roc_auc: {min: 0.50, min_rows: 500}")
+    data = root / "data/flight_delays"
+    make_tables(data)
+    whole, tenth = data / "flights.parquet", root / "tenth.parquet"
+    duckdb.sql(f"COPY (FROM '{whole}' WHERE flight_id % 10 = 0 ORDER BY flight_id) TO '{tenth}'")
+    tenth.replace(whole)
+
+    def sh(*command):
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+    (root / ".gitignore").write_text("state/\n")
+    sh("git", "init", "-q")
+    for arguments in (
+        ("init", "-q"),
+        ("remote", "add", "-q", "-d", "store", f"s3://lake/{root.name}/dvc"),
+        ("remote", "modify", "-q", "store", "endpointurl", s3),
+        ("add", "-q", "data/flight_delays"),
+        ("push", "-q"),
+    ):
+        sh(sys.executable, "-m", "dvc", *arguments)
+    sh("git", "add", "-A")
+    sh("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "a tenth")
+    shutil.rmtree(root / ".dvc/cache")
+    shutil.rmtree(data)
+    return project.model_copy(update={"feature_registry": f"{project.artifact_root}/feast/registry.db"})
+
+
+@pytest.fixture
+def tracking_uri(tmp_path, s3):
+    """An MLflow server that keeps its artifacts in S3."""
+    port = free_port()
+    server = subprocess.Popen(
+        [
+            *(Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"),
+            *("--artifacts-destination", f"s3://lake/{tmp_path.name}/mlflow"),
+        ],
+        env={**os.environ, "MLFLOW_S3_ENDPOINT_URL": s3},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(port, 60)
+    yield f"http://127.0.0.1:{port}"
+    family = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
+    for process in family:
+        process.terminate()
+    psutil.wait_procs(family, timeout=10)
+
+
+def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(repository, tracking_uri):
+    settings = repository.model_copy(update={"tracking_uri": tracking_uri})
+    tables, checks, joined, judged, version = map(artifact, ("tables", "checks", "features", "evaluation", "version"))
+    case, numbers = "flight_delays", Metrics()
+
+    versions.pull(settings, case, "HEAD", "", tables, numbers)
+    quality.validate(settings, case, tables.uri, checks, numbers)
+    feature_build.build(settings, case, tables.uri, joined, numbers)
+    model, found = search(settings, joined, trials=2)
+    passed = evaluation.evaluate(settings, case, joined.uri, model.uri, "", judged, numbers)
+    made_of = {"model": model, "evaluation": judged, "features": joined, "checks": checks, "tables": tables}
+    number = registry.register(settings, case, made_of, version)
+
+    assert passed
+    assert len(found.trials) == 2
+    assert all(one.uri.startswith(f"{settings.artifact_root}/steps/") for one in (*made_of.values(), version))
+    bucket, root = storage.filesystem(settings, f"s3://lake/{settings.project_root.name}")
+    names = [one.path.removeprefix(root) for one in bucket.get_file_info(fs.FileSelector(root, recursive=True))]
+    for expected in ("/dvc/files/md5/", "/feast/registry.db", "/features/flight_delays/", "/tune/", "/mlflow/"):
+        assert any(expected in name for name in names), expected
+    client = tracking.connect(settings)
+    assert registry.alias_version(client, case, registry.CHALLENGER) == number == "1"
+    passport = registry.read_passport(client, case, number)
+    assert passport.data.md5 == tables.metadata[storage.CONTENT_HASH]
+    assert passport.content_hashes["model"] == model.metadata[storage.CONTENT_HASH]
+    store = feature_build.feature_store(settings, case)
+    assert store.get_feature_service("flight_delays").name == "flight_delays"
+    assert not (settings.state_dir / "feast").exists()
