@@ -1,5 +1,6 @@
 """The README's way on a slice of the real data: up, data, submit, call, resume, miss a gate, down."""
 
+import contextlib
 import json
 import os
 import re
@@ -307,3 +308,23 @@ def test_when_mlflow_dies_in_the_middle_one_line_says_so_and_the_next_submit_goe
     resumed = clone.submit("-p", "trials=6")
     assert resumed["state"] == "succeeded"
     assert _states(resumed)["tune"] == "cached"
+
+
+def test_when_ray_dies_in_the_middle_one_line_says_so_and_the_next_submit_goes_on(clone, first):
+    process = clone.start("submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=7")
+    assert any(line.startswith("tune: running") for line in process.stderr)
+    services = json.loads(clone.run("status", "--json").stdout)["services"]
+    head = psutil.Process(next(service["pid"] for service in services if service["name"] == "ray"))
+    for victim in [head, *head.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    out, err = process.communicate(timeout=240)
+
+    assert process.returncode == 1, err
+    assert re.search(r"Step tune failed: The Ray cluster 127.0.0.1:\d+ stopped answering. Start it", out), out + err
+
+    clone.run("up")
+    resumed = clone.submit("-p", "trials=7")
+    assert resumed["state"] == "succeeded"
+    assert _states(resumed)["build-features"] == "cached"
+    assert _states(resumed)["tune"] == "succeeded"
