@@ -11,13 +11,14 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.settings import Settings
+from shopfloor.storage import CONTENT_HASH
 from shopfloor.use_case import load_use_case
 
 LOCK_FILE = "requirements/runtime.txt"
@@ -64,6 +65,40 @@ def step_key(
     parts |= {f"input {name}": content for name, content in sorted(inputs.items())}
     parts |= {f"environment {name}": value for name, value in sorted((environment or {}).items())}
     return StepKey(key=_hash(json.dumps(parts, sort_keys=True)), parts=parts)
+
+
+def component_key(
+    settings: Settings,
+    command: Sequence[str],
+    parameters: Mapping[str, Any],
+    artifacts: Mapping[str, Sequence[Mapping[str, Any]]],
+    environment: Mapping[str, str],
+) -> StepKey:
+    """Return the key of one execution of a KFP component, the same on every engine.
+
+    Args:
+        settings: Says where the project is.
+        command: The component's command and arguments, as the compiled pipeline has them.
+        parameters: Input parameters by name, defaults included; one without a value does not count.
+        artifacts: Input artifacts by name, each a list of {"uri", "metadata"}.
+        environment: Environment variables that the pipeline sets for the step.
+
+    Raises:
+        UsageError: The use case that the parameters name is broken.
+    """
+    inputs = {
+        name: " ".join(
+            str(item["metadata"].get(CONTENT_HASH) or f"{item['uri']} {json.dumps(item['metadata'], sort_keys=True)}")
+            for item in items
+        )
+        for name, items in artifacts.items()
+    }
+    values = {name: _plain(value) for name, value in parameters.items() if value is not None}
+    # The component's source is the one multi-line argument of the command that KFP makes of a function.
+    source = next((part for part in command if "\nfrom kfp import dsl" in part), repr(list(command)))
+    flag = "--function_to_execute"
+    function = command[command.index(flag) + 1] if flag in command[:-1] else ""
+    return step_key(settings, source, function, values, inputs, environment)
 
 
 def lock_hash(settings: Settings) -> str:
@@ -169,6 +204,15 @@ def _normalized(source: str) -> str:
             ):
                 node.body = node.body[1:]
     return ast.dump(tree)
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value with whole numbers as such: what passes through KFP's messages comes out as floats."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _hash(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor import tracking
+from shopfloor import run_records, tracking
 from shopfloor.errors import NotFoundError
 from shopfloor.keys import lock_hash
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
@@ -175,7 +175,7 @@ def _log_model(settings: Settings, client: Any, use_case: UseCase, made_of: Mapp
     signature = infer_signature(example, output)
     run_id = (
         settings.step_run_id
-        or client.create_run(tracking._experiment(client, use_case.name), run_name="register").info.run_id
+        or client.create_run(run_records.experiment(client, use_case.name), run_name="register").info.run_id
     )
     flavor = importlib.import_module(f"mlflow.{use_case.model.flavor}")
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
@@ -242,7 +242,7 @@ def _passport(
     if settings.run_id:
         run = client.get_run(settings.run_id)
         run_key = run.data.tags.get("shopfloor.run_key", "")
-        steps = {step.name: step.run_id for step in tracking.steps_of(client, run) if step.run_id}
+        steps = {step.name: step.run_id for step in run_records.steps_of(client, run) if step.run_id}
     commit, dirty = git_state(settings.project_root)
     return Passport(
         model=use_case.name,

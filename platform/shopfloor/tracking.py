@@ -8,38 +8,34 @@ next.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from shopfloor.errors import NotFoundError, ServiceError
+from shopfloor.errors import ServiceError
 from shopfloor.mlflow_import import import_mlflow
-from shopfloor.records import StepRecord
 from shopfloor.results import Outputs, artifacts_of
-from shopfloor.settings import Settings
-
-PARENT = "mlflow.parentRunId"
-STATE, STEP, PIPELINE, USE_CASE, ENGINE, ERROR, OUTCOME, PROCESS, SECONDS = (
-    f"shopfloor.{name}"
-    for name in ("state", "step", "pipeline", "use_case", "engine", "error", "outcome", "process", "seconds")
+from shopfloor.run_records import (
+    ENGINE,
+    ERROR,
+    OUTCOME,
+    PARENT,
+    PROCESS,
+    SECONDS,
+    STATE,
+    STATUS,
+    STEP,
+    TAG_LIMIT,
+    create_run,
+    reopen,
+    run_url,
+    steps_of,
+    this_process,
 )
-_STATUS = {
-    "succeeded": "FINISHED",
-    "cached": "FINISHED",
-    "gate_missed": "FINISHED",
-    "skipped": "FINISHED",
-    "failed": "FAILED",
-    "killed": "KILLED",
-}
-TAG_LIMIT = 4900
-"""MLflow refuses longer tag values."""
+from shopfloor.settings import Settings
 
 
 def connect(settings: Settings) -> Any:
@@ -53,9 +49,8 @@ def connect(settings: Settings) -> Any:
     try:
         requests.get(f"{settings.tracking_uri}/health", timeout=5).raise_for_status()
     except (requests.RequestException, ValueError) as error:
-        raise ServiceError(
-            f"The MLflow server {settings.tracking_uri} does not answer.", "Start the stack: shopfloor up"
-        ) from error
+        remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
+        raise ServiceError(f"The MLflow server {settings.tracking_uri} does not answer.", remedy) from error
     return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
 
 
@@ -93,32 +88,35 @@ class RunRecorder:
         pipeline: str,
         engine: str,
         params: Mapping[str, Any],
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Create the run; its experiment is the use case, or the pipeline where there is none.
+        """Create the run, or go on with one.
 
-        Raises:
-            ServiceError: The server refuses.
+        Args:
+            settings: Say where the server is.
+            client: From `connect`.
+            use_case: Names the experiment; without one the pipeline does.
+            pipeline: Name of the pipeline.
+            engine: Name of the engine.
+            params: Arguments of the pipeline.
+            run_id: A run that was created for this one to record into; its own engine, parameters and tags stay.
+            tags: Further tags of a new run.
         """
         self._settings = settings
         self._client = client
-        self._experiment_id = _experiment(client, use_case or pipeline)
-        tags = {
-            PIPELINE: pipeline,
-            USE_CASE: use_case or "",
-            ENGINE: engine,
-            STATE: "running",
-            PROCESS: _this_process(),
-            "mlflow.user": os.environ.get("USER", "unknown"),
-            "mlflow.source.name": "shopfloor submit",
-        }
-        run = client.create_run(
-            self._experiment_id, tags=tags, run_name=f"{pipeline} {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        )
-        self.run_id: str = run.info.run_id
-        from mlflow.entities import Param
-
-        client.log_batch(self.run_id, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
         self._steps: dict[str, str] = {}
+        if run_id is None:
+            own = {ENGINE: engine, PROCESS: this_process()}
+            run = create_run(client, use_case, pipeline, params, own | dict(tags or {}))
+        else:
+            run = client.get_run(run_id)
+            reopen(client, run, {PROCESS: this_process()})
+            self._steps = {record.name: record.run_id for record in steps_of(client, run) if record.run_id}
+        self.run_id: str = run.info.run_id
+        self._experiment_id: str = run.info.experiment_id
+        self.engine: str = run.data.tags.get(ENGINE, engine)
+        self._earlier = frozenset(self._steps)
         self.failure: Exception | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="run-recorder", daemon=True)
@@ -127,7 +125,7 @@ class RunRecorder:
     @property
     def url(self) -> str:
         """Address of the run in MLflow's own page."""
-        return f"{self._settings.tracking_uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
+        return run_url(self._settings, self._experiment_id, self.run_id)
 
     def step_started(self, step: str) -> str:
         """Create the step's run and return its id.
@@ -168,7 +166,7 @@ class RunRecorder:
             self._log(
                 self.run_id, metrics, {STATE: state, OUTCOME: outcome[:TAG_LIMIT], "mlflow.note.content": outcome}
             )
-            self._client.set_terminated(self.run_id, _STATUS[state])
+            self._client.set_terminated(self.run_id, STATUS[state])
 
         self._queue.put(write)
         self.flush()
@@ -196,141 +194,80 @@ class RunRecorder:
                     self.failure = error
 
     def _create_step(self, step: str) -> str:
-        tags = {PARENT: self.run_id, STEP: step, STATE: "running", "mlflow.source.name": "shopfloor submit"}
-        return str(self._client.create_run(self._experiment_id, tags=tags, run_name=step).info.run_id)
+        if step in self._earlier:  # an attempt before this one left it
+            self._client.update_run(self._steps[step], status="RUNNING")
+            self._log(self._steps[step], {}, {STATE: "running", ERROR: ""})
+            return self._steps[step]
+        return create_step(self._client, self._experiment_id, self.run_id, step)
 
     def _finish_step(
         self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str
     ) -> None:
         run_id = self._steps.get(step) or self._create_step(step)
         self._steps[step] = run_id
-        numbers: dict[str, float] = {"seconds": seconds}
-        for artifact in artifacts_of(outputs):
-            if artifact["type"]["schemaTitle"] in {"system.Metrics"}:
-                numbers |= {
-                    name: float(value)
-                    for name, value in artifact["metadata"].items()
-                    if isinstance(value, int | float) and not isinstance(value, bool)
-                }
-        tags = {STATE: state, SECONDS: f"{seconds:.2f}"} | ({ERROR: error[:TAG_LIMIT]} if error else {})
-        self._log(run_id, numbers, tags)
-        own = {name: value for name, value in numbers.items() if name != "seconds"}
-        if own:
-            self._log(self.run_id, {f"{step}.{name}": value for name, value in own.items()}, {})
-        if log is not None and log.is_file():
-            self._client.log_artifact(run_id, str(log))
-        self._client.set_terminated(run_id, _STATUS[state])
+        tags = {ERROR: error[:TAG_LIMIT]} if error or step in self._earlier else {}
+        finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
 
     def _log(self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        from mlflow.entities import Metric, RunTag
-
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()],
-            tags=[RunTag(name, value) for name, value in tags.items()],
-        )
+        _log(self._client, run_id, metrics, tags)
 
 
-def close_dead_runs(client: Any) -> list[str]:
-    """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps.
+def create_step(client: Any, experiment_id: str, run_id: str, step: str) -> str:
+    """Create the MLflow run of a step of the run `run_id`, and return its id."""
+    tags = {PARENT: run_id, STEP: step, STATE: "running", "mlflow.source.name": "shopfloor submit"}
+    return str(client.create_run(experiment_id, tags=tags, run_name=step).info.run_id)
 
-    Returns:
-        The ids of the runs that were closed.
+
+def finish_step(
+    client: Any,
+    run_id: str,
+    step_run_id: str,
+    step: str,
+    state: str,
+    seconds: float,
+    outputs: Outputs,
+    log: Path | None,
+    tags: Mapping[str, str],
+) -> None:
+    """Write how a step ended to its MLflow run, and its numbers to the run's too.
+
+    Args:
+        client: From `connect`.
+        run_id: The run.
+        step_run_id: The step's own.
+        step: Name of the step.
+        state: How it ended.
+        seconds: How long it took.
+        outputs: What it made.
+        log: File with what it printed.
+        tags: Further tags of the step's run.
     """
-    closed: list[str] = []
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, f"tags.`{STATE}` = 'running' and tags.`{PROCESS}` LIKE '%'"):
-        if _process_lives(run.data.tags[PROCESS]):
-            continue
-        children = client.search_runs(
-            experiments, f"tags.`{PARENT}` = '{run.info.run_id}' and tags.`{STATE}` = 'running'"
-        )
-        for item in (*children, run):
-            client.set_tag(item.info.run_id, STATE, "killed")
-            client.set_terminated(item.info.run_id, "KILLED")
-        client.set_tag(run.info.run_id, OUTCOME, "The process of the run was killed.")
-        closed.append(run.info.run_id)
-    return closed
-
-
-def list_runs(client: Any, use_case: str | None, limit: int) -> list[Any]:
-    """Return the newest runs (MLflow `Run` objects), not their steps.
-
-    Raises:
-        NotFoundError: The use case has no run.
-    """
-    experiments = [e for e in client.search_experiments() if use_case is None or e.name == use_case]
-    if use_case is not None and not experiments:
-        raise NotFoundError(f"Use case {use_case!r} has no runs.", "`shopfloor runs list` shows all runs.")
-    ids = [experiment.experiment_id for experiment in experiments]
-    return list(client.search_runs(ids, f"tags.`{PIPELINE}` LIKE '%'", max_results=limit, order_by=["start_time DESC"]))
-
-
-def find_run(client: Any, run_id: str) -> Any:
-    """Return the run of that id, or of that unique beginning of an id; `latest` is the newest.
-
-    Raises:
-        NotFoundError: There is none, or more than one.
-    """
-    runs = list_runs(client, None, 1000)
-    found = runs[:1] if run_id == "latest" else [run for run in runs if run.info.run_id.startswith(run_id)]
-    if len(found) != 1:
-        problem = "There is no run" if not found else f"{len(found)} runs begin with"
-        raise NotFoundError(f"{problem} {run_id!r}.", "`shopfloor runs list` shows the ids.")
-    return found[0]
-
-
-def steps_of(client: Any, run: Any) -> list[StepRecord]:
-    """Return the steps of a run in the order in which they began."""
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", order_by=["start_time ASC"]
-    )
-    return [
-        StepRecord.model_validate(
-            {
-                "name": child.data.tags.get(STEP, child.info.run_name),
-                "state": child.data.tags.get(STATE, "running"),
-                "seconds": float(child.data.tags.get(SECONDS, 0)),
-                "run_id": child.info.run_id,
-                "error": child.data.tags.get(ERROR, ""),
+    numbers: dict[str, float] = {"seconds": seconds}
+    for artifact in artifacts_of(outputs):
+        if artifact["type"].get("schemaTitle") == "system.Metrics":
+            numbers |= {
+                name: float(value)
+                for name, value in artifact["metadata"].items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
             }
-        )
-        for child in children
-    ]
+    _log(client, step_run_id, numbers, {STATE: state, SECONDS: f"{seconds:.2f}", **tags})
+    own = {name: value for name, value in numbers.items() if name != "seconds"}
+    if own:
+        _log(client, run_id, {f"{step}.{name}": value for name, value in own.items()}, {})
+    if log is not None and log.is_file():
+        client.log_artifact(step_run_id, str(log))
+    client.set_terminated(step_run_id, STATUS[state])
 
 
-def _experiment(client: Any, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "active":
-        return str(found.experiment_id)
-    if found is not None:
-        client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name))
-    except Exception:  # somebody else created it a moment ago
-        again = client.get_experiment_by_name(name)
-        if again is None:
-            raise
-        return str(again.experiment_id)
+def _log(client: Any, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    from mlflow.entities import Metric, RunTag
 
-
-def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
-
-
-def _process_lives(text: str) -> bool:
-    """Tell whether a run's process lives; one on another machine is given the benefit of the doubt."""
-    try:
-        host, pid, created = text.rsplit(" ", 2)
-    except ValueError:
-        return True
-    if host != socket.gethostname():
-        return True
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 2)
-    return False
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
 
 
 def _metric_name(name: str) -> str:

@@ -43,11 +43,31 @@ class State:
 
         return load_settings(self.profile)
 
+    def settings_of_running_stack(self) -> Settings:
+        """Return the settings where the services that they name are up, or are somebody else's to start."""
+        from shopfloor.settings import load_sourced_settings
+        from shopfloor.stack.lifecycle import require_up
+
+        sourced = load_sourced_settings(self.profile)
+        if sourced.sources["tracking_uri"] not in {"argument", "environment"}:
+            require_up(sourced.settings)
+        return sourced.settings
+
 
 def settings_from(context: typer.Context) -> Settings:
     """Return the settings that the command runs with."""
     state: State = context.obj
     return state.settings()
+
+
+def settings_of_running_stack(context: typer.Context) -> Settings:
+    """Return the settings that the command runs with; it needs the services.
+
+    Raises:
+        ServiceError: The embedded stack should run, and does not.
+    """
+    state: State = context.obj
+    return state.settings_of_running_stack()
 
 
 def _version(value: bool) -> None:
@@ -146,9 +166,9 @@ def _say(message: str, debug: bool) -> None:
 
 
 def _register() -> None:
-    from shopfloor.cli import data, models, runs, stack, submit
+    from shopfloor.cli import compile, data, models, runs, stack, submit
 
-    for module in (stack, data, submit, runs, models):
+    for module in (stack, data, submit, compile, runs, models):
         module.register(app)
 
 

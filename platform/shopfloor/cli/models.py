@@ -75,6 +75,6 @@ def show(
 
 def _client(context: typer.Context) -> Any:
     from shopfloor import tracking
-    from shopfloor.cli.main import settings_from
+    from shopfloor.cli.main import settings_of_running_stack
 
-    return tracking.connect(settings_from(context))
+    return tracking.connect(settings_of_running_stack(context))

@@ -1,25 +1,31 @@
-"""Commands that look at runs: list, show, logs."""
+"""Commands for recorded runs: list, show, logs, stop, retry, resume."""
 
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shopfloor.cli import render
 
+if TYPE_CHECKING:
+    from shopfloor.settings import Settings
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
 RunId = Annotated[str, typer.Argument(help="Id of the run or its beginning; `latest` for the newest.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    runs = typer.Typer(help="Look at runs; MLflow's own page shows the same.", no_args_is_help=True)
+    runs = typer.Typer(help="Look at runs and steer them; MLflow's own page shows the same.", no_args_is_help=True)
     runs.command("list")(list_)
     runs.command("show")(show)
     runs.command("logs")(logs)
+    runs.command("stop")(stop)
+    runs.command("retry")(retry)
+    runs.command("resume")(resume)
     app.add_typer(runs, name="runs")
 
 
@@ -30,10 +36,10 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the newest runs."""
-    from shopfloor import tracking
+    from shopfloor import run_records
 
-    client = _client(context)
-    runs = [_summary(run) for run in tracking.list_runs(client, use_case, limit)]
+    _, client = _connect(context)
+    runs = [_summary(run) for run in run_records.list_runs(client, use_case, limit)]
     if as_json:
         render.emit_json({"runs": runs})
         return
@@ -43,16 +49,23 @@ def list_(
 
 def show(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> None:
     """Show a run: outcome, parameters, metrics, steps."""
-    from shopfloor import tracking
+    from shopfloor import run_records
 
-    client = _client(context)
-    run = tracking.find_run(client, run_id)
-    steps = tracking.steps_of(client, run)
+    _, client = _connect(context)
+    show_run(client, run_records.find_run(client, run_id), as_json)
+
+
+def show_run(client: Any, run: Any, as_json: bool) -> None:
+    """Print what is recorded of a run."""
+    from shopfloor import run_records
+
+    steps = run_records.steps_of(client, run)
     if as_json:
         render.emit_json(
             {
                 **_summary(run),
-                "outcome": run.data.tags.get(tracking.OUTCOME, ""),
+                "engine_run": run.data.tags.get(run_records.ENGINE_RUN),
+                "outcome": run.data.tags.get(run_records.OUTCOME, ""),
                 "parameters": run.data.params,
                 "metrics": run.data.metrics,
                 "steps": [step.model_dump() for step in steps],
@@ -61,7 +74,7 @@ def show(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> 
         return
     for name, value in _summary(run).items():
         render.out.print(f"{name:<10}{value}", markup=False)
-    render.out.print(run.data.tags.get(tracking.OUTCOME, ""), markup=False)
+    render.out.print(run.data.tags.get(run_records.OUTCOME, ""), markup=False)
     render.emit_table(("parameter", "value"), sorted(run.data.params.items()))
     render.emit_table(("metric", "value"), [(name, f"{value:.6g}") for name, value in sorted(run.data.metrics.items())])
     render.emit_table(
@@ -73,51 +86,82 @@ def logs(
     context: typer.Context,
     run_id: RunId,
     step: Annotated[str | None, typer.Argument(help="One step; all of them where none is named.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what comes, until the run ends.")] = False,
 ) -> None:
     """Print what the steps of a run printed."""
-    import tempfile
+    from shopfloor import run_records
+    from shopfloor.flows import control
 
+    settings, client = _connect(context)
+    for line in control.logs(settings, client, run_records.find_run(client, run_id), step, follow):
+        typer.echo(line)
+
+
+def stop(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> None:
+    """End a run that goes on; what it finished stays finished."""
+    from shopfloor import run_records
+    from shopfloor.flows import control
+
+    settings, client = _connect(context)
+    run = run_records.find_run(client, run_id)
+    with render.activity(f"Stopping {run.info.run_id}"):
+        state = control.stop(settings, client, run)
+    if as_json:
+        render.emit_json({"run_id": run.info.run_id, "state": state})
+    else:
+        render.progress(f"Run {run.info.run_id} has ended: {state}.")
+
+
+def retry(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_json: JsonOption = False) -> None:
+    """Let a run that failed go on, with the very same parameters and in the same record."""
+    from shopfloor import run_records
+    from shopfloor.cli.submit import LiveView, show_outcome
+    from shopfloor.flows import control
+
+    settings, client = _connect(context)
+    run = run_records.find_run(client, run_id)
+    with LiveView() as view:
+        outcome = control.retry(settings, client, run, view)
+    show_outcome(settings, outcome, watch, as_json)
+
+
+def resume(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_json: JsonOption = False) -> None:
+    """Submit what a run was asked for once more: only what changed since, and what follows it, runs."""
+    from shopfloor import run_records
+    from shopfloor.cli.submit import LiveView, show_outcome
+    from shopfloor.flows import control
+
+    settings, client = _connect(context)
+    run = run_records.find_run(client, run_id)
+    with LiveView() as view:
+        outcome = control.resume(settings, run, view)
+    show_outcome(settings, outcome, watch, as_json)
+
+
+def _connect(context: typer.Context) -> tuple[Settings, Any]:
+    """Return the settings and a client of MLflow, the records of dead runs closed."""
     from shopfloor import tracking
-    from shopfloor.errors import NotFoundError
+    from shopfloor.cli.main import settings_of_running_stack
+    from shopfloor.flows import control
 
-    client = _client(context)
-    steps = tracking.steps_of(client, tracking.find_run(client, run_id))
-    wanted = [record for record in steps if step in {None, record.name}]
-    if not wanted:
-        known = ", ".join(record.name for record in steps)
-        raise NotFoundError(f"Run {run_id!r} has no step {step!r}.", f"It has {known}.")
-    for record in wanted:
-        names = [item.path for item in client.list_artifacts(record.run_id)]
-        if f"{record.name}.log" not in names:
-            continue
-        if step is None:
-            render.out.print(f"--- {record.name}", markup=False)
-        with tempfile.TemporaryDirectory() as directory:
-            file = client.download_artifacts(record.run_id, f"{record.name}.log", directory)
-            typer.echo(Path(file).read_text(encoding="utf-8", errors="replace"), nl=False)
-
-
-def _client(context: typer.Context) -> Any:
-    from shopfloor import tracking
-    from shopfloor.cli.main import settings_from
-
-    client = tracking.connect(settings_from(context))
-    tracking.close_dead_runs(client)
-    return client
+    settings = settings_of_running_stack(context)
+    client = tracking.connect(settings)
+    control.refresh(settings, client)
+    return settings, client
 
 
 def _summary(run: Any) -> dict[str, Any]:
-    from shopfloor import tracking
+    from shopfloor import run_records
 
     tags = run.data.tags
     started = dt.datetime.fromtimestamp(run.info.start_time / 1000, dt.UTC)
     seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
     return {
         "run_id": run.info.run_id,
-        "pipeline": tags.get(tracking.PIPELINE, ""),
-        "use_case": tags.get(tracking.USE_CASE, ""),
-        "engine": tags.get(tracking.ENGINE, ""),
-        "state": tags.get(tracking.STATE, ""),
+        "pipeline": tags.get(run_records.PIPELINE, ""),
+        "use_case": tags.get(run_records.USE_CASE, ""),
+        "engine": tags.get(run_records.ENGINE, ""),
+        "state": tags.get(run_records.STATE, ""),
         "started": started.isoformat(timespec="seconds"),
         "seconds": seconds,
     }

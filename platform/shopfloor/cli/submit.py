@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -12,6 +13,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from shopfloor.cli import render
+
+if TYPE_CHECKING:
+    from shopfloor.flows.dispatch import Submitted
+    from shopfloor.flows.submission import Outcome
+    from shopfloor.settings import Settings
 
 _MARKS = {
     "pending": "[dim]·[/]",
@@ -28,31 +34,125 @@ def register(app: typer.Typer) -> None:
     app.command("submit")(submit)
 
 
+FileArgument = Annotated[
+    str, typer.Argument(help="Pipeline file, e.g. pipelines/training.py, or a compiled pipeline in YAML.")
+]
+UseCaseOption = Annotated[str | None, typer.Option(help="A folder in pipelines/ that holds a use_case.yaml.")]
+ParameterOption = Annotated[
+    list[str] | None, typer.Option("--parameter", "-p", help="A pipeline parameter as key=value; repeatable.")
+]
+CronOption = Annotated[str | None, typer.Option(help="A schedule, e.g. '0 3 * * *'; for argo and kfp.")]
+NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Run every step, also those already done.")]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON document.")]
+
+
+class EngineName(StrEnum):
+    """What runs a pipeline."""
+
+    local = "local"
+    ray = "ray"
+    argo = "argo"
+    kfp = "kfp"
+
+
 def submit(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(help="Pipeline file, e.g. pipelines/training.py.")],
-    use_case: Annotated[str | None, typer.Option(help="A folder in pipelines/ that holds a use_case.yaml.")] = None,
-    parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="A pipeline parameter as key=value; repeatable.")
+    file: FileArgument,
+    use_case: UseCaseOption = None,
+    parameter: ParameterOption = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What runs it; the profile says what, where this does not.")
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step, also those already done.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON document.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Dashboard of the Ray cluster, http://host:port; for --engine ray.")
+    ] = None,
+    watch: WatchOption = False,
+    cron: CronOption = None,
+    no_cache: NoCacheOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline from the data to its outcome; a run that stopped goes on where it stopped.
 
+    The local engine runs it here and now. The others take it, and the command comes back at once.
     Exit code 1 when a step failed or a gate was missed.
     """
-    from shopfloor.cli.main import settings_from
-    from shopfloor.flows.submission import submit as run
+    from shopfloor.cli.main import settings_from, settings_of_running_stack
+    from shopfloor.flows import dispatch
+    from shopfloor.flows.submission import Submission
 
     settings = settings_from(context)
+    name = engine.value if engine else settings.default_engine
+    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache)
+    if ray_address is not None:
+        settings = with_ray_address(settings, name, ray_address)
+    if cron is None and name in {"local", "ray"}:
+        settings_of_running_stack(context)
     with LiveView() as view:
-        outcome = run(settings, file, use_case, parameter or [], view, use_cache=not no_cache)
+        outcome = dispatch.start(settings, name, asked, view, cron)
+    show_outcome(settings, outcome, watch, as_json)
+
+
+def with_ray_address(settings: Settings, engine: str, address: str) -> Settings:
+    """Return the settings with the Ray cluster whose dashboard is at `address`.
+
+    Raises:
+        UsageError: It is no such address, or the engine is not `ray`.
+    """
+    from shopfloor.errors import UsageError
+
+    if engine != "ray":
+        raise UsageError("--ray-address is for --engine ray.", "Add --engine ray, or leave it out.")
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(f"{address!r} is not the address of a Ray dashboard.", "Write --ray-address http://host:8265.")
+    return settings.model_copy(update={"ray_dashboard_url": address.rstrip("/")})
+
+
+def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, as_json: bool) -> None:
+    """Print how a run ended, or which engine took it; exit code 1 when it did not succeed."""
+    from shopfloor.flows.dispatch import Submitted
+
+    if isinstance(outcome, Submitted):
+        if watch and outcome.run_id is not None:
+            _watch(settings, outcome, outcome.run_id, as_json)
+        elif as_json:
+            render.emit_json(outcome)
+        else:
+            _show_submitted(outcome)
+        return
     if as_json:
         render.emit_json(outcome)
     else:
         _show(outcome)
     if outcome.state != "succeeded":
+        raise typer.Exit(1)
+
+
+def _show_submitted(outcome: Submitted) -> None:
+    render.out.print(outcome.message, markup=False)
+    for name, link in outcome.links.items():
+        render.out.print(f"  {name:<18}{link}", markup=False)
+    if outcome.run_id is not None:
+        render.progress(f"Follow it: shopfloor runs logs {outcome.run_id} --follow")
+
+
+def _watch(settings: Settings, outcome: Submitted, run_id: str, as_json: bool) -> None:
+    """Follow a run's log on stderr until it ends, and print how; Ctrl-C leaves the run alone."""
+    from shopfloor import run_records, tracking
+    from shopfloor.cli.runs import show_run
+    from shopfloor.flows import control
+
+    client = tracking.connect(settings)
+    render.progress(outcome.message)
+    try:
+        for line in control.watch(settings, client, run_id):
+            render.progress(line)
+    except KeyboardInterrupt:
+        render.progress(f"The run goes on. To stop it: shopfloor runs stop {run_id}")
+        raise
+    run = client.get_run(run_id)
+    show_run(client, run, as_json)
+    if run.data.tags.get(run_records.STATE) != "succeeded":
         raise typer.Exit(1)
 
 

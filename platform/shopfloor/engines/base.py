@@ -46,6 +46,10 @@ class Job:
     """Variables for every step: the settings (`Settings.environment`)."""
     cron: str | None = None
     """A schedule; `None` means now and once."""
+    file: Path | None = None
+    """The pipeline's file, for an engine that submits it anew somewhere else."""
+    from_step: str | None = None
+    """This step and what follows it run even where their results are known."""
 
 
 class Engine(Protocol):

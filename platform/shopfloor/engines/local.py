@@ -9,7 +9,6 @@ environment, its end when the run is stopped) and the task (telling the listener
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -22,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.engines.base import StepListener
-from shopfloor.keys import StepKey, step_key
+from shopfloor.keys import StepKey, component_key
 from shopfloor.results import Outputs, ResultStore
 from shopfloor.settings import Settings
-from shopfloor.storage import CONTENT_HASH
 
 TERMINATION_GRACE_S = 5.0
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
@@ -63,6 +61,7 @@ class LocalRun:
         self._use_cache = use_cache
         self._task = _Task()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._defaults: dict[str, dict[str, Any]] = {}
         self._stopped = False
 
     def execute(self, pipeline_spec: Any, arguments: dict[str, Any]) -> bool:
@@ -83,6 +82,7 @@ class LocalRun:
         from kfp.local import pipeline_orchestrator
 
         self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._defaults = _defaults(pipeline_spec)
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
             pipeline_root=str(self._run_dir / "steps"),
@@ -139,7 +139,7 @@ class LocalRun:
                 env_vars: dict[str, str] | None = None,
                 custom_cache_key: str | None = None,
             ) -> str:
-                owner._task.key = owner._key(full_command, arguments, env_vars or {})
+                owner._task.key = owner._key(component_name, full_command, arguments, env_vars or {})
                 return owner._task.key.key
 
             def get(self, key: str) -> dict[str, Any] | None:
@@ -220,19 +220,31 @@ class LocalRun:
             finally:
                 del self._processes[process.pid]
 
-    def _key(self, full_command: list[str], arguments: dict[str, Any], environment: dict[str, str]) -> StepKey:
-        from kfp import dsl
-
-        inputs = {
-            name: str(value.metadata.get(CONTENT_HASH) or f"{value.uri} {json.dumps(value.metadata, sort_keys=True)}")
+    def _key(
+        self, component: str, full_command: list[str], arguments: dict[str, Any], environment: dict[str, str]
+    ) -> StepKey:
+        given = {**self._defaults.get(component, {}), **_from_kfp(arguments)}
+        artifacts = {
+            name: given[name] if isinstance(value, list) else [given[name]]
             for name, value in arguments.items()
-            if isinstance(value, dsl.Artifact)
+            if _is_artifact(value[0] if isinstance(value, list) and value else value)
         }
-        parameters = {name: value for name, value in arguments.items() if name not in inputs}
-        # The component's source is the one multi-line argument of the command that KFP makes of a function.
-        source = next((part for part in full_command if "\nfrom kfp import dsl" in part), "\n".join(full_command))
-        function = full_command[full_command.index("--function_to_execute") + 1]
-        return step_key(self._settings, source, function, parameters, inputs, environment)
+        parameters = {name: value for name, value in given.items() if name not in artifacts}
+        return component_key(self._settings, full_command, parameters, artifacts, environment)
+
+
+def _defaults(pipeline_spec: Any) -> dict[str, dict[str, Any]]:
+    """Return the default values of each component's parameters."""
+    from google.protobuf import json_format
+
+    return {
+        name: {
+            parameter: json_format.MessageToDict(definition.default_value)
+            for parameter, definition in component.input_definitions.parameters.items()
+            if definition.HasField("default_value")
+        }
+        for name, component in pipeline_spec.components.items()
+    }
 
 
 def end_process_group(group: int) -> None:
@@ -263,6 +275,12 @@ def last_error(log: Path | None) -> str:
             first = match["message"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['message']}"
             return "\n".join([first, *lines[index + 1 :]]).strip()
     return lines[-1] if lines else "The step's process ended without a word."
+
+
+def _is_artifact(value: Any) -> bool:
+    from kfp import dsl
+
+    return isinstance(value, dsl.Artifact)
 
 
 def _from_kfp(outputs: dict[str, Any]) -> Outputs:

@@ -1,4 +1,7 @@
-"""From a pipeline file to what an engine runs: KFP's intermediate representation and checked arguments."""
+"""From a pipeline file to what an engine runs: KFP's intermediate representation and checked arguments.
+
+The file is a pipeline in Python, or one that somebody has compiled already: KFP's YAML of one or two documents.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,18 @@ class Compiled:
     """Names of the leaf tasks, in an order that respects their dependencies."""
     edges: list[tuple[str, str]]
     """Which leaf task waits for which: (before, after)."""
+    platforms: dict[str, Any]
+    """KFP's platform configuration as JSON (`{"platforms": {"kubernetes": ...}}`), or empty."""
+    file: Path
+    """Where it stands, absolute."""
 
 
 def compile_pipeline(settings: Settings, file: str) -> Compiled:
-    """Compile the one pipeline that a Python file defines.
+    """Compile the one pipeline that a Python file defines, or read one that was compiled before.
 
     Args:
         settings: Its project's modules can be imported by the file.
-        file: Path, relative to the working directory or the project.
+        file: Path of a Python or YAML file, relative to the working directory or the project.
 
     Raises:
         NotFoundError: There is no such file.
@@ -59,26 +66,27 @@ def compile_pipeline(settings: Settings, file: str) -> Compiled:
             f"pipelines/{p.name}" for p in sorted((settings.project_root / "pipelines").glob("[a-z]*.py"))
         )
         raise NotFoundError(f"There is no pipeline file {file}.", f"Known pipelines: {known}.")
-    if path.suffix != ".py":
-        raise UsageError(f"{file} is not a Python file.", "Name a file such as pipelines/training.py.")
-    from google.protobuf import json_format
-    from kfp import compiler
-    from kfp.dsl.graph_component import GraphComponent
-
-    found = [value for value in vars(_load(settings, path)).values() if isinstance(value, GraphComponent)]
-    if len(found) != 1:
+    if path.suffix == ".py":
+        spec, platforms = _from_python(settings, path, file)
+    elif path.suffix in {".yaml", ".yml", ".json"}:
+        spec, platforms = _from_ir(path, file)
+    else:
         raise UsageError(
-            f"{file} defines {len(found)} pipelines, not one.", "A pipeline is a function with @dsl.pipeline."
+            f"{file} is neither Python nor YAML.", "Name a file such as pipelines/training.py, or a compiled pipeline."
         )
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            compiler.Compiler().compile(found[0], str(Path(directory) / "pipeline.yaml"))
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UsageError(f"{file} does not compile: {error}", "Mend the pipeline.") from error
-    spec = found[0].pipeline_spec
+    from google.protobuf import json_format
+
     ir = json_format.MessageToDict(spec)
     steps, edges = _leaves(ir, ir["root"]["dag"]["tasks"])
-    return Compiled(name=spec.pipeline_info.name, spec=spec, ir=ir, steps=steps, edges=edges)
+    return Compiled(
+        name=spec.pipeline_info.name,
+        spec=spec,
+        ir=ir,
+        steps=steps,
+        edges=edges,
+        platforms=json_format.MessageToDict(platforms),
+        file=path.resolve(),
+    )
 
 
 def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
@@ -123,13 +131,72 @@ def run_key(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -
     what = {name: value for name, value in arguments.items() if name not in RESOLVED_AT_SUBMIT}
     code: dict[str, str] = {}
     for name, executor in sorted(compiled.ir["deploymentSpec"]["executors"].items()):
-        command = [*executor["container"].get("command", []), *executor["container"].get("args", [])]
+        container = executor.get("container", {})
+        command = [*container.get("command", []), *container.get("args", [])]
         source = next((part for part in command if "\nfrom kfp import dsl" in part), "")
         function = command[command.index("--function_to_execute") + 1] if "--function_to_execute" in command else name
         known = {"use_case": arguments["use_case"]} if "use_case" in arguments else {}
-        code[name] = step_key(settings, source, function, known, {}).key
+        # What is not a Python function is all in its executor: the image, the command, the importer's address.
+        code[name] = step_key(settings, source, function, known, {}).key if source else json.dumps(executor)
     text = json.dumps({"arguments": what, "code": code, "dag": compiled.ir["root"]["dag"]}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_python(settings: Settings, path: Path, file: str) -> tuple[Any, Any]:
+    """Return the `PipelineSpec` and the `PlatformSpec` of the one pipeline that a Python file defines."""
+    from kfp import compiler
+    from kfp.dsl.graph_component import GraphComponent
+
+    found = [value for value in vars(_load(settings, path)).values() if isinstance(value, GraphComponent)]
+    if len(found) != 1:
+        raise UsageError(
+            f"{file} defines {len(found)} pipelines, not one.", "A pipeline is a function with @dsl.pipeline."
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            compiler.Compiler().compile(found[0], str(Path(directory) / "pipeline.yaml"))
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(f"{file} does not compile: {error}", "Mend the pipeline.") from error
+    return found[0].pipeline_spec, found[0].platform_spec
+
+
+def _from_ir(path: Path, file: str) -> tuple[Any, Any]:
+    """Return the `PipelineSpec` and the `PlatformSpec` that a compiled pipeline holds."""
+    import yaml
+    from google.protobuf import json_format
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    remedy = "A compiled pipeline is what `kfp dsl compile` writes."
+    try:
+        text = path.read_text(encoding="utf-8")
+        documents = list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not YAML: {_one_line(error)}.", remedy) from error
+    pipeline, platforms = documents[0] if documents else None, documents[1] if len(documents) == 2 else {}
+    if len(documents) > 2 or not isinstance(pipeline, dict) or not isinstance(platforms, dict):
+        raise UsageError(f"{file} is not a compiled pipeline.", remedy)
+    if not isinstance(pipeline.get("root"), dict) or "pipelineInfo" not in pipeline:
+        kind = pipeline.get("kind") or ("KFP v1 component" if "implementation" in pipeline else "")
+        raise UsageError(f"{file} is not a compiled pipeline" + (f" but a {kind}." if kind else "."), remedy)
+    try:
+        spec = json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+        platform = json_format.ParseDict(platforms, pipeline_spec_pb2.PlatformSpec())
+    except json_format.ParseError as error:
+        raise UsageError(f"{file} is not a compiled pipeline: {_one_line(error)}", remedy) from error
+    unknown = [
+        task.component_ref.name
+        for component in [spec.root, *spec.components.values()]
+        for task in component.dag.tasks.values()
+        if task.component_ref.name not in spec.components
+    ]
+    if unknown or not spec.root.dag.tasks:
+        what = f"it has no component {unknown[0]!r}" if unknown else "it has no tasks"
+        raise UsageError(f"{file} is not a whole pipeline: {what}.", remedy)
+    return spec, platform
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _load(settings: Settings, path: Path) -> Any:

@@ -11,11 +11,14 @@ import datetime as dt
 import json
 import logging
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from shopfloor import registry, tracking
+from shopfloor import registry, run_records, tracking
 from shopfloor.engines.base import StepState
 from shopfloor.engines.local import LocalRun
 from shopfloor.errors import NotFoundError, ShopfloorError
@@ -40,6 +43,20 @@ _FILES: dict[str, tuple[str, type[Record]]] = {
     "passport": ("passport.json", Passport),
 }
 """What the report shows of a run, and the file beside an artifact that holds it."""
+
+
+class Submission(Record):
+    """What was asked for. It is recorded with the run, so that it can be asked for again."""
+
+    file: str
+    """Absolute path of the pipeline's file."""
+    use_case: str | None
+    given: list[str]
+    """Parameters as the user gave them, `key=value`."""
+    use_cache: bool = True
+    from_step: str | None = None
+    arguments: dict[str, Any] = {}
+    """Every parameter that was given or resolved."""
 
 
 class Outcome(Record):
@@ -74,7 +91,13 @@ class View(Protocol):
 
 
 def submit(
-    settings: Settings, file: str, use_case: str | None, given: list[str], view: View, use_cache: bool = True
+    settings: Settings,
+    file: str,
+    use_case: str | None,
+    given: list[str],
+    view: View,
+    use_cache: bool = True,
+    run_id: str | None = None,
 ) -> Outcome:
     """Run a pipeline on the local engine to its end.
 
@@ -85,6 +108,7 @@ def submit(
         given: Further parameters as `key=value`.
         view: Hears what happens.
         use_cache: Whether finished steps of earlier runs are reused.
+        run_id: MLflow run to record into: one that failed and goes on, or one that the submitter of a job made.
 
     Returns:
         The outcome, also of a run that failed or missed a gate.
@@ -94,25 +118,19 @@ def submit(
         ServiceError: A service is down; what was finished is kept.
         KeyboardInterrupt: The run was stopped and is marked so.
     """
-    compiled = compile_pipeline(settings, file)
-    arguments = parse_parameters(compiled, given)
-    if use_case is not None:
-        arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
-    require_parameters(compiled, arguments)
-    name = arguments.get("use_case")
-    if name is not None:
-        load_use_case(settings, name)
+    compiled, arguments = read(settings, file, use_case, given)
     client = tracking.connect(settings)
-    tracking.close_dead_runs(client)
-    _resolve_data(settings, compiled, arguments)
-    key = run_key(settings, compiled, arguments)
-    _resolve_champion(client, compiled, arguments, key)
+    run_records.close_dead_runs(client)
+    key = resolve(settings, client, compiled, arguments)
 
-    recorder = tracking.RunRecorder(settings, client, name, compiled.name, "local", arguments)
-    client.set_tag(recorder.run_id, "shopfloor.run_key", key)
-    commit, dirty = registry.git_state(settings.project_root)
-    client.set_tag(recorder.run_id, "mlflow.source.git.commit", commit)
-    client.set_tag(recorder.run_id, "shopfloor.git_dirty", str(dirty).lower())
+    asked = Submission(
+        file=str(compiled.file), use_case=use_case, given=given, use_cache=use_cache, arguments=arguments
+    )
+    # A step has the run's id too, but what it submits is a run of its own.
+    run_id = run_id or (settings.run_id if settings.step_run_id is None else None)
+    tags = {} if run_id else origin(settings, key, asked)
+    name = arguments.get("use_case")
+    recorder = tracking.RunRecorder(settings, client, name, compiled.name, "local", arguments, run_id, tags)
     run = _Run(settings, compiled, recorder, view, arguments)
     view.begin(recorder.url, compiled)
     local_run = LocalRun(
@@ -124,7 +142,7 @@ def submit(
     )
     try:
         # The result store asks MLflow for what steps have done: it can die between two steps too.
-        with tracking.answering(settings):
+        with _stoppable(), tracking.answering(settings):
             local_run.execute(compiled.spec, arguments)
     except KeyboardInterrupt:
         with contextlib.suppress(ShopfloorError):
@@ -139,6 +157,75 @@ def submit(
             run.finish("failed", f"{type(error).__name__}: {error}")
         raise
     return run.conclude()
+
+
+def read(settings: Settings, file: str, use_case: str | None, given: list[str]) -> tuple[Compiled, dict[str, Any]]:
+    """Compile a pipeline file and check what it is to be run with; asks no service.
+
+    Returns:
+        The pipeline, and its arguments as far as they were given.
+
+    Raises:
+        UsageError: It is not a pipeline, or a parameter or the use case is wrong.
+    """
+    compiled = compile_pipeline(settings, file)
+    arguments = parse_parameters(compiled, given)
+    if use_case is not None:
+        arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
+    require_parameters(compiled, arguments)
+    if "use_case" in arguments:
+        load_use_case(settings, arguments["use_case"])
+    return compiled, arguments
+
+
+def resolve(settings: Settings, client: Any, compiled: Compiled, arguments: dict[str, Any]) -> str:
+    """Fill in the data version and the champion as they are at this moment; return the run's key."""
+    resolve_data(settings, compiled, arguments)
+    key = run_key(settings, compiled, arguments)
+    _resolve_champion(client, compiled, arguments, key)
+    return key
+
+
+def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
+    """Return the tags that say where a run comes from: its key, the code, what was asked for."""
+    commit, dirty = registry.git_state(settings.project_root)
+    return {
+        "shopfloor.run_key": key,
+        "shopfloor.profile": settings.profile,
+        "mlflow.source.git.commit": commit,
+        "shopfloor.git_dirty": str(dirty).lower(),
+        **run_records.submission_tags(asked.model_dump_json()),
+    }
+
+
+def missed_gates(evaluation: Evaluation) -> str:
+    """Return one sentence on the gates that an evaluation missed."""
+    words = "; ".join(
+        f"{gate.gate} must be {gate.bound}, is "
+        + (f"{gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else "unknown")
+        for gate in evaluation.gates
+        if not gate.passed
+    )
+    return f"Gate missed: {words}. The champion is untouched."
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM, with which an engine or `shopfloor runs stop` ends a run, do within the block what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Run:
@@ -192,13 +279,7 @@ class _Run:
         if failed:
             return self.finish("failed", f"Step {failed[0].name} failed: {failed[0].error}")
         if isinstance(evaluation, Evaluation) and not evaluation.passed:
-            missed = [gate for gate in evaluation.gates if not gate.passed]
-            words = "; ".join(
-                f"{gate.gate} must be {gate.bound}, is "
-                + (f"{gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else "unknown")
-                for gate in missed
-            )
-            return self.finish("gate_missed", f"Gate missed: {words}. The champion is untouched.")
+            return self.finish("gate_missed", missed_gates(evaluation))
         if self._version is not None:
             return self.finish("succeeded", f"Version {self._version} is the champion.")
         return self.finish("succeeded", "Every step succeeded.")
@@ -224,7 +305,7 @@ class _Run:
             run_id=self._recorder.run_id,
             pipeline=self._compiled.name,
             use_case=use_case,
-            engine="local",
+            engine=self._recorder.engine,
             parameters={name: str(value) for name, value in self._arguments.items()},
             started=self._started,
             seconds=seconds,
@@ -282,7 +363,7 @@ class _Run:
         return self.directory / "published" / step
 
 
-def _resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -> None:
+def resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -> None:
     """Fill in the data version that `data_rev` names at this moment, so that the run's key holds the data's content."""
     declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
     if "data_version" in declared and "use_case" in arguments and not arguments.get("data_version"):

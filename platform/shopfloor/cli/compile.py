@@ -1,0 +1,45 @@
+"""The `compile` command: what would be submitted, written to a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shopfloor.cli import render
+from shopfloor.cli.submit import CronOption, EngineName, FileArgument, NoCacheOption, ParameterOption, UseCaseOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("compile")(compile_)
+
+
+def compile_(
+    context: typer.Context,
+    file: FileArgument,
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write; `-` is stdout.")],
+    engine: Annotated[EngineName, typer.Option(help="argo or kfp: what the file is for.")],
+    use_case: UseCaseOption = None,
+    parameter: ParameterOption = None,
+    cron: CronOption = None,
+    no_cache: NoCacheOption = False,
+) -> None:
+    """Write exactly what `submit` would send to Argo or Kubeflow Pipelines; asks no service and submits nothing."""
+    from shopfloor.cli.main import settings_from
+    from shopfloor.errors import UsageError
+    from shopfloor.flows import dispatch
+    from shopfloor.flows.submission import Submission
+
+    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache)
+    text = dispatch.manifest(settings_from(context), engine.value, asked, cron)
+    if output == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}.", "Name another file with -o.") from error
+    render.progress(f"Wrote {output}")

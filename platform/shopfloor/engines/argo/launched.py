@@ -1,0 +1,126 @@
+"""Templates of tasks that run under the launcher: the image has Python, or is the platform image."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+from shopfloor.engines.argo import pods
+from shopfloor.engines.argo.containers import (
+    NO_ARTIFACT,
+    RESTRICTED,
+    Leaf,
+    Use,
+    digest,
+    input_names,
+    pod_template,
+    type_of,
+    variable,
+)
+from shopfloor.engines.argo.ir import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
+from shopfloor.engines.argo.launcher import PARAMETER
+from shopfloor.engines.argo.values import ROOT
+
+LAUNCHER = "shopfloor.engines.argo.launcher"
+LAUNCHER_PLACE = "/shopfloor/launcher.py"
+ENV_LIMIT_BYTES = 128 * 1024 - 32
+"""Linux takes no longer string in an environment."""
+_LOCAL_SETTINGS = ("PROJECT_ROOT", "STATE_DIR", "PUBLISHED_DIR", "RUN_ID", "STEP_RUN_ID")
+
+
+def static(use: Use, container: Json) -> Json:
+    """Return what never changes of a task, for the launcher."""
+    return {
+        "command": [*container.get("command", []), *container.get("args", [])],
+        "environment": {item["name"]: item.get("value", "") for item in container.get("env", [])},
+        "inputs": {
+            "parameters": {
+                name: type_of(definition)
+                for name, definition in parameters(use.component).items()
+                if name not in use.absent
+            },
+            "artifacts": {
+                name: bool(definition.get("isArtifactList"))
+                for name, definition in artifacts(use.component).items()
+                if name not in use.absent
+            },
+        },
+        "defaults": {
+            name: definition["defaultValue"]
+            for name, definition in parameters(use.component).items()
+            if "defaultValue" in definition and name not in use.absent
+        },
+        "outputs": {
+            "parameters": {name: type_of(output) for name, output in outputs(use.component, "parameters").items()},
+            "artifacts": {
+                name: output.get("artifactType", {}) for name, output in outputs(use.component, "artifacts").items()
+            },
+        },
+        "cache": use.use_cache and bool(use.task.get("cachingOptions", {}).get("enableCache")),
+        "platform": container["image"] == use.settings.cluster.image,
+    }
+
+
+def launched(use: Use, image: str, task: Json, asked: pods.Pod) -> Leaf:
+    """Return the template of a task that runs under the launcher.
+
+    Args:
+        use: The task.
+        image: Its image.
+        task: What `static` gives.
+        asked: What the task asks of its pod.
+
+    Raises:
+        UnsupportedFeature: Its source is too long for a variable.
+    """
+    platform = task["platform"]
+    key = digest({"image": image, "task": task})
+    encoded = base64.b64encode(json.dumps({**task, "key": key}, sort_keys=True).encode()).decode()
+    if len(encoded) > ENV_LIMIT_BYTES:
+        raise UnsupportedFeature(use.name, f"{len(encoded) // 1024} KiB of source, over the 128 KiB of a variable")
+    # The inputs first: in a variable's value the kubelet expands `$(NAME)` of those that stand before it.
+    env = [variable(PARAMETER + name, f"{{{{inputs.parameters.{name}}}}}") for name in input_names(use)]
+    env += [
+        variable("SHOPFLOOR_STEP", f"{{{{inputs.parameters.{STEP_NAME}}}}}"),
+        variable("SHOPFLOOR_ROOT", ROOT),
+        variable("SHOPFLOOR_WORKFLOW", "{{workflow.name}}"),
+        variable("SHOPFLOOR_WORKFLOW_UID", "{{workflow.uid}}"),
+        variable("SHOPFLOOR_POD", "{{pod.name}}"),
+        variable("SHOPFLOOR_PIPELINE_ROOT", use.pipeline_root),
+        variable("SHOPFLOOR_TASK", encoded),
+        *(_platform_env(use) if platform else [variable("HOME", f"{ROOT}/home")]),
+    ]
+    main: Json = {
+        "image": image,
+        "command": ["python3", "-m", LAUNCHER] if platform else ["python3", LAUNCHER_PLACE],
+        "env": env,
+    }
+    template = pod_template(use, main, asked, task["outputs"], key, NO_ARTIFACT, input_names(use))
+    if not platform:
+        mount = {"name": "launcher", "mountPath": LAUNCHER_PLACE.rpartition("/")[0]}
+        template["volumes"].append({"name": "launcher", "emptyDir": {}})
+        main["volumeMounts"].append(mount)
+        copy = f"import shutil, {LAUNCHER} as launcher; shutil.copy(launcher.__file__, {LAUNCHER_PLACE!r})"
+        template["initContainers"] = [
+            {
+                "name": "launcher",
+                "image": use.settings.cluster.image,
+                "command": ["python3", "-c", copy],
+                "securityContext": RESTRICTED,
+                "volumeMounts": [mount],
+            }
+        ]
+    return Leaf(template, asked.references, asked.pull_secrets, key)
+
+
+def _platform_env(use: Use) -> list[Json]:
+    """Return the settings as variables, without what is true only of the machine that submits."""
+    values = use.settings.model_copy(
+        update={"cluster": use.settings.cluster.model_copy(update={"token_file": None})}
+    ).environment()
+    dropped = {f"SHOPFLOOR_{name}" for name in _LOCAL_SETTINGS}
+    env = {name: value for name, value in values.items() if name not in dropped}
+    env["SHOPFLOOR_STATE_DIR"] = f"{ROOT}/state"
+    if use.run_id:
+        env["SHOPFLOOR_RUN_ID"] = use.run_id
+    return [variable(name, value) for name, value in sorted(env.items())]

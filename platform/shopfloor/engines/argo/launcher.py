@@ -1,0 +1,352 @@
+"""Runs one KFP component in a container of an Argo step. This file stands alone: Python 3.9 and its standard library.
+
+It does what KFP's launcher does: builds the executor input from what Argo hands in, fills it into the component's
+command, runs that, and writes every output where Argo collects it. It reads only its environment:
+
+    SHOPFLOOR_TASK              what never changes of the task: JSON in base64, so that Argo substitutes nothing in it
+    SHOPFLOOR_ROOT              directory of the step: inputs/artifacts, outputs/artifacts, outputs/parameters
+    SHOPFLOOR_PARAMETER_<name>  one input parameter; `<name>-artifact` describes an input artifact
+    SHOPFLOOR_STEP, SHOPFLOOR_WORKFLOW, SHOPFLOOR_WORKFLOW_UID, SHOPFLOOR_POD, SHOPFLOOR_PIPELINE_ROOT
+
+In the platform image the execution goes through `shopfloor.engines.step`, which knows the result store and MLflow.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PARAMETER = "SHOPFLOOR_PARAMETER_"
+OWN = ("SHOPFLOOR_TASK", "SHOPFLOOR_ROOT", "SHOPFLOOR_POD", "SHOPFLOOR_WORKFLOW", "SHOPFLOOR_PIPELINE_ROOT")
+OUTPUT_FILE = "executor_output.json"
+ENVELOPE = "-artifact"
+"""Ending of the parameter that carries an artifact's name, type, URI, metadata and key."""
+
+PLACEHOLDER = re.compile(r"\{\{\$(.*?)\}\}")
+_PART = re.compile(r"\.(\w+)|\['([^']*)'\]|\[\"([^\"]*)\"\]")
+_JOINER = "\u2060"
+_PROTECT = re.compile(r"([{$])(\u2060*)(?=\1)")
+_REVEAL = re.compile(r"([{$])\u2060(\u2060*)(?=\1)")
+
+
+def protect(text: str) -> str:
+    """Make `text` safe to travel: Argo would substitute `{{...}}` in it, the kubelet would halve `$$`.
+
+    A word joiner goes between the two characters; one that stands there already is doubled. `reveal` takes it out.
+    """
+    return _PROTECT.sub(r"\1\2" + _JOINER, text)
+
+
+def reveal(text: str) -> str:
+    """Return what `protect` was given."""
+    return _REVEAL.sub(r"\1\2", text)
+
+
+def encode(value: Any, kind: str) -> str:
+    """Return the text of a parameter's value: a string as it is, anything else as JSON; protected."""
+    if kind == "STRING" and isinstance(value, str):
+        return protect(value)
+    if kind == "NUMBER_INTEGER" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif kind == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    return protect(json.dumps(value))
+
+
+def decode(text: str, kind: str) -> Any:
+    """Return the value of a parameter's text.
+
+    Raises:
+        ValueError: It is no value of its type.
+    """
+    text = reveal(text)
+    if kind == "STRING":
+        return text
+    value = json.loads(text.lower() if kind == "BOOLEAN" else text)
+    if kind == "NUMBER_INTEGER" and value is not None:
+        return int(value)
+    return float(value) if kind == "NUMBER_DOUBLE" and value is not None else value
+
+
+def parts(placeholder: str) -> list[str]:
+    """Return the path in a placeholder: `.inputs.parameters['x']` is `["inputs", "parameters", "x"]`."""
+    return [next(group for group in match.groups() if group is not None) for match in _PART.finditer(placeholder)]
+
+
+def flatten(element: str, provided: set[str]) -> list[str]:
+    """Resolve `Concat` and `IfPresent` of one element of a command; what is left are strings with placeholders."""
+    if not element.startswith(('{"Concat": ', '{"IfPresent": ')):
+        return [element]
+    return _flatten(json.loads(element), provided)
+
+
+def _flatten(node: Any, provided: set[str]) -> list[str]:
+    if isinstance(node, str):
+        return [node]
+    if isinstance(node, list):
+        return [text for item in node for text in _flatten(item, provided)]
+    if "Concat" in node:
+        return ["".join(text for item in node["Concat"] for text in _flatten(item, provided))]
+    choice = node["IfPresent"]
+    branch = choice.get("Then") if choice["InputName"] in provided else choice.get("Else")
+    return [] if branch is None else _flatten(branch, provided)
+
+
+def resolve(text: str, executor_input: dict[str, Any], constants: dict[str, str]) -> str:
+    """Fill the placeholders of `text` in; one that means nothing stays as it is."""
+
+    def value(match: re.Match[str]) -> str:
+        path = parts(match[1])
+        found = _lookup(path, executor_input, constants) if match[1] else executor_input
+        return match[0] if found is None else found if isinstance(found, str) else json.dumps(found)
+
+    return PLACEHOLDER.sub(value, text)
+
+
+def _lookup(path: list[str], executor_input: dict[str, Any], constants: dict[str, str]) -> Any:
+    if len(path) == 1:
+        return constants.get(path[0]) if path[0] != "outputMetadataUri" else executor_input["outputs"]["outputFile"]
+    if path == ["outputs", "output_file"]:
+        return executor_input["outputs"]["outputFile"]
+    side: dict[str, Any] = executor_input.get(path[0], {})
+    if path[:2] == ["inputs", "parameters"] and len(path) == 3:
+        return side.get("parameterValues", {}).get(path[2])
+    if path[:2] == ["outputs", "parameters"] and path[3:] == ["output_file"]:
+        return side.get("parameters", {}).get(path[2], {}).get("outputFile")
+    if len(path) < 3 or path[1] != "artifacts" or path[2] not in side.get("artifacts", {}):
+        return None
+    artifacts = side["artifacts"][path[2]]["artifacts"]
+    if len(path) == 3:
+        return artifacts
+    if len(path) == 5 and path[3] == "metadata":
+        return artifacts[0]["metadata"].get(path[4])
+    return artifacts[0].get({"path": "uri", "uri": "uri", "name": "name"}.get(path[3], ""))
+
+
+def build_executor_input(task: dict[str, Any], root: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Return KFP's `ExecutorInput` as JSON.
+
+    Args:
+        task: The static task.
+        root: The step's directory.
+        environment: Holds the inputs.
+
+    Raises:
+        ValueError: An input is no value of its type; the message names it.
+    """
+    inputs, outputs = task["inputs"], task["outputs"]
+    values: dict[str, Any] = {}
+    for name, kind in inputs["parameters"].items():
+        try:
+            values[name] = decode(environment[PARAMETER + name], kind)
+        except ValueError as error:
+            raise ValueError(f"Input {name!r} is no {kind}: {environment[PARAMETER + name][:200]!r}.") from error
+    artifacts: dict[str, Any] = {}
+    for name, is_list in inputs["artifacts"].items():
+        envelope = json.loads(reveal(environment[PARAMETER + name + ENVELOPE]))
+        place = root / "inputs" / "artifacts" / name
+        if is_list:
+            found = [_received(item, place / item["key"].rpartition("/")[2]) for item in _items(envelope)]
+        else:
+            found = [_received(envelope, place)]
+        artifacts[name] = {"artifacts": found}
+    return {
+        "inputs": {"parameterValues": values, "artifacts": artifacts},
+        "outputs": {
+            "parameters": {
+                name: {"outputFile": str(root / "outputs" / "parameters" / name)} for name in outputs["parameters"]
+            },
+            "artifacts": {
+                name: {
+                    "artifacts": [
+                        {
+                            "name": name,
+                            "type": kind,
+                            "uri": str(root / "outputs" / "artifacts" / name),
+                            "metadata": {},
+                        }
+                    ]
+                }
+                for name, kind in outputs["artifacts"].items()
+            },
+            "outputFile": str(root / OUTPUT_FILE),
+        },
+    }
+
+
+def _items(envelope: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the artifacts of a collected list; what loops in loops collected is one list."""
+    found: list[dict[str, Any]] = []
+    for item in envelope["items"]:
+        found += _items(item) if "items" in item else [item]
+    return found
+
+
+def _received(envelope: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Return an input artifact: where its bytes came with it they are local, else its own address holds."""
+    # Argo leaves an empty directory where an optional artifact was not there.
+    came = place.is_file() or (place.is_dir() and any(place.iterdir()))
+    uri = envelope["uri"] if "://" in envelope["uri"] and not came else str(place)
+    return {"name": envelope["name"], "type": envelope["type"], "uri": uri, "metadata": envelope["metadata"]}
+
+
+def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants: dict[str, str]) -> int:
+    """Run the component's own command and return its exit code; a request to end is passed on to it."""
+    provided = {name for side in executor_input["inputs"].values() for name in side}
+    elements = [part for element in task["command"] for part in flatten(element, provided)]
+    command = [resolve(element, executor_input, constants) for element in elements]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in OWN and not name.startswith(PARAMETER)
+    }
+    environment |= task["environment"]
+    sys.stdout.flush()
+    kept = task["platform"]
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE if kept else None,
+        stderr=subprocess.STDOUT if kept else None,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: process.send_signal(received))
+    if kept and process.stdout:
+        # What it prints goes on as it comes; a copy stays for whoever records the step.
+        with (Path(executor_input["outputs"]["outputFile"]).parent / "step.log").open("ab") as copy:
+            while chunk := os.read(process.stdout.fileno(), 65536):
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+                copy.write(chunk)
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def collect(task: dict[str, Any], executor_input: dict[str, Any], key_end: str) -> None:
+    """Write one file for each output parameter, and one with the envelope of each output artifact.
+
+    Args:
+        task: The static task.
+        executor_input: What the component was run with.
+        key_end: Last segment of the artifacts' keys.
+
+    Raises:
+        ValueError: An output is no value of its type; the message names it.
+    """
+    outputs = executor_input["outputs"]
+    file = Path(outputs["outputFile"])
+    written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, kind in task["outputs"]["parameters"].items():
+        place = Path(outputs["parameters"][name]["outputFile"])
+        try:
+            if place.is_file():
+                value = decode(place.read_text(encoding="utf-8"), kind)
+            elif name in written.get("parameterValues", {}):
+                value = written["parameterValues"][name]
+            else:
+                continue
+            _write(place, encode(value, kind))
+        except ValueError as error:
+            raise ValueError(f"Output {name!r} is no {kind}.") from error
+    for name, kind in task["outputs"]["artifacts"].items():
+        given = outputs["artifacts"][name]["artifacts"][0]
+        made = {**given, **next(iter(written.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})}
+        _bring(Path(given["uri"]), made)
+        envelope = {
+            "name": made["name"],
+            "type": kind,
+            "uri": made["uri"],
+            "metadata": made["metadata"],
+            "key": f"{task['key']}/{name}/{key_end}",
+        }
+        place = Path(outputs["outputFile"]).parent / "outputs" / "parameters" / f"{name}{ENVELOPE}"
+        _write(place, protect(json.dumps(envelope)))
+
+
+def _bring(expected: Path, made: dict[str, Any]) -> None:
+    """Put what a component left at a path of its own choice where Argo collects it."""
+    chosen = made.get("custom_path") or made["uri"]
+    own = Path(chosen.replace("file://", "", 1))
+    if "://" in chosen and not chosen.startswith("file://"):
+        return
+    if own != expected and own.exists() and not expected.exists():
+        shutil.copytree(own, expected) if own.is_dir() else shutil.copy2(own, expected)
+
+
+def _write(place: Path, text: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Argo takes one newline from the end of what it reads.
+    place.write_text(text + "\n" if text.endswith("\n") else text, encoding="utf-8")
+
+
+def _import_artifact(task: dict[str, Any], executor_input: dict[str, Any], constants: dict[str, str]) -> int:
+    """Stand in for KFP's importer: the artifact is what its address and its metadata say."""
+    importer = task["importer"]
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return resolve(value, executor_input, constants)
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        return {fill(key): fill(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    artifact = {"name": "artifact", "uri": fill(importer["uri"]), "metadata": fill(importer["metadata"])}
+    Path(executor_input["outputs"]["outputFile"]).write_text(
+        json.dumps({"artifacts": {"artifact": {"artifacts": [artifact]}}}), encoding="utf-8"
+    )
+    return 0
+
+
+def main() -> int:
+    """Run the task that the environment names.
+
+    Returns:
+        The component's exit code; 1 where its inputs or outputs are not what it declares.
+    """
+    task: dict[str, Any] = json.loads(base64.b64decode(os.environ["SHOPFLOOR_TASK"]))
+    root, pod = Path(os.environ["SHOPFLOOR_ROOT"]), os.environ["SHOPFLOOR_POD"]
+    workflow = os.environ["SHOPFLOOR_WORKFLOW"]
+    constants = {
+        "pipeline_job_name": workflow,
+        "pipeline_job_resource_name": workflow,
+        "pipeline_job_uuid": os.environ["SHOPFLOOR_WORKFLOW_UID"],
+        "pipeline_task_name": os.environ["SHOPFLOOR_STEP"],
+        "pipeline_task_uuid": pod,
+        "pipeline_root": os.environ["SHOPFLOOR_PIPELINE_ROOT"],
+    }
+    for folder in ("outputs/artifacts", "outputs/parameters", "home", "state"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    try:
+        executor_input = build_executor_input(task, root, dict(os.environ))
+        values = executor_input["inputs"]["parameterValues"]
+        for name, value in values.items():
+            if isinstance(value, str):
+                values[name] = resolve(value, executor_input, constants)
+
+        def execute() -> int:
+            if "importer" in task:
+                return _import_artifact(task, executor_input, constants)
+            return run_command(task, executor_input, constants)
+
+        if task["platform"] and "importer" not in task:
+            from shopfloor.engines.step import run
+
+            code = run(task, executor_input, execute)
+        else:
+            code = execute()
+        if code == 0:
+            collect(task, executor_input, pod)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

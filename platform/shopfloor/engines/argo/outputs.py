@@ -1,0 +1,95 @@
+"""What a DAG and a loop give on: one task's output, that of the first of several which ran, or a list of all."""
+
+from __future__ import annotations
+
+import json
+
+from shopfloor.engines.argo import ir
+from shopfloor.engines.argo.conditions import literal
+from shopfloor.engines.argo.containers import NO_ARTIFACT, type_of
+from shopfloor.engines.argo.ir import ENVELOPE_SUFFIX, Json, Source
+from shopfloor.engines.argo.values import default_of, from_task
+
+ITERATION = "iteration"
+"""Name of the one task in a loop's template."""
+
+
+def of_dag(source: Source, component: Json, as_json: bool) -> list[Json]:
+    """Return the output parameters of a DAG's template.
+
+    Args:
+        source: The pipeline.
+        component: The DAG's component.
+        as_json: Whether strings are given as JSON, as a loop needs them of its body.
+    """
+    found: list[Json] = []
+    for output in ir.outputs(component, "parameters"):
+        chosen = ir.selectors(component, "parameters", output)
+        kind = _kind(source, component, chosen)
+        quoted = as_json and kind == "STRING"
+        default = json.dumps(default_of(kind)) if quoted else default_of(kind)
+        found.append(_first(output, chosen, default, quoted))
+    for output in ir.outputs(component, "artifacts"):
+        chosen = ir.selectors(component, "artifacts", output)
+        default = _no_artifacts("none") if _is_list(source, component, chosen) else NO_ARTIFACT
+        envelopes = [(task, key + ENVELOPE_SUFFIX) for task, key in chosen]
+        found.append(_first(output + ENVELOPE_SUFFIX, envelopes, default, False))
+    return found
+
+
+def of_loop(output: str, prefix: str) -> Json:
+    """Return the output of a loop: the list of what its iterations gave.
+
+    Argo lists the texts of parameters, and parses them where all are lists or objects. So each is JSON when it comes,
+    and what still is a text in the list is parsed here.
+
+    Args:
+        output: Name of the body's output.
+        prefix: What the keys of the artifacts in the list have in common; empty for a parameter.
+    """
+    name = output + (ENVELOPE_SUFFIX if prefix else "")
+    values = from_task(ITERATION, name).expression
+    full = f"toJson(map(fromJSON({values}), type(#) == 'string' ? fromJSON(#) : #))"
+    default = "[]"
+    if prefix:
+        default = _no_artifacts(prefix)
+        before, after = default[: -len("[]}")], "}"
+        full = f"{literal(before)} + {full} + {literal(after)}"
+    expression = f"tasks['{ITERATION}'].status == 'Succeeded' ? {full} : {literal(default)}"
+    return {"name": name, "valueFrom": {"expression": expression, "default": default}}
+
+
+def _first(output: str, chosen: list[tuple[str, str]], default: str, quoted: bool) -> Json:
+    values = [(task, from_task(task, key)) for task, key in chosen]
+    if len(values) == 1 and not quoted:
+        return {"name": output, "valueFrom": {"parameter": values[0][1].text, "default": default}}
+    expression = literal(default)
+    for task, value in reversed(values):
+        picked = f"toJson({value.expression})" if quoted else value.expression
+        expression = f"(tasks['{task}'].status == 'Succeeded' ? {picked} : {expression})"
+    return {"name": output, "valueFrom": {"expression": expression, "default": default}}
+
+
+def _kind(source: Source, component: Json, chosen: list[tuple[str, str]]) -> str:
+    if not chosen:
+        return "STRING"
+    task = component["dag"]["tasks"][chosen[0][0]]
+    if "parameterIterator" in task:
+        return "LIST"
+    return type_of(ir.outputs(source.component(task), "parameters").get(chosen[0][1], {}))
+
+
+def _is_list(source: Source, component: Json, chosen: list[tuple[str, str]]) -> bool:
+    """Tell whether an output artifact is a list; the body of a loop declares one where it gives a single artifact."""
+    for name, key in chosen:
+        task = component["dag"]["tasks"][name]
+        inner = source.component(task)
+        if "parameterIterator" in task or (
+            "dag" in inner and _is_list(source, inner, ir.selectors(inner, "artifacts", key))
+        ):
+            return True
+    return False
+
+
+def _no_artifacts(prefix: str) -> str:
+    return json.dumps({"prefix": prefix, "items": []})

@@ -1,0 +1,111 @@
+"""From KFP's intermediate representation to one Argo Workflow, with nothing asked of any server.
+
+The same pipeline, arguments and settings always give the same manifest. What cannot be translated is refused with the
+name of the task and the feature. `conditions.py` lists what the workflow's expressions are made of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shopfloor.engines.argo.dag import Templates
+from shopfloor.engines.argo.ir import (
+    ENVELOPE_SUFFIX,
+    Json,
+    Source,
+    UnsupportedFeature,
+    artifacts,
+    broken,
+    parameters,
+    read,
+)
+from shopfloor.engines.argo.launcher import protect
+from shopfloor.engines.argo.values import constant
+from shopfloor.engines.argo.workflow import cron_workflow, settled, workflow
+from shopfloor.errors import UsageError
+from shopfloor.settings import Settings
+
+__all__ = ["UnsupportedFeature", "cron_workflow", "translate"]
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "NUMBER_INTEGER": (int, float),
+    "NUMBER_DOUBLE": (int, float),
+    "STRING": (str,),
+    "BOOLEAN": (bool,),
+    "LIST": (list,),
+    "STRUCT": (dict,),
+}
+
+
+def translate(
+    ir: dict[str, Any],
+    platforms: dict[str, Any],
+    arguments: dict[str, Any],
+    settings: Settings,
+    run_id: str | None = None,
+    use_cache: bool = True,
+) -> dict[str, Any]:
+    """Return the Argo Workflow that runs a compiled pipeline.
+
+    Args:
+        ir: KFP's `PipelineSpec` as JSON.
+        platforms: KFP's platform configuration (`{"platforms": {"kubernetes": ...}}`), or empty.
+        arguments: Values of the pipeline's parameters; of an input artifact, its URI.
+        settings: Say how runs are made on the cluster.
+        run_id: MLflow run that records it.
+        use_cache: Whether steps may reuse results.
+
+    Returns:
+        The manifest, as plain JSON.
+
+    Raises:
+        UsageError: The IR is broken, an argument is missing or wrong, or the workflow would be too large.
+        UnsupportedFeature: The pipeline uses what the engine does not translate.
+    """
+    source = read(ir, platforms)
+    given, absent = _arguments(source, arguments)
+    default_root = ir.get("defaultPipelineRoot") or f"{settings.artifact_root}/kfp"
+    templates = Templates(source, settings, run_id, use_cache, f"{protect(default_root)}/{{{{workflow.name}}}}")
+    try:
+        root = templates.dag(f"{source.name}/", source.root, absent)
+        manifest = workflow(source, settings, templates, root, given, run_id)
+    except RecursionError as error:
+        raise broken("it nests too deeply") from error
+    return settled(manifest)
+
+
+def _arguments(source: Source, arguments: dict[str, Any]) -> tuple[list[Json], frozenset[str]]:
+    """Return the workflow's arguments, and the inputs of the pipeline that have no value."""
+    declared, declared_artifacts = parameters(source.root), artifacts(source.root)
+    unknown = sorted(arguments.keys() - declared.keys() - declared_artifacts.keys())
+    if unknown:
+        known = ", ".join([*declared, *declared_artifacts]) or "none"
+        raise UsageError(f"Pipeline {source.name!r} has no parameter {unknown[0]!r}.", f"It has {known}.")
+    given: list[Json] = []
+    absent: set[str] = set()
+    for name, definition in declared.items():
+        kind = str(definition.get("parameterType", "STRING"))
+        value = arguments.get(name)
+        if value is None:
+            value = definition.get("defaultValue")
+        if value is None:
+            if not definition.get("isOptional"):
+                raise UsageError(f"Pipeline {source.name!r} needs {name}.", f"Give it with -p {name}=value.")
+            absent.add(name)
+            continue
+        wanted = _TYPES.get(kind, (object,))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted and object not in wanted):
+            raise UsageError(f"Parameter {name!r} must be {kind}, not {value!r}.", f"Write -p {name}=...")
+        given.append({"name": name, "value": constant(value, kind).text})
+    for name, definition in declared_artifacts.items():
+        uri = arguments.get(name)
+        if uri is None:
+            if not definition.get("isOptional"):
+                raise UnsupportedFeature(source.name, f"the input artifact {name!r} without a URI")
+            absent.add(name)
+            continue
+        if not isinstance(uri, str) or "://" not in uri or definition.get("isArtifactList"):
+            raise UnsupportedFeature(source.name, f"the input artifact {name!r} that is not given as one URI")
+        envelope = {"name": name, "type": definition.get("artifactType", {}), "uri": uri, "metadata": {}, "key": "none"}
+        given.append({"name": name + ENVELOPE_SUFFIX, "value": constant(envelope, "STRUCT").text})
+    return given, frozenset(absent)

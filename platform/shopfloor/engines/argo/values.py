@@ -1,0 +1,132 @@
+"""What Argo is told of a value: the text of a constant, a tag or an expression for what is known only at run time."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from shopfloor.engines.argo.conditions import literal
+from shopfloor.engines.argo.ir import Json, UnsupportedFeature
+from shopfloor.engines.argo.launcher import PLACEHOLDER, encode, parts, protect
+
+ROOT = "/tmp/shopfloor-step"  # noqa: S108  a volume of the pod's own
+WORKSPACE = "/kfp-workspace"
+_SELECTOR = re.compile(r"""parseJson\(string_value\)((?:\[(?:"[^"]*"|'[^']*')\])+)""")
+_KEY = re.compile(r"""\[(?:"([^"]*)"|'([^']*)')\]""")
+_DEFAULTS = {"STRING": "", "LIST": "[]", "STRUCT": "{}", "BOOLEAN": "false"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value in the two forms that Argo takes."""
+
+    text: str
+    """For an argument: literal text with `{{...}}` where something is filled in."""
+    expression: str
+    """The same within an expression."""
+
+
+def constant(value: Any, kind: str) -> Value:
+    """Return a constant of a parameter's type."""
+    text = encode(value, kind)
+    return Value(text, literal(text))
+
+
+def from_input(name: str) -> Value:
+    """Return an input of the template."""
+    return Value(f"{{{{inputs.parameters.{name}}}}}", f"inputs.parameters['{name}']")
+
+
+def from_task(task: str, name: str) -> Value:
+    """Return an output of a task."""
+    return Value(f"{{{{tasks.{task}.outputs.parameters.{name}}}}}", f"tasks['{task}'].outputs.parameters['{name}']")
+
+
+def computed(expression: str) -> Value:
+    """Return the value of an expression."""
+    return Value(f"{{{{={expression}}}}}", expression)
+
+
+def selected(value: Value, selector: str, kind: str, task: str) -> Value:
+    """Return a part of a JSON value, as `parseJson(string_value)["key"]` picks it.
+
+    Raises:
+        UnsupportedFeature: The selector is of another form.
+    """
+    match = _SELECTOR.fullmatch(selector.strip())
+    if match is None:
+        raise UnsupportedFeature(task, f"the expression {selector!r}")
+    keys = [first or second for first, second in _KEY.findall(match[1])]
+    path = "$" + "".join(f".{key}" if key.isidentifier() else f"['{key}']" for key in keys)
+    picked = f"jsonpath({value.expression}, {literal(path)})"
+    return computed(picked if kind == "STRING" else f"toJson({picked})")
+
+
+def default_of(kind: str) -> str:
+    """Return what an output has whose task did not run."""
+    return _DEFAULTS.get(kind, "null")
+
+
+def final_status(task: str) -> Value:
+    """Return KFP's `PipelineTaskFinalStatus` of a task, as JSON."""
+    # The name of the workflow comes from Kubernetes: nothing in it needs an escape.
+    head = json.dumps({"pipelineTaskName": task})[:-1] + ', "pipelineJobResourceName": "'
+    failed = json.dumps({"state": "FAILED", "error": {"code": 1, "message": f"Task {task} failed."}})
+    succeeded = json.dumps({"state": "SUCCEEDED", "error": {}})
+    status = f"tasks['{task}'].status"
+    end = (
+        f"({status} == 'Succeeded' || {status} == 'Skipped' ? "
+        f"{literal(', ' + succeeded[1:])} : {literal(', ' + failed[1:])})"
+    )
+    return computed(f"{literal(head)} + workflow.name + {literal(chr(34))} + {end}")
+
+
+def embedded(text: str, inputs: dict[str, Value], task: str, pipeline_root: str) -> Value:
+    """Return a constant string in which KFP fills in other inputs of the task and facts of the run.
+
+    Args:
+        text: The constant.
+        inputs: The task's inputs by name.
+        task: Its name.
+        pipeline_root: Value of `{{$.pipeline_root}}`.
+    """
+    created, workflow = (
+        Value(f"{{{{workflow.{fact}}}}}", f"workflow.{fact}") for fact in ("creationTimestamp.RFC3339", "name")
+    )
+    facts = {
+        "pipeline_job_name": workflow,
+        "pipeline_job_resource_name": workflow,
+        "pipeline_job_uuid": Value("{{workflow.uid}}", "workflow.uid"),
+        "pipeline_job_create_time_utc": created,
+        # Argo knows the scheduled time only of what a CronWorkflow made; that is made at the scheduled time.
+        "pipeline_job_schedule_time_utc": created,
+        "pipeline_task_name": constant(task, "STRING"),
+        "pipeline_root": Value(pipeline_root, literal(pipeline_root)),
+        "workspace_path": constant(WORKSPACE, "STRING"),
+    }
+    texts: list[str] = []
+    expressions: list[str] = []
+    at = 0
+    for match in PLACEHOLDER.finditer(text):
+        path = parts(match[1])
+        found = inputs.get(path[2]) if path[:2] == ["inputs", "parameters"] and len(path) == 3 else None
+        if found is None and len(path) == 1:
+            found = facts.get(path[0])
+        if found is None:
+            # `pipeline_task_uuid` and the like: known in the pod, where the launcher fills them in.
+            continue
+        before = protect(text[at : match.start()])
+        texts += [before, found.text]
+        expressions += [literal(before), found.expression] if before else [found.expression]
+        at = match.end()
+    rest = protect(text[at:])
+    if rest or not expressions:
+        expressions.append(literal(rest))
+    return Value("".join([*texts, rest]), expressions[0] if len(expressions) == 1 else f"({' + '.join(expressions)})")
+
+
+def given_inputs(task: Json, kind: str) -> dict[str, Json]:
+    """Return the inputs that a task is given, in the order of their names."""
+    return dict(sorted(task.get("inputs", {}).get(kind, {}).items()))

@@ -1,0 +1,134 @@
+"""The Workflow around the templates: what the profile says of a run, and a schedule of runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from shopfloor.engines.argo.containers import WORKSPACE_VOLUME
+from shopfloor.engines.argo.dag import Made, Templates
+from shopfloor.engines.argo.ir import Json, Source, broken
+from shopfloor.errors import UsageError
+from shopfloor.settings import Settings
+
+API_VERSION = "argoproj.io/v1alpha1"
+LIMIT_BYTES = 1024 * 1024
+USER = 1000
+"""Who a step runs as whose image does not say it: no image's root."""
+
+
+def workflow(
+    source: Source, settings: Settings, templates: Templates, root: Made, arguments: list[Json], run_id: str | None
+) -> Json:
+    """Return the manifest of a run.
+
+    Args:
+        source: The pipeline.
+        settings: Say how runs are made on the cluster.
+        templates: All templates.
+        root: That of the pipeline.
+        arguments: The pipeline's parameters.
+        run_id: MLflow run.
+    """
+    cluster = settings.cluster
+    name = _label(source.name).lower().replace("_", "-").replace(".", "-")[:50].strip("-") or "pipeline"
+    labels = {"app.kubernetes.io/managed-by": "shopfloor", "shopfloor/pipeline": _label(source.name)}
+    if run_id:
+        labels["shopfloor/run-id"] = _label(run_id)
+    pod_labels = dict(labels)
+    if cluster.queue:
+        pod_labels["kueue.x-k8s.io/queue-name"] = cluster.queue
+    if cluster.priority_class:
+        pod_labels["kueue.x-k8s.io/priority-class"] = cluster.priority_class
+    config = source.pipeline_config
+    lifetime = {
+        "secondsAfterSuccess": int(config.get("resourceTtlOnSuccess", cluster.ttl_success_s)),
+        "secondsAfterFailure": int(config.get("resourceTtlOnFailure", cluster.ttl_failure_s)),
+    }
+    if "resourceTtlOnCompletion" in config:
+        lifetime = {"secondsAfterCompletion": int(config["resourceTtlOnCompletion"])}
+    spec: Json = {
+        "entrypoint": root.template,
+        "serviceAccountName": cluster.service_account,
+        "artifactRepositoryRef": {"configMap": cluster.artifact_repository, "key": cluster.artifact_repository_key},
+        "activeDeadlineSeconds": int(config.get("activeDeadlineSeconds", cluster.active_deadline_s)),
+        "ttlStrategy": lifetime,
+        "podGC": {"strategy": cluster.pod_gc},
+        "parallelism": cluster.parallelism,
+        "podMetadata": {"labels": pod_labels},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if arguments:
+        spec["arguments"] = {"parameters": arguments}
+    if templates.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in sorted(templates.pull_secrets)]
+    if config.get("workspace"):
+        spec["volumeClaimTemplates"] = [_workspace(config["workspace"])]
+    spec["templates"] = templates.all
+    metadata: Json = {"generateName": f"{name}-", "namespace": cluster.namespace, "labels": labels}
+    return {"apiVersion": API_VERSION, "kind": "Workflow", "metadata": metadata, "spec": spec}
+
+
+def cron_workflow(workflow: dict[str, Any], schedule: str) -> dict[str, Any]:
+    """Return the CronWorkflow that runs `workflow` at `schedule`.
+
+    Args:
+        workflow: From `translate`.
+        schedule: Five fields as cron has them, in UTC.
+    """
+    metadata = dict(workflow["metadata"])
+    metadata["name"] = metadata.pop("generateName").rstrip("-")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "CronWorkflow",
+        "metadata": metadata,
+        "spec": {
+            "schedules": [schedule],
+            "timezone": "Etc/UTC",
+            # A run that takes longer than the time between two is not joined by a second one.
+            "concurrencyPolicy": "Forbid",
+            "workflowMetadata": {"labels": dict(workflow["metadata"]["labels"])},
+            "workflowSpec": workflow["spec"],
+        },
+    }
+
+
+def settled(manifest: Json) -> Json:
+    """Return a manifest as it will be sent: plain JSON in which no two places share an object.
+
+    Raises:
+        UsageError: It is over the 1 MiB that the cluster can store.
+    """
+    text = json.dumps(manifest, separators=(",", ":"))
+    size = len(text.encode())
+    if size > LIMIT_BYTES:
+        raise UsageError(
+            f"The workflow is {size / LIMIT_BYTES:.1f} MiB, over the 1 MiB that etcd stores of one object.",
+            "Split the pipeline, pass large values as artifacts, or use a loop over one component.",
+        )
+    plain: Json = json.loads(text)
+    return plain
+
+
+def _workspace(workspace: Json) -> Json:
+    if not workspace.get("size"):
+        raise broken("the workspace has no size")
+    patch = workspace.get("kubernetes", {}).get("pvcSpecPatch", {})
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": workspace["size"]}},
+        **patch,
+    }
+    return {"metadata": {"name": WORKSPACE_VOLUME}, "spec": spec}
+
+
+def _label(text: str) -> str:
+    """Return `text` as the value of a label."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.")

@@ -1,0 +1,152 @@
+"""One step of a run on a cluster, in the platform image: the content key, the result store and MLflow around it.
+
+The launcher calls `run` in place of the component. A result that any engine has kept under the step's key is taken
+without running; what runs is kept and recorded as a child of the run's MLflow run. A store or a server that fails ends
+the step with one line: a result is never lost in silence.
+
+A step that did something to the world (it registered a version, moved an alias) always runs: whether that still holds
+can be asked only where the registry and the serving are known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shopfloor.engines.local import last_error
+from shopfloor.errors import ServiceError, ShopfloorError
+from shopfloor.keys import component_key
+from shopfloor.results import Outputs, ResultStore, artifacts_of
+from shopfloor.settings import Settings, load_settings
+from shopfloor.storage import is_remote
+
+LOG = "step.log"
+"""Beside the executor's output: what the component prints."""
+
+
+def run(task: dict[str, Any], executor_input: dict[str, Any], execute: Callable[[], int]) -> int:
+    """Run one step, or take its result from the store.
+
+    Args:
+        task: The launcher's static task.
+        executor_input: KFP's `ExecutorInput`; its output file stands after this call when the step succeeded.
+        execute: Runs the component.
+
+    Returns:
+        The exit code: the component's own, 0 for a result from the store, 1 where a service failed.
+    """
+    try:
+        settings = load_settings()
+        return _Step(settings, task, executor_input).run(execute)
+    except ShopfloorError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+class _Step:
+    def __init__(self, settings: Settings, task: dict[str, Any], executor_input: dict[str, Any]) -> None:
+        self._settings = settings
+        self._task = task
+        self._input = executor_input
+        self._name = os.environ.get("SHOPFLOOR_STEP", "step")
+        self._store = ResultStore(settings, effect_holds=lambda effect: False)
+        self._output_file = Path(executor_input["outputs"]["outputFile"])
+        self._client: Any = None
+        self._run_id = ""
+
+    def run(self, execute: Callable[[], int]) -> int:
+        """Look the result up, else execute; record either."""
+        started = time.monotonic()
+        key = component_key(
+            self._settings,
+            self._task["command"],
+            self._input["inputs"]["parameterValues"],
+            {name: value["artifacts"] for name, value in self._input["inputs"]["artifacts"].items()},
+            self._task["environment"],
+        )
+        self._begin()
+        known = self._stored(lambda: self._store.get(key.key)) if self._task["cache"] else None
+        if known is not None:
+            self._output_file.write_text(json.dumps(_as_executor_output(self._task, known)), encoding="utf-8")
+            self._end("cached", time.monotonic() - started, known)
+            return 0
+        code = execute()
+        if code != 0:
+            error = last_error(self._output_file.parent / LOG)
+            self._end("failed", time.monotonic() - started, {}, error or f"Exit code {code}.")
+            return code
+        outputs = self._outputs()
+        # What lies only in this pod is of no use to another run; Argo keeps it for this one.
+        if all(is_remote(item["uri"]) or not Path(item["uri"]).exists() for item in artifacts_of(outputs)):
+            self._stored(lambda: self._store.put(key.key, key.parts, outputs))
+        self._end("succeeded", time.monotonic() - started, outputs)
+        return 0
+
+    def _outputs(self) -> Outputs:
+        """Return what the component made, in the form of the result store."""
+        written: dict[str, Any] = {}
+        if self._output_file.is_file():
+            written = json.loads(self._output_file.read_text(encoding="utf-8"))
+        outputs: Outputs = dict(written.get("parameterValues", {}))
+        for name, kind in self._task["outputs"]["parameters"].items():
+            file = Path(self._input["outputs"]["parameters"][name]["outputFile"])
+            if file.is_file():
+                text = file.read_text(encoding="utf-8")
+                outputs[name] = text if kind == "STRING" else json.loads(text)
+        for name, kind in self._task["outputs"]["artifacts"].items():
+            given = self._input["outputs"]["artifacts"][name]["artifacts"][0]
+            made: dict[str, Any] = next(iter(written.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})
+            artifact = {**given, **made}
+            outputs[name] = {key: artifact[key] for key in ("name", "uri", "metadata")} | {"type": kind}
+        return outputs
+
+    def _stored(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except ShopfloorError:
+            raise
+        except Exception as error:  # whatever the client of the store raises
+            raise ServiceError(
+                f"The result store in {self._settings.artifact_root} failed: {type(error).__name__}: {error}",
+                "Check its address and its credentials, then resume the run.",
+            ) from error
+
+    def _begin(self) -> None:
+        if self._settings.run_id is None:
+            return
+        from shopfloor import tracking
+
+        self._client = tracking.connect(self._settings)
+        with tracking.answering(self._settings):
+            experiment = self._client.get_run(self._settings.run_id).info.experiment_id
+            self._run_id = tracking.create_step(self._client, experiment, self._settings.run_id, self._name)
+        os.environ["SHOPFLOOR_STEP_RUN_ID"] = self._run_id
+
+    def _end(self, state: str, seconds: float, outputs: Outputs, error: str = "") -> None:
+        if self._client is None or self._settings.run_id is None:
+            return
+        from shopfloor import run_records, tracking
+
+        tags = {run_records.ERROR: error[: run_records.TAG_LIMIT]} if error else {}
+        log = self._output_file.parent / LOG
+        with tracking.answering(self._settings):
+            tracking.finish_step(
+                self._client, self._settings.run_id, self._run_id, self._name, state, seconds, outputs, log, tags
+            )
+
+
+def _as_executor_output(task: dict[str, Any], outputs: Outputs) -> dict[str, Any]:
+    names = task["outputs"]["artifacts"]
+    return {
+        "parameterValues": {name: value for name, value in outputs.items() if name not in names},
+        "artifacts": {
+            name: {"artifacts": [{key: outputs[name][key] for key in ("name", "uri", "metadata")}]}
+            for name in names
+            if name in outputs
+        },
+    }

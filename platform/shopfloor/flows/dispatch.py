@@ -1,0 +1,198 @@
+"""From what was asked for to the engine that was asked for.
+
+The `local` engine runs a pipeline while the command waits. The others are handed a job, and the run goes on by itself;
+its MLflow run is made here, so that every engine's runs stand in one list, and names the id that the engine gave it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from typing import Any, Literal, cast
+
+from shopfloor import run_records, tracking
+from shopfloor.engines.base import Engine, Job
+from shopfloor.errors import ShopfloorError, UsageError
+from shopfloor.flows import submission
+from shopfloor.flows.compilation import Compiled
+from shopfloor.flows.submission import Outcome, Submission, View
+from shopfloor.records import Record
+from shopfloor.settings import Settings
+
+EngineName = Literal["local", "ray", "argo", "kfp"]
+_ENGINES = {
+    "ray": ("shopfloor.engines.ray_jobs", "RayEngine"),
+    "argo": ("shopfloor.engines.argo_engine", "ArgoEngine"),
+    "kfp": ("shopfloor.engines.kfp_engine", "KfpEngine"),
+}
+AT_EACH_RUN = "@champion"
+"""Value of the parameter `champion` in a schedule: the version that is the champion when a run comes to it."""
+
+
+class Submitted(Record):
+    """A run, or a schedule, that an engine has taken."""
+
+    run_id: str | None
+    """MLflow run; a schedule has none, as each of its runs makes its own."""
+    engine: str
+    engine_run: str
+    """Id under which the engine knows it."""
+    state: str
+    message: str
+    """One sentence."""
+    links: dict[str, str]
+
+
+def start(
+    settings: Settings, engine: str, asked: Submission, view: View, cron: str | None = None, run_id: str | None = None
+) -> Outcome | Submitted:
+    """Run a pipeline where `engine` says.
+
+    Args:
+        settings: The profile.
+        engine: `local` runs it to its end, the others take it and come back.
+        asked: The pipeline and its parameters.
+        view: Hears of the steps of a local run.
+        cron: A schedule, for engines that keep one.
+        run_id: MLflow run that goes on, for the local engine.
+
+    Raises:
+        UsageError: The command was asked wrongly; nothing ran.
+        ServiceError: A service is down.
+    """
+    if cron is not None:
+        _check_schedule(settings, engine, asked, cron)
+    if engine == "local":
+        return submission.submit(settings, asked.file, asked.use_case, asked.given, view, asked.use_cache, run_id)
+    return _hand_over(settings, engine, asked, cron)
+
+
+def manifest(settings: Settings, engine: str, asked: Submission, cron: str | None = None) -> str:
+    """Return exactly what `start` would send to an engine's service; asks no service.
+
+    The champion is not looked up: where there is one, it is given as a parameter, or left empty.
+
+    Raises:
+        UsageError: The engine takes no manifest, or cannot run such a pipeline.
+    """
+    if engine not in {"argo", "kfp"}:
+        raise UsageError(f"The {engine} engine takes no manifest.", "Name --engine argo or kfp.")
+    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given)
+    if cron is not None:
+        _check_schedule(settings, engine, asked, cron)
+        _leave_open(compiled, arguments)
+    else:
+        submission.resolve_data(settings, compiled, arguments)
+    job = _job(settings, compiled, arguments, asked, cron)
+    return str(cast(Any, engine_of(settings, engine)).manifest(job))
+
+
+def engine_of(settings: Settings, name: str) -> Engine:
+    """Return the engine of that name, not `local`, which has no service."""
+    module, class_name = _ENGINES[name]
+    return cast(Engine, getattr(importlib.import_module(module), class_name)(settings))
+
+
+def engine_url(settings: Settings, name: str) -> str:
+    """Return where the engine of that name is: an address, and the namespace where it has one."""
+    cluster = settings.cluster
+    return {
+        "local": "",
+        "ray": settings.ray_dashboard_url,
+        "argo": f"{cluster.argo_url} {cluster.namespace}",
+        "kfp": f"{cluster.kfp_url} {cluster.namespace}",
+    }[name]
+
+
+def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | None) -> Submitted:
+    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given)
+    if cron is not None:
+        _leave_open(compiled, arguments)
+        schedule = engine_of(settings, engine).submit(_job(settings, compiled, arguments, asked, cron))
+        return Submitted(
+            run_id=None,
+            engine=engine,
+            engine_run=schedule,
+            state="scheduled",
+            message=f"Schedule {schedule} runs it at {cron!r}.",
+            links={"engine": engine_url(settings, engine)},
+        )
+    client = tracking.connect(settings)
+    key = submission.resolve(settings, client, compiled, arguments)
+    asked = asked.model_copy(update={"file": str(compiled.file), "arguments": arguments})
+    tags = {
+        run_records.ENGINE: engine,
+        run_records.ENGINE_URL: engine_url(settings, engine),
+        run_records.SUBMITTER: run_records.this_process(),
+        **submission.origin(settings, key, asked),
+    }
+    run = run_records.create_run(client, arguments.get("use_case"), compiled.name, arguments, tags)
+    job = _job(settings.model_copy(update={"run_id": run.info.run_id}), compiled, arguments, asked, None)
+    try:
+        engine_run = engine_of(settings, engine).submit(job)
+    except BaseException as error:
+        text = str(error) if isinstance(error, ShopfloorError) else f"{type(error).__name__}: {error}"
+        run_records.close_run(client, run, "failed", f"It was not submitted: {text}")
+        raise
+    client.set_tag(run.info.run_id, run_records.ENGINE_RUN, engine_run)
+    return submitted(settings, run, engine, engine_run)
+
+
+def submitted(settings: Settings, run: Any, engine: str, engine_run: str) -> Submitted:
+    """Return what is known of a run that an engine has just taken."""
+    run_id = run.info.run_id
+    return Submitted(
+        run_id=run_id,
+        engine=engine,
+        engine_run=engine_run,
+        state="running",
+        message=f"Run {run_id} is with the {engine} engine as {engine_run}.",
+        links={
+            "run": run_records.run_url(settings, run.info.experiment_id, run_id),
+            "engine": engine_url(settings, engine),
+        },
+    )
+
+
+def _job(settings: Settings, compiled: Compiled, arguments: dict[str, Any], asked: Submission, cron: str | None) -> Job:
+    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    return Job(
+        name=compiled.name,
+        ir=compiled.ir,
+        platforms=compiled.platforms,
+        arguments=arguments,
+        run_id=settings.run_id,
+        # The key of a scheduled run does not hold what it finds at its time, so it must not reuse an earlier run's.
+        use_cache=asked.use_cache and not (cron and {"data_version", "champion"} & set(declared)),
+        environment=settings.environment(),
+        cron=cron,
+        file=compiled.file,
+        from_step=asked.from_step,
+    )
+
+
+def _leave_open(compiled: Compiled, arguments: dict[str, Any]) -> None:
+    """Let each run of a schedule find the champion of its own time."""
+    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    if "champion" in declared:
+        arguments.setdefault("champion", AT_EACH_RUN)
+
+
+def _check_schedule(settings: Settings, engine: str, asked: Submission, cron: str) -> None:
+    """Refuse a schedule that nobody keeps, or that is none.
+
+    Raises:
+        UsageError: It says which of both.
+    """
+    if engine in {"local", "ray"}:
+        given = [part for text in asked.given for part in ("-p", text)]
+        case = ["--use-case", asked.use_case] if asked.use_case else []
+        command = shlex.join(["shopfloor", "submit", asked.file, *case, *given, "--engine", engine])
+        raise UsageError(
+            f"The {engine} engine keeps no schedule.",
+            f"Put this into your crontab: {cron} cd {shlex.quote(str(settings.project_root))} && {command}",
+        )
+    if len(cron.split()) != 5:
+        raise UsageError(
+            f"{cron!r} is not a schedule.", "Write minute, hour, day, month, weekday, as in --cron '0 3 * * *'."
+        )

@@ -1,0 +1,230 @@
+"""Every compiled pipeline of the KFP project becomes a Workflow that the cluster would take, or is refused by name."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from shopfloor.engines.argo.ir import UnsupportedFeature
+from shopfloor.engines.argo.translation import cron_workflow, translate
+from shopfloor.errors import UsageError
+from shopfloor.settings import load_settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHARED = PROJECT.parent / "shared"
+FILES = sorted((SHARED / "kfp-ir").glob("*.yaml"))
+pytestmark = pytest.mark.skipif(not FILES, reason=f"no compiled pipelines in {SHARED / 'kfp-ir'}")
+
+REFUSED = {
+    "component_with_metadata_fields": ("dataset-joiner", "the input artifact 'dataset_a' without a URI"),
+    "components_with_optional_artifacts": ("importer", "an importer of gs:// artifacts"),
+    "input_artifact": ("input-artifact", "the input artifact 'data' without a URI"),
+    "pipeline_with_dynamic_importer_metadata": ("importer-2", "an importer of gs:// artifacts"),
+    "pipeline_with_google_artifact_type": ("importer", "an importer of gs:// artifacts"),
+    "pipeline_with_importer_and_gcpc_types": ("importer", "an importer of gs:// artifacts"),
+    "pipeline_with_importer_workspace": ("importer", "an importer that downloads to the workspace"),
+    "pipeline_with_metadata_fields": ("dataset-concatenator", "the input artifact 'in_dataset' without a URI"),
+    "pythonic_artifact_with_single_return": ("importer", "an importer of gs:// artifacts"),
+}
+VALUES = {
+    "STRING": "text",
+    "NUMBER_INTEGER": 1,
+    "NUMBER_DOUBLE": 1.5,
+    "BOOLEAN": True,
+    "LIST": [],
+    "STRUCT": {},
+}
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load_settings("cluster", project_root=PROJECT)
+
+
+def read(file):
+    documents = list(yaml.load_all(file.read_text(), yaml.CSafeLoader))
+    inputs = documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
+    arguments = {
+        name: VALUES[definition["parameterType"]]
+        for name, definition in inputs.items()
+        if "defaultValue" not in definition and not definition.get("isOptional")
+    }
+    return documents[0], (documents[1] if len(documents) > 1 else {}), arguments
+
+
+def strict(schema):
+    """Return a CRD's schema that refuses what the API server would drop without a word."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if made.get("x-kubernetes-int-or-string") is True:
+        made.pop("type", None)
+    elif made.get("type") == "object" and "additionalProperties" not in made:
+        open_ended = made.get("x-kubernetes-preserve-unknown-fields") or "properties" not in made
+        made["additionalProperties"] = bool(open_ended)
+    return made
+
+
+@pytest.fixture(scope="module")
+def validator():
+    import jsonschema_rs
+
+    def load(kind):
+        schema = strict(json.loads((SHARED / "schemas" / f"argo_{kind}.json").read_text())["v1alpha1"])
+        # The API server fills these two in.
+        schema["properties"]["metadata"] = {"type": "object"}
+        return jsonschema_rs.Draft202012Validator(schema)
+
+    loaded = {"Workflow": load("workflows"), "CronWorkflow": load("cronworkflows")}
+
+    def validate(manifest):
+        return [
+            f"{list(error.instance_path)}: {error.message[:200]}"
+            for error in loaded[manifest["kind"]].iter_errors(manifest)
+        ]
+
+    return validate
+
+
+def unknown_fields(model, path="workflow"):
+    """Yield what the client's models hold without knowing it."""
+    from argo_workflows.model_utils import ModelNormal
+
+    if isinstance(model, list):
+        for index, item in enumerate(model):
+            yield from unknown_fields(item, f"{path}[{index}]")
+    elif isinstance(model, dict):
+        for key, item in model.items():
+            yield from unknown_fields(item, f"{path}.{key}")
+    elif isinstance(model, ModelNormal):
+        for key, item in model._data_store.items():
+            if key not in model.openapi_types:
+                yield f"{path}.{key}"
+            yield from unknown_fields(item, f"{path}.{key}")
+
+
+def as_model(manifest):
+    from argo_workflows.configuration import Configuration
+    from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow import IoArgoprojWorkflowV1alpha1Workflow as Model
+    from argo_workflows.model_utils import validate_and_convert_types
+
+    return validate_and_convert_types(
+        copy.deepcopy(manifest), (Model,), ["workflow"], True, True, Configuration(discard_unknown_keys=False)
+    )
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in REFUSED], ids=lambda file: file.stem)
+def test_a_pipeline_becomes_a_workflow_that_schema_and_client_take(file, settings, validator):
+    ir, platforms, arguments = read(file)
+
+    manifest = translate(ir, platforms, arguments, settings, run_id="0123abc")
+
+    assert validator(manifest) == []
+    assert validator(cron_workflow(manifest, "0 3 * * *")) == []
+    assert list(unknown_fields(as_model(manifest))) == []
+    assert dangling(manifest) == []
+    assert translate(ir, platforms, arguments, settings, run_id="0123abc") == manifest
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem in REFUSED], ids=lambda file: file.stem)
+def test_what_cannot_be_translated_is_refused_with_task_and_feature(file, settings):
+    ir, platforms, arguments = read(file)
+
+    with pytest.raises(UnsupportedFeature) as refused:
+        translate(ir, platforms, arguments, settings)
+
+    assert (refused.value.task, refused.value.feature) == REFUSED[file.stem]
+    assert all(word in str(refused.value) for word in REFUSED[file.stem])
+
+
+def test_the_schema_and_the_models_refuse_what_they_do_not_know(settings, validator):
+    manifest = translate(*read(SHARED / "kfp-ir" / "hello_world.yaml"), settings)
+    manifest["spec"]["templates"][0]["containr"] = {}
+
+    assert len(validator(manifest)) == 1
+    assert list(unknown_fields(as_model(manifest))) == ["workflow.spec.templates[0].containr"]
+
+
+def test_pipelines_whose_input_artifact_is_given_are_translated(settings, validator):
+    ir, platforms, arguments = read(SHARED / "kfp-ir" / "input_artifact.yaml")
+
+    manifest = translate(ir, platforms, arguments | {"data": "s3://bucket/data"}, settings)
+
+    assert validator(manifest) == []
+    given = json.loads(manifest["spec"]["arguments"]["parameters"][0]["value"])
+    assert (given["uri"], given["type"]["schemaTitle"]) == ("s3://bucket/data", "system.Dataset")
+
+
+def dangling(manifest):
+    """Return the references between templates that nobody answers."""
+    templates = {template["name"]: template for template in manifest["spec"]["templates"]}
+    used, problems = {manifest["spec"]["entrypoint"]}, []
+    for template in templates.values():
+        for task in template.get("dag", {}).get("tasks", []):
+            used.add(task["template"])
+            inputs = templates[task["template"]].get("inputs", {}).get("parameters", [])
+            given = {item["name"] for item in task.get("arguments", {}).get("parameters", [])}
+            missing = {item["name"] for item in inputs if "default" not in item} - given
+            problems += [f"{template['name']}.{task['name']} lacks {name}" for name in sorted(missing)]
+    return problems + [f"{name} is unused" for name in templates.keys() - used]
+
+
+BROKEN = [
+    lambda ir: ir.pop("root"),
+    lambda ir: ir.pop("pipelineInfo"),
+    lambda ir: ir.pop("components"),
+    lambda ir: ir.pop("deploymentSpec"),
+    lambda ir: ir["root"].update(dag=[]),
+    lambda ir: ir["root"].update(dag={"tasks": {}}),
+    lambda ir: ir.update(unknown=1),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BROKEN)))
+def test_broken_ir_is_a_usage_error(number, settings):
+    ir, platforms, arguments = read(SHARED / "kfp-ir" / "pipeline_with_condition.yaml")
+    BROKEN[number](ir)
+
+    with pytest.raises(UsageError, match="broken"):
+        translate(ir, platforms, arguments, settings)
+
+
+def places(value, path=()):
+    """Yield the path of every value in a JSON document."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, key)
+            yield from places(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield (*path, index)
+            yield from places(item, (*path, index))
+
+
+@pytest.mark.parametrize(
+    "name", ["pipeline_with_volume", "pipeline_as_exit_task", "pipeline_with_loops", "if_else_with_oneof_artifacts"]
+)
+@pytest.mark.parametrize("change", ["taken out", "put wrong"])
+def test_a_pipeline_with_any_one_thing_missing_or_wrong_is_translated_or_refused(name, change, settings):
+    ir, platforms, arguments = read(SHARED / "kfp-ir" / f"{name}.yaml")
+    whole = {"ir": ir, "platforms": platforms}
+    refused = 0
+
+    for path in list(places(whole)):
+        damaged = copy.deepcopy(whole)
+        parent = damaged
+        for key in path[:-1]:
+            parent = parent[key]
+        if change == "put wrong":
+            parent[path[-1]] = "none such"
+        elif isinstance(parent, dict):
+            del parent[path[-1]]
+        try:
+            translate(damaged.get("ir", {}), damaged.get("platforms", {}), arguments, settings)
+        except UsageError:
+            refused += 1
+
+    assert refused > 10

@@ -1,0 +1,116 @@
+"""A step on a cluster stands in MLflow as one of any other engine: a child of the run, with its numbers and its log."""
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from shopfloor import run_records, tracking
+from shopfloor.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import json, sys
+made = json.loads(sys.argv[1])["outputs"]
+print("at work", flush=True)
+if json.loads(sys.argv[1])["inputs"]["parameterValues"]["fails"]:
+    raise ValueError("no luck")
+artifact = {"name": "metrics", "uri": made["artifacts"]["metrics"]["artifacts"][0]["uri"], "metadata": {"auc": 0.7}}
+json.dump({"artifacts": {"metrics": {"artifacts": [artifact]}}}, open(made["outputFile"], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    place = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (place / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                *(Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--workers", "1", "--backend-store-uri", f"sqlite:///{place}/mlflow.db"),
+                *("--artifacts-destination", str(place / "artifacts")),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=place,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                if requests.get(f"{url}/health", timeout=2).ok:
+                    break
+            except requests.RequestException:
+                time.sleep(0.3)
+        yield Settings(project_root=PROJECT, artifact_root=str(place / "store"), tracking_uri=url)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=30)
+
+
+def pod(settings, place, run_id, name, fails):
+    place.mkdir()
+    task = {
+        "command": [sys.executable, "-c", PROGRAM, "{{$}}"],
+        "environment": {},
+        "inputs": {"parameters": {"fails": "BOOLEAN"}, "artifacts": {}},
+        "defaults": {},
+        "outputs": {"parameters": {}, "artifacts": {"metrics": {"schemaTitle": "system.Metrics"}}},
+        "cache": True,
+        "platform": True,
+        "key": "k",
+    }
+    environment = (
+        os.environ
+        | settings.environment()
+        | {
+            "SHOPFLOOR_TASK": base64.b64encode(json.dumps(task).encode()).decode(),
+            "SHOPFLOOR_ROOT": str(place),
+            "SHOPFLOOR_STATE_DIR": str(place / "state"),
+            "SHOPFLOOR_STEP": name,
+            "SHOPFLOOR_WORKFLOW": "run-x7",
+            "SHOPFLOOR_WORKFLOW_UID": "0-1-2",
+            "SHOPFLOOR_POD": "pod",
+            "SHOPFLOOR_PIPELINE_ROOT": "",
+            "SHOPFLOOR_RUN_ID": run_id,
+            "SHOPFLOOR_PARAMETER_fails": json.dumps(fails),
+        }
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "shopfloor.engines.argo.launcher"], env=environment, cwd=place, check=False
+    ).returncode
+
+
+def test_steps_stand_in_mlflow_with_state_numbers_log_and_error(settings, tmp_path):
+    client = tracking.connect(settings)
+    run = run_records.create_run(client, None, "counting", {}, {run_records.ENGINE: "argo"})
+
+    codes = [
+        pod(settings, tmp_path / "first", run.info.run_id, "train", fails=False),
+        pod(settings, tmp_path / "second", run.info.run_id, "train-2", fails=False),
+        pod(settings, tmp_path / "third", run.info.run_id, "train-3", fails=True),
+    ]
+
+    steps = {step.name: step for step in run_records.steps_of(client, client.get_run(run.info.run_id))}
+    assert codes == [0, 0, 1]
+    assert {name: step.state for name, step in steps.items()} == {
+        "train": "succeeded",
+        "train-2": "cached",
+        "train-3": "failed",
+    }
+    assert steps["train-3"].error == "ValueError: no luck"
+    assert client.get_run(run.info.run_id).data.metrics["train.auc"] == 0.7
+    assert client.get_run(steps["train"].run_id).info.status == "FINISHED"
+    log = client.download_artifacts(steps["train"].run_id, "step.log", str(tmp_path))
+    assert Path(log).read_text() == "at work\n"

@@ -1,0 +1,467 @@
+"""Runs as Ray jobs on a real cluster of two nodes, with a real MLflow server; and the commands that steer runs."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from shopfloor.engines.base import Job
+from shopfloor.engines.ray_jobs import RayEngine
+from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.flows import control, dispatch
+from shopfloor.flows.submission import Submission
+from shopfloor.settings import ClusterSettings, load_settings
+from shopfloor.tracking import connect
+
+JOB = Job(name="three", ir={}, platforms={}, arguments={}, file=Path(__file__))
+ROOT = Path(__file__).parents[2]
+PIPELINE = """
+from kfp import dsl
+
+component = dsl.component(base_image="python:3.11", install_kfp_package=False)
+
+@component
+def begin(text: str) -> str:
+    print("begins with", text)
+    return text + "!"
+
+@component
+def work(text: str, seconds: float) -> str:
+    import time
+    print("works", flush=True)
+    time.sleep(seconds)
+    # defect
+    return text.upper()
+
+@component
+def count(text: str, join: bool) -> int:
+    if not join:
+        return len(text)
+    import os
+    import ray
+    ray.init(address=os.environ["SHOPFLOOR_RAY_ADDRESS"], log_to_driver=False)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    print("joined a cluster of", nodes, "nodes")
+    return nodes
+
+@dsl.pipeline(name="three")
+def three(text: str, seconds: float = 0.0, join: bool = False):
+    worked = work(text=begin(text=text).output, seconds=seconds)
+    count(text=worked.output, join=join)
+"""
+CLUSTER = """
+import sys, time
+from ray.cluster_utils import Cluster
+
+node = {
+    "node_ip_address": "127.0.0.1",
+    "num_cpus": 2,
+    "object_store_memory": 100_000_000,
+    "dashboard_agent_listen_port": 0,
+}
+dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1])}
+cluster = Cluster(initialize_head=True, head_node_args={**node, **dashboard})
+cluster.add_node(**node)
+time.sleep(600)
+"""
+DEFECT = 'raise ValueError("the work is broken")'
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(holds, seconds, what):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if holds():
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+def end(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        for member in psutil.wait_procs(family, timeout=10)[1]:
+            member.kill()
+    process.wait()
+
+
+def spawn(command, log, **environment):
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}", **environment},
+            start_new_session=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory):
+    """An MLflow server and a Ray cluster of two nodes: their addresses."""
+    logs = tmp_path_factory.mktemp("services")
+    mlflow, dashboard = free_port(), free_port()
+    temporary = tempfile.mkdtemp(prefix="sf-")  # Ray's sockets need a short path
+    (Path(temporary) / "ray").mkdir()
+    started = [
+        spawn(
+            [sys.executable, "-m", "shopfloor.stack.mlflow_server", mlflow, logs / "mlflow"],
+            logs / "mlflow.log",
+            MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+        ),
+        # `0` keeps every process of the cluster on 127.0.0.1.
+        spawn(
+            [sys.executable, "-c", CLUSTER, dashboard],
+            logs / "ray.log",
+            RAY_TMPDIR=temporary,
+            PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+            RAY_USAGE_STATS_ENABLED="0",
+            RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",
+        ),
+    ]
+    found = {"mlflow": f"http://127.0.0.1:{mlflow}", "dashboard": f"http://127.0.0.1:{dashboard}"}
+
+    def nodes():
+        summary = requests.get(f"{found['dashboard']}/nodes?view=summary", timeout=5).json()["data"]["summary"]
+        return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
+
+    try:
+        wait_until(lambda: nodes() == 2, 60, "the start of both nodes")
+        wait_until(lambda: requests.get(f"{found['mlflow']}/health", timeout=5).ok, 60, "MLflow's start")
+        yield found
+    finally:
+        for process in reversed(started):
+            end(process)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def environment(services, tmp_path_factory):
+    """The environment of every command: the services above, a state directory of its own."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SHOPFLOOR_", "MLFLOW_", "RAY_"))}
+    return own | {
+        "SHOPFLOOR_STATE_DIR": str(tmp_path_factory.mktemp("state")),
+        "SHOPFLOOR_TRACKING_URI": services["mlflow"],
+        "SHOPFLOOR_RAY_DASHBOARD_URL": services["dashboard"],
+    }
+
+
+@pytest.fixture(scope="module")
+def shopfloor(environment):
+    def run(*arguments):
+        command = [sys.executable, "-m", "shopfloor", *(str(argument) for argument in arguments)]
+        return subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    file = tmp_path / "three.py"
+    file.write_text(PIPELINE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def mlflow_run(services):
+    """Read a run as MLflow has it now: its tags, and the state of each step."""
+    import mlflow
+
+    client = mlflow.MlflowClient(services["mlflow"])
+
+    def read(run_id):
+        run = client.get_run(run_id)
+        children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+        run.steps = {child.data.tags["shopfloor.step"]: child.data.tags["shopfloor.state"] for child in children}
+        return run
+
+    return read
+
+
+def state_of(run):
+    return run.data.tags["shopfloor.state"]
+
+
+def submitted(answer):
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert found["state"] == "running"
+    return found["run_id"]
+
+
+def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(shopfloor, pipeline, mlflow_run):
+    pipeline.write_text(PIPELINE.replace("# defect", DEFECT))
+    failed = shopfloor(
+        *("submit", pipeline, "--engine", "ray", "-p", "text=fixed", "-p", "join=true", "--watch", "--json")
+    )
+    assert failed.returncode == 1, failed.stderr
+    run_id = json.loads(failed.stdout)["run_id"]
+    assert json.loads(failed.stdout)["outcome"] == "Step work failed: ValueError: the work is broken"
+    pipeline.write_text(PIPELINE)
+
+    resumed = submitted(shopfloor("runs", "resume", run_id, "--json"))
+
+    # Nobody watches: the command has returned.
+    assert resumed != run_id
+    wait_until(lambda: state_of(mlflow_run(resumed)) != "running", 60, "the end of the run")
+    run = mlflow_run(resumed)
+    assert state_of(run) == "succeeded", run.data.tags
+    assert (run.info.status, run.data.tags["shopfloor.engine"]) == ("FINISHED", "ray")
+    assert run.steps == {"begin": "cached", "work": "succeeded", "count": "succeeded"}
+    assert run.data.params == {"text": "fixed", "join": "True"}
+    log = shopfloor("runs", "logs", resumed, "count")
+    assert "joined a cluster of 2 nodes" in log.stdout
+
+    retried = shopfloor("runs", "retry", run_id, "--watch", "--json")
+
+    assert retried.returncode == 0, retried.stderr
+    found = json.loads(retried.stdout)
+    assert (found["run_id"], found["state"], found["engine"]) == (run_id, "succeeded", "ray")
+    assert [step["state"] for step in found["steps"]] == ["cached"] * 3
+    assert all(step["error"] == "" for step in found["steps"])
+
+
+def test_ctrl_c_while_watching_leaves_the_run_and_stop_ends_it_with_its_steps(
+    shopfloor, environment, pipeline, mlflow_run
+):
+    watcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "shopfloor", "submit", str(pipeline), "--engine", "ray", "--watch"),
+            *("-p", "text=watched", "-p", "seconds=600"),
+        ],
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    seen = []
+    for line in watcher.stderr:
+        seen.append(line)
+        if line.startswith("work: running"):
+            break
+    watcher.send_signal(signal.SIGINT)
+    said = watcher.communicate(timeout=30)[1]
+
+    run_id = next(line.split()[1] for line in seen if line.startswith("Run ") and "ray engine" in line)
+    assert watcher.returncode == 130
+    assert f"The run goes on. To stop it: shopfloor runs stop {run_id}" in said
+    assert state_of(mlflow_run(run_id)) == "running"
+
+    stopped = shopfloor("runs", "stop", run_id, "--json")
+
+    assert stopped.returncode == 0, stopped.stderr
+    assert json.loads(stopped.stdout) == {"run_id": run_id, "state": "killed"}
+    run = mlflow_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.steps == {"begin": "succeeded", "work": "killed"}
+    assert not [process for process in psutil.process_iter(["environ"]) if is_step_of(process, run_id)]
+    again = shopfloor("runs", "stop", run_id)
+    assert again.returncode == 2
+    assert again.stderr == (f"error: Run {run_id} has ended already: killed. `shopfloor runs list` shows what runs.\n")
+
+
+def is_step_of(process, run_id):
+    environment = process.info["environ"] or {}
+    return environment.get("SHOPFLOOR_RUN_ID") == run_id and "SHOPFLOOR_STEP_RUN_ID" in environment
+
+
+def test_a_job_that_was_killed_is_seen_as_killed_by_whoever_looks_next(shopfloor, pipeline, mlflow_run):
+    answer = shopfloor("submit", pipeline, "--engine", "ray", "-p", "text=killed", "-p", "seconds=600", "--json")
+    run_id = submitted(answer)
+    wait_until(lambda: mlflow_run(run_id).steps["work"] == "running", 60, "the step's start")
+    process = psutil.Process(int(mlflow_run(run_id).data.tags["shopfloor.process"].split()[1]))
+    steps = process.children(recursive=True)
+    assert steps
+    process.kill()
+    for step in steps:
+        step.kill()
+
+    shown = json.loads(shopfloor("runs", "list", "--json").stdout)["runs"]
+
+    assert next(run["state"] for run in shown if run["run_id"] == run_id) == "killed"
+    assert mlflow_run(run_id).steps == {"begin": "succeeded", "work": "killed"}
+
+
+def test_what_cannot_be_done_is_said_in_one_line(shopfloor, services, pipeline, tmp_path):
+    nowhere, stranger = f"http://127.0.0.1:{free_port()}", services["mlflow"]
+    local = ("submit", pipeline, "-p", "text=a")
+
+    unknown = shopfloor("runs", "stop", "feedbeef")
+    assert (unknown.returncode, unknown.stderr) == (
+        2,
+        "error: There is no run 'feedbeef'. `shopfloor runs list` shows the ids.\n",
+    )
+    down = shopfloor(*local, "--engine", "ray", "--ray-address", nowhere)
+    assert (down.returncode, down.stdout) == (1, "")
+    assert down.stderr.startswith(f"error: The Ray cluster at {nowhere} does not answer.")
+    other = shopfloor(*local, "--engine", "ray", "--ray-address", stranger)
+    assert other.returncode == 1
+    assert other.stderr.startswith(f"error: {stranger} is not the dashboard of a Ray cluster.")
+
+
+def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run, monkeypatch):
+    # A file of the project, as nothing else is carried.
+    file = ROOT / "pipelines" / f"_three_{os.getpid()}.py"
+    settings = load_settings(project_root=ROOT, state_dir=environment["SHOPFLOOR_STATE_DIR"]).model_copy(
+        update={
+            "tracking_uri": environment["SHOPFLOOR_TRACKING_URI"],
+            "ray_dashboard_url": environment["SHOPFLOOR_RAY_DASHBOARD_URL"],
+        }
+    )
+    asked = Submission(file=str(file), use_case=None, given=["text=copied"])
+    with pytest.raises(UsageError, match="cannot reach the artifacts in"):
+        RayEngine(settings.model_copy(update={"ray_dashboard_url": "http://ray.example:8265"})).submit(JOB)
+    monkeypatch.setattr(RayEngine, "_is_here", lambda _: False)
+    monkeypatch.setattr(RayEngine, "_require_reachable", lambda _: None)
+    file.write_text(PIPELINE.replace("# defect", "import os, shopfloor; print(os.getcwd(), shopfloor.__file__)"))
+    client = connect(settings)
+    try:
+        taken = dispatch.start(settings, "ray", asked, view=None)
+        wait_until(
+            lambda: control.reconcile(settings, client, mlflow_run(taken.run_id)) not in {"pending", "running"},
+            60,
+            "the end of the run",
+        )
+    finally:
+        file.unlink()
+
+    run = mlflow_run(taken.run_id)
+    log = list(control.logs(settings, client, run, "work"))
+    assert state_of(run) == "succeeded", list(control.engine_of(settings, "ray").logs(taken.engine_run))
+    directory, library = next(line for line in log if line.endswith("__init__.py")).split()
+    assert "/_ray_pkg_" in directory
+    assert library == f"{directory}/platform/shopfloor/__init__.py"
+
+
+class ElsewhereEngine:
+    """Stands for an engine that no machine without a cluster can run: it takes a job and ends as it is told to."""
+
+    name = "argo"
+    state = "running"
+    jobs: list[Job] = []
+
+    def __init__(self, settings):
+        pass
+
+    def submit(self, job):
+        self.jobs.append(job)
+        return "three-x7"
+
+    def status(self, engine_run):
+        assert engine_run == "three-x7"
+        if self.state == "unknown":
+            raise NotFoundError("There is no such workflow.")
+        return self.state
+
+    def logs(self, engine_run, step=None, follow=False):
+        yield "the pod could not pull its image"
+
+    def retry(self, engine_run):
+        return engine_run
+
+
+@pytest.mark.parametrize(
+    ("ended", "state", "outcome"),
+    [
+        ("succeeded", "succeeded", "Every step succeeded."),
+        ("failed", "failed", "The argo run failed: the pod could not pull its image"),
+        ("killed", "killed", "The run was stopped; `shopfloor runs resume` goes on."),
+        ("unknown", "killed", "The argo engine no longer knows the run."),
+    ],
+)
+def test_whoever_looks_next_closes_the_record_of_a_run_that_its_engine_calls_ended(
+    environment, pipeline, mlflow_run, monkeypatch, ended, state, outcome
+):
+    monkeypatch.setattr(dispatch, "engine_of", lambda settings, name: ElsewhereEngine(settings))
+    monkeypatch.setattr(control, "engine_of", lambda settings, name: ElsewhereEngine(settings))
+    settings = load_settings(project_root=ROOT, state_dir=environment["SHOPFLOOR_STATE_DIR"]).model_copy(
+        update={"tracking_uri": environment["SHOPFLOOR_TRACKING_URI"]}
+    )
+    client = connect(settings)
+    asked = Submission(file=str(pipeline), use_case=None, given=["text=far"])
+
+    taken = dispatch.start(settings, "argo", asked, view=None)
+
+    job = ElsewhereEngine.jobs[-1]
+    assert (job.run_id, job.arguments) == (taken.run_id, {"text": "far"})
+    assert job.environment["SHOPFLOOR_RUN_ID"] == taken.run_id
+    control.refresh(settings, client)
+    assert state_of(mlflow_run(taken.run_id)) == "running"
+    monkeypatch.setattr(ElsewhereEngine, "state", ended)
+    control.refresh(settings, client)
+    run = mlflow_run(taken.run_id)
+    assert (state_of(run), run.data.tags["shopfloor.outcome"]) == (state, outcome)
+    if state != "succeeded":
+        control.retry(settings, client, run, view=None)
+        again = mlflow_run(taken.run_id)
+        assert (state_of(again), again.info.status, again.data.tags["shopfloor.engine_run"]) == (
+            "running",
+            "RUNNING",
+            "three-x7",
+        )
+        control.reconcile(settings, client, again)
+    other = settings.model_copy(update={"profile": "other", "cluster": ClusterSettings(namespace="other")})
+    with pytest.raises(NotFoundError, match="is with argo at .* shopfloor, which profile 'other' does not name"):
+        control.resume(other, mlflow_run(taken.run_id), view=None)
+
+
+def test_two_submits_at_once_are_both_right_and_a_local_run_can_be_stopped(
+    shopfloor, environment, pipeline, mlflow_run
+):
+    command = [sys.executable, "-m", "shopfloor", "submit", str(pipeline), "-p", "text=twice", "--json"]
+    both = [
+        subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [(process.communicate(timeout=90), process.returncode) for process in both]
+
+    outcomes = [json.loads(answer[0]) for answer, _ in answers]
+    assert [code for _, code in answers] == [0, 0], answers
+    assert len({outcome["run_id"] for outcome in outcomes}) == 2
+    for outcome in outcomes:
+        steps = mlflow_run(outcome["run_id"]).steps
+        assert set(steps) == {"begin", "work", "count"}
+        assert set(steps.values()) <= {"succeeded", "cached"}
+    third = json.loads(shopfloor(*command[3:]).stdout)
+    assert [step["state"] for step in third["steps"]] == ["cached"] * 3
+
+    slow = [part.replace("twice", "slow") for part in command]
+    process = subprocess.Popen(
+        [*slow, "-p", "seconds=600"],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("work: running"):
+            break
+    stopped = shopfloor("runs", "stop", "latest", "--json")
+    assert json.loads(stopped.stdout)["state"] == "killed", stopped.stderr
+    assert process.wait(timeout=30) == 130
+    assert mlflow_run(json.loads(stopped.stdout)["run_id"]).steps == {"begin": "succeeded", "work": "killed"}

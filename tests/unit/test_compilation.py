@@ -1,0 +1,163 @@
+"""What counts as a pipeline: Python or compiled YAML, with its platform configuration; one line for what does not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.flows import dispatch
+from shopfloor.flows.compilation import compile_pipeline, parse_parameters, run_key
+from shopfloor.flows.submission import Submission
+from shopfloor.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+IR = ROOT.parent / "shared" / "kfp-ir"
+PYTHON = """
+from kfp import dsl, kubernetes
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def shout(text: str, times: int) -> str:
+    return text.upper() * times
+
+@dsl.pipeline(name="shouting")
+def shouting(text: str, times: int = 2, loud: bool = True, words: list = ["a"]):
+    first = shout(text=text, times=times)
+    second = shout(text=first.output, times=1)
+    kubernetes.add_node_selector(second, "gpu", "h100")
+"""
+
+
+@pytest.fixture
+def settings():
+    return load_settings(project_root=ROOT)
+
+
+@pytest.fixture
+def python_file(tmp_path):
+    file = tmp_path / "shouting.py"
+    file.write_text(PYTHON)
+    return file
+
+
+def compiled_yaml(python_file):
+    """Compile as a user does, with KFP's own command."""
+    output = python_file.with_suffix(".yaml")
+    subprocess.run(
+        [Path(sys.executable).parent / "kfp", "dsl", "compile", "--py", python_file, "--output", output],
+        check=True,
+        capture_output=True,
+    )
+    return output
+
+
+def test_compiled_yaml_is_the_same_pipeline_as_the_python_that_it_was_made_of(settings, python_file):
+    from_python = compile_pipeline(settings, str(python_file))
+    output = compiled_yaml(python_file)
+    assert len(list(yaml.safe_load_all(output.read_text()))) == 2
+
+    from_yaml = compile_pipeline(settings, str(output))
+
+    assert from_yaml.name == "shouting"
+    assert from_yaml.ir == from_python.ir
+    assert from_yaml.steps == ["shout", "shout-2"]
+    assert from_yaml.edges == [("shout", "shout-2")]
+    selectors = from_yaml.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-shout-2"]
+    assert selectors == {"nodeSelector": {"labels": {"gpu": "h100"}}}
+    assert from_yaml.platforms == from_python.platforms
+    assert from_yaml.file == output.resolve()
+    assert run_key(settings, from_yaml, {"text": "a"}) == run_key(settings, from_python, {"text": "a"})
+
+
+@pytest.mark.skipif(not IR.is_dir(), reason="the compiled pipelines of the KFP project are not here")
+def test_every_compiled_pipeline_of_the_kfp_project_is_read_with_its_platform_configuration(settings):
+    files = sorted(IR.glob("*.yaml"))
+    with_platform = 0
+
+    for file in files:
+        documents = list(yaml.safe_load_all(file.read_text()))
+        compiled = compile_pipeline(settings, str(file))
+        assert compiled.name == documents[0]["pipelineInfo"]["name"]
+        assert len(compiled.steps) >= len([t for t in documents[0]["root"]["dag"]["tasks"] if t]) > 0
+        assert compiled.platforms == (documents[1] if len(documents) == 2 else {})
+        assert len(run_key(settings, compiled, {})) == 64
+        with_platform += len(documents) == 2
+
+    assert len(files) > 60
+    assert with_platform > 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("notes.txt", "hello", "is neither Python nor YAML"),
+        ("empty.yaml", "", "is not a compiled pipeline."),
+        ("list.yaml", "- a\n- b\n", "is not a compiled pipeline."),
+        ("broken.yaml", "a: [1, 2\nb: {", "is not YAML: "),
+        (
+            "flow.yaml",
+            "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\n",
+            "is not a compiled pipeline but a Workflow.",
+        ),
+        ("v1.yaml", "name: a\nimplementation: {container: {}}\n", "is not a compiled pipeline but a KFP v1 component."),
+        ("odd.yaml", "root: {dag: {tusks: {}}}\npipelineInfo: {name: a}\n", 'no field named "tusks"'),
+        (
+            "none.yaml",
+            "root: {dag: {tasks: {}}}\npipelineInfo: {name: a}\n",
+            "is not a whole pipeline: it has no tasks.",
+        ),
+        (
+            "lost.yaml",
+            "root: {dag: {tasks: {t: {componentRef: {name: comp-x}}}}}\npipelineInfo: {name: a}\n",
+            "it has no component 'comp-x'",
+        ),
+        ("none.py", "x = 1\n", "defines 0 pipelines, not one."),
+        ("syntax.py", "def (:\n", "cannot be loaded: SyntaxError"),
+    ],
+)
+def test_what_is_not_a_pipeline_is_refused_in_one_line(settings, tmp_path, name, text, said):
+    file = tmp_path / name
+    file.write_text(text)
+
+    with pytest.raises(UsageError) as refused:
+        compile_pipeline(settings, str(file))
+
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_pipelines_that_are(settings):
+    with pytest.raises(NotFoundError, match=r"There is no pipeline file nowhere.yaml. Known pipelines: .*training.py"):
+        compile_pipeline(settings, "nowhere.yaml")
+
+
+def test_parameters_take_the_types_that_the_pipeline_declares(settings, python_file):
+    compiled = compile_pipeline(settings, str(python_file))
+
+    values = parse_parameters(compiled, ["text=1", "times=3", "loud=false", 'words=["x", 1]'])
+
+    assert values == {"text": "1", "times": 3, "loud": False, "words": ["x", 1]}
+    for wrong in ("times=two", "loud=maybe", "words={}", "nobody=1", "text"):
+        with pytest.raises(UsageError):
+            parse_parameters(compiled, [wrong])
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_engines_without_schedules_name_the_line_for_the_crontab(settings, python_file, engine):
+    asked = Submission(file=str(python_file), use_case=None, given=["text=a b"])
+
+    with pytest.raises(UsageError) as refused:
+        dispatch.start(settings, engine, asked, view=None, cron="0 3 * * *")
+
+    assert refused.value.message == f"The {engine} engine keeps no schedule."
+    assert refused.value.remedy == (
+        f"Put this into your crontab: 0 3 * * * cd {ROOT} && "
+        f"shopfloor submit {python_file} -p 'text=a b' --engine {engine}"
+    )
+
+
+def test_a_schedule_must_have_five_fields(settings, python_file):
+    asked = Submission(file=str(python_file), use_case=None, given=["text=a"])
+    with pytest.raises(UsageError, match="'hourly' is not a schedule"):
+        dispatch.start(settings, "argo", asked, view=None, cron="hourly")
