@@ -1,0 +1,103 @@
+"""A local HTTP server that stands for a cluster's API: it answers what it is told and keeps what it heard."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Heard:
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Answer:
+    status: int = 200
+    body: Any = field(default_factory=dict)
+    lines: list[Any] | None = None
+    """Sent one by one, as a stream of JSON."""
+    drop: bool = False
+    """Close the connection without a word."""
+    wait_s: float = 0.0
+
+
+class Server:
+    """Answers by method and path; a path without an answer is a 404 in the server's own words."""
+
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+        self.answers: dict[tuple[str, str], list[Answer]] = {}
+        self.url = ""
+
+    def on(self, method: str, path: str, *answers: Answer) -> None:
+        """Give these answers in turn, the last one from then on."""
+        self.answers[method, path] = list(answers)
+
+    def asked(self, method: str, path: str) -> list[Heard]:
+        return [one for one in self.heard if (one.method, one.path) == (method, path)]
+
+
+@contextmanager
+def serve():
+    server = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def _answer(self) -> None:
+            path, _, query = self.path.partition("?")
+            length = int(self.headers.get("Content-Length") or 0)
+            text = self.rfile.read(length)
+            body = json.loads(text) if text else None
+            server.heard.append(Heard(self.command, path, query, dict(self.headers), body))
+            given = server.answers.get((self.command, path), [])
+            answer = (given.pop(0) if len(given) > 1 else given[0]) if given else None
+            if answer is None:
+                answer = Answer(404, {"code": 5, "message": "not found here", "details": []})
+            if answer.wait_s:
+                time.sleep(answer.wait_s)
+                self.close_connection = True  # whoever asked has gone
+                return
+            if answer.drop:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            if answer.lines is not None:
+                self.send_header("Connection", "close")
+                self.end_headers()
+                for line in answer.lines:
+                    self.wfile.write(json.dumps(line).encode() + b"\n")
+                self.close_connection = True
+                return
+            payload = answer.body.encode() if isinstance(answer.body, str) else json.dumps(answer.body).encode()
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        do_GET = do_POST = do_PUT = do_DELETE = _answer
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
