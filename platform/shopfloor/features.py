@@ -107,6 +107,7 @@ def feature_store(settings: Settings, project: str, registry: str | None = None)
     if settings.online_store.startswith("redis://"):
         online = {"type": "redis", "connection_string": settings.online_store.removeprefix("redis://")}
     else:
+        Path(settings.online_store).parent.mkdir(parents=True, exist_ok=True)
         online = {"type": "sqlite", "path": settings.online_store}
     return FeatureStore(
         config=RepoConfig(

@@ -138,6 +138,7 @@ def project(tmp_path, ray_address, s3):
         project_root=tmp_path,
         state_dir=tmp_path / "state",
         artifact_root=f"s3://lake/{tmp_path.name}",
+        online_store=str(tmp_path / "online.db"),
         s3_endpoint_url=s3,
         ray_address=ray_address,
     )
