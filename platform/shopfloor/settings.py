@@ -72,6 +72,8 @@ class Settings(BaseModel):
     ray_address: str = "127.0.0.1:6379"
     ray_dashboard_url: str = "http://127.0.0.1:8265"
     serve_url: str = "http://127.0.0.1:8000"
+    serve_tokens_file: str | None = None
+    """File with the hashes of the tokens that the endpoints ask for, where each replica reads it; without it, none."""
     feature_registry: str = ".shopfloor/feast/registry.db"
     """Feast's registry: a file path, an s3:// URI or an SQLAlchemy URL."""
     online_store: str = ".shopfloor/feast/online.db"
@@ -236,7 +238,8 @@ def _absolute(settings: Settings) -> Settings:
             "state_dir": state_dir,
             **{
                 field: anchor(getattr(settings, field))
-                for field in ("artifact_root", "feature_registry", "online_store")
+                for field in ("artifact_root", "feature_registry", "online_store", "serve_tokens_file")
+                if getattr(settings, field) is not None
             },
         }
     )

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import requests
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet
+from shopfloor.serving import tokens
 from shopfloor.serving.rollout import deploy, endpoint, introduce, live_versions, undeploy
 from shopfloor.serving.verify import verify
 from shopfloor.settings import Settings
@@ -341,7 +343,8 @@ def test_the_rest_of_a_wrong_request_is_refused_too(url, models):
     assert requests.get(f"{url}/predict", timeout=10).status_code == 405
     assert post(f"{url}/status", row).status_code == 405
     assert requests.get(f"{url}/nowhere", timeout=10).status_code == 404
-    assert requests.get(f"{url}/healthz", timeout=10).json() == {"champion": "1"}
+    assert requests.get(f"{url}/healthz", timeout=10).json() == {"live": True}
+    assert requests.get(f"{url}/readyz", timeout=10).json() == {"champion": "1"}
     chunks = (b" " * 1000 for _ in range(200))  # a body that does not say how long it is
     chunked = requests.post(f"{url}/predict", data=chunks, headers={"Content-Type": "application/json"}, timeout=10)
     assert chunked.status_code == 413
@@ -453,13 +456,82 @@ def test_a_new_champion_takes_over_without_one_failed_request(settings, url, mod
     assert post(f"{url}/predict", row).json()["version"] == "2"
 
 
+def test_the_open_inference_protocol_answers_as_predict_does(url, models):
+    frame, _ = models
+    rows = rows_of(frame.head(3))
+    api = f"{url}/v2/models/{CASE}"
+    described = requests.get(api, timeout=10).json()
+    assert described["versions"] == ["1", "2"]
+    inputs = [
+        {"name": one["name"], "datatype": one["datatype"], "shape": [3], "data": [row[one["name"]] for row in rows]}
+        for one in described["inputs"]
+    ]
+
+    for version in ("1", "2"):
+        answer = post(f"{api}/versions/{version}/infer", {"id": "7", "inputs": inputs}).json()
+        single = [post(f"{url}/predict", row, **{"X-Shopfloor-Version": version}).json()["prediction"] for row in rows]
+        assert answer["outputs"][0]["data"] == pytest.approx(single, abs=1e-6)
+        assert (answer["model_version"], answer["id"]) == (version, "7")
+
+    assert requests.get(f"{url}/v2/health/live", timeout=10).json() == {"live": True}
+    assert requests.get(f"{api}/ready", timeout=10).json() == {"name": CASE, "ready": True}
+    assert requests.get(f"{api}/versions/9/ready", timeout=10).status_code == 404
+    assert requests.get(f"{url}/v2/models/other", timeout=10).json()["error"].startswith("There is no model 'other'")
+    assert requests.get(f"{api}/infer", timeout=10).status_code == 405
+    assert post(f"{api}/infer", {"inputs": inputs[:1]}).status_code == 422
+
+
+def test_with_a_token_file_rows_are_answered_to_those_who_show_a_token(settings, url, models, tmp_path):
+    row = rows_of(models[0])[0]
+    file = tmp_path / "tokens"
+    token, other = (tokens.create(file, name, [case], None) for name, case in (("one", CASE), ("two", OTHER)))
+    guarded = settings.model_copy(update={"serve_tokens_file": str(file)})
+    deploy(guarded, CASE, champion="1", challenger="2")
+    try:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {other}"}):
+            for path in ("predict", "invocations", f"v2/models/{CASE}/infer"):
+                refused = post(f"{url}/{path}", row, **headers)
+                assert refused.status_code == 401
+                assert refused.headers["WWW-Authenticate"] == "Bearer"
+                assert refused.json() == {"message": "A valid bearer token is needed."}
+        assert post(f"{url}/predict", row, Authorization=f"Bearer {token}").status_code == 200
+        assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
+        assert str(file) not in requests.get(f"{url}/status", timeout=10).text
+    finally:
+        deploy(settings, CASE, champion="1", challenger="2")
+    assert post(f"{url}/predict", row).status_code == 200
+
+
+def test_the_replica_counts_what_it_answered_by_version_and_status(url, models):
+    row = rows_of(models[0])[0]
+
+    def count(version: str, route: str, status: str) -> float:
+        found = 0.0
+        for line in requests.get(f"{url}/metrics", timeout=10).text.splitlines():
+            if line.startswith("shopfloor_requests_total{"):
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+                if (labels["version"], labels["route"], labels["status"]) == (version, route, status):
+                    found += float(line.rpartition(" ")[2])
+        return found
+
+    before = count("2", "/predict", "200"), count("1", "/predict", "422")
+    post(f"{url}/predict", row, **{"X-Shopfloor-Version": "2"})
+    post(f"{url}/predict", {})
+    assert (count("2", "/predict", "200"), count("1", "/predict", "422")) == (before[0] + 1, before[1] + 1)
+    text = requests.get(f"{url}/metrics", timeout=10).text
+    assert 'shopfloor_request_seconds_bucket{le="0.005"' in text
+    assert "shopfloor_requests_in_flight{" in text
+
+
 def test_without_a_champion_the_endpoint_says_so(settings, url, models):
     deploy(settings, CASE, champion=None, challenger="2")
     row = rows_of(models[0])[0]
     answer = post(f"{url}/predict", row)
     assert answer.status_code == 503
     assert "No version is champion" in answer.json()["message"]
-    assert requests.get(f"{url}/healthz", timeout=10).status_code == 503
+    assert requests.get(f"{url}/healthz", timeout=10).status_code == 200
+    assert requests.get(f"{url}/readyz", timeout=10).status_code == 503
+    assert requests.get(f"{url}/v2/health/ready", timeout=10).status_code == 503
     assert post(f"{url}/predict", row, **{"X-Shopfloor-Version": "challenger"}).status_code == 200
 
 

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.mlflow_import import import_mlflow
+from shopfloor.serving import open_inference
 from shopfloor.serving.documents import VERSION_HEADER, openapi, page
+from shopfloor.serving.metrics import CONTENT_TYPE, ReplicaMetrics
 from shopfloor.serving.predictors import ServedModel, load_model
 from shopfloor.serving.schema import BadRequest
+from shopfloor.serving.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "predictor"
 """Name of the one deployment of every application."""
+CLIENT_GONE = 499
+"""Status, in the metrics only, of a request whose client did not wait."""
 RETRY_S = (5, 15, 60)
 """Pauses before a version that did not load is tried again; the last one repeats."""
 
@@ -48,6 +56,12 @@ class Config(BaseModel):
     """Version on trial, which answers whoever asks for it."""
     max_rows: int = 10_000
     max_body_bytes: int = 8 * 1024 * 1024
+    tokens_file: str | None = None
+    """Whoever sends rows must show a token of this file; `None` asks nobody."""
+
+    def digest(self) -> str:
+        """Return a hash of the whole configuration, which tells whether a replica has it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def versions(self) -> list[str]:
         """Return the versions that are to be loaded."""
@@ -73,6 +87,8 @@ class Predictor:
         self._challenger: ServedModel | None = None
         self._errors: dict[str, str] = {}
         self._loading: asyncio.Task[None] | None = None
+        self._tokens: Tokens | None = None
+        self._metrics = ReplicaMetrics()
 
     def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Tell Serve what answers HTTP."""
@@ -91,7 +107,10 @@ class Predictor:
         config = Config.model_validate(user_config)
         if config == self._config:
             return
+        if config.tokens_file != self._config.tokens_file:
+            self._tokens = Tokens(Path(config.tokens_file)) if config.tokens_file else None
         self._config = config
+        self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
         for version in config.versions():
             self._errors.pop(version, None)
         if self._loading is not None:
@@ -139,14 +158,23 @@ class Predictor:
         if scope["type"] != "http":
             await _decline(scope, receive, send)
             return
+        began = time.perf_counter()
+        self._metrics.begin()
+        status, content_type, body = CLIENT_GONE, "", b""
         try:
+            if self._tokens is not None and scope["method"] not in _READ:
+                self._check_token(self._tokens, dict(scope["headers"]))
             status, content_type, body = await self._route(scope, receive)
         except BadRequest as error:
             status, content_type, body = _problem(error.status, error.message, error.fields)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             status, content_type, body = _problem(500, "The endpoint failed; its log says why.")
+        finally:
+            self._metrics.end(scope.get(_VERSION, ""), scope.get(_ROUTE, "other"), status, time.perf_counter() - began)
         headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -155,29 +183,79 @@ class Predictor:
         route = scope["path"].removeprefix(prefix)
         if route == "/predict" and scope["method"] == "POST":
             headers = dict(scope["headers"])
-            model = self._model(headers)
+            model = self._asked(scope, headers, route)
             _check_json(headers)
             return 200, "application/json", model.predict(await self._body(headers, receive))
         if route == "/invocations" and scope["method"] == "POST":
             headers = dict(scope["headers"])
-            model = self._model(headers)
+            model = self._asked(scope, headers, route)
             body = await self._body(headers, receive)
             content_type = headers.get(b"content-type", b"").decode("latin-1")
             return await asyncio.to_thread(model.invoke, body, content_type, self._config.max_rows)
+        if route == "/v2" or route.startswith("/v2/"):
+            return await self._open_inference(route, scope, receive)
         return self._describe(route, scope, prefix)
+
+    async def _open_inference(self, route: str, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
+        """Answer by the Open Inference Protocol, whose errors are `{"error": ...}`."""
+        try:
+            return _json(200, await self._v2(route, scope, receive))
+        except BadRequest as error:
+            return _json(error.status, {"error": error.message} | ({"fields": error.fields} if error.fields else {}))
+
+    async def _v2(self, route: str, scope: Scope, receive: Receive) -> dict[str, Any]:
+        headers, method = dict(scope["headers"]), scope["method"]
+        match route.split("/")[2:]:
+            case ["health", "live"] if method in _READ:
+                return {"live": True}
+            case ["health", "ready"] if method in _READ:
+                return {"ready": self._model({}) is not None}
+            case [] if method in _READ:
+                return open_inference.server_metadata(self._config.champion or "")
+            case ["models", name, *rest]:
+                model = self._named(name, rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None, headers)
+                match rest[2:] if rest[:1] == ["versions"] else rest, method:
+                    case [], "GET" | "HEAD":
+                        return open_inference.model_metadata(model, sorted(self._loaded))
+                    case ["ready"], "GET" | "HEAD":
+                        return {"name": model.name, "ready": True}
+                    case ["infer"], "POST":
+                        scope[_ROUTE], scope[_VERSION] = "/v2/infer", model.version
+                        _check_json(headers)
+                        body = await self._body(headers, receive)
+                        return await asyncio.to_thread(open_inference.infer, model, body, self._config.max_rows)
+                    case (([] | ["ready"] | ["infer"]), _):
+                        raise BadRequest(405, f"{route} does not take {method}.")
+            case ["health", "live" | "ready"] | []:
+                raise BadRequest(405, f"{route} takes GET, not {method}.")
+        raise BadRequest(404, f"There is no {route[:200]} here.")
+
+    def _check_token(self, tokens: Tokens, headers: dict[bytes, bytes]) -> None:
+        if not tokens.allow(headers.get(b"authorization"), self._config.use_case):
+            raise BadRequest(401, "A valid bearer token is needed.")
+
+    def _named(self, name: str, version: str | None, headers: dict[bytes, bytes]) -> ServedModel:
+        """Return the model of that name, in the version that path or header ask for."""
+        if name != self._config.use_case:
+            raise BadRequest(404, f"There is no model {name[:100]!r} here; there is {self._config.use_case!r}.")
+        return self._model(headers if version is None else {_VERSION_HEADER: version.encode("latin-1", "replace")})
 
     def _describe(self, route: str, scope: Scope, prefix: str) -> tuple[int, str, bytes]:
         """Answer what is not a prediction."""
         if route in {"/predict", "/invocations"}:
             raise BadRequest(405, f"{route} takes POST, not {scope['method']}.")
-        if route not in {"/status", "/healthz", "/docs", "/openapi.json"}:
+        if route not in {"/status", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}:
             raise BadRequest(404, f"There is no {route or '/'} here; {prefix}/docs says what there is.")
         if scope["method"] not in {"GET", "HEAD"}:
             raise BadRequest(405, f"{route} takes GET, not {scope['method']}.")
         if route == "/status":
             return _json(200, self._status())
-        model = self._model({})
+        if route == "/metrics":
+            return 200, CONTENT_TYPE, self._metrics.text()
         if route == "/healthz":
+            return _json(200, {"live": True})
+        model = self._model({})
+        if route == "/readyz":
             return _json(200, {"champion": model.version})
         if route == "/openapi.json":
             return _json(200, openapi(model, prefix))
@@ -185,8 +263,6 @@ class Predictor:
         return 200, "text/html; charset=utf-8", page(model, prefix, f"{scope['scheme']}://{host}").encode()
 
     def _status(self) -> dict[str, Any]:
-        from ray import serve
-
         config = self._config
         return {
             "use_case": config.use_case,
@@ -195,9 +271,17 @@ class Predictor:
             "loaded": {model.version: {"native": model.quick} for model in self._loaded.values()},
             "loading": [version for version in config.versions() if version not in {*self._loaded, *self._errors}],
             "errors": self._errors,
-            "config": config.model_dump(exclude={"tracking_uri"}),
-            "replica": serve.get_replica_context().replica_id.unique_id,
+            "config": config.model_dump(exclude={"tracking_uri", "tokens_file"}),
+            "digest": config.digest(),
+            "replica": _replica(),
         }
+
+    def _asked(self, scope: Scope, headers: dict[bytes, bytes], route: str) -> ServedModel:
+        """Return the version that the request asks for, and note both for the metrics."""
+        scope[_ROUTE] = route
+        model = self._model(headers)
+        scope[_VERSION] = model.version
+        return model
 
     def _model(self, headers: dict[bytes, bytes]) -> ServedModel:
         """Return the version that the request asks for."""
@@ -245,6 +329,15 @@ def build(args: dict[str, Any]) -> Any:
 
 
 _VERSION_HEADER = VERSION_HEADER.lower().encode()
+_READ = ("GET", "HEAD")
+_VERSION, _ROUTE = "shopfloor.version", "shopfloor.route"
+"""Keys of a request's scope under which its version and route wait for the metrics."""
+
+
+def _replica() -> str:
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def _check_json(headers: dict[bytes, bytes]) -> None:

@@ -6,6 +6,7 @@ import html
 import json
 from typing import Any
 
+from shopfloor.serving import open_inference
 from shopfloor.serving.predictors import ServedModel
 
 VERSION_HEADER = "X-Shopfloor-Version"
@@ -24,8 +25,14 @@ _PROBLEM = {
         },
     },
 }
+_INFERENCE_PROBLEM = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}, "fields": _PROBLEM["properties"]["fields"]},  # type: ignore[index]
+}
 _REFUSALS = {
     "400": "The body is not JSON, or not one of the formats.",
+    "401": "The endpoint asks for a bearer token, and none that counts was sent.",
     "404": "The version asked for is not loaded.",
     "413": "The body is too large.",
     "415": "The content type is none that is understood.",
@@ -67,7 +74,18 @@ def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
         versions,
     )
     status = {"summary": "Versions loaded and errors", "responses": {"200": {"description": "The endpoint's state."}}}
-    health = {"summary": "Tell whether a champion answers", "responses": {"200": {"description": "It does."}}}
+    live = {"summary": "Tell whether the replica lives", "responses": {"200": {"description": "It does."}}}
+    metrics = {
+        "summary": "What this replica counted",
+        "responses": {"200": {"description": "Prometheus' text format."}},
+    }
+    ready = {
+        "summary": "Tell whether a champion answers",
+        "responses": {
+            "200": {"description": "It does."},
+            "503": {"description": "None is loaded.", "content": _json({"$ref": "#/components/schemas/Problem"})},
+        },
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": model.name, "version": model.version},
@@ -75,9 +93,65 @@ def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
             f"{prefix}/predict": {"post": predict},
             f"{prefix}/invocations": {"post": invocations},
             f"{prefix}/status": {"get": status},
-            f"{prefix}/healthz": {"get": health},
+            f"{prefix}/healthz": {"get": live},
+            f"{prefix}/readyz": {"get": ready},
+            f"{prefix}/metrics": {"get": metrics},
+            **_open_inference(model, prefix, versions),
         },
-        "components": {"schemas": {"Problem": _PROBLEM}},
+        "components": {"schemas": {"Problem": _PROBLEM, "InferenceProblem": _INFERENCE_PROBLEM}},
+    }
+
+
+def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -> dict[str, Any]:
+    """Return the paths of the Open Inference Protocol; its own document holds the details."""
+    root = f"{prefix}/v2"
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"type": "string"},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+            "datatype": {"type": "string"},
+            "data": {"type": "array", "items": {}},
+        },
+    }
+    request = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor, "minItems": 1}},
+    }
+    answer = {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": tensor},
+        },
+    }
+    problem = _json({"$ref": "#/components/schemas/InferenceProblem"})
+    refusals = {status: {"description": text, "content": problem} for status, text in _REFUSALS.items()}
+    infer = {
+        "summary": "Answer tensors by the Open Inference Protocol",
+        "parameters": [versions],
+        "requestBody": {"required": True, "content": _json(request, open_inference.example(model))},
+        "responses": {"200": {"description": "The answer.", "content": _json(answer)}} | refusals,
+    }
+
+    def read(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+        answers = {"200": {"description": "The answer.", "content": _json({"type": "object"})}}
+        none = {"503": {"description": _REFUSALS["503"], "content": problem}}
+        chosen = {"404": {"description": _REFUSALS["404"], "content": problem}} if parameters else {}
+        return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers | none | chosen}}
+
+    return {
+        root: read("Describe the server"),
+        f"{root}/health/live": read("Tell whether the replica lives"),
+        f"{root}/health/ready": read("Tell whether a champion answers"),
+        f"{root}/models/{model.name}": read("Describe the model's tensors", versions),
+        f"{root}/models/{model.name}/ready": read("Tell whether the model answers", versions),
+        f"{root}/models/{model.name}/infer": {"post": infer},
     }
 
 

@@ -92,9 +92,10 @@ def deploy(
             "champion": before.get("champion") if isinstance(champion, Keep) else champion,
             "challenger": before.get("challenger") if isinstance(challenger, Keep) else challenger,
         }
-        _declare(settings, applications, _application(settings, case, wanted, applications.get(use_case)))
+        application = _application(settings, case, wanted, applications.get(use_case))
+        _declare(settings, applications, application)
     try:
-        _wait_until_loaded(settings, case, wanted, deadline)
+        _wait_until_loaded(settings, case, wanted, _digest(application), deadline)
     except _DoesNotLoadError as error:
         _take_back(settings, case, wanted, before)
         raise ShopfloorError(
@@ -167,6 +168,7 @@ def _application(settings: Settings, case: UseCase, versions: Versions, present:
         challenger=versions["challenger"],
         max_rows=serving.max_rows,
         max_body_bytes=serving.max_body_bytes,
+        tokens_file=settings.serve_tokens_file,
     )
     failed = present is not None and present["status"] == "DEPLOY_FAILED"
     attempt = _config(present).get("args", {}).get("attempt", "") if present and not failed else uuid.uuid4().hex[:8]
@@ -198,13 +200,17 @@ def _code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Versions, deadline: float) -> None:
-    """Return when as many replicas as configured hold `wanted`."""
+def _digest(application: dict[str, Any]) -> str:
+    return Config.model_validate(application["deployments"][0]["user_config"]).digest()
+
+
+def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Versions, digest: str, deadline: float) -> None:
+    """Return when as many replicas as configured have the configuration of that digest and hold `wanted`."""
     ready: set[str] = set()
     seen = "it never answered"
     while time.monotonic() < deadline:
         status = _endpoint_status(settings, case.name)
-        if status and {alias: status["config"][alias] for alias in wanted} == wanted:
+        if status and status.get("digest") == digest:
             for version in filter(None, wanted.values()):
                 if version in status["errors"]:
                     raise _DoesNotLoadError(version, status["errors"][version])

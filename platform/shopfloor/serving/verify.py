@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shopfloor.errors import ServiceError, ShopfloorError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TOKEN_VARIABLE = "SERVE_TOKEN"  # noqa: S105  the variable's name
 TOLERANCE = 1e-6
 """How far an online prediction may be from the offline one."""
 
@@ -123,10 +125,14 @@ def _post(session: Any, url: str, version: str, content: dict[str, Any]) -> dict
     import requests
 
     headers = {"Content-Type": "application/json", VERSION_HEADER: version}
+    if token := os.environ.get(TOKEN_VARIABLE):
+        headers["Authorization"] = f"Bearer {token}"
     try:
         answer = session.post(url, data=json.dumps(content, allow_nan=False), headers=headers, timeout=30)
     except requests.RequestException as error:
         raise ServiceError(f"{url} does not answer: {type(error).__name__}.", "See `shopfloor status`.") from error
+    if answer.status_code == 401:
+        raise ShopfloorError(f"{url} asks for a token.", f"Put one that counts into ${TOKEN_VARIABLE}.")
     if not answer.ok:
         raise ShopfloorError(
             f"{url} refuses a row of the test set with {answer.status_code}: {answer.text[:500]}",

@@ -1,0 +1,71 @@
+"""What a replica counts for Prometheus: requests, seconds, what is in flight, by version.
+
+Every series carries the replica, because a scrape through the proxy reaches one replica, each time perhaps another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_LABELS = ("use_case", "version", "route", "replica")
+
+
+class ReplicaMetrics:
+    """The metrics of one replica."""
+
+    def __init__(self) -> None:
+        """Count from nothing."""
+        self.use_case = ""
+        self.replica = ""
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "shopfloor_requests", "Requests answered.", (*_LABELS, "status"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "shopfloor_request_seconds",
+            "Seconds from a request's headers to its answer.",
+            _LABELS,
+            registry=self._registry,
+            buckets=BUCKETS_S,
+        )
+        self._flying = Gauge(
+            "shopfloor_requests_in_flight",
+            "Requests not answered yet.",
+            ("use_case", "replica"),
+            registry=self._registry,
+        )
+        self._in_flight = 0
+        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+
+    def begin(self) -> None:
+        """Count a request that came in."""
+        self._in_flight += 1
+
+    def end(self, version: str, route: str, status: int, seconds: float) -> None:
+        """Count an answer.
+
+        Args:
+            version: That answered; empty where none did.
+            route: One of a few, never what a stranger wrote.
+            status: HTTP status.
+            seconds: That it took.
+        """
+        self._in_flight -= 1
+        key = (version, route, status)
+        children = self._children.get(key)
+        if children is None:  # looking a child up by its labels costs more than counting
+            labels = (self.use_case, version, route, self.replica)
+            children = self._requests.labels(*labels, str(status)), self._seconds.labels(*labels)
+            self._children[key] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        self._flying.labels(self.use_case, self.replica).set(self._in_flight)
+        return bytes(generate_latest(self._registry))

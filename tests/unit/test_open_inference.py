@@ -1,0 +1,143 @@
+"""The Open Inference Protocol against a real XGBoost model in MLflow's format: answers, and each way to ask wrongly."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+from shopfloor.mlflow_import import import_mlflow
+from shopfloor.serving import open_inference
+from shopfloor.serving.predictors import ServedModel
+from shopfloor.serving.schema import BadRequest, RowSchema, columns_of
+
+FRAME = pd.DataFrame({"stops": [0, 1, 2, 3], "delay": [0.5, -1.0, 2.0, 0.0], "age": [1.0, np.nan, 3.0, 4.0]})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import_mlflow()
+    import mlflow.xgboost
+    import xgboost
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = [ColSpec("long", "stops"), ColSpec("double", "delay"), ColSpec("double", "age", required=False)]
+    booster = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(FRAME, label=[0, 1, 0, 1]), 3)
+    path = str(tmp_path_factory.mktemp("model") / "model")
+    signature = ModelSignature(Schema(inputs), Schema([ColSpec("float")]))
+    mlflow.xgboost.save_model(booster, path, signature=signature, pip_requirements=["xgboost"])
+    pyfunc = mlflow.pyfunc.load_model(path)
+    rows = RowSchema(columns_of(pyfunc.metadata.signature))
+    example = {"stops": 1, "delay": 0.5, "age": None}
+    return ServedModel("late", "3", pyfunc, rows, "", example, lambda values: 0.0, False)
+
+
+def tensor(name, datatype, data, shape=None):
+    return {"name": name, "datatype": datatype, "shape": shape or [len(data)], "data": data}
+
+
+def ask(model, inputs, max_rows=10, **more):
+    return open_inference.infer(model, json.dumps({"inputs": inputs, **more}).encode(), max_rows)
+
+
+def test_tensors_of_columns_are_rows_and_the_answer_is_the_models(model):
+    inputs = [tensor("delay", "FP64", [0.5, 2.0]), tensor("stops", "INT64", [0, 2], shape=[2, 1])]
+
+    answer = ask(model, inputs, id="42")
+
+    expected = model.pyfunc.predict(pd.DataFrame({"stops": [0, 2], "delay": [0.5, 2.0], "age": [np.nan, np.nan]}))
+    assert answer["model_name"] == "late"
+    assert answer["model_version"] == "3"
+    assert answer["id"] == "42"
+    (output,) = answer["outputs"]
+    assert {key: output[key] for key in ("name", "shape", "datatype")} == {
+        "name": "prediction",
+        "shape": [2],
+        "datatype": "FP64",
+    }
+    assert output["data"] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_the_example_of_the_document_works_as_it_stands(model):
+    answer = open_inference.infer(model, json.dumps(open_inference.example(model)).encode(), 10)
+    assert answer["outputs"][0]["shape"] == [1]
+
+
+def test_the_metadata_name_tensors_by_the_protocols_types(model):
+    assert open_inference.model_metadata(model, ["3", "4"]) == {
+        "name": "late",
+        "versions": ["3", "4"],
+        "platform": "shopfloor",
+        "inputs": [
+            {"name": "stops", "datatype": "INT64", "shape": [-1]},
+            {"name": "delay", "datatype": "FP64", "shape": [-1]},
+            {"name": "age", "datatype": "FP64", "shape": [-1], "parameters": {"optional": True}},
+        ],
+        "outputs": [{"name": "prediction", "datatype": "FP64", "shape": [-1]}],
+    }
+
+
+DELAY, STOPS = tensor("delay", "FP64", [0.5]), tensor("stops", "INT64", [1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "text"),
+    [
+        ([DELAY], 422, "stops is missing"),
+        ([DELAY, STOPS, tensor("wind", "FP64", [1.0])], 422, "wind is not an input of this model"),
+        ([DELAY, STOPS, STOPS], 422, "stops is given twice"),
+        ([DELAY, tensor("stops", "FP64", [1.5])], 422, "stops must be of datatype INT64"),
+        ([DELAY, tensor("stops", "INT64", ["one"])], 400, "stops"),
+        ([DELAY, tensor("stops", "INT64", [1, 2])], 422, "same number of rows"),
+        ([tensor("delay", "FP64", []), tensor("stops", "INT64", [])], 422, "at least one"),
+        ([DELAY, tensor("stops", "INT64", [1], shape=[2])], 422, r"its shape must be \[1\]"),
+        ([DELAY, tensor("stops", "INT64", [[1, 2]], shape=[1])], 422, "plain values"),
+        ([DELAY, {"name": "stops", "datatype": "INT64", "shape": [1]}], 422, "binary tensors are not read"),
+        ([DELAY, "stops"], 400, "must be an object"),
+        ([], 400, "a list `inputs`"),
+        ([tensor("delay", "FP64", [0.5] * 11), tensor("stops", "INT64", [1] * 11)], 413, "at most 10"),
+        ([tensor("delay", "FP64", [None]), STOPS], 422, "delay"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_the_field(model, inputs, status, text):
+    with pytest.raises(BadRequest, match=text) as raised:
+        ask(model, inputs)
+    assert raised.value.status == status
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": NaN}', b"[" * 100_000, b"\xff\xfe", b'{"inputs": 1}'])
+def test_a_body_that_is_no_request_is_a_400(model, body):
+    with pytest.raises(BadRequest) as raised:
+        open_inference.infer(model, body, 10)
+    assert raised.value.status == 400
+
+
+def test_an_output_that_the_model_lacks_is_refused(model):
+    with pytest.raises(BadRequest, match="has no output 'logits'"):
+        ask(model, [DELAY, STOPS], outputs=[{"name": "logits"}])
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+words = st.sampled_from(["stops", "delay", "age", "FP64", "INT64", "BYTES"])
+tensors = st.fixed_dictionaries(
+    {},
+    optional={"name": words | values, "datatype": words | values, "shape": values, "data": st.lists(values) | values},
+)
+
+
+@budget(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(asked=st.fixed_dictionaries({"inputs": st.lists(tensors, max_size=4) | values}))
+def test_whatever_is_asked_is_answered_or_refused(model, asked):
+    status, answer = 200, None
+    try:
+        answer = open_inference.infer(model, json.dumps(asked).encode(), 10)
+    except BadRequest as error:
+        status = error.status
+    assert 400 <= status < 500 or (answer and answer["outputs"][0]["shape"][0] >= 1)
