@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PARAMETER = "SHOPFLOOR_PARAMETER_"
-OWN = ("SHOPFLOOR_TASK", "SHOPFLOOR_ROOT", "SHOPFLOOR_POD", "SHOPFLOOR_WORKFLOW", "SHOPFLOOR_PIPELINE_ROOT")
+OWN = tuple(f"SHOPFLOOR_{name}" for name in ("TASK", "ROOT", "POD", "WORKFLOW", "WORKFLOW_UID", "PIPELINE_ROOT"))
 OUTPUT_FILE = "executor_output.json"
 ENVELOPE = "-artifact"
 """Ending of the parameter that carries an artifact's name, type, URI, metadata and key."""
