@@ -11,6 +11,7 @@ import ast
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.settings import Settings
-from shopfloor.storage import CONTENT_HASH
-from shopfloor.use_case import load_use_case
+from shopfloor.storage import CONTENT_HASH, remembered
+from shopfloor.use_case import UseCase, load_use_case
 
 LOCK_FILE = "requirements/runtime.txt"
 _PACKAGES = {"shopfloor": "platform/shopfloor", "components": "components", "pipelines": "pipelines"}
@@ -124,7 +125,7 @@ def module_file(settings: Settings, module: str) -> Path | None:
 
 
 def _use_case_parts(settings: Settings, name: str, reads: Iterable[str]) -> dict[str, str]:
-    use_case = load_use_case(settings, name)
+    use_case = _use_case(settings, name)
     folder = settings.project_root / "pipelines" / name
     parts: dict[str, str] = {}
     for part in reads:
@@ -135,6 +136,17 @@ def _use_case_parts(settings: Settings, name: str, reads: Iterable[str]) -> dict
         else:
             parts[f"use case {part}"] = _hash(getattr(use_case, part).model_dump_json(by_alias=True))
     return parts
+
+
+def _use_case(settings: Settings, name: str) -> UseCase:
+    """Return a use case, read again only when its file changed."""
+    file = settings.project_root / "pipelines" / name / "use_case.yaml"
+    return _use_case_at(settings, name, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _use_case_at(settings: Settings, name: str, mtime_ns: int) -> UseCase:
+    return load_use_case(settings, name)
 
 
 def _reads(settings: Settings, function: str) -> tuple[str, ...]:
@@ -157,16 +169,27 @@ def _imported_code(settings: Settings, source: str) -> dict[str, str]:
         file = module_file(settings, module)
         if file is None or module in found:
             continue
-        digest, imports = _module(file, file.stat().st_mtime_ns)
+        digest, imports = _module(settings, file)
         found[module] = digest
         queue += imports
     return dict(sorted(found.items()))
 
 
+def _module(settings: Settings, file: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the hash of a module's code and the modules that it imports; parsed again only when the file changed."""
+    status = file.stat()
+    stamp = f"module {sys.version_info[:2]} {file} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    return _module_at(settings, stamp, file)
+
+
 @functools.lru_cache(maxsize=4096)
-def _module(file: Path, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
-    source = file.read_text(encoding="utf-8")
-    return _hash(_normalized(source)), tuple(_imports(source))
+def _module_at(settings: Settings, stamp: str, file: Path) -> tuple[str, tuple[str, ...]]:
+    def parse() -> str:
+        source = file.read_text(encoding="utf-8")
+        return "\n".join([_hash(_normalized(source)), *_imports(source)])
+
+    digest, *imports = remembered(settings, stamp, parse).split("\n")
+    return digest, tuple(imports)
 
 
 @functools.lru_cache(maxsize=64)
@@ -174,7 +197,8 @@ def _file_hash(file: Path, mtime_ns: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _imports(source: str) -> list[str]:
+@functools.lru_cache(maxsize=4096)
+def _imports(source: str) -> tuple[str, ...]:
     """Return the modules that `source` names in import statements, wherever they stand."""
     names: list[str] = []
     for node in ast.walk(_parsed(source)):
@@ -182,7 +206,7 @@ def _imports(source: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+    return tuple(names)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,27 +1,52 @@
 """The result store: the outputs of every finished step under its content key, a prefix of the artifact store.
 
-An entry is one small JSON file that points at the artifacts. It counts only while everything that it points at still
-exists, and while what the step did to the world (an effect: a registered version, a live deployment, an alias) still
-holds. What one engine stored, another one reuses.
+An entry is one small JSON file that points at the artifacts. It counts only while it is whole, while everything that it
+points at still exists with the bytes that the step left, and while what the step did to the world (an effect: a
+registered version, a live deployment, an alias) still holds. What one engine stored, another one reuses.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from shopfloor.settings import Settings
-from shopfloor.storage import CONTENT_HASH, exists, filesystem, is_remote, join, local_path, write_atomically
+from shopfloor.storage import (
+    CONTENT_HASH,
+    STORED,
+    exists,
+    filesystem,
+    is_remote,
+    join,
+    local_path,
+    stored,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
 EFFECT = "effect"
-"""Metadata key of an artifact that stands for something outside the artifact store; see `effects.py`."""
+"""Metadata key of an artifact that stands for something outside the artifact store."""
+NO_USE_CASE = "-"
 
 Outputs = dict[str, Any]
 """JSON form of a step's outputs: parameters by name, artifacts as {"uri", "name", "metadata", "type"} dictionaries."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the store says of a key."""
+
+    outputs: Outputs | None
+    """`None` where the step must run."""
+    reason: str
+    """Why there is no result; empty where there is one, and where the key was never stored."""
+    lost: bool = False
+    """The store lost or changed what it had been given."""
 
 
 class ResultStore:
@@ -34,28 +59,72 @@ class ResultStore:
         self._root = join(settings.artifact_root, "results")
 
     def get(self, key: str) -> Outputs | None:
-        """Return the outputs under `key`, or `None` where there are none or what they name is gone."""
+        """Return the outputs under `key`, or `None` where there are none that count; damage is said."""
+        found = self.find(key)
+        if found.lost:
+            logger.warning("%s; the step runs again.", found.reason)
+        return found.outputs
+
+    def find(self, key: str) -> Found:
+        """Return what is under `key`, without a word to anybody."""
         text = self._read(self._place(key))
         if text is None:
-            return None
+            return Found(None, "")
         try:
-            outputs: Outputs = json.loads(text)["outputs"]
+            entry = json.loads(text)
+            outputs: Outputs = entry["outputs"]
+            whole = entry["checksum"] == _checksum(entry) and entry["key"] == key
         except (json.JSONDecodeError, KeyError, TypeError):
-            logger.warning("The stored result %s is damaged; the step runs again.", key[:12])
-            return None
+            whole = False
+        if not whole:
+            return Found(None, f"The stored result {key[:12]} is damaged", lost=True)
         for artifact in artifacts_of(outputs):
-            effect = artifact["metadata"].get(EFFECT)
+            metadata = artifact["metadata"]
+            effect = metadata.get(EFFECT)
             if effect is not None and not self._effect_holds(effect):
-                return None
-            if CONTENT_HASH in artifact["metadata"] and not exists(self._settings, artifact["uri"]):
-                logger.warning("Artifact %s is gone; the step runs again.", artifact["uri"])
-                return None
-        return outputs
+                return Found(None, f"{_in_words(effect)} no longer holds")
+            if STORED in metadata:
+                now = stored(self._settings, artifact["uri"])
+                if now is None:
+                    return Found(None, f"Artifact {artifact['uri']} is gone", lost=True)
+                if now != metadata[STORED]:
+                    return Found(
+                        None, f"Artifact {artifact['uri']} is not what was stored: its bytes changed", lost=True
+                    )
+            elif CONTENT_HASH in metadata and not exists(self._settings, artifact["uri"]):
+                return Found(None, f"Artifact {artifact['uri']} is gone", lost=True)
+        return Found(outputs, "")
 
-    def put(self, key: str, parts: dict[str, str], outputs: Outputs) -> None:
+    def put(self, key: str, parts: Mapping[str, str], outputs: Outputs) -> None:
         """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why."""
-        text = json.dumps({"key": key, "parts": parts, "outputs": outputs}, indent=1, sort_keys=True)
-        place = self._place(key)
+        entry = {"key": key, "parts": dict(parts), "outputs": outputs}
+        self._write(self._place(key), json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True))
+
+    def used(self, step: str, key: str, parts: Mapping[str, str]) -> None:
+        """Note that a step's result is now that of `key`: the next question why it runs is answered against it."""
+        place = self._latest(step, parts)
+        text = json.dumps({"key": key, "parts": dict(parts)}, sort_keys=True)
+        if self._read(place) != text:
+            self._write(place, text)
+
+    def last_parts(self, step: str, parts: Mapping[str, str]) -> dict[str, str] | None:
+        """Return the parts of the key that a step last had for the same use case, `None` where it never ran."""
+        try:
+            found: dict[str, str] = json.loads(self._read(self._latest(step, parts)) or "null")["parts"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return None
+        return found
+
+    def _place(self, key: str) -> str:
+        return join(self._root, key[:2], f"{key}.json")
+
+    def _latest(self, step: str, parts: Mapping[str, str]) -> str:
+        use_case = json.loads(parts.get("parameter use_case", "null"))
+        return join(
+            self._root, "latest", use_case if isinstance(use_case, str) and use_case else NO_USE_CASE, f"{step}.json"
+        )
+
+    def _write(self, place: str, text: str) -> None:
         if is_remote(place):
             target, path = filesystem(self._settings, place)
             with target.open_output_stream(path) as stream:
@@ -63,16 +132,13 @@ class ResultStore:
         else:
             write_atomically(local_path(place), text)
 
-    def _place(self, key: str) -> str:
-        return join(self._root, key[:2], f"{key}.json")
-
     def _read(self, place: str) -> str | None:
         try:
             if not is_remote(place):
-                return local_path(place).read_text(encoding="utf-8")
+                return local_path(place).read_text(encoding="utf-8", errors="replace")
             source, path = filesystem(self._settings, place)
             with source.open_input_stream(path) as stream:
-                return str(stream.read().decode())
+                return str(stream.read().decode(errors="replace"))
         except FileNotFoundError:
             return None
 
@@ -83,3 +149,13 @@ def artifacts_of(outputs: Outputs) -> Iterator[dict[str, Any]]:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict) and "uri" in item and "metadata" in item:
                 yield item
+
+
+def _checksum(entry: Mapping[str, Any]) -> str:
+    plain = {name: value for name, value in entry.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _in_words(effect: Mapping[str, str]) -> str:
+    what = {"model_version": "The registered", "deployment": "The deployed", "champion": "The champion"}
+    return f"{what.get(effect['kind'], effect['kind'])} version {effect['version']} of {effect['use_case']}"

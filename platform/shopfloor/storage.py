@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 CONTENT_HASH = "content_hash"
+STORED = "stored"
+"""Metadata key of what the store says of an artifact's files: a hash of their bytes, or of a bucket's listing."""
 
 
 class Artifact(Protocol):
@@ -98,6 +100,7 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
         with naming_full_disk(root):
             yield staging
             content = content_hash or hash_directory(staging)
+            artifact.metadata.pop(STORED, None)
             # The name is new for each execution: a reader of an earlier one is never disturbed.
             uri = join(settings.artifact_root, "steps", kind, f"{content[:16]}-{uuid.uuid4().hex[:8]}")
             if is_remote(uri):
@@ -109,6 +112,7 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
                 staging.rename(target)
         artifact.uri = uri
         artifact.metadata[CONTENT_HASH] = content
+        artifact.metadata[STORED] = stored(settings, uri)
         if settings.published_dir:
             note = {"name": artifact.name, "uri": uri, "metadata": artifact.metadata}
             write_atomically(settings.published_dir / f"{artifact.name}.json", json.dumps(note))
@@ -150,6 +154,62 @@ def exists(settings: Settings, uri: str) -> bool:
     if info.type is fs.FileType.File:
         return True
     return bool(filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+
+
+def stored(settings: Settings, uri: str) -> str | None:
+    """Return a hash of what is behind `uri` now, `None` where nothing is.
+
+    Files on this machine are hashed whole, and again only when a size, a time or an inode changed. An object store is
+    believed: its listing gives the objects' names, sizes and ETags.
+    """
+    if is_remote(uri):
+        return _listing(settings, uri)
+    path = local_path(uri)
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    stamps = [
+        (str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file in files for status in [file.stat()]
+    ]
+    return remembered(settings, json.dumps(stamps), lambda: hash_directory(path))
+
+
+def remembered(settings: Settings, stamp: str, compute: Callable[[], str]) -> str:
+    """Return what `compute` gave for the same stamp before, in any process; else ask it now, and keep the answer.
+
+    Args:
+        settings: The answers are kept in its state directory.
+        stamp: What the answer depends on, such as a file's path, size, time and inode.
+        compute: Gives the answer, a text that is not empty.
+    """
+    name = hashlib.sha256(stamp.encode()).hexdigest()
+    known = settings.state_dir / "hashes" / name[:2] / name
+    with contextlib.suppress(OSError):
+        if text := known.read_text(encoding="utf-8"):
+            return text
+    text = compute()
+    # No answer is worth a failure, nor waiting for the disk: after a crash it is empty, or not there.
+    with contextlib.suppress(OSError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        draft = known.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(known)
+    return text
+
+
+def _listing(settings: Settings, uri: str) -> str | None:
+    """Return a hash of the names, sizes and ETags of the objects behind a remote URI."""
+    from pyarrow import fs
+
+    source, path = filesystem(settings, uri)
+    handler = getattr(source, "handler", None)
+    if isinstance(handler, fs.FSSpecHandler):
+        found = handler.fs.find(path, detail=True)
+        objects = [[name.removeprefix(path), item["size"], item.get("ETag", "")] for name, item in found.items()]
+    else:
+        infos = source.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        objects = [[item.path.removeprefix(path), item.size, ""] for item in infos if item.type is fs.FileType.File]
+    return hashlib.sha256(json.dumps(sorted(objects)).encode()).hexdigest() if objects else None
 
 
 @contextlib.contextmanager

@@ -226,8 +226,10 @@ def _space(use_case: UseCase) -> dict[str, Any]:
 
 def _experiment(settings: Settings, use_case: UseCase, content: str, trials: int) -> str:
     """Return the name of the search: the same for the same data, code, space and number of trials."""
-    source = (settings.project_root / "pipelines" / use_case.name / "model.py").read_text(encoding="utf-8")
-    text = "\n".join([content, use_case.search.model_dump_json(), source, str(trials)])
+    # Tune goes on only with the very same function, so what runs a trial counts too.
+    files = (settings.project_root / "pipelines" / use_case.name / "model.py", Path(trial.__file__))
+    sources = [file.read_text(encoding="utf-8") for file in files]
+    text = "\n".join([content, use_case.search.model_dump_json(), *sources, str(trials)])
     return f"{use_case.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

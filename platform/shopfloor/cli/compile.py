@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from shopfloor.cli import render
-from shopfloor.cli.submit import CronOption, EngineName, FileArgument, NoCacheOption, ParameterOption, UseCaseOption
+from shopfloor.cli.submit import (
+    CronOption,
+    EngineName,
+    FileArgument,
+    FromOption,
+    NoCacheOption,
+    ParameterOption,
+    UseCaseOption,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +34,7 @@ def compile_(
     parameter: ParameterOption = None,
     cron: CronOption = None,
     no_cache: NoCacheOption = False,
+    from_step: FromOption = None,
 ) -> None:
     """Write exactly what `submit` would send to Argo or Kubeflow Pipelines; asks no service and submits nothing."""
     from shopfloor.cli.main import settings_from
@@ -33,7 +42,7 @@ def compile_(
     from shopfloor.flows import dispatch
     from shopfloor.flows.submission import Submission
 
-    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache)
+    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache, from_step=from_step)
     text = dispatch.manifest(settings_from(context), engine.value, asked, cron)
     if output == "-":
         sys.stdout.write(text)

@@ -43,6 +43,9 @@ ParameterOption = Annotated[
 ]
 CronOption = Annotated[str | None, typer.Option(help="A schedule, e.g. '0 3 * * *'; for argo and kfp.")]
 NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Run every step, also those already done.")]
+FromOption = Annotated[
+    str | None, typer.Option("--from", help="This step and what follows it run even where their results are known.")
+]
 WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON document.")]
 
@@ -70,6 +73,7 @@ def submit(
     watch: WatchOption = False,
     cron: CronOption = None,
     no_cache: NoCacheOption = False,
+    from_step: FromOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline from the data to its outcome; a run that stopped goes on where it stopped.
@@ -83,7 +87,7 @@ def submit(
 
     settings = settings_from(context)
     name = engine.value if engine else settings.default_engine
-    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache)
+    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache, from_step=from_step)
     if ray_address is not None:
         settings = with_ray_address(settings, name, ray_address)
     if cron is None and name in {"local", "ray"}:

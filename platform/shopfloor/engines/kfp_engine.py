@@ -156,13 +156,14 @@ class KfpEngine:
             for component in ir.get("components", {}).values()
             if "executorLabel" in component
         }
+        uncached = _uncached(ir)
         for name, executor in executors.items():
             container = executor.get("container")
             if container is None:
                 continue
             ours = container.get("image") == cluster.image
             if ours:
-                self._prepare(job, components[name], container)
+                self._prepare(job, components[name], container, job.use_cache and name not in uncached)
             secret = cluster.environment_secret if ours else None
             if labels or secret:
                 kubernetes = platforms.setdefault("platforms", {}).setdefault("kubernetes", {})
@@ -172,7 +173,7 @@ class KfpEngine:
             _forbid_cache(ir)
         return ir, platforms
 
-    def _prepare(self, job: Job, component: dict[str, Any], container: dict[str, Any]) -> None:
+    def _prepare(self, job: Job, component: dict[str, Any], container: dict[str, Any], cache: bool) -> None:
         """Give a step of the platform image its settings, and put the content key in front of its command."""
         own = [*container.get("command", []), *container.get("args", [])]
         outputs = component.get("outputDefinitions", {})
@@ -180,7 +181,7 @@ class KfpEngine:
         task = {
             "command": own,
             "environment": said,
-            "cache": job.use_cache,
+            "cache": cache,
             "outputs": {
                 "parameters": {name: one["parameterType"] for name, one in outputs.get("parameters", {}).items()},
                 "artifacts": {name: one.get("artifactType", {}) for name, one in outputs.get("artifacts", {}).items()},
@@ -290,6 +291,19 @@ def _configure(config: dict[str, Any], labels: dict[str, str], secret: str | Non
                 "optional": True,
             }
         )
+
+
+def _uncached(ir: dict[str, Any]) -> set[str]:
+    """Return the executors of tasks that are to take no stored result; tasks of one component share its executor."""
+    components = ir.get("components", {})
+    tasks = [
+        task for dag in (ir["root"], *components.values()) for task in dag.get("dag", {}).get("tasks", {}).values()
+    ]
+    return {
+        components[task["componentRef"]["name"]].get("executorLabel", "")
+        for task in tasks
+        if not task.get("cachingOptions", {}).get("enableCache")
+    }
 
 
 def _forbid_cache(ir: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,13 @@ class LocalRun:
     """One run of a compiled pipeline on this machine."""
 
     def __init__(
-        self, settings: Settings, run_dir: Path, results: ResultStore, listener: StepListener, use_cache: bool = True
+        self,
+        settings: Settings,
+        run_dir: Path,
+        results: ResultStore,
+        listener: StepListener,
+        use_cache: bool = True,
+        forced: Collection[str] = (),
     ) -> None:
         """Prepare a run.
 
@@ -53,12 +59,14 @@ class LocalRun:
             results: Where finished steps are found and kept.
             listener: Hears of every step.
             use_cache: Whether to reuse results; they are kept in either case.
+            forced: Steps that run even where their results are known.
         """
         self._settings = settings
         self._run_dir = run_dir
         self._results = results
         self._listener = listener
         self._use_cache = use_cache
+        self._forced = frozenset(forced)
         self._task = _Task()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._defaults: dict[str, dict[str, Any]] = {}
@@ -143,13 +151,17 @@ class LocalRun:
                 return owner._task.key.key
 
             def get(self, key: str) -> dict[str, Any] | None:
-                outputs = owner._results.get(key) if owner._use_cache else None
+                reuse = owner._use_cache and owner._task.name not in owner._forced
+                outputs = owner._results.get(key) if reuse else None
                 owner._task.cached = outputs is not None
+                if outputs is not None and owner._task.key:
+                    owner._results.used(owner._task.name, key, owner._task.key.parts)
                 return None if outputs is None else _to_kfp(outputs)
 
             def put(self, key: str, outputs: dict[str, Any]) -> None:
                 parts = owner._task.key.parts if owner._task.key else {}
                 owner._results.put(key, parts, _from_kfp(outputs))
+                owner._results.used(owner._task.name, key, parts)
 
         the_cache = Cache(cache_root=str(self._run_dir / "kfp-cache"))
         replacements: list[tuple[Any, str, Any]] = [

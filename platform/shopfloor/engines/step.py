@@ -84,6 +84,7 @@ class _Step:
         # What lies only in this pod is of no use to another run; Argo keeps it for this one.
         if all(is_remote(item["uri"]) or not Path(item["uri"]).exists() for item in artifacts_of(outputs)):
             self._stored(lambda: self._store.put(key.key, key.parts, outputs))
+            self._stored(lambda: self._store.used(self._name, key.key, key.parts))
         self._end("succeeded", time.monotonic() - started, outputs)
         return 0
 

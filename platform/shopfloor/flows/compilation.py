@@ -48,6 +48,35 @@ class Compiled:
     file: Path
     """Where it stands, absolute."""
 
+    def from_step_on(self, step: str | None) -> frozenset[str]:
+        """Return a step and all that follows it; nothing for no step.
+
+        Raises:
+            UsageError: There is no such step.
+        """
+        if step is None:
+            return frozenset()
+        if step not in self.steps:
+            raise UsageError(f"Pipeline {self.name!r} has no step {step!r}.", f"It has {', '.join(self.steps)}.")
+        found, queue = {step}, [step]
+        while queue:
+            before = queue.pop()
+            after = {later for earlier, later in self.edges if earlier == before} - found
+            found |= after
+            queue += after
+        return frozenset(found)
+
+    def without_cache(self, steps: frozenset[str]) -> dict[str, Any]:
+        """Return the IR in which these steps take no stored result."""
+        if not steps:
+            return self.ir
+        ir: dict[str, Any] = json.loads(json.dumps(self.ir))
+        for dag in (ir["root"], *ir["components"].values()):
+            for name, task in dag.get("dag", {}).get("tasks", {}).items():
+                if name in steps:
+                    task["cachingOptions"] = {}
+        return ir
+
 
 def compile_pipeline(settings: Settings, file: str) -> Compiled:
     """Compile the one pipeline that a Python file defines, or read one that was compiled before.

@@ -63,7 +63,9 @@ def start(
     if cron is not None:
         _check_schedule(settings, engine, asked, cron)
     if engine == "local":
-        return submission.submit(settings, asked.file, asked.use_case, asked.given, view, asked.use_cache, run_id)
+        return submission.submit(
+            settings, asked.file, asked.use_case, asked.given, view, asked.use_cache, run_id, asked.from_step
+        )
     return _hand_over(settings, engine, asked, cron)
 
 
@@ -158,7 +160,7 @@ def _job(settings: Settings, compiled: Compiled, arguments: dict[str, Any], aske
     declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
     return Job(
         name=compiled.name,
-        ir=compiled.ir,
+        ir=compiled.without_cache(compiled.from_step_on(asked.from_step)),
         platforms=compiled.platforms,
         arguments=arguments,
         run_id=settings.run_id,

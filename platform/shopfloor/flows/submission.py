@@ -98,6 +98,7 @@ def submit(
     view: View,
     use_cache: bool = True,
     run_id: str | None = None,
+    from_step: str | None = None,
 ) -> Outcome:
     """Run a pipeline on the local engine to its end.
 
@@ -109,6 +110,7 @@ def submit(
         view: Hears what happens.
         use_cache: Whether finished steps of earlier runs are reused.
         run_id: MLflow run to record into: one that failed and goes on, or one that the submitter of a job made.
+        from_step: This step and what follows it run even where their results are known.
 
     Returns:
         The outcome, also of a run that failed or missed a gate.
@@ -119,12 +121,18 @@ def submit(
         KeyboardInterrupt: The run was stopped and is marked so.
     """
     compiled, arguments = read(settings, file, use_case, given)
+    forced = compiled.from_step_on(from_step)
     client = tracking.connect(settings)
     run_records.close_dead_runs(client)
     key = resolve(settings, client, compiled, arguments)
 
     asked = Submission(
-        file=str(compiled.file), use_case=use_case, given=given, use_cache=use_cache, arguments=arguments
+        file=str(compiled.file),
+        use_case=use_case,
+        given=given,
+        use_cache=use_cache,
+        arguments=arguments,
+        from_step=from_step,
     )
     # A step has the run's id too, but what it submits is a run of its own.
     run_id = run_id or (settings.run_id if settings.step_run_id is None else None)
@@ -139,6 +147,7 @@ def submit(
         ResultStore(settings, effect_holds(settings, client)),
         run,
         use_cache,
+        forced,
     )
     try:
         # The result store asks MLflow for what steps have done: it can die between two steps too.

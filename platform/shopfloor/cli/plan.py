@@ -1,0 +1,49 @@
+"""The `plan` command: what a submit would run, and why."""
+
+from __future__ import annotations
+
+import typer
+
+from shopfloor.cli import render
+from shopfloor.cli.submit import FileArgument, FromOption, JsonOption, NoCacheOption, ParameterOption, UseCaseOption
+
+HASH_LENGTH = 64
+SHOWN = 40
+"""Characters of a value in a line."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("plan")(plan)
+
+
+def plan(
+    context: typer.Context,
+    file: FileArgument,
+    use_case: UseCaseOption = None,
+    parameter: ParameterOption = None,
+    no_cache: NoCacheOption = False,
+    from_step: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show for each step whether `submit` would run or reuse it, and what changed; runs nothing."""
+    from shopfloor.cli.main import settings_from
+    from shopfloor.flows import planning
+
+    found = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step)
+    if as_json:
+        render.emit_json(found)
+        return
+    for note in found.notes:
+        render.progress(note)
+    rows: list[tuple[str, str, str]] = []
+    for step in found.steps:
+        rows.append((step.step, step.action, step.why))
+        rows += [("", "", f"  {one.part}: {_short(one.old)} -> {_short(one.new)}") for one in step.changes]
+    render.emit_table(("step", "action", "why"), rows)
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "none"
+    return value[:8] if len(value) == HASH_LENGTH else value[:SHOWN]
