@@ -49,7 +49,8 @@ def evaluate(
         use_case_name: Its `evaluation` and `gates` sections say what to look at.
         features_uri: What `build_features` made.
         model_uri: What `tune` made.
-        champion: Version of the registered model to compare with; empty means none.
+        champion: Version of the registered model to compare with, or `@` and an alias: the version that has it at this
+            moment, as a schedule cannot name one; empty means none.
         evaluation: Gets `evaluation.json`.
         metrics: Gets the metrics on all rows.
 
@@ -72,6 +73,8 @@ def evaluate(
     numbers = measure(truth, scores)
     champion_metrics: dict[str, float] = {}
     note = ""
+    if champion.startswith("@"):
+        champion = _version_of(settings, use_case_name, champion.removeprefix("@"))
     if champion:
         champion_metrics, note = _champion(settings, use_case, champion, test, truth)
     slices = by_slice(test, use_case.evaluation.slices, truth, scores)
@@ -158,6 +161,20 @@ def _roc_curve(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float, float
     false_positive, true_positive, _ = sk.roc_curve(truth, scores)
     at = np.linspace(0, len(false_positive) - 1, min(CURVE_POINTS, len(false_positive))).astype(int)
     return [(float(false_positive[i]), float(true_positive[i])) for i in at]
+
+
+def _version_of(settings: Settings, model: str, alias: str) -> str:
+    """Return the version that has an alias, empty where none has."""
+    mlflow = import_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = mlflow.MlflowClient(settings.tracking_uri).get_model_version_by_alias(model, alias)
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return ""
+        raise
+    return str(found.version)
 
 
 def _champion(

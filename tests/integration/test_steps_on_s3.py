@@ -332,11 +332,13 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
     quality.validate(settings, case, tables.uri, checks, numbers)
     feature_build.build(settings, case, tables.uri, joined, numbers)
     model, found = search(settings, joined, trials=2)
-    passed = evaluation.evaluate(settings, case, joined.uri, model.uri, "", judged, numbers)
+    passed = evaluation.evaluate(settings, case, joined.uri, model.uri, "@champion", judged, numbers)
     made_of = {"model": model, "evaluation": judged, "features": joined, "checks": checks, "tables": tables}
     number = registry.register(settings, case, made_of, version)
 
     assert passed
+    first = json.loads((storage.local_copy(settings, judged.uri) / "evaluation.json").read_text())
+    assert first["champion"] is None
     assert len(found.trials) == 2
     assert all(one.uri.startswith(f"{settings.artifact_root}/steps/") for one in (*made_of.values(), version))
     bucket, root = storage.filesystem(settings, f"s3://lake/{settings.project_root.name}")
@@ -348,6 +350,11 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
     passport = registry.read_passport(client, case, number)
     assert passport.data.md5 == tables.metadata[storage.CONTENT_HASH]
     assert passport.content_hashes["model"] == model.metadata[storage.CONTENT_HASH]
+    client.set_registered_model_alias(case, registry.CHAMPION, number)
+    evaluation.evaluate(settings, case, joined.uri, model.uri, "@champion", judged, numbers)
+    again = json.loads((storage.local_copy(settings, judged.uri) / "evaluation.json").read_text())
+    assert again["champion"] == number
+    assert again["champion_metrics"]["roc_auc"] == pytest.approx(again["metrics"]["roc_auc"], abs=1e-6)
     store = feature_build.feature_store(settings, case)
     assert store.get_feature_service("flight_delays").name == "flight_delays"
     assert not (settings.state_dir / "feast").exists()
