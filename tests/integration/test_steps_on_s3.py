@@ -1,7 +1,9 @@
 """The steps from the data to the registry, everything that they hand on in a real S3 server, on a real Ray cluster."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +92,12 @@ def s3(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ray_address(tmp_path_factory, s3):
+def ray_address(ray_head):
+    return ray_head.address
+
+
+@pytest.fixture(scope="module")
+def ray_head(s3):
     """A Ray head of its own, whose workers see the project and the S3 keys."""
     port = free_port()
     # Ray's sockets need a short path.
@@ -107,8 +115,10 @@ def ray_address(tmp_path_factory, s3):
         start_new_session=True,
     )
     wait_for(port, 60)
-    yield f"127.0.0.1:{port}"
-    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+    process = psutil.Process(head.pid)
+    process.address = f"127.0.0.1:{port}"
+    yield process
+    family = [process, *process.children(recursive=True)]
     for process in family:
         process.terminate()
     for process in psutil.wait_procs(family, timeout=10)[1]:
@@ -244,6 +254,41 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
     assert said.count("trial ") <= 4  # six less the three that had finished, and one that was finishing
     assert len(found.trials) == 6
     assert all("validate-logloss" in trial.metrics for trial in found.trials)
+
+
+def test_a_trial_whose_worker_dies_goes_on_from_its_last_checkpoint(project, features, ray_head):
+    edit(project, "max_concurrent: 2", "max_concurrent: 1")
+    edit(project, "max_rounds: 20", "max_rounds: 600")
+    edit(project, "grace_rounds: 10", "grace_rounds: 600")
+    edit(project, "checkpoint_every: 10", "checkpoint_every: 100")
+    bucket, root = storage.filesystem(project, f"{project.artifact_root}/tune")
+
+    def files(name):
+        found = bucket.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        return [one.path for one in found if name in one.path]
+
+    def kill_after_the_first_checkpoint():
+        deadline = time.monotonic() + 120
+        while not files("/checkpoint_") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in ray_head.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ImplicitFunc"):
+                    process.kill()
+                    killed.append(process.pid)
+
+    killed = []
+    killer = threading.Thread(target=kill_after_the_first_checkpoint)
+    killer.start()
+    _, found = search(project, features, trials=1)
+    killer.join()
+
+    assert len(killed) == 1
+    assert found.trials[0].status == "finished"
+    assert found.trials[0].rounds == 600
+    # Six checkpoints in all: begun again from nothing, the first hundred rounds would have left one more.
+    kept = {re.search(r"checkpoint_\d+", path)[0] for path in files("/checkpoint_")}
+    assert max(kept) == "checkpoint_000005"
 
 
 def test_without_a_cluster_one_line_says_what_to_start(project, features):
