@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from shopfloor.errors import NotFoundError, UsageError
 
 ENV_PREFIX = "SHOPFLOOR_"
+_CHILD = "artifact_root"
+"""A process that was started by another one has all settings in its environment, and the profile's file perhaps not:
+an image does not hold the profile of every team."""
 Source = Literal["argument", "environment", "stack", "profile", "default"]
 
 
@@ -70,6 +73,7 @@ class Settings(BaseModel):
     """URI or directory of what steps hand on, the result store and the checkpoints."""
     s3_endpoint_url: str | None = None
     ray_address: str = "127.0.0.1:6379"
+    """Ray cluster that searches join; `rayjob`: each brings its own, a KubeRay RayJob in the team's namespace."""
     ray_dashboard_url: str = "http://127.0.0.1:8265"
     serve_url: str = "http://127.0.0.1:8000"
     serve_tokens_file: str | None = None
@@ -167,7 +171,7 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
     layers: list[tuple[Source, dict[str, Any]]] = [
         ("argument", given),
         ("environment", environment),
-        ("profile", _read_profile(root, name)),
+        ("profile", _read_profile(root, name, required=bool(profile) or _CHILD not in environment)),
     ]
     merged: dict[str, Any] = {"project_root": root, "profile": name}
     sources: dict[str, Source] = {"project_root": "default", "profile": "argument" if profile else "default"}
@@ -198,9 +202,11 @@ def stack_state_file(settings: Settings) -> Path:
     return settings.state_dir / "stack.json"
 
 
-def _read_profile(root: Path, name: str) -> dict[str, Any]:
+def _read_profile(root: Path, name: str, required: bool) -> dict[str, Any]:
     folder = root / "platform" / "profiles"
     file = folder / f"{name}.toml"
+    if not file.is_file() and not required:
+        return {}
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
         raise NotFoundError(f"There is no profile {name!r} in {folder}.", f"Known profiles: {known}.")

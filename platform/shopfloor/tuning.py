@@ -14,25 +14,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
+import shlex
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
-from shopfloor import trial
+from shopfloor import rayjob, trial
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
-from shopfloor.settings import Settings
+from shopfloor.settings import Settings, load_settings
 from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, publish
 from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
 
 logger = logging.getLogger(__name__)
 
+OWN_CLUSTER = "rayjob"
+"""Value of `ray_address`: the search brings its own cluster, a KubeRay RayJob."""
 LOST_AFTER_S = 20.0
 """How long a cluster may be silent: its head can restart without a search being lost."""
 MAX_FAILURES = 3
@@ -72,6 +77,9 @@ def tune(
     """
     use_case = load_use_case(settings, use_case_name)
     trials = trials or use_case.search.trials
+    if settings.ray_address == OWN_CLUSTER:
+        _tune_on_a_cluster_of_its_own(settings, use_case, features_uri, trials, model, search, metrics)
+        return
     directory = local_copy(settings, features_uri)
     with _cluster(settings):
         result, best, checkpoint = _search(settings, use_case, directory, trials)
@@ -86,6 +94,66 @@ def tune(
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
     metrics.log_metric("trials", len(result.trials))
+
+
+def _tune_on_a_cluster_of_its_own(
+    settings: Settings,
+    use_case: UseCase,
+    features_uri: str,
+    trials: int,
+    model: Artifact,
+    search: Artifact,
+    metrics: Metrics,
+) -> None:
+    """Let a RayJob do the same search, and hand on what it published."""
+    section = use_case.search
+    asked = {
+        "use_case": use_case.name,
+        "features_uri": features_uri,
+        "trials": trials,
+        "run_id": settings.run_id,
+        "search": section.model_dump(mode="json"),
+    }
+    name = rayjob.job_name(use_case.name, asked)
+    result_uri = join(settings.artifact_root, "rayjobs", f"{name}.json")
+    words = [use_case.name, features_uri, str(trials), result_uri]
+    workers = rayjob.Workers(
+        count=min(section.max_concurrent, trials) * section.workers.per_trial,
+        cpus=section.workers.cpus,
+        gpus=section.workers.gpus,
+    )
+    rayjob.run(settings, name, f"python -m {__name__} {shlex.join(words)}", workers)
+    target_fs, path = filesystem(settings, result_uri)
+    with target_fs.open_input_stream(path) as stream:
+        result = json.loads(stream.read())
+    for artifact, made in ((model, result["model"]), (search, result["search"])):
+        artifact.uri = made["uri"]
+        artifact.metadata.update(made["metadata"])
+    for metric, value in result["metrics"].items():
+        metrics.log_metric(metric, value)
+
+
+def main(use_case: str, features_uri: str, trials: int, result_uri: str) -> None:
+    """Do the search as a job on the cluster that it is on, and leave at `result_uri` what was published where.
+
+    Args:
+        use_case: Its name.
+        features_uri: What `build_features` made.
+        trials: How many.
+        result_uri: Gets JSON with the artifacts `model` and `search`, and the metrics.
+    """
+    settings = load_settings()
+    if settings.ray_address in {"auto", OWN_CLUSTER}:
+        settings = settings.model_copy(update={"ray_address": rayjob.cluster_address()})
+    model, search = (SimpleNamespace(name=name, uri="", metadata={}) for name in ("model", "search"))
+    numbers: dict[str, float] = {}
+    tune(settings, use_case, features_uri, trials, model, search, SimpleNamespace(log_metric=numbers.__setitem__))
+    made = {"model": vars(model), "search": vars(search), "metrics": numbers}
+    target_fs, path = filesystem(settings, result_uri)
+    if not is_remote(result_uri):
+        target_fs.create_dir(path.rpartition("/")[0], recursive=True)
+    with target_fs.open_output_stream(path) as stream:
+        stream.write(json.dumps(made).encode())
 
 
 @contextlib.contextmanager
@@ -293,3 +361,7 @@ def _workers_checkpoint(grid: Any, numbers: dict[str, Any]) -> Any:
 
     place = numbers.get("checkpoint_path")
     return Checkpoint(path=place, filesystem=grid.filesystem) if place else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

@@ -209,6 +209,26 @@ def test_a_search_finds_a_model_that_the_evaluation_lets_pass(project, features)
     assert {item["value"] for item in result["slices"]} == {"JFK", "EWR"}
 
 
+def test_the_search_as_a_job_on_its_cluster_leaves_at_a_uri_what_it_published(project, features, ray_address):
+    result_uri = storage.join(project.artifact_root, "rayjobs", "job.json")
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "platform")])
+    own = {"SHOPFLOOR_RAY_ADDRESS": "auto", "RAY_ADDRESS": ray_address, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-m", "shopfloor.tuning", "flight_delays", features.uri, "2", result_uri],
+        env={**os.environ, **project.environment(), **own},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+    bucket, path = storage.filesystem(project, result_uri)
+    made = json.loads(bucket.open_input_stream(path).read())
+    found = json.loads((storage.local_copy(project, made["search"]["uri"]) / "search.json").read_text())
+    assert len(found["trials"]) == made["metrics"]["trials"] == 2
+    assert (storage.local_copy(project, made["model"]["uri"]) / "model.ubj").is_file()
+    assert made["model"]["metadata"][storage.CONTENT_HASH]
+
+
 def test_a_trial_of_two_workers_trains_through_ray_train(project, features):
     edit(project, "workers: {per_trial: 1", "workers: {per_trial: 2")
     edit(project, "max_concurrent: 2", "max_concurrent: 1")

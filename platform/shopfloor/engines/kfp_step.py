@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,9 @@ def main(arguments: list[str]) -> int:
             (folder / LOG).open("ab") as copy,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
         ):
+            # Whoever ends the pod tells only this process.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda received, _frame: process.send_signal(received))
             for line in process.stdout or ():
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()

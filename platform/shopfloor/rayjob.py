@@ -1,0 +1,335 @@
+"""A command on a Ray cluster of its own: a KubeRay RayJob in the team's namespace, admitted by Kueue.
+
+The step that asks for it waits, hands on its log, and deletes it when it is cancelled. The name is made of what is
+asked for, so that a step which is tried again joins the job that is running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError
+from shopfloor.settings import Settings
+
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+NAME_LENGTH = 40
+"""KubeRay appends to it, and a name holds 63 characters at most."""
+POLL_S = 3.0
+TTL_S = 3600
+"""How long a finished job stays to be looked at."""
+HEAD = {"cpu": "1", "memory": "4Gi"}
+RESTRICTED = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_LOCAL_ONLY = {
+    f"SHOPFLOOR_{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "STEP_RUN_ID", "PUBLISHED_DIR", "RAY_ADDRESS")
+}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What the work takes from the cluster: so many workers at a time, each with its share."""
+
+    count: int
+    cpus: float
+    gpus: float
+
+    def pods(self) -> tuple[int, int, int]:
+        """Return how many pods, and the CPUs and whole GPUs of each; workers that share a GPU share a pod."""
+        if 0 < self.gpus < 1:
+            together = max(1, math.floor(1 / self.gpus + 1e-9))
+            return math.ceil(self.count / together), math.ceil(self.cpus * min(together, self.count)), 1
+        return self.count, max(1, math.ceil(self.cpus)), math.ceil(self.gpus)
+
+
+def job_name(use_case: str, asked: dict[str, Any]) -> str:
+    """Return the name of the job that does `asked`: the same for the same, a DNS label."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
+    stem = re.sub(r"[^a-z0-9]+", "-", use_case.lower()).strip("-")[: NAME_LENGTH - 13]
+    return f"t-{stem}-{digest}"
+
+
+def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> dict[str, Any]:
+    """Return the RayJob.
+
+    Args:
+        settings: `settings.cluster` says where and under which queue; the others become the job's environment.
+        name: From `job_name`.
+        entrypoint: The command; it finds the cluster in RAY_ADDRESS.
+        workers: What it takes.
+    """
+    import ray
+
+    cluster = settings.cluster
+    replicas, cpus, gpus = workers.pods()
+    labels = {"app.kubernetes.io/managed-by": "shopfloor"}
+    if settings.run_id:
+        labels["shopfloor/run-id"] = settings.run_id
+    queue = {"kueue.x-k8s.io/queue-name": cluster.queue, "kueue.x-k8s.io/priority-class": cluster.priority_class}
+    given = {key: value for key, value in settings.environment().items() if key not in _LOCAL_ONLY}
+    environment = {**given, "SHOPFLOOR_RAY_ADDRESS": "auto", "SHOPFLOOR_STATE_DIR": "/tmp/shopfloor"}  # noqa: S108
+    container: dict[str, Any] = {
+        "image": cluster.image,
+        "env": [{"name": key, "value": value} for key, value in sorted(environment.items())],
+        "securityContext": RESTRICTED,
+    }
+    if cluster.environment_secret:
+        container["envFrom"] = [{"secretRef": {"name": cluster.environment_secret}}]
+
+    def template(name: str, resources: dict[str, str], limits: dict[str, str]) -> dict[str, Any]:
+        pod = {"serviceAccountName": cluster.service_account, "restartPolicy": "Never"}
+        asked = {"requests": {**resources, **limits}, "limits": limits}
+        return {
+            "metadata": {"labels": labels},
+            "spec": {**pod, "containers": [{"name": name, **container, "resources": asked}]},
+        }
+
+    gpu = {"nvidia.com/gpu": str(gpus)} if gpus else {}
+    if gpus:
+        worker = template("ray-worker", {"cpu": str(cpus)}, gpu)
+        worker["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    else:
+        worker = template("ray-worker", {"cpu": str(cpus)}, {})
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "RayJob",
+        "metadata": {
+            "name": name,
+            "namespace": cluster.namespace,
+            "labels": labels | {key: value for key, value in queue.items() if value},
+        },
+        "spec": {
+            "entrypoint": entrypoint,
+            "submissionMode": "K8sJobMode",
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": TTL_S,
+            "activeDeadlineSeconds": cluster.active_deadline_s,
+            "backoffLimit": 0,
+            # Kueue admits it by taking this away.
+            **({"suspend": True} if cluster.queue else {}),
+            "submitterPodTemplate": template("ray-job-submitter", {"cpu": "200m", "memory": "512Mi"}, {}),
+            "rayClusterSpec": {
+                "rayVersion": str(ray.__version__),
+                "headGroupSpec": {
+                    # No work on the head: it has no GPU, and its death would end all.
+                    "rayStartParams": {"num-cpus": "0"},
+                    "template": template("ray-head", HEAD, {}),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "workers",
+                        "replicas": replicas,
+                        "minReplicas": replicas,
+                        "maxReplicas": replicas,
+                        "rayStartParams": {},
+                        "template": worker,
+                    }
+                ],
+            },
+        },
+    }
+
+
+def run(settings: Settings, name: str, entrypoint: str, workers: Workers) -> None:
+    """Run a command as a RayJob and wait for its end; its log is printed as it comes.
+
+    Args:
+        settings: See `body`.
+        name: From `job_name`.
+        entrypoint: The command.
+        workers: What it takes.
+
+    Raises:
+        ServiceError: The Kubernetes API does not answer or refuses.
+        ShopfloorError: The job failed.
+        KeyboardInterrupt: The step was cancelled; the job is deleted.
+    """
+    jobs = _Jobs(settings, name)
+    with _cancellable():
+        try:
+            jobs.create(body(settings, name, entrypoint, workers))
+            jobs.wait()
+        except KeyboardInterrupt:
+            jobs.delete()
+            raise
+
+
+class _Jobs:
+    """One RayJob, by the Kubernetes API."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._namespace = settings.cluster.namespace
+        self._printed = 0
+        self._custom, self._core = self._apis()
+
+    def create(self, job: dict[str, Any]) -> None:
+        from kubernetes.client import ApiException
+
+        try:
+            self._custom.create_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, job, **self._limit())
+            print(f"RayJob {self._namespace}/{self._name} is created.", flush=True)  # noqa: T201  the step's log
+        except ApiException as error:
+            if error.status != 409:
+                raise self._refused(error, "create") from error
+            print(f"RayJob {self._namespace}/{self._name} is there already: going on with it.", flush=True)  # noqa: T201
+        except Exception as error:
+            raise self._silent(error) from error
+
+    def wait(self) -> None:
+        """Return when the job has succeeded.
+
+        Raises:
+            ShopfloorError: It failed, or somebody deleted it.
+        """
+        said = ""
+        while True:
+            status = self._status()
+            state = status.get("jobDeploymentStatus", "")
+            words = self._in_words(status)
+            if words != said:
+                print(f"RayJob {self._namespace}/{self._name}: {words}", flush=True)  # noqa: T201
+                said = words
+            self._hand_on_log()
+            if status.get("jobStatus") == "SUCCEEDED" or state == "Complete":
+                return
+            if status.get("jobStatus") in {"FAILED", "STOPPED"} or state == "Failed":
+                raise ShopfloorError(
+                    f"RayJob {self._namespace}/{self._name} failed: {words}",
+                    f"Its log stands above; kubectl describe rayjob -n {self._namespace} {self._name}",
+                )
+            time.sleep(POLL_S)
+
+    def delete(self) -> None:
+        """Delete the job and all that it made; says so where it cannot."""
+        try:
+            self._custom.delete_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, self._name, **self._limit()
+            )
+            print(f"RayJob {self._namespace}/{self._name} is deleted.", flush=True)  # noqa: T201
+        except Exception as error:
+            print(f"RayJob {self._namespace}/{self._name} was not deleted: {_first_line(error)}", flush=True)  # noqa: T201
+
+    def _status(self) -> dict[str, Any]:
+        from kubernetes.client import ApiException
+
+        try:
+            job = self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, self._name, **self._limit()
+            )
+        except ApiException as error:
+            if error.status == 404:
+                raise ShopfloorError(
+                    f"RayJob {self._namespace}/{self._name} was deleted.", "Submit again to begin a new one."
+                ) from error
+            raise self._refused(error, "get") from error
+        except Exception as error:
+            raise self._silent(error) from error
+        status: dict[str, Any] = job.get("status") or {}
+        return status | {"suspended": bool((job.get("spec") or {}).get("suspend"))}
+
+    def _in_words(self, status: dict[str, Any]) -> str:
+        if status["suspended"]:
+            return f"waits for the queue {self._settings.cluster.queue} (kubectl get workloads -n {self._namespace})"
+        parts = [
+            status.get("jobDeploymentStatus"),
+            status.get("jobStatus"),
+            status.get("reason"),
+            status.get("message"),
+        ]
+        return " ".join(dict.fromkeys(str(part) for part in parts if part)) or "created"
+
+    def _hand_on_log(self) -> None:
+        """Print what the submitter has logged since the last look; a log that cannot be read is no failure."""
+        with contextlib.suppress(Exception):
+            pods = self._core.list_namespaced_pod(
+                self._namespace, label_selector=f"job-name={self._name}", **self._limit()
+            )
+            for pod in pods.items[:1]:
+                text = self._core.read_namespaced_pod_log(pod.metadata.name, self._namespace, **self._limit())
+                lines = (text or "").splitlines()
+                for line in lines[self._printed :]:
+                    print(line, flush=True)  # noqa: T201
+                self._printed = max(self._printed, len(lines))
+
+    def _apis(self) -> tuple[Any, Any]:
+        from kubernetes import client, config
+
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            try:
+                config.load_kube_config()
+            except (config.ConfigException, OSError) as error:
+                raise UsageError(
+                    "There is no Kubernetes cluster to talk to: neither a service account nor a kubeconfig.",
+                    "Run the step in the cluster, or set KUBECONFIG.",
+                ) from error
+        return client.CustomObjectsApi(), client.CoreV1Api()
+
+    def _limit(self) -> dict[str, float]:
+        return {"_request_timeout": self._settings.request_timeout_s}
+
+    def _refused(self, error: Any, verb: str) -> ShopfloorError:
+        try:
+            said = str(json.loads(error.body or "{}").get("message", ""))
+        except (ValueError, AttributeError):
+            said = ""
+        said = " ".join(said.split())[:300]
+        if error.status == 404:
+            return ServiceError("The cluster knows no RayJobs.", "Let the platform team install the KubeRay operator.")
+        if error.status == 401:
+            return ServiceError("The Kubernetes API refuses the token.", "Renew the service account's token.")
+        if error.status == 403:
+            return ServiceError(
+                f"No right to {verb} rayjobs in the namespace {self._namespace}: {said}",
+                f"Give the service account {self._settings.cluster.service_account} create, get and delete on them.",
+            )
+        if error.status in {400, 422}:
+            return UsageError(f"The cluster refuses the RayJob: {said}", "Mend the profile or search.workers.")
+        return ServiceError(f"The Kubernetes API failed with status {error.status}: {said}", "Try again.")
+
+    def _silent(self, error: Exception) -> ServiceError:
+        return ServiceError(f"The Kubernetes API does not answer: {_first_line(error)}", "Try again: the job goes on.")
+
+
+@contextlib.contextmanager
+def _cancellable() -> Iterator[None]:
+    """Let SIGTERM, with which a pod is ended, do within the block what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def cluster_address() -> str:
+    """Return the address of the Ray cluster on which this process is a job, as RAY_ADDRESS has it."""
+    return os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

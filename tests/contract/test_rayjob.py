@@ -1,0 +1,244 @@
+"""A search on a cluster of its own: the RayJob by KubeRay's schema, the talk with the Kubernetes API on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+from shopfloor import rayjob
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError
+from shopfloor.rayjob import Workers, body, job_name
+from shopfloor.settings import ClusterSettings, Settings
+
+from tests.contract.servers import Answer, serve
+from tests.contract.test_argo_translation import strict
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHARED = PROJECT.parent / "shared"
+TOKEN = "kube-token-that-nobody-may-see"
+JOBS = "/apis/ray.io/v1/namespaces/team-a/rayjobs"
+NAME = "t-flights-0123456789"
+PODS = "/api/v1/namespaces/team-a/pods"
+ONE = Workers(1, 1, 0)
+
+
+def settings(**cluster):
+    given = {"namespace": "team-a", "queue": "team-a-queue", "priority_class": "high"}
+    given |= {"environment_secret": "object-store", **cluster}
+    return Settings(
+        project_root="/project",
+        profile="cluster",
+        artifact_root="s3://lake/artifacts",
+        request_timeout_s=1.0,
+        run_id="0123abc",
+        cluster=ClusterSettings(**given),
+    )
+
+
+@pytest.fixture(scope="module")
+def validator():
+    import jsonschema_rs
+
+    file = SHARED / "schemas/ray_rayjobs.json"
+    if not file.is_file():
+        pytest.skip(f"KubeRay's schema is not at {file}")
+    schema = strict(json.loads(file.read_text())["v1"])
+    schema["properties"]["metadata"] = {"type": "object"}  # the API server fills it in
+    return jsonschema_rs.Draft202012Validator(schema)
+
+
+@budget(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    count=st.integers(1, 64),
+    cpus=st.floats(0.1, 64).map(lambda value: round(value, 2)),
+    gpus=st.one_of(st.just(0.0), st.sampled_from([0.1, 0.25, 0.5]), st.integers(1, 8).map(float)),
+)
+def test_any_workers_make_a_job_that_kuberays_schema_takes(validator, count, cpus, gpus):
+    job = body(settings(), NAME, "python -m x", Workers(count, cpus, gpus))
+
+    assert [error.message for error in validator.iter_errors(job)] == []
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    whole = int(limits.get("nvidia.com/gpu", 0)) * group["replicas"]
+    assert whole >= count * gpus - 1e-9
+    assert (whole == 0) == (gpus == 0)
+    if 0 < gpus < 1:
+        assert whole <= -(-count // round(1 / gpus))
+    requested = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]) * group["replicas"]
+    assert requested >= count * cpus - 1e-6
+
+
+def test_the_schema_notices_a_field_that_it_does_not_know(validator):
+    job = body(settings(), NAME, "python -m x", ONE)
+    job["spec"]["rayClusterSpec"]["workers"] = 3
+    assert list(validator.iter_errors(job))
+
+
+def test_kueue_queues_the_job_and_nothing_secret_is_in_it(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-mine")
+    job = body(settings(), NAME, "python -m x", ONE)
+
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a-queue"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+    assert job["metadata"]["labels"]["shopfloor/run-id"] == "0123abc"
+    assert job["spec"]["suspend"] is True
+    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    assert "suspend" not in body(settings(queue=None), NAME, "python -m x", ONE)["spec"]
+    text = json.dumps(job)
+    assert "a-secret-of-mine" not in text
+    assert "/project" not in text
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert head["envFrom"] == [{"secretRef": {"name": "object-store"}}]
+    environment = {item["name"]: item["value"] for item in head["env"]}
+    assert environment["SHOPFLOOR_RAY_ADDRESS"] == "auto"
+    assert environment["SHOPFLOOR_ARTIFACT_ROOT"] == "s3://lake/artifacts"
+
+
+def test_the_name_is_that_of_what_is_asked_and_a_dns_label():
+    name = job_name("Flight_Delays of a very long name that goes on", {"trials": 1})
+    assert name == job_name("Flight_Delays of a very long name that goes on", {"trials": 1})
+    assert name != job_name("Flight_Delays of a very long name that goes on", {"trials": 2})
+    assert len(name) <= 40
+    assert name.replace("-", "").isalnum()
+    assert name.islower()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    with serve() as running:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+            "clusters": [{"name": "here", "cluster": {"server": running.url}}],
+            "users": [{"name": "me", "user": {"token": TOKEN}}],
+        }
+        file = tmp_path / "kubeconfig"
+        file.write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(file))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+        monkeypatch.setattr(rayjob, "POLL_S", 0.05)
+        pod = {"metadata": {"name": "submitter", "namespace": "team-a"}, "spec": {"containers": []}}
+        running.on("GET", PODS, Answer(body={"kind": "PodList", "apiVersion": "v1", "items": [pod]}))
+        running.on("GET", f"{PODS}/submitter/log", Answer(body="trial 1/2\n"), Answer(body="trial 1/2\ntrial 2/2\n"))
+        running.on("POST", JOBS, Answer(201, {"metadata": {"name": NAME}}))
+        running.on("DELETE", f"{JOBS}/{NAME}", Answer(body={"status": "Success"}))
+        yield running
+
+
+def state(deployment="", job="", suspended=False, **more):
+    status = {"jobDeploymentStatus": deployment, "jobStatus": job, **more}
+    return Answer(body={"spec": {"suspend": suspended}, "status": status})
+
+
+def test_a_job_is_created_followed_and_its_log_handed_on(server, capsys):
+    server.on(
+        "GET",
+        f"{JOBS}/{NAME}",
+        state(suspended=True),
+        state("Initializing"),
+        state("Running", "RUNNING"),
+        state("Complete", "SUCCEEDED"),
+    )
+
+    rayjob.run(settings(), NAME, "python -m x", ONE)
+
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"RayJob team-a/{NAME} is created."
+    assert f"RayJob team-a/{NAME}: waits for the queue team-a-queue (kubectl get workloads -n team-a)" in said
+    assert [line for line in said if line.startswith("trial")] == ["trial 1/2", "trial 2/2"]
+    (created,) = server.asked("POST", JOBS)
+    assert created.body == body(settings(), NAME, "python -m x", ONE)
+    assert created.headers["authorization"] == f"Bearer {TOKEN}"
+    assert "labelSelector=job-name%3D" + NAME in server.asked("GET", PODS)[0].query
+    assert not server.asked("DELETE", f"{JOBS}/{NAME}")
+
+
+def test_a_step_that_is_tried_again_goes_on_with_the_running_job(server, capsys):
+    server.on("POST", JOBS, Answer(409, {"reason": "AlreadyExists", "message": "already exists"}))
+    server.on("GET", f"{JOBS}/{NAME}", state("Complete", "SUCCEEDED"))
+    rayjob.run(settings(), NAME, "python -m x", ONE)
+    assert "is there already: going on with it." in capsys.readouterr().out
+
+
+def test_a_job_that_fails_says_why(server):
+    server.on("GET", f"{JOBS}/{NAME}", state("Failed", "FAILED", reason="AppFailed", message="exit code 1"))
+    with pytest.raises(ShopfloorError, match=f"RayJob team-a/{NAME} failed: Failed FAILED AppFailed exit code 1"):
+        rayjob.run(settings(), NAME, "python -m x", ONE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (Answer(401, {"message": "Unauthorized"}), ServiceError, "refuses the token"),
+        (
+            Answer(403, {"reason": "Forbidden", "message": 'rayjobs.ray.io is forbidden: User "x"'}),
+            ServiceError,
+            "No right to create rayjobs in the namespace team-a: rayjobs.ray.io is forbidden",
+        ),
+        (
+            Answer(404, {"message": "the server could not find the requested resource"}),
+            ServiceError,
+            "knows no RayJobs",
+        ),
+        (Answer(422, {"message": 'RayJob "x" is invalid: spec'}), UsageError, 'RayJob "x" is invalid'),
+        (Answer(500, {"message": "etcdserver: leader changed"}), ServiceError, "failed with status 500"),
+        (Answer(drop=True), ServiceError, "does not answer"),
+        (Answer(wait_s=2.0), ServiceError, "does not answer"),
+    ],
+)
+def test_every_refusal_is_one_line_without_the_token(server, answer, error, text):
+    server.on("POST", JOBS, answer)
+    with pytest.raises(error, match=text) as raised:
+        rayjob.run(settings(), NAME, "python -m x", ONE)
+    assert "\n" not in str(raised.value)
+    assert TOKEN not in str(raised.value)
+
+
+def test_a_job_that_somebody_deleted_is_no_endless_wait(server):
+    with pytest.raises(ShopfloorError, match=f"RayJob team-a/{NAME} was deleted"):
+        rayjob.run(settings(), NAME, "python -m x", ONE)
+
+
+def test_a_cancelled_step_deletes_its_job(server):
+    server.on("GET", f"{JOBS}/{NAME}", state("Running", "RUNNING"))
+    script = "\n".join(
+        [
+            "import sys",
+            "from shopfloor import rayjob",
+            "from shopfloor.settings import Settings",
+            "rayjob.POLL_S = 0.05",
+            f"rayjob.run(Settings.model_validate_json(sys.argv[1]), {NAME!r}, 'x', rayjob.Workers(1, 1, 0))",
+        ]
+    )
+    step = subprocess.Popen(
+        [sys.executable, "-c", script, settings().model_dump_json()],
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "platform")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not server.asked("GET", f"{JOBS}/{NAME}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    step.send_signal(signal.SIGTERM)
+    out, _ = step.communicate(timeout=30)
+
+    assert step.returncode != 0
+    assert len(server.asked("DELETE", f"{JOBS}/{NAME}")) == 1
+    assert f"RayJob team-a/{NAME} is deleted." in out
+
+
+def test_without_a_cluster_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="There is no Kubernetes cluster to talk to"):
+        rayjob.run(settings(), NAME, "x", ONE)
