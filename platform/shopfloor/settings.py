@@ -56,6 +56,22 @@ class ClusterSettings(BaseModel):
     parallelism: int = 16
     """Pods of one run at a time."""
 
+    def token(self, variable: str) -> str:
+        """Return the bearer token of a server: the variable's, or else the file's as it is now; empty where none is.
+
+        Raises:
+            UsageError: The file cannot be read.
+        """
+        given = os.environ.get(variable, "")
+        if not given and self.token_file is not None:
+            try:
+                given = self.token_file.read_text(encoding="utf-8")
+            except OSError as error:
+                raise UsageError(
+                    f"The token file {self.token_file} cannot be read: {error.strerror}.", "Mend it."
+                ) from error
+        return given.strip().removeprefix("Bearer ").strip()
+
 
 class Settings(BaseModel):
     """Addresses and places of one profile. Relative paths in it are relative to `project_root`."""

@@ -6,7 +6,6 @@ The paths and bodies are those of Argo's own OpenAPI document; the official clie
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -153,7 +152,7 @@ class ArgoClient:
         """Return the server's answer, or raise what it means that there is none or a bad one."""
         import requests
 
-        token = self._token()
+        token = self._settings.cluster.token(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             answer = requests.request(
@@ -228,19 +227,8 @@ class ArgoClient:
     def _not_argo(self) -> ServiceError:
         return ServiceError(f"{self._url} does not answer as an Argo server does.", "Mend cluster.argo_url.")
 
-    def _token(self) -> str:
-        """Return the token, read anew each time: one in a mounted file is replaced while a run is watched."""
-        given = os.environ.get(TOKEN_VARIABLE, "")
-        file = self._settings.cluster.token_file
-        if not given and file is not None:
-            try:
-                given = file.read_text(encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"The token file {file} cannot be read: {error.strerror}.", "Mend it.") from error
-        return given.strip().removeprefix("Bearer ").strip()
-
     def _without_token(self, text: str) -> str:
-        token = self._token()
+        token = self._settings.cluster.token(TOKEN_VARIABLE)
         return text.replace(token, "***") if token else text
 
 

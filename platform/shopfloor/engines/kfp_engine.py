@@ -11,7 +11,6 @@ import contextlib
 import copy
 import io
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -203,7 +202,7 @@ class KfpEngine:
         import kfp_server_api
         import urllib3
 
-        token = self._token()
+        token = self._settings.cluster.token(TOKEN_VARIABLE)
         try:
             # The client prints links on stdout, which belongs to the command's result, and warns of its own age.
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -265,17 +264,6 @@ class KfpEngine:
             f"The Kubeflow Pipelines API {self._url} failed with status {error.status}{': ' + said if said else ''}.",
             "See the server's own log.",
         )
-
-    def _token(self) -> str:
-        """Return the token, read anew each time: one in a mounted file is replaced now and then."""
-        given = os.environ.get(TOKEN_VARIABLE, "")
-        file = self._settings.cluster.token_file
-        if not given and file is not None:
-            try:
-                given = file.read_text(encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"The token file {file} cannot be read: {error.strerror}.", "Mend it.") from error
-        return given.strip().removeprefix("Bearer ").strip()
 
 
 def _configure(config: dict[str, Any], labels: dict[str, str], secret: str | None) -> None:
