@@ -179,6 +179,28 @@ def test_submit_again_with_nothing_changed_runs_no_step(clone, first):
     assert again["version"] == "1"
 
 
+def test_the_plan_says_before_what_a_submit_does(clone, first):
+    def planned(*arguments):
+        out = clone.run("plan", "pipelines/training.py", "--use-case", "flight_delays", "--json", *arguments).stdout
+        return {step["step"]: step for step in json.loads(out)["steps"]}
+
+    assert {name: step["action"] for name, step in planned().items()} == dict.fromkeys(STEPS, "reuse")
+    changed = planned("-p", "trials=9")
+    assert changed["build-features"]["action"] == "reuse"
+    assert changed["tune"]["changes"] == [{"part": "parameter trials", "old": "0", "new": "9"}]
+    assert changed["register"]["action"] == "unknown"
+    assert planned("--from", "verify")["verify"]["why"] == "Asked for."
+
+
+def test_submit_from_a_step_runs_it_and_what_follows(clone, first):
+    again = _states(clone.submit("--from", "verify"))
+
+    assert [again[step] for step in STEPS[:7]] == ["cached"] * 7
+    assert [again[step] for step in STEPS[7:]] == ["succeeded"] * 2
+    unknown = clone.run("submit", "pipelines/training.py", "--use-case", "flight_delays", "--from", "train", code=2)
+    assert "has no step 'train'. It has pull-data" in unknown.stderr
+
+
 def test_a_comment_in_the_code_runs_no_step(clone, first):
     with (clone.root / "platform/shopfloor/evaluation.py").open("a") as file:
         file.write("\n# Nothing that counts.\n")
