@@ -143,20 +143,14 @@ def _join(
             "Name it as features.service in use_case.yaml does.",
         ) from error
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
-    fine: list[str] = []
-    coarse: list[tuple[list[str], list[str], Any]] = []
+    # The rows come in a fixed order, so those of one time keep it.
+    frame = rows.sort_values(TIME, kind="stable", ignore_index=True)
+    answers = []
     for projection in service.feature_view_projections:
         view = store.get_feature_view(projection.name)
         wanted = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
         changes = _changes(view, made / f"{view.name}.parquet")
-        if len(changes) * COARSE > len(rows):
-            fine += wanted
-        else:
-            coarse.append((wanted, sorted(view.join_keys), changes))
-    frame = store.get_historical_features(entity_df=rows, features=fine).to_df() if fine else rows
-    keys = [name for name in rows.columns if name not in {TIME, use_case.features.target}]
-    frame = frame.sort_values([TIME, *keys], kind="stable", ignore_index=True)
-    answers = [_ask_per_change(store, wanted, frame, keys, changes) for wanted, keys, changes in coarse]
+        answers.append(_ask(store, wanted, frame[[*sorted(view.join_keys), TIME]], changes))
     frame = pd.concat([frame, *answers], axis=1)
     whole = {name for name in names if frame[name].dtype.kind in "iu"}
     return frame.astype({name: "int64" if name in whole else "float64" for name in names}, copy=False), names
@@ -179,22 +173,28 @@ def _changes(view: Any, file: Path) -> Any:
     return np.unique(np.concatenate([begins, begins + int(view.ttl.total_seconds() * 1_000_000) + 1]))
 
 
-def _ask_per_change(store: Any, wanted: list[str], rows: pd.DataFrame, keys: list[str], changes: Any) -> pd.DataFrame:
-    """Return a view's features for `rows`, asking Feast once for each key and time between two changes.
+def _ask(store: Any, wanted: list[str], rows: pd.DataFrame, changes: Any) -> pd.DataFrame:
+    """Return a view's features for `rows` (its keys and the time), in their order.
 
-    Feast's join compares every row with every earlier one of its key: for a view whose rows come by the hour, asking at
-    the last change before a row's own time gives the same answer to a fraction of the questions.
+    Feast's join compares every row with every earlier one of its key: for a view whose rows come by the hour, asking
+    once for each key and time between two changes, at the last change before a row's own time, gives the same answers
+    to a fraction of the questions.
     """
     import numpy as np
     import pandas as pd
 
-    own = rows[TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
-    last = np.searchsorted(changes, own, side="right") - 1
-    times = pd.Series(np.where(last >= 0, changes[last], own))
-    number = rows[keys].assign(time=times).groupby([*keys, "time"], sort=False, dropna=False).ngroup().to_numpy()
-    _, first = np.unique(number, return_index=True)
-    questions = rows[keys].iloc[first].assign(number=np.arange(len(first)))
-    questions[TIME] = pd.to_datetime(times.iloc[first], unit="us", utc=True)
+    if len(changes) * COARSE > len(rows):
+        number: Any = np.arange(len(rows))
+        questions = rows.assign(number=number)
+    else:
+        own = rows[TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
+        last = np.searchsorted(changes, own, side="right") - 1
+        times = pd.Series(np.where(last >= 0, changes[last], own))
+        keys = rows.drop(columns=TIME)
+        number = keys.assign(time=times).groupby([*keys, "time"], sort=False, dropna=False).ngroup().to_numpy()
+        _, first = np.unique(number, return_index=True)
+        questions = keys.iloc[first].assign(number=np.arange(len(first)))
+        questions[TIME] = pd.to_datetime(times.iloc[first], unit="us", utc=True)
     answers = store.get_historical_features(entity_df=questions, features=wanted).to_df().sort_values("number")
     found: pd.DataFrame = answers[[name.partition(":")[2] for name in wanted]].take(number)
     return found.reset_index(drop=True)
