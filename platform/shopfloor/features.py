@@ -152,8 +152,11 @@ def _join(
         changes = _changes(view, made / f"{view.name}.parquet")
         answers.append(_ask(store, wanted, frame[[*sorted(view.join_keys), TIME]], changes))
     frame = pd.concat([frame, *answers], axis=1)
-    whole = {name for name in names if frame[name].dtype.kind in "iu"}
-    return frame.astype({name: "int64" if name in whole else "float64" for name in names}, copy=False), names
+    for name in names:
+        kind = "int64" if frame[name].dtype.kind in "iu" else "float64"
+        if frame[name].dtype != kind:
+            frame[name] = frame[name].astype(kind)
+    return frame, names
 
 
 def _changes(view: Any, file: Path) -> Any:
