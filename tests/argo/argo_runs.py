@@ -1,0 +1,94 @@
+"""Runs a pipeline as a translated Workflow in the interpreter and tells what each step did."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shopfloor.engines.argo.launcher import ENVELOPE, decode, reveal
+from shopfloor.engines.argo.outputs import ITERATION
+from shopfloor.engines.argo.translation import translate
+from shopfloor.settings import Settings
+
+from tests.argo import interpreter
+from tests.argo.steps import Artifact, Outcome, Step, content
+
+
+def run(
+    ir: dict[str, Any],
+    platforms: dict[str, Any],
+    arguments: dict[str, Any],
+    settings: Settings,
+    place: Path,
+    secrets: dict[str, dict[str, str]] | None = None,
+    environment: dict[str, str] | None = None,
+) -> tuple[Outcome, interpreter.Result]:
+    """Translate and run a pipeline.
+
+    Args:
+        ir: KFP's `PipelineSpec` as JSON.
+        platforms: Its platform configuration.
+        arguments: Values of its parameters.
+        settings: Of the cluster.
+        place: Empty directory for what it leaves.
+        secrets: Secrets and config maps of the namespace.
+        environment: Variables of every container.
+    """
+    manifest = translate(ir, platforms, arguments, settings)
+    result = interpreter.run(manifest, place, secrets, environment)
+    name = manifest["metadata"]["generateName"] + "x1y2z"
+    steps: dict[tuple[str, ...], Step] = {}
+    outputs: dict[str, Any] = {}
+    logs: list[str] = []
+    bucket = result.bucket / name
+    for node in result.nodes.values():
+        if node.attempt or node.kind not in {"Pod", "Retry", "DAG"}:
+            continue
+        path = tuple(_names(node.path))
+        component = _component(ir, path)
+        if not node.path:
+            outputs = _outputs(component, node, bucket) if node.phase == "Succeeded" else {}
+        elif "dag" not in component:
+            succeeded = node.phase == "Succeeded"
+            steps[path] = Step(succeeded, _outputs(component, node, bucket) if succeeded else {})
+            logs.append(f"--- {'/'.join(path)}: {node.phase} {node.message}\n{node.log()}")
+    return Outcome(result.phase == "Succeeded", steps, outputs, "\n".join(logs)), result
+
+
+def _names(path: tuple[str | int, ...]) -> list[str]:
+    """Return KFP's path of a node: a loop's task, the one task in its template and the number are one name."""
+    found: list[str] = []
+    for part in path:
+        if isinstance(part, int):
+            found[-1] += f"-iteration-{part}"
+        elif part != ITERATION:
+            found.append(part)
+    return found
+
+
+def _component(ir: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    component: dict[str, Any] = ir["root"]
+    for part in path:
+        task = component["dag"]["tasks"][part.partition("-iteration-")[0]]
+        component = ir["components"][task["componentRef"]["name"]]
+    return component
+
+
+def _outputs(component: dict[str, Any], node: interpreter.Node, bucket: Path) -> dict[str, Any]:
+    declared = component.get("outputDefinitions", {})
+    found: dict[str, Any] = {}
+    for name, definition in declared.get("parameters", {}).items():
+        found[name] = decode(node.parameters[name], definition.get("parameterType", "STRING"))
+    for name in declared.get("artifacts", {}):
+        found[name] = _artifact(json.loads(reveal(node.parameters[name + ENVELOPE])), bucket)
+    return found
+
+
+def _artifact(envelope: dict[str, Any], bucket: Path) -> Any:
+    if "items" in envelope:
+        return [_artifact(item, bucket) for item in envelope["items"]]
+    return Artifact(
+        envelope["name"],
+        envelope["type"].get("schemaTitle", ""),
+        envelope["metadata"],
+        content(bucket / envelope["key"]),
+    )
