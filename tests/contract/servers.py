@@ -1,12 +1,16 @@
 """A local HTTP server that stands for a cluster's API: it answers what it is told and keeps what it heard."""
 
+import datetime as dt
+import ipaddress
 import json
 import socket
+import ssl
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -24,7 +28,11 @@ class Answer:
     status: int = 200
     body: Any = field(default_factory=dict)
     lines: list[Any] | None = None
-    """Sent one by one, as a stream of JSON."""
+    """Sent one by one, each as a chunk: bytes as they are, anything else as a line of JSON."""
+    cut: bool = False
+    """Close the connection before the stream has ended."""
+    silent_s: float = 0.0
+    """How long the stream says nothing after its lines."""
     drop: bool = False
     """Close the connection without a word."""
     wait_s: float = 0.0
@@ -47,7 +55,8 @@ class Server:
 
 
 @contextmanager
-def serve():
+def serve(certificate: Path | None = None):
+    """Run a server until the end of the block; with a certificate (and its key in the same file) by HTTPS."""
     server = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -77,11 +86,16 @@ def serve():
             self.send_response(answer.status)
             self.send_header("Content-Type", "application/json")
             if answer.lines is not None:
-                self.send_header("Connection", "close")
+                self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 for line in answer.lines:
-                    self.wfile.write(json.dumps(line).encode() + b"\n")
+                    chunk = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                    self.wfile.flush()
+                time.sleep(answer.silent_s)
                 self.close_connection = True
+                if not answer.cut:
+                    self.wfile.write(b"0\r\n\r\n")
                 return
             payload = answer.body.encode() if isinstance(answer.body, str) else json.dumps(answer.body).encode()
             self.send_header("Content-Length", str(len(payload)))
@@ -93,6 +107,11 @@ def serve():
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server.url = f"http://127.0.0.1:{http.server_port}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        http.socket = context.wrap_socket(http.socket, server_side=True)
+        server.url = server.url.replace("http://", "https://")
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -101,3 +120,31 @@ def serve():
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def certificate(file: Path) -> Path:
+    """Write the key and the certificate of a server on 127.0.0.1 that is its own authority."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "local")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(minutes=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return file

@@ -1,13 +1,18 @@
 """Argo's REST API as the engine speaks it: requests by the official client's models, Argo's own error bodies."""
 
+import base64
 import json
 import socket
+from dataclasses import replace
 
 import argo_workflows
 import pytest
 import yaml
 from argo_workflows.model.io_argoproj_workflow_v1alpha1_create_cron_workflow_request import (
     IoArgoprojWorkflowV1alpha1CreateCronWorkflowRequest,
+)
+from argo_workflows.model.io_argoproj_workflow_v1alpha1_lint_cron_workflow_request import (
+    IoArgoprojWorkflowV1alpha1LintCronWorkflowRequest,
 )
 from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow_create_request import (
     IoArgoprojWorkflowV1alpha1WorkflowCreateRequest,
@@ -21,14 +26,18 @@ from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow_retry_request i
 from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow_stop_request import (
     IoArgoprojWorkflowV1alpha1WorkflowStopRequest,
 )
+from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow_terminate_request import (
+    IoArgoprojWorkflowV1alpha1WorkflowTerminateRequest,
+)
 from argo_workflows.model_utils import validate_and_convert_types
 from kfp import dsl
+from shopfloor.engines import argo_client
 from shopfloor.engines.argo_engine import ArgoEngine
 from shopfloor.engines.base import Job
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageError
 from shopfloor.settings import ClusterSettings, Settings
 
-from tests.contract.servers import Answer, serve
+from tests.contract.servers import Answer, certificate, serve
 
 TOKEN = "argo-token-that-nobody-may-see"
 RUN = "0123456789abcdef0123456789abcdef"
@@ -39,8 +48,10 @@ MODELS = {
     ("POST", WORKFLOWS): IoArgoprojWorkflowV1alpha1WorkflowCreateRequest,
     ("POST", LINT): IoArgoprojWorkflowV1alpha1WorkflowLintRequest,
     ("PUT", f"{WORKFLOWS}/{NAME}/stop"): IoArgoprojWorkflowV1alpha1WorkflowStopRequest,
+    ("PUT", f"{WORKFLOWS}/{NAME}/terminate"): IoArgoprojWorkflowV1alpha1WorkflowTerminateRequest,
     ("PUT", f"{WORKFLOWS}/{NAME}/retry"): IoArgoprojWorkflowV1alpha1WorkflowRetryRequest,
     ("POST", "/api/v1/cron-workflows/team-a"): IoArgoprojWorkflowV1alpha1CreateCronWorkflowRequest,
+    ("POST", "/api/v1/cron-workflows/team-a/lint"): IoArgoprojWorkflowV1alpha1LintCronWorkflowRequest,
 }
 
 
@@ -74,7 +85,7 @@ def job():
         return a + b
 
     @dsl.pipeline(name="two-steps")
-    def two_steps(a: int = 1):
+    def two_steps(a: int = 1, use_case: str = "none"):
         first = add(a=a, b=2)
         add(a=first.output, b=3)
 
@@ -109,11 +120,13 @@ def test_a_job_is_examined_and_then_created_under_the_name_of_its_run(server, jo
 
 
 def test_a_schedule_is_a_cron_workflow(server, job):
+    server.on("POST", "/api/v1/cron-workflows/team-a/lint", Answer(body={}))
     server.on("POST", "/api/v1/cron-workflows/team-a", Answer(body={"metadata": {"name": "two-steps"}}))
 
     assert ArgoEngine(settings(server.url)).submit(scheduled(job)) == "team-a/two-steps"
 
-    sent = server.heard[0].body["cronWorkflow"]
+    examined, sent = (one.body["cronWorkflow"] for one in server.heard)
+    assert examined == sent
     assert sent["spec"]["schedules"] == ["0 3 * * *"]
     assert sent["kind"] == "CronWorkflow"
 
@@ -135,15 +148,31 @@ def test_the_phase_of_a_workflow_is_the_state_of_the_run(server, found, state):
     assert ArgoEngine(settings(server.url)).status(f"team-a/{NAME}") == state
 
 
+def test_each_use_case_has_a_schedule_of_its_own(job):
+    engine = ArgoEngine(settings("http://127.0.0.1:1"))
+    names = [
+        yaml.safe_load(engine.manifest(replace(scheduled(job), arguments={"use_case": use_case})))["metadata"]["name"]
+        for use_case in ("flight_delays", "churn", "a" * 60)
+    ]
+    assert names[:2] == ["two-steps-flight-delays", "two-steps-churn"]
+    assert len(names[2]) <= 52
+
+
 def test_a_run_is_stopped_and_retried_by_its_name(server):
+    stopping = workflow(spec={"shutdown": "Stop"})
+    server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow()), Answer(body=stopping))
     server.on("PUT", f"{WORKFLOWS}/{NAME}/stop", Answer(body=workflow()))
+    server.on("PUT", f"{WORKFLOWS}/{NAME}/terminate", Answer(body=workflow()))
     server.on("PUT", f"{WORKFLOWS}/{NAME}/retry", Answer(body=workflow()))
     engine = ArgoEngine(settings(server.url))
 
     engine.stop(f"team-a/{NAME}")
+    engine.stop(f"team-a/{NAME}")  # the second time at once, without its exit handlers
     assert engine.retry(f"team-a/{NAME}") == f"team-a/{NAME}"
 
-    assert [one.body["name"] for one in server.heard] == [NAME, NAME]
+    asked = [one for one in server.heard if one.method == "PUT"]
+    assert [one.path.rpartition("/")[2] for one in asked] == ["stop", "terminate", "retry"]
+    assert {one.body["name"] for one in asked} == {NAME}
 
 
 def test_the_log_of_a_step_is_that_of_its_pods(server):
@@ -152,7 +181,10 @@ def test_the_log_of_a_step_is_that_of_its_pods(server):
         f"{NAME}-222": {"type": "Pod", "displayName": "add-2(0)", "templateName": "add-x"},
         f"{NAME}-333": {"type": "DAG", "displayName": "root", "templateName": "root"},
     }
-    server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow() | {"status": {"phase": "Running", "nodes": nodes}}))
+    runs, ended = (
+        Answer(body=workflow() | {"status": {"phase": phase, "nodes": nodes}}) for phase in ("Running", "Succeeded")
+    )
+    server.on("GET", f"{WORKFLOWS}/{NAME}", runs, runs, ended)
     lines = [
         {"result": {"content": "one", "podName": f"{NAME}-add-x-111"}},
         {"result": {"content": "two", "podName": f"{NAME}-add-x-222"}},
@@ -162,7 +194,7 @@ def test_the_log_of_a_step_is_that_of_its_pods(server):
 
     assert list(engine.logs(f"team-a/{NAME}")) == ["--- add", "one", "--- add-2", "two"]
     assert list(engine.logs(f"team-a/{NAME}", "add-2", follow=True)) == ["two"]
-    assert "logOptions.follow=true" in server.heard[-1].query
+    assert "logOptions.follow=true" in server.asked("GET", f"{WORKFLOWS}/{NAME}/log")[-1].query
     with pytest.raises(NotFoundError, match="has no pod of a step 'tune'. It has add, add-2."):
         list(engine.logs(f"team-a/{NAME}", "tune"))
 
@@ -180,17 +212,21 @@ def test_the_log_of_a_step_is_that_of_its_pods(server):
             ServiceError,
             r"No right to create workflows in the namespace team-a: workflows is forbidden for \*\*\*",
         ),
-        (Answer(404, {"code": 5, "message": "namespaces 'team-a' not found"}), NotFoundError, "not found"),
-        (Answer(404, "<html>nginx</html>"), ServiceError, "does not answer as an Argo server does"),
+        (
+            Answer(404, {"code": 5, "message": "namespaces 'team-a' not found"}),
+            NotFoundError,
+            "There is no namespace 'team-a'",
+        ),
+        (Answer(404, "<html>nginx</html>"), ServiceError, "What answers at http.* is no Argo server"),
         (
             Answer(400, {"code": 3, "message": "spec.templates[0] invalid"}),
             UsageError,
-            "refuses the workflow: spec.temp",
+            "refuses it: spec.temp",
         ),
         (Answer(422, {"message": 'Workflow "x" is invalid', "code": 422}), UsageError, 'Workflow "x" is invalid'),
         (Answer(500, {"code": 2, "message": "etcd is away"}), ServiceError, "failed with status 500: etcd is away"),
-        (Answer(302, ""), ServiceError, "does not answer as an Argo server does"),
-        (Answer(200, "<html>login</html>"), ServiceError, "does not answer as an Argo server does"),
+        (Answer(302, ""), ServiceError, "What answers at http.* is no Argo server"),
+        (Answer(200, "<html>login</html>"), ServiceError, "What answers at http.* is no Argo server"),
         (Answer(drop=True), ServiceError, "does not answer"),
         (Answer(wait_s=2.0), ServiceError, r"did not answer within 1 s"),
     ],
@@ -223,6 +259,60 @@ def test_a_name_that_another_run_has_is_a_conflict(server, job):
     assert engine.submit(job) == f"team-a/{NAME}"  # the same run's, sent twice
 
 
+def test_a_log_that_is_cut_goes_on_where_it_was(server, monkeypatch):
+    monkeypatch.setattr(argo_client, "REOPEN_S", 0.01)
+    lines = [{"result": {"content": text, "podName": f"{NAME}-add-111"}} for text in ("one", "two", "three")]
+    nodes = {f"{NAME}-111": {"type": "Pod", "displayName": "add", "templateName": "add"}}
+    runs, ended = (
+        Answer(body=workflow() | {"status": {"phase": phase, "nodes": nodes}}) for phase in ("Running", "Succeeded")
+    )
+    server.on("GET", f"{WORKFLOWS}/{NAME}", runs, runs, ended)
+    server.on("GET", f"{WORKFLOWS}/{NAME}/log", Answer(lines=lines[:2], cut=True), Answer(lines=lines))
+
+    assert list(ArgoEngine(settings(server.url)).logs(f"team-a/{NAME}", "add", follow=True)) == ["one", "two", "three"]
+
+
+def test_a_token_that_says_when_it_expired_is_told_so(job, monkeypatch):
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": 1_700_000_000}).encode()).decode().rstrip("=")
+    monkeypatch.setenv("ARGO_TOKEN", f"header.{claims}.signature")
+    with serve() as server:
+        server.on("POST", LINT, Answer(401, {"code": 16, "message": "token not valid"}))
+        with pytest.raises(ServiceError, match="it expired at 2023-11-14 22:13 UTC") as raised:
+            ArgoEngine(settings(server.url)).submit(job)
+    assert claims not in str(raised.value)
+
+
+def test_a_netrc_does_not_take_the_tokens_place(server, job, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow()))
+    ArgoEngine(settings(server.url)).status(f"team-a/{NAME}")
+    assert server.heard[0].headers["Authorization"] == f"Bearer {TOKEN}"
+
+
+def test_a_certificate_that_nobody_vouches_for_is_one_line(job, monkeypatch, tmp_path):
+    file = certificate(tmp_path / "server.pem")
+    with serve(file) as server:
+        server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow()))
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+        monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+        with pytest.raises(ServiceError, match="no certificate that is trusted. Give the file"):
+            ArgoEngine(settings(server.url)).status(f"team-a/{NAME}")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+        assert ArgoEngine(settings(server.url)).status(f"team-a/{NAME}") == "running"
+
+
+def test_a_pod_that_prints_nothing_says_what_it_waits_for(server):
+    nodes = {f"{NAME}-111": {"type": "Pod", "displayName": "add", "templateName": "add", "phase": "Pending"}}
+    held = workflow() | {"status": {"phase": "Running", "nodes": nodes}}
+    server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=held))
+    server.on("GET", f"{WORKFLOWS}/{NAME}/log", Answer(lines=[]))
+    engine = ArgoEngine(settings(server.url))
+
+    assert engine.status(f"team-a/{NAME}") == "pending"
+    assert "Kueue may hold it in the queue team-a-queue" in "\n".join(engine.logs(f"team-a/{NAME}"))
+
+
 def test_a_server_that_is_down_is_one_line(monkeypatch, job):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -235,7 +325,7 @@ def test_without_a_token_the_line_says_where_one_goes(job, monkeypatch, tmp_path
     monkeypatch.delenv("ARGO_TOKEN", raising=False)
     with serve() as server:
         server.on("POST", LINT, Answer(401, {"code": 16, "message": "no token", "details": []}))
-        with pytest.raises(ServiceError, match=r"wants a token. Put a token into \$ARGO_TOKEN"):
+        with pytest.raises(ServiceError, match=r"wants a token. Put a valid token into \$ARGO_TOKEN"):
             ArgoEngine(settings(server.url)).submit(job)
         assert "Authorization" not in server.heard[0].headers
 

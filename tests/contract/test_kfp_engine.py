@@ -183,7 +183,7 @@ def test_the_state_of_the_backend_is_the_state_of_the_run(server, state, expecte
     assert KfpEngine(settings(server.url)).status("r1") == expected
 
 
-def test_a_run_is_stopped_and_retried_and_its_log_is_where_the_line_says(server):
+def test_a_run_is_stopped_and_retried(server):
     server.on("POST", f"{API}/runs/r1:terminate", Answer(body={}))
     server.on("POST", f"{API}/runs/r1:retry", Answer(body={}))
     engine = KfpEngine(settings(server.url))
@@ -192,8 +192,32 @@ def test_a_run_is_stopped_and_retried_and_its_log_is_where_the_line_says(server)
     assert engine.retry("r1") == "r1"
 
     assert [one.path for one in server.heard] == [f"{API}/runs/r1:terminate", f"{API}/runs/r1:retry"]
-    with pytest.raises(UsageError, match="kubectl logs -n team-a -l pipeline/runid=r1 -c main"):
-        engine.logs("r1")
+
+
+def test_the_log_of_a_run_is_that_of_its_pods(server):
+    tasks = [
+        {"display_name": "add", "state": "SUCCEEDED", "child_tasks": [{"pod_name": "x-system-container-impl-1"}]},
+        {"display_name": "add-2", "state": "SUCCEEDED", "child_tasks": [{"pod_name": "x-system-container-impl-2"}]},
+        {"display_name": "add-driver", "state": "SUCCEEDED", "child_tasks": [{"pod_name": "x-system-driver-3"}]},
+    ]
+    run = {"run_id": "r1", "state": "SUCCEEDED", "run_details": {"task_details": tasks}}
+    server.on("GET", f"{API}/runs/r1", Answer(body=run))
+    for number, text in ((1, "one"), (2, "two\nthree")):
+        path = f"/apis/v1alpha1/runs/r1/nodes/x-system-container-impl-{number}/log"
+        server.on("GET", path, Answer(body=text))
+    engine = KfpEngine(settings(server.url))
+
+    assert list(engine.logs("r1")) == ["--- add", "one", "--- add-2", "two", "three"]
+    assert list(engine.logs("r1", "add-2", follow=True)) == ["two", "three"]
+    with pytest.raises(NotFoundError, match="kubectl logs -n team-a -l pipeline/runid=r1 -c main"):
+        list(engine.logs("r1", "tune"))
+
+
+def test_a_run_whose_answer_was_lost_is_found_by_its_name(server, pipeline):
+    server.on("GET", f"{API}/experiments", Answer(body={"experiments": [{"experiment_id": "e1", "display_name": "x"}]}))
+    server.on("POST", f"{API}/runs", Answer(drop=True))
+    server.on("GET", f"{API}/runs", Answer(body={"runs": [{"run_id": "r7"}]}))
+    assert KfpEngine(settings(server.url)).submit(job(pipeline)) == "r7"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +227,7 @@ def test_a_run_is_stopped_and_retried_and_its_log_is_where_the_line_says(server)
         (
             Answer(403, {"code": 7, "message": f"User {TOKEN} is not authorized"}),
             ServiceError,
-            r"No right to run pipelines in the namespace team-a: User \*\*\* is not authorized",
+            r"No right to get runs in the namespace team-a: User \*\*\* is not authorized",
         ),
         (Answer(404, {"code": 5, "message": "Run r1 not found"}), NotFoundError, "Run r1 not found"),
         (Answer(409, {"code": 6, "message": "already exists"}), ConflictError, "already exists"),
@@ -211,7 +235,7 @@ def test_a_run_is_stopped_and_retried_and_its_log_is_where_the_line_says(server)
         (Answer(500, {"code": 13, "message": "Internal"}), ServiceError, "failed with status 500: Internal"),
         (Answer(502, "<html>bad gateway</html>"), ServiceError, "failed with status 502"),
         (Answer(drop=True), ServiceError, "does not answer"),
-        (Answer(wait_s=2.0), ServiceError, "does not answer"),
+        (Answer(wait_s=2.0), ServiceError, "did not answer within 1 s"),
     ],
 )
 def test_every_refusal_is_one_line_without_the_token(server, answer, error, text, caplog):

@@ -6,26 +6,41 @@ The paths and bodies are those of Argo's own OpenAPI document; the official clie
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
-from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageError
+from shopfloor.engines.refusals import Api
+from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
 TOKEN_VARIABLE = "ARGO_TOKEN"  # noqa: S105  the variable's name
 RUN_LABEL = "shopfloor/run-id"
+ENDED = {"Succeeded", "Failed", "Error"}
+"""Phases in which a workflow changes no more."""
+SILENCE_S = 300.0
+"""A log that is followed and says nothing for so long is asked for anew: what stands between may have cut it."""
+REOPEN_S = 2.0
+_AT_RUN = "Another submit was first; see `shopfloor runs list`."
+_AT_CHANGE = "Another command changed it at the same moment; try again."
 Json = dict[str, Any]
 
 
 class ArgoClient:
-    """Talks to one Argo server about the workflows of one namespace."""
+    """Talks to one Argo server about the workflows of one namespace.
+
+    Every call can raise ServiceError (the server does not answer, it refuses the token, or there is no right in the
+    namespace) and, with a workflow's name, NotFoundError.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Use the server and the namespace of `settings.cluster`; nothing is asked yet."""
         self._settings = settings
-        self._url = settings.cluster.argo_url.rstrip("/")
         self._namespace = settings.cluster.namespace
+        url = settings.cluster.argo_url.rstrip("/")
+        self._api = Api("Argo server", url, self._namespace, TOKEN_VARIABLE, "cluster.argo_url", "argo auth token")
 
     def create(self, workflow: Json) -> Json:
         """Create a workflow and return it as the server has it; a name that is taken by the same run is that run.
@@ -38,14 +53,12 @@ class ArgoClient:
         Raises:
             ConflictError: Another run has that name.
             UsageError: The server refuses the manifest.
-            ServiceError: The server does not answer, or refuses the token.
         """
         name = workflow["metadata"]["name"]
-        body = {"namespace": self._namespace, "workflow": workflow}
         try:
-            return self._ask("POST", f"workflows/{self._namespace}", "create workflows", body)
-        except (ConflictError, _LostError):
-            there = self._find(name)
+            return self._ask("POST", f"workflows/{self._namespace}", "create workflows", self._body(workflow=workflow))
+        except (ConflictError, _LostError) as error:
+            there = self._find(name, error)
             run = workflow["metadata"].get("labels", {}).get(RUN_LABEL)
             if there is not None and run and there["metadata"].get("labels", {}).get(RUN_LABEL) == run:
                 return there
@@ -56,185 +69,207 @@ class ArgoClient:
 
         Raises:
             UsageError: It finds a fault.
-            ServiceError: It does not answer, or refuses the token.
         """
-        body = {"namespace": self._namespace, "workflow": workflow}
-        self._ask("POST", f"workflows/{self._namespace}/lint", "create workflows", body)
+        self._ask("POST", f"workflows/{self._namespace}/lint", "create workflows", self._body(workflow=workflow))
 
     def create_cron(self, cron_workflow: Json) -> Json:
-        """Create a CronWorkflow.
+        """Let the server examine a CronWorkflow, and create it.
 
         Raises:
             ConflictError: There is one of that name.
             UsageError: The server refuses the manifest.
-            ServiceError: The server does not answer, or refuses the token.
         """
-        body = {"namespace": self._namespace, "cronWorkflow": cron_workflow}
-        return self._ask("POST", f"cron-workflows/{self._namespace}", "create cronworkflows", body)
+        path, body = f"cron-workflows/{self._namespace}", self._body(cronWorkflow=cron_workflow)
+        self._ask("POST", f"{path}/lint", "create cronworkflows", body)
+        replace = f"To replace it: kubectl delete cronworkflow -n {self._namespace} {cron_workflow['metadata']['name']}"
+        return self._ask("POST", path, "create cronworkflows", body, at_name_taken=replace)
 
     def get(self, name: str) -> Json:
-        """Return a workflow with its status.
-
-        Raises:
-            NotFoundError: There is none of that name.
-            ServiceError: The server does not answer, or refuses the token.
-        """
+        """Return a workflow with its status."""
         return self._ask("GET", self._path(name), "get workflows")
 
-    def stop(self, name: str) -> None:
-        """Let the workflow end: its exit handlers still run.
+    def labelled(self, labels: dict[str, str]) -> list[Json]:
+        """Return the workflows of the namespace that have all these labels."""
+        selector = {"listOptions.labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
+        found = self._ask("GET", f"workflows/{self._namespace}", "list workflows", params=selector)
+        return list(found.get("items") or [])
 
-        Raises:
-            NotFoundError: There is none of that name.
-            ServiceError: The server does not answer, or refuses the token.
-        """
-        self._ask("PUT", f"{self._path(name)}/stop", "update workflows", self._named(name))
+    def stop(self, name: str) -> None:
+        """Let the workflow end: its exit handlers still run."""
+        self._ask("PUT", f"{self._path(name)}/stop", "update workflows", self._body(name=name))
+
+    def terminate(self, name: str) -> None:
+        """End the workflow at once: its exit handlers do not run."""
+        self._ask("PUT", f"{self._path(name)}/terminate", "update workflows", self._body(name=name))
 
     def retry(self, name: str) -> Json:
         """Run again what failed of a workflow.
 
         Raises:
-            NotFoundError: There is none of that name.
             UsageError: It has not failed.
-            ServiceError: The server does not answer, or refuses the token.
         """
-        body = {**self._named(name), "restartSuccessful": False}
+        body = self._body(name=name, restartSuccessful=False)
         return self._ask("PUT", f"{self._path(name)}/retry", "update workflows", body)
 
+    def delete(self, name: str) -> None:
+        """Delete a workflow and its pods."""
+        self._ask("DELETE", self._path(name), "delete workflows")
+
     def logs(self, name: str, follow: bool) -> Iterator[tuple[str, str]]:
-        """Yield the pod and the text of each line of a workflow's steps.
+        """Yield the pod and the text of each line of a workflow's steps; with `follow`, until the workflow ends.
 
         Raises:
-            NotFoundError: There is none of that name.
-            ServiceError: The server does not answer, refuses the token, or stopped in the middle.
+            ServiceError: Also where the server stopped in the middle; one that is followed is asked for the rest.
         """
+        if not follow:
+            yield from self._stream(name, follow=False)
+            return
+        passed: Counter[str] = Counter()
+        first, ended = True, False
+        while True:
+            cut = False
+            read: Counter[str] = Counter()
+            try:
+                # A pod's log only grows: so many of its lines have been handed on.
+                for pod, line in self._stream(name, follow=not ended):
+                    read[pod] += 1
+                    if read[pod] > passed[pod]:
+                        passed[pod] += 1
+                        yield pod, line
+            except _LostError:
+                cut = True
+            except NotFoundError:
+                if first:
+                    raise
+                return
+            if ended:
+                return
+            first, ended = False, self._has_ended(name)
+            if ended and not cut:
+                return
+            if not ended:
+                time.sleep(REOPEN_S)
+
+    def _stream(self, name: str, follow: bool) -> Iterator[tuple[str, str]]:
         import requests
 
-        options = {"logOptions.container": "main", "logOptions.follow": str(follow).lower()}
-        answer = self._send("GET", f"{self._path(name)}/log", "get pods/log", params=options, stream=True)
+        answer = self._send(
+            "GET",
+            f"{self._path(name)}/log",
+            "get pods/log",
+            silence_s=SILENCE_S if follow else None,
+            params={"logOptions.container": "main", "logOptions.follow": str(follow).lower()},
+            # Only a stream of events is kept alive by the server while the pods say nothing.
+            headers={"Accept": "text/event-stream"},
+            stream=True,
+        )
         try:
             for line in answer.iter_lines():
-                entry = json.loads(line) if line else {}
+                text = line.removeprefix(b"data:").strip()
+                if not text or text.startswith(b":"):
+                    continue
+                entry = json.loads(text)
                 if "error" in entry:
                     raise ServiceError(f"Argo's log of {name} ended: {entry['error'].get('message', entry['error'])}")
-                if "result" in entry:
-                    yield entry["result"].get("podName", ""), entry["result"].get("content", "")
+                result = entry.get("result", {})
+                yield result.get("podName", ""), result.get("content", "")
         except (requests.RequestException, ValueError) as error:
-            raise ServiceError(
-                f"The Argo server {self._url} stopped answering.", "The run goes on; ask for its log again."
+            raise _LostError(
+                f"{self._api.name} {self._api.url} stopped answering.", "The run goes on; ask for its log again."
             ) from error
         finally:
             answer.close()
 
-    def _named(self, name: str) -> Json:
-        return {"name": name, "namespace": self._namespace}
+    def _has_ended(self, name: str) -> bool:
+        try:
+            return self.get(name).get("status", {}).get("phase", "") in ENDED
+        except NotFoundError:
+            return True
+
+    def _body(self, **parts: Any) -> Json:
+        return {"namespace": self._namespace, **parts}
 
     def _path(self, name: str) -> str:
         return f"workflows/{self._namespace}/{quote(name, safe='')}"
 
-    def _find(self, name: str) -> Json | None:
+    def _find(self, name: str, why: ShopfloorError) -> Json | None:
+        """Return the workflow if there is one.
+
+        Raises:
+            ServiceError: Nobody can say at this moment.
+        """
         try:
             return self.get(name)
         except NotFoundError:
             return None
+        except ServiceError as error:
+            raise ServiceError(
+                f"{why.message} Whether it has begun {name} is not known.",
+                f"Look with `argo get -n {self._namespace} {name}` before you submit again.",
+            ) from error
 
-    def _ask(self, method: str, path: str, right: str, body: Json | None = None) -> Json:
-        answer = self._send(method, path, right, json=body)
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        right: str,
+        body: Json | None = None,
+        params: dict[str, str] | None = None,
+        at_name_taken: str | None = None,
+    ) -> Json:
+        at_name_taken = at_name_taken or (_AT_RUN if method == "POST" else _AT_CHANGE)
+        answer = self._send(method, path, right, at_name_taken=at_name_taken, json=body, params=params)
         try:
             found = answer.json()
         except ValueError as error:
-            raise self._not_argo() from error
+            raise self._api.another() from error
         if not isinstance(found, dict):
-            raise self._not_argo()
+            raise self._api.another()
         return found
 
-    def _send(self, method: str, path: str, right: str, **options: Any) -> Any:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        right: str,
+        at_name_taken: str = _AT_CHANGE,
+        silence_s: float | None = None,
+        **options: Any,
+    ) -> Any:
         """Return the server's answer, or raise what it means that there is none or a bad one."""
         import requests
 
         token = self._settings.cluster.token(TOKEN_VARIABLE)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        limit_s = self._settings.request_timeout_s
+        url = f"{self._api.url}/api/v1/{path}"
+
+        def sign(request: Any) -> Any:
+            if token:
+                request.headers["Authorization"] = f"Bearer {token}"
+            return request
+
+        # As a function and not a header: a .netrc that names the host would take the header's place.
+        options["auth"] = sign
         try:
             answer = requests.request(
-                method,
-                f"{self._url}/api/v1/{path}",
-                headers=headers,
-                timeout=self._settings.request_timeout_s,
-                allow_redirects=False,
-                **options,
+                method, url, timeout=(limit_s, silence_s or limit_s), allow_redirects=False, **options
             )
         except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, ValueError) as error:
-            raise UsageError(f"{self._url!r} is no address of an Argo server.", "Mend cluster.argo_url.") from error
+            raise UsageError(f"{self._api.url!r} is no address of an Argo server.", "Mend cluster.argo_url.") from error
         except requests.exceptions.SSLError as error:
-            raise ServiceError(
-                f"The certificate of the Argo server {self._url} is not trusted.",
-                "Give its authority's file in REQUESTS_CA_BUNDLE.",
-            ) from error
+            raise self._api.untrusted() from error
         except requests.Timeout as error:
-            raise _LostError(
-                f"The Argo server {self._url} did not answer within {self._settings.request_timeout_s:g} s.",
-                "Look whether it is up, then submit again: what was created is found.",
-            ) from error
+            raise _LostError(*self._api.silent(limit_s)) from error
         except requests.RequestException as error:
-            raise _LostError(
-                f"The Argo server {self._url} does not answer.",
-                "Look whether it is up and cluster.argo_url is right, then try again.",
-            ) from error
+            raise _LostError(*self._api.silent(None)) from error
         if answer.status_code >= 300:
-            self._refused(answer, right, bool(token))
+            try:
+                body = answer.json()
+            except ValueError:
+                body = None
+            raise self._api.refused(answer.status_code, body, token, right, at_name_taken)
         return answer
-
-    def _refused(self, answer: Any, right: str, had_token: bool) -> NoReturn:
-        """Raise what an answer other than success means, in the words of the server where it gives any."""
-        try:
-            body = answer.json()
-            said = str(body.get("message") or body.get("error") or "") if isinstance(body, dict) else ""
-        except ValueError:
-            said = ""
-        said = self._without_token(" ".join(said.split()))[:400]
-        status = answer.status_code
-        if status == 401:
-            what = "refuses the token: it is wrong or has expired" if had_token else "wants a token"
-            raise ServiceError(
-                f"The Argo server {self._url} {what}.",
-                f"Put a token into ${TOKEN_VARIABLE} or the file cluster.token_file (argo auth token).",
-            )
-        if status == 403:
-            raise ServiceError(
-                f"No right to {right} in the namespace {self._namespace}{_quoted(said)}.",
-                "Ask the platform team for it, or mend cluster.namespace.",
-            )
-        if status == 404:
-            if not said:
-                raise self._not_argo()
-            raise NotFoundError(
-                f"Argo does not know it: {said}.", "Its record is kept; `shopfloor runs resume` goes on."
-            )
-        if status == 409:
-            raise ConflictError(
-                f"Argo refuses: {said or 'the name is taken'}.", "Another submit was first; see runs list."
-            )
-        if status in {400, 422}:
-            raise UsageError(
-                f"Argo refuses the workflow: {said or answer.reason}.", "Mend the pipeline or the profile."
-            )
-        if 300 <= status < 400:
-            raise self._not_argo()
-        raise ServiceError(
-            f"The Argo server {self._url} failed with status {status}{_quoted(said)}.", "See the server's own log."
-        )
-
-    def _not_argo(self) -> ServiceError:
-        return ServiceError(f"{self._url} does not answer as an Argo server does.", "Mend cluster.argo_url.")
-
-    def _without_token(self, text: str) -> str:
-        token = self._settings.cluster.token(TOKEN_VARIABLE)
-        return text.replace(token, "***") if token else text
 
 
 class _LostError(ServiceError):
     """No answer came: what was asked for may have been done or not."""
-
-
-def _quoted(said: str) -> str:
-    return f": {said.rstrip('.')}" if said else ""

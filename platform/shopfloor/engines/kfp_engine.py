@@ -12,13 +12,15 @@ import copy
 import io
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from shopfloor.engines.base import Job, RunState
-from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
+from shopfloor.engines.refusals import Api
+from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 from shopfloor.settings import Settings
 
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
@@ -38,6 +40,11 @@ _STATES: dict[str, RunState] = {
     "FAILED": "failed",
     "CANCELED": "killed",
 }
+_POD = "-system-container-impl-"
+"""In the names of the pods that run components, not those that prepare for them."""
+_LOG_PATH = "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log"
+"""Not in the backend's OpenAPI document, so its client has no call for it. It cannot follow."""
+POLL_S = 5.0
 _Answer = TypeVar("_Answer")
 
 
@@ -49,7 +56,14 @@ class KfpEngine:
     def __init__(self, settings: Settings) -> None:
         """Use the API server at `settings.cluster.kfp_url`; nothing is asked yet."""
         self._settings = settings
-        self._url = settings.cluster.kfp_url.rstrip("/")
+        self._namespace = settings.cluster.namespace
+        self._api = Api(
+            "Kubeflow Pipelines API",
+            settings.cluster.kfp_url.rstrip("/"),
+            self._namespace,
+            TOKEN_VARIABLE,
+            "cluster.kfp_url",
+        )
 
     def manifest(self, job: Job) -> str:
         """Return, as YAML of two documents, exactly the pipeline that `submit` would send.
@@ -84,21 +98,40 @@ class KfpEngine:
                 "params": job.arguments,
                 "service_account": self._settings.cluster.service_account,
             }
-            if job.cron is None:
+            return str(self._answered(lambda client: self._begin(client, experiment, job, options), "create runs"))
 
-                def begin(client: Any) -> Any:
-                    found = client.create_experiment(experiment, namespace=self._settings.cluster.namespace)
-                    return client.run_pipeline(found.experiment_id, **options).run_id
-            else:
-                # KFP's schedules have six fields, the first for the seconds.
-                schedule = f"0 {job.cron}"
+    def _begin(self, client: Any, experiment: str, job: Job, options: dict[str, Any]) -> str:
+        """Create the run or the recurring run in its experiment and return its id."""
+        experiment_id = self._experiment(client, experiment)
+        if job.cron is not None:
+            # KFP's schedules have six fields, the first for the seconds.
+            made = client.create_recurring_run(experiment_id, cron_expression=f"0 {job.cron}", **options)
+            return str(made.recurring_run_id)
+        try:
+            return str(client.run_pipeline(experiment_id, **options).run_id)
+        except _lost():
+            # The answer can be lost on the way; the name holds the id of the MLflow run.
+            found = self._find(client, experiment_id, options["job_name"]) if job.run_id else None
+            if found is None:
+                raise
+            return found
 
-                def begin(client: Any) -> Any:
-                    found = client.create_experiment(experiment, namespace=self._settings.cluster.namespace)
-                    made = client.create_recurring_run(found.experiment_id, cron_expression=schedule, **options)
-                    return made.recurring_run_id
+    def _experiment(self, client: Any, name: str) -> str:
+        """Return the id of an experiment; makes it where there is none."""
+        import kfp_server_api
 
-            return str(self._answered(begin))
+        try:
+            return str(client.create_experiment(name, namespace=self._namespace).experiment_id)
+        except kfp_server_api.ApiException as error:
+            if error.status != 409:
+                raise
+            # Another submit has made it since it was looked for.
+            return str(client.get_experiment(experiment_name=name, namespace=self._namespace).experiment_id)
+
+    def _find(self, client: Any, experiment_id: str, name: str) -> str | None:
+        named = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
+        runs = client.list_runs(experiment_id=experiment_id, namespace=self._namespace, filter=json.dumps(named)).runs
+        return str(runs[0].run_id) if runs else None
 
     def status(self, engine_run: str) -> RunState:
         """Return how the run stands.
@@ -107,21 +140,64 @@ class KfpEngine:
             NotFoundError: The backend has no such run.
             ServiceError: It does not answer, or refuses the token.
         """
-        run = self._answered(lambda client: client.get_run(engine_run))
-        return _STATES.get(str(run.state), "running")
+        return _state(self._answered(lambda client: client.get_run(engine_run), "get runs"))
 
     def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
-        """Say where the pods' logs are: the backend's API has none; the record of each step holds its own.
+        """Yield what the pods of the run's steps have printed; with `follow`, each step's when it has ended.
 
         Raises:
-            UsageError: Always, with the command that shows them.
+            NotFoundError: The backend has no such run, or no log of it; says the command that shows it.
+            ServiceError: It does not answer, or refuses the token.
         """
-        namespace = self._settings.cluster.namespace
-        raise UsageError(
-            "Kubeflow Pipelines gives no logs by its API.",
-            f"While it runs: kubectl logs -n {namespace} -l pipeline/runid={engine_run} -c main --prefix"
-            f"{' -f' if follow else ''}",
-        )
+        shown: set[str] = set()
+        while True:
+            run = self._answered(lambda client: client.get_run(engine_run), "get runs")
+            going = _state(run) in {"pending", "running"}
+            for pod, task in _pods(run).items():
+                if pod in shown or step not in {None, task.display_name}:
+                    continue
+                if follow and going and _state(task) in {"pending", "running"}:
+                    continue
+                text = self._pod_log(engine_run, pod)
+                if text is not None:
+                    shown.add(pod)
+                    yield from [f"--- {task.display_name}"] if step is None else []
+                    yield from text.splitlines()
+            if not (follow and going):
+                break
+            time.sleep(POLL_S)
+        if not shown:
+            which = f"step {step!r} of run" if step else "run"
+            raise NotFoundError(
+                f"Kubeflow Pipelines has no log of {which} {engine_run}.",
+                f"Look with `kubectl logs -n {self._namespace} -l pipeline/runid={engine_run} -c main --prefix`.",
+            )
+
+    def _pod_log(self, engine_run: str, pod: str) -> str | None:
+        """Return what a pod has printed, or `None` where the backend cannot read it (any more)."""
+        import kfp_server_api
+
+        def ask(client: Any) -> Any:
+            return client._run_api.api_client.call_api(
+                _LOG_PATH,
+                "GET",
+                {"run_id": engine_run, "node_id": pod},
+                header_params={"Accept": "text/plain"},
+                auth_settings=["Bearer"],
+                response_type="str",
+                _return_http_data_only=True,
+                _preload_content=False,
+            )
+
+        def read(client: Any) -> str | None:
+            try:
+                return str(ask(client).data.decode(errors="replace"))
+            except kfp_server_api.ApiException as error:
+                if error.status in {401, 403}:
+                    raise
+                return None
+
+        return self._answered(read, "read the log of runs")
 
     def stop(self, engine_run: str) -> None:
         """End the run.
@@ -130,7 +206,7 @@ class KfpEngine:
             NotFoundError: The backend has no such run.
             ServiceError: It does not answer, or refuses the token.
         """
-        self._answered(lambda client: client.terminate_run(engine_run))
+        self._answered(lambda client: client.terminate_run(engine_run), "terminate runs")
 
     def retry(self, engine_run: str) -> str:
         """Let the backend run again what failed, with the code that it has.
@@ -140,7 +216,7 @@ class KfpEngine:
             UsageError: It has not failed.
             ServiceError: It does not answer, or refuses the token.
         """
-        self._answered(lambda client: client._run_api.run_service_retry_run(engine_run))
+        self._answered(lambda client: client._run_api.run_service_retry_run(engine_run), "retry runs")
         return engine_run
 
     def _configured(self, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,7 +236,7 @@ class KfpEngine:
             container = executor.get("container")
             if container is None:
                 continue
-            ours = container.get("image") == cluster.image
+            ours = container.get("image") == cluster.image and name in components
             if ours:
                 self._prepare(job, components[name], container, job.use_cache and name not in uncached)
             secret = cluster.environment_secret if ours else None
@@ -197,7 +273,7 @@ class KfpEngine:
             values["SHOPFLOOR_RUN_ID"] = job.run_id
         container["env"] = [{"name": name, "value": value} for name, value in sorted({**values, **said}.items())]
 
-    def _answered(self, ask: Callable[[Any], _Answer]) -> _Answer:
+    def _answered(self, ask: Callable[[Any], _Answer], right: str) -> _Answer:
         """Ask KFP's client, and say in one line what went wrong."""
         import kfp_server_api
         import urllib3
@@ -208,62 +284,71 @@ class KfpEngine:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return ask(self._client(token))
-        except ShopfloorError:
-            raise
         except kfp_server_api.ApiException as error:
-            raise self._refused(error, token) from error
-        except (urllib3.exceptions.HTTPError, OSError, TimeoutError) as error:
-            raise ServiceError(
-                f"The Kubeflow Pipelines API {self._url} does not answer.",
-                "Look whether it is up and cluster.kfp_url is right, then try again.",
-            ) from error
+            raise self._refused(error, token, right) from error
+        except urllib3.exceptions.SSLError as error:
+            raise self._api.untrusted() from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            # urllib3 counts a refused connection among those that took too long.
+            late = isinstance(error, urllib3.exceptions.TimeoutError)
+            late = late and not isinstance(error, urllib3.exceptions.NewConnectionError)
+            raise ServiceError(*self._api.silent(self._settings.request_timeout_s if late else None)) from error
 
     def _client(self, token: str) -> Any:
+        import requests
         from kfp import Client
 
-        client = Client(host=self._url, namespace=self._settings.cluster.namespace, existing_token=token or None)
+        # Where this machine keeps its authorities is known to requests; KFP's client looks nowhere.
+        verify = requests.Session().merge_environment_settings(self._api.url, {}, None, None, None)["verify"]
+        client = Client(
+            host=self._api.url,
+            # Each call names the namespace. With none or "kubeflow" here, the client asks for the server's health
+            # first, for half a minute where it is refused.
+            namespace="-",
+            existing_token=token or None,
+            ssl_ca_cert=verify if isinstance(verify, str) else None,
+        )
         rest = client._run_api.api_client.rest_client
         ask = rest.request
+        limit_s = self._settings.request_timeout_s
 
         def ask_in_time(*arguments: Any, **named: Any) -> Any:
-            named["_request_timeout"] = named.get("_request_timeout") or self._settings.request_timeout_s
+            # As a pair: the client ignores one number that is not an int, and waits without an end.
+            named["_request_timeout"] = (limit_s, limit_s)
             return ask(*arguments, **named)
 
-        # KFP's client waits without an end, and tries again by itself what may have been done already.
         rest.request = ask_in_time
+        # It tries again by itself what may have been done already.
         rest.pool_manager.connection_pool_kw["retries"] = False
         return client
 
-    def _refused(self, error: Any, token: str) -> ShopfloorError:
+    def _refused(self, error: Any, token: str, right: str) -> ShopfloorError:
         try:
             body = json.loads(error.body or "{}")
-            said = str(body.get("message") or body.get("error") or "")
-        except (ValueError, AttributeError):
-            said = ""
-        said = " ".join(said.split())[:400]
-        said = said.replace(token, "***") if token else said
-        namespace = self._settings.cluster.namespace
-        if error.status == 401:
-            what = "refuses the token: it is wrong or has expired" if token else "wants a token"
-            return ServiceError(
-                f"The Kubeflow Pipelines API {self._url} {what}.",
-                f"Put a token into ${TOKEN_VARIABLE} or the file cluster.token_file.",
-            )
-        if error.status == 403:
-            return ServiceError(
-                f"No right to run pipelines in the namespace {namespace}{': ' + said if said else ''}.",
-                "Ask the platform team for it, or mend cluster.namespace.",
-            )
-        if error.status == 404:
-            return NotFoundError(f"Kubeflow Pipelines does not know it{': ' + said if said else ''}.", "See runs list.")
-        if error.status == 409:
-            return ConflictError(f"Kubeflow Pipelines refuses: {said or 'the name is taken'}.", "Another was first.")
-        if error.status in {400, 422}:
-            return UsageError(f"Kubeflow Pipelines refuses it: {said or error.reason}.", "Mend the pipeline.")
-        return ServiceError(
-            f"The Kubeflow Pipelines API {self._url} failed with status {error.status}{': ' + said if said else ''}.",
-            "See the server's own log.",
+        except (ValueError, TypeError):
+            body = None
+        return self._api.refused(
+            int(error.status or 0), body, token, right, "Another command was first; see `shopfloor runs list`."
         )
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """Return the errors after which nobody knows whether the backend did what it was asked."""
+    import urllib3
+
+    return (urllib3.exceptions.HTTPError, OSError)
+
+
+def _state(found: Any) -> RunState:
+    return _STATES.get(str(found.state), "running")
+
+
+def _pods(run: Any) -> dict[str, Any]:
+    """Return the task of each pod that runs a component: the backend lists them as the children of the task's node."""
+    tasks = (run.run_details.task_details if run.run_details else None) or []
+    return {
+        child.pod_name: task for task in tasks for child in task.child_tasks or [] if _POD in (child.pod_name or "")
+    }
 
 
 def _configure(config: dict[str, Any], labels: dict[str, str], secret: str | None) -> None:
