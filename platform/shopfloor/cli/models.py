@@ -1,21 +1,29 @@
-"""Commands that look at registered models: list, show."""
+"""Commands for registered models: list, show, promote, rollback."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shopfloor.cli import render
 
+if TYPE_CHECKING:
+    from shopfloor.flows.promotion import Change
+
+ReasonOption = Annotated[str, typer.Option(help="Why, for the version's record.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    models = typer.Typer(help="Look at registered models and their passports.", no_args_is_help=True)
+    models = typer.Typer(help="Look at registered models, and say which version answers.", no_args_is_help=True)
     models.command("list")(list_)
     models.command("show")(show)
+    models.command("promote")(promote)
+    models.command("rollback")(rollback)
     app.add_typer(models, name="models")
 
 
@@ -48,22 +56,18 @@ def show(
 ) -> None:
     """Show the passport of a model version: what it was made of and how it was judged."""
     from shopfloor import registry
-    from shopfloor.errors import NotFoundError
+    from shopfloor.flows import promotion
 
     client = _client(context)
-    name, _, version = model.partition("/")
-    if not version:
-        name, _, alias = name.partition("@")
-        found = registry.alias_version(client, name, alias or registry.CHAMPION)
-        if found is None:
-            raise NotFoundError(
-                f"Model {name!r} has no {alias or registry.CHAMPION}.", "`shopfloor models list` shows what there is."
-            )
-        version = found
+    name, version = _named(client, model, registry.CHAMPION)
     passport = registry.read_passport(client, name, version)
+    changes = promotion.history(client, name, version)
     if as_json:
-        render.emit_json(passport)
+        render.emit_json(passport.model_dump(mode="json") | changes)
         return
+    for change, record in changes.items():
+        words = ", ".join(f"{field} {value}" for field, value in record.items() if value)
+        render.out.print(f"{change.replace('_', ' '):<16}{words}", markup=False)
     for field, value in passport.model_dump(mode="json").items():
         if field != "gates":
             render.out.print(f"{field:<16}{value}", markup=False)
@@ -71,6 +75,77 @@ def show(
         ("gate", "bound", "value", "verdict"),
         [(gate.gate, gate.bound, gate.value, "met" if gate.passed else "missed") for gate in passport.gates],
     )
+
+
+def promote(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="`model/version` or `model@alias`; default: the model's challenger.")],
+    reason: ReasonOption = "",
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version the champion: endpoint, alias and record change together, or not at all."""
+    from shopfloor import registry
+    from shopfloor.cli.main import settings_of_running_stack
+    from shopfloor.flows import promotion
+
+    settings = settings_of_running_stack(context)
+    name, version = _named(_client(context), model, registry.CHALLENGER)
+    _ask(f"Version {version} of {name} will answer all requests.", yes)
+    with render.activity(f"Promoting version {version} of {name}"):
+        change = promotion.promote_version(settings, name, version, reason)
+    _show_change(change, as_json)
+
+
+def rollback(
+    context: typer.Context,
+    use_case: Annotated[str, typer.Argument(help="Name of the use case.")],
+    reason: ReasonOption = "",
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the champion before the present one champion again."""
+    from shopfloor.cli.main import settings_of_running_stack
+    from shopfloor.flows import promotion
+
+    settings = settings_of_running_stack(context)
+    _ask(f"The champion of {use_case} before the present one will answer all requests.", yes)
+    with render.activity(f"Rolling {use_case} back"):
+        change = promotion.roll_back(settings, use_case, reason)
+    _show_change(change, as_json)
+
+
+def _ask(what: str, yes: bool) -> None:
+    """Let a person at a terminal think once more; a script has decided."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"{what} Go on?", abort=True, err=True)
+
+
+def _show_change(change: Change, as_json: bool) -> None:
+    if as_json:
+        render.emit_json(change)
+        return
+    if change.finished:
+        render.progress(f"First, the {change.finished}.")
+    before = f", before it version {change.before}" if change.before else ""
+    render.out.print(f"Version {change.champion} is the champion of {change.use_case}{before}.", markup=False)
+
+
+def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
+    """Return the name and the version of `model`, `model/version` or `model@alias`."""
+    from shopfloor import registry
+    from shopfloor.errors import NotFoundError
+
+    name, _, version = model.partition("/")
+    if version:
+        return name, version
+    name, _, alias = name.partition("@")
+    found = registry.alias_version(client, name, alias or default_alias)
+    if found is None:
+        raise NotFoundError(
+            f"Model {name!r} has no {alias or default_alias}.", "`shopfloor models list` shows what there is."
+        )
+    return name, found
 
 
 def _client(context: typer.Context) -> Any:

@@ -10,6 +10,8 @@ import typer
 from shopfloor.cli import render
 
 if TYPE_CHECKING:
+    from shopfloor.flows.promotion import Standing
+    from shopfloor.settings import Settings
     from shopfloor.stack.doctor import Finding
     from shopfloor.stack.lifecycle import StackStatus
 
@@ -58,14 +60,14 @@ def up(
     with render.activity("Looking at the stack") as tell:
         result = lifecycle.up(settings_from(context), tell, ports)
         settings = settings_from(context)
-        if result.restore_serving:
-            from shopfloor.flows.promotion import restore
+        from shopfloor.flows.promotion import restore
 
-            restore(settings, tell)
+        restore(settings, tell)
+        if result.restore_serving:
             lifecycle.serving_restored(settings)
     if not result.started:
         render.progress("Everything runs already.")
-    _show(lifecycle.status(settings), as_json)
+    _show(lifecycle.status(settings), _standings(settings), as_json)
 
 
 def down(context: typer.Context, as_json: JsonOption = False) -> None:
@@ -86,8 +88,9 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
     from shopfloor.cli.main import settings_from
     from shopfloor.stack import lifecycle
 
-    found = lifecycle.status(settings_from(context))
-    _show(found, as_json)
+    settings = settings_from(context)
+    found = lifecycle.status(settings)
+    _show(found, _standings(settings) if found.healthy else [], as_json)
     if not found.healthy:
         render.progress("Start what is missing: shopfloor up")
         raise typer.Exit(1)
@@ -107,9 +110,16 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _show(found: StackStatus, as_json: bool) -> None:
+def _standings(settings: Settings) -> list[Standing]:
+    from shopfloor.flows.promotion import standing
+    from shopfloor.use_case import list_use_cases
+
+    return [found for name in list_use_cases(settings) if (found := standing(settings, name)) is not None]
+
+
+def _show(found: StackStatus, standings: list[Standing], as_json: bool) -> None:
     if as_json:
-        render.emit_json(found)
+        render.emit_json(found.model_dump(mode="json") | {"models": [item.model_dump() for item in standings]})
         return
     rows = [
         (
@@ -128,6 +138,20 @@ def _show(found: StackStatus, as_json: bool) -> None:
     if found.applications:
         applications = [(item.name, item.state, item.address, item.message) for item in found.applications]
         render.emit_table(("application", "state", "address", ""), applications)
+    if standings:
+        models = [
+            (item.use_case, item.champion or "-", item.answers or "-", item.challenger or "-", _judged(item))
+            for item in standings
+        ]
+        render.emit_table(("model", "champion", "answers", "challenger", ""), models)
+
+
+def _judged(item: Standing) -> str:
+    if item.unfinished:
+        return f"unfinished: {item.unfinished}; `shopfloor up` ends it"
+    if item.champion != item.answers:
+        return "the endpoint does not answer with the champion; `shopfloor up` mends it"
+    return ""
 
 
 def _show_finding(finding: Finding) -> None:
