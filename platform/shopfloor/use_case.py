@@ -174,10 +174,35 @@ class GatesSection(_Section):
     champion: dict[str, ChampionBound] = {}
 
 
+class Batching(_Section):
+    """Single rows that arrive close together are answered together."""
+
+    max_rows: int = Field(default=32, ge=2)
+    """Rows that are answered at once."""
+    wait_ms: float = Field(default=5, gt=0)
+    """How long the first of them waits for the others."""
+
+
+class Autoscaling(_Section):
+    """More replicas when there is more to do; `replicas` is the least."""
+
+    max_replicas: PositiveInt
+    target_in_flight: float = Field(default=20, gt=0)
+    """Requests that a replica should be answering at once."""
+
+
 class ServingSection(_Section):
     """How the champion answers."""
 
     replicas: PositiveInt = 1
+    autoscaling: Autoscaling | None = None
+    batching: Batching | None = None
+    max_in_flight: PositiveInt = 200
+    """Requests that a replica holds at once; one more is refused with 503 and `Retry-After`."""
+    timeout_s: float = Field(default=30, gt=0)
+    """How long one request may take."""
+    log: bool = True
+    """Whether predictions and feedback are kept in the artifact store."""
     cpus: float = Field(default=0.5, gt=0)
     """CPUs that Ray sets aside for a replica."""
     gpus: float = Field(default=0, ge=0)

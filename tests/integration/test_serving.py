@@ -281,7 +281,7 @@ def test_the_example_of_the_openapi_document_works_as_it_stands(url):
     for path, operation in document["paths"].items():
         if "post" in operation:
             example = operation["post"]["requestBody"]["content"]["application/json"]["example"]
-            assert post(f"{url.removesuffix('/' + CASE)}{path}", example).status_code == 200
+            assert post(f"{url.removesuffix('/' + CASE)}{path}", example).status_code in {200, 202}
     fields = document["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert fields["properties"]["count_0"]["type"] == "integer"
     assert "age_0" not in fields["required"]

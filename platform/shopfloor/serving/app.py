@@ -8,25 +8,25 @@ Requests are answered straight from ASGI, because a web framework would cost mor
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import itertools
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from shopfloor.mlflow_import import import_mlflow
-from shopfloor.serving import open_inference
+from shopfloor.serving import feedback, open_inference
+from shopfloor.serving.asgi import READ, REQUEST_ID, Answer, Receive, Request, Scope, Send, as_json, decline, problem
+from shopfloor.serving.config import Config
 from shopfloor.serving.documents import VERSION_HEADER, openapi, page
 from shopfloor.serving.metrics import CONTENT_TYPE, ReplicaMetrics
-from shopfloor.serving.predictors import ServedModel, load_model
+from shopfloor.serving.prediction_log import Prediction, PredictionLog
+from shopfloor.serving.predictors import ServedModel, Unanswerable, load_model
 from shopfloor.serving.schema import BadRequest
 from shopfloor.serving.tokens import Tokens
+from shopfloor.serving.traffic import KEY_HEADER, Batcher, Shadow, ShadowAnswer, takes
+from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -36,36 +36,7 @@ CLIENT_GONE = 499
 """Status, in the metrics only, of a request whose client did not wait."""
 RETRY_S = (5, 15, 60)
 """Pauses before a version that did not load is tried again; the last one repeats."""
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-class Config(BaseModel):
-    """The `user_config` of the deployment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    use_case: str
-    """Name of the registered model, and of the application."""
-    tracking_uri: str
-    champion: str | None = None
-    """Version that answers."""
-    challenger: str | None = None
-    """Version on trial, which answers whoever asks for it."""
-    max_rows: int = 10_000
-    max_body_bytes: int = 8 * 1024 * 1024
-    tokens_file: str | None = None
-    """Whoever sends rows must show a token of this file; `None` asks nobody."""
-
-    def digest(self) -> str:
-        """Return a hash of the whole configuration, which tells whether a replica has it."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
-    def versions(self) -> list[str]:
-        """Return the versions that are to be loaded."""
-        return [version for version in (self.champion, self.challenger) if version]
+RETRY_AFTER_S = 1
 
 
 class Predictor:
@@ -88,7 +59,11 @@ class Predictor:
         self._errors: dict[str, str] = {}
         self._loading: asyncio.Task[None] | None = None
         self._tokens: Tokens | None = None
+        self._shadow = Shadow(self._shadow_answered)
+        self._batchers: dict[str, Batcher] = {}
+        self._log: PredictionLog | None = None
         self._metrics = ReplicaMetrics()
+        self._watch()
 
     def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Tell Serve what answers HTTP."""
@@ -97,6 +72,12 @@ class Predictor:
             await self.answer(scope, receive, send)
 
         return app
+
+    def __del__(self) -> None:
+        """Write what is left of the log; Serve calls this when the replica has drained."""
+        log = getattr(self, "_log", None)
+        if log is not None:
+            log.close()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new configuration; return at once where a champion answers, else when one does or cannot.
@@ -109,6 +90,8 @@ class Predictor:
             return
         if config.tokens_file != self._config.tokens_file:
             self._tokens = Tokens(Path(config.tokens_file)) if config.tokens_file else None
+        if (config.log_root, config.s3_endpoint_url) != (self._config.log_root, self._config.s3_endpoint_url):
+            await self._log_to(config)
         self._config = config
         self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
         for version in config.versions():
@@ -119,6 +102,14 @@ class Predictor:
         self._loading = asyncio.create_task(self._load_wanted(config, first))
         if self._champion is None:
             await first.wait()
+
+    async def _log_to(self, config: Config) -> None:
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
+        self._log = None
+        if config.log_root is not None:
+            place = Settings(project_root=Path("/"), s3_endpoint_url=config.s3_endpoint_url)
+            self._log = PredictionLog(config.log_root, config.use_case, _replica(), place)
 
     async def _load_wanted(self, config: Config, tried: asyncio.Event) -> None:
         """Load what `config` names and is not loaded, swap it in, and try again what failed."""
@@ -151,78 +142,134 @@ class Predictor:
         self._challenger = self._loaded.get(config.challenger, self._challenger) if config.challenger else None
         live = [model for model in (self._champion, self._challenger) if model]
         self._loaded = {model.version: model for model in live}
+        self._shadow.model = self._challenger if config.shadow else None
+        self._batchers = {
+            model.version: Batcher(model, config.batch_rows, config.batch_wait_ms / 1000, self._metrics.batch)
+            for model in live
+            if config.batch_rows > 1 and model.rows is not None
+        }
         self._errors = dict(list(self._errors.items())[-10:])
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] != "http":
-            await _decline(scope, receive, send)
+            await decline(scope, receive, send)
             return
         began = time.perf_counter()
         self._metrics.begin()
+        request = Request(scope, receive)
         status, content_type, body = CLIENT_GONE, "", b""
         try:
-            if self._tokens is not None and scope["method"] not in _READ:
-                self._check_token(self._tokens, dict(scope["headers"]))
-            status, content_type, body = await self._route(scope, receive)
+            status, content_type, body = await self._answer(request)
         except BadRequest as error:
-            status, content_type, body = _problem(error.status, error.message, error.fields)
+            request.failed = isinstance(error, Unanswerable)
+            status, content_type, body = problem(error.status, error.message, error.fields)
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            status, content_type, body = _problem(500, "The endpoint failed; its log says why.")
+            logger.exception("%s %s failed", request.method, request.path)
+            request.failed = True
+            status, content_type, body = problem(500, "The endpoint failed; its log says why.")
         finally:
-            self._metrics.end(scope.get(_VERSION, ""), scope.get(_ROUTE, "other"), status, time.perf_counter() - began)
-        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+            seconds = time.perf_counter() - began
+            self._metrics.end(request.version, request.route, status, seconds)
+        headers = [
+            (b"content-type", content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if not request.named:  # Serve names each request and says so in the answer
+            headers.append((REQUEST_ID, request.request_id.encode()))
+        if request.version:
+            headers.append((_VERSION_HEADER, request.version.encode()))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        elif status == 503:
+            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        if request.version and request.method == "POST":
+            self._note(request, status, body, seconds)
 
-    async def _route(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
-        prefix = scope.get("root_path", "")
-        route = scope["path"].removeprefix(prefix)
-        if route == "/predict" and scope["method"] == "POST":
-            headers = dict(scope["headers"])
-            model = self._asked(scope, headers, route)
-            _check_json(headers)
-            return 200, "application/json", model.predict(await self._body(headers, receive))
-        if route == "/invocations" and scope["method"] == "POST":
-            headers = dict(scope["headers"])
-            model = self._asked(scope, headers, route)
-            body = await self._body(headers, receive)
-            content_type = headers.get(b"content-type", b"").decode("latin-1")
+    async def _answer(self, request: Request) -> Answer:
+        """Answer within the limits on who may ask, how much at once and for how long."""
+        if request.method in READ:
+            return await self._route(request)
+        if self._tokens is not None:
+            self._check_token(self._tokens, request)
+        if self._metrics.in_flight > self._config.max_in_flight:
+            raise BadRequest(503, f"{self._config.max_in_flight} requests are being answered; come back.")
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                return await self._route(request)
+        except TimeoutError:
+            limit = f"within {self._config.timeout_s:g} s"
+            if request.body is None:
+                return problem(408, f"The body did not arrive {limit}.")
+            request.failed = True
+            return problem(504, f"The model did not answer {limit}.")
+
+    async def _route(self, request: Request) -> Answer:
+        route, method = request.path, request.method
+        if route == "/predict" and method == "POST":
+            model = self._asked(request)
+            request.require_json()
+            body = await request.read(self._config.max_body_bytes)
+            return 200, "application/json", await self._predict(model, body)
+        if route == "/invocations" and method == "POST":
+            model = self._asked(request)
+            body = await request.read(self._config.max_body_bytes)
+            content_type = request.headers.get(b"content-type", b"").decode("latin-1")
             return await asyncio.to_thread(model.invoke, body, content_type, self._config.max_rows)
         if route == "/v2" or route.startswith("/v2/"):
-            return await self._open_inference(route, scope, receive)
-        return self._describe(route, scope, prefix)
+            return await self._open_inference(request)
+        if route == "/feedback" and method == "POST":
+            return await self._take_feedback(request)
+        return self._describe(request)
 
-    async def _open_inference(self, route: str, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
+    async def _predict(self, model: ServedModel, body: bytes) -> bytes:
+        batcher = self._batchers.get(model.version)
+        if batcher is None:
+            return model.predict(body)
+        row = model.parse(body)
+        try:
+            return model.answer(await batcher.predict(row))
+        except Exception as error:
+            raise model.unanswerable(error) from error
+
+    async def _take_feedback(self, request: Request) -> Answer:
+        request.route = "/feedback"
+        if self._log is None:
+            raise BadRequest(404, "This endpoint keeps no log.")
+        request.require_json()
+        self._log.add(feedback.parse(await request.read(self._config.max_body_bytes)))
+        return as_json(202, {"accepted": True})
+
+    async def _open_inference(self, request: Request) -> Answer:
         """Answer by the Open Inference Protocol, whose errors are `{"error": ...}`."""
         try:
-            return _json(200, await self._v2(route, scope, receive))
+            return as_json(200, await self._v2(request))
         except BadRequest as error:
-            return _json(error.status, {"error": error.message} | ({"fields": error.fields} if error.fields else {}))
+            request.failed = isinstance(error, Unanswerable)
+            return as_json(error.status, {"error": error.message} | ({"fields": error.fields} if error.fields else {}))
 
-    async def _v2(self, route: str, scope: Scope, receive: Receive) -> dict[str, Any]:
-        headers, method = dict(scope["headers"]), scope["method"]
+    async def _v2(self, request: Request) -> dict[str, Any]:
+        route, method = request.path, request.method
         match route.split("/")[2:]:
-            case ["health", "live"] if method in _READ:
+            case ["health", "live"] if method in READ:
                 return {"live": True}
-            case ["health", "ready"] if method in _READ:
-                return {"ready": self._model({}) is not None}
-            case [] if method in _READ:
+            case ["health", "ready"] if method in READ:
+                return {"ready": self._the_champion() is not None}
+            case [] if method in READ:
                 return open_inference.server_metadata(self._config.champion or "")
             case ["models", name, *rest]:
-                model = self._named(name, rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None, headers)
+                model = self._named(request, name, rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None)
                 match rest[2:] if rest[:1] == ["versions"] else rest, method:
                     case [], "GET" | "HEAD":
                         return open_inference.model_metadata(model, sorted(self._loaded))
                     case ["ready"], "GET" | "HEAD":
                         return {"name": model.name, "ready": True}
                     case ["infer"], "POST":
-                        scope[_ROUTE], scope[_VERSION] = "/v2/infer", model.version
-                        _check_json(headers)
-                        body = await self._body(headers, receive)
+                        request.route, request.version = "/v2/infer", model.version
+                        request.require_json()
+                        body = await request.read(self._config.max_body_bytes)
                         return await asyncio.to_thread(open_inference.infer, model, body, self._config.max_rows)
                     case (([] | ["ready"] | ["infer"]), _):
                         raise BadRequest(405, f"{route} does not take {method}.")
@@ -230,37 +277,44 @@ class Predictor:
                 raise BadRequest(405, f"{route} takes GET, not {method}.")
         raise BadRequest(404, f"There is no {route[:200]} here.")
 
-    def _check_token(self, tokens: Tokens, headers: dict[bytes, bytes]) -> None:
-        if not tokens.allow(headers.get(b"authorization"), self._config.use_case):
+    def _check_token(self, tokens: Tokens, request: Request) -> None:
+        if not tokens.allow(request.headers.get(b"authorization"), self._config.use_case):
             raise BadRequest(401, "A valid bearer token is needed.")
 
-    def _named(self, name: str, version: str | None, headers: dict[bytes, bytes]) -> ServedModel:
+    def _named(self, request: Request, name: str, version: str | None) -> ServedModel:
         """Return the model of that name, in the version that path or header ask for."""
         if name != self._config.use_case:
             raise BadRequest(404, f"There is no model {name[:100]!r} here; there is {self._config.use_case!r}.")
-        return self._model(headers if version is None else {_VERSION_HEADER: version.encode("latin-1", "replace")})
+        if version is not None:
+            request.role = "asked"
+            return self._version(version)
+        if request.method == "POST":
+            return self._asked(request)
+        asked = request.headers.get(_VERSION_HEADER)
+        return self._the_champion() if asked is None else self._version(asked.decode("latin-1"))
 
-    def _describe(self, route: str, scope: Scope, prefix: str) -> tuple[int, str, bytes]:
+    def _describe(self, request: Request) -> Answer:
         """Answer what is not a prediction."""
-        if route in {"/predict", "/invocations"}:
-            raise BadRequest(405, f"{route} takes POST, not {scope['method']}.")
+        route, prefix = request.path, request.root
+        if route in {"/predict", "/invocations", "/feedback"}:
+            raise BadRequest(405, f"{route} takes POST, not {request.method}.")
         if route not in {"/status", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}:
-            raise BadRequest(404, f"There is no {route or '/'} here; {prefix}/docs says what there is.")
-        if scope["method"] not in {"GET", "HEAD"}:
-            raise BadRequest(405, f"{route} takes GET, not {scope['method']}.")
+            raise BadRequest(404, f"There is no {route[:200] or '/'} here; {prefix}/docs says what there is.")
+        if request.method not in READ:
+            raise BadRequest(405, f"{route} takes GET, not {request.method}.")
         if route == "/status":
-            return _json(200, self._status())
+            return as_json(200, self._status())
         if route == "/metrics":
             return 200, CONTENT_TYPE, self._metrics.text()
         if route == "/healthz":
-            return _json(200, {"live": True})
-        model = self._model({})
+            return as_json(200, {"live": True})
+        model = self._the_champion()
         if route == "/readyz":
-            return _json(200, {"champion": model.version})
+            return as_json(200, {"champion": model.version})
         if route == "/openapi.json":
-            return _json(200, openapi(model, prefix))
-        host = dict(scope["headers"]).get(b"host", b"127.0.0.1:8000").decode("latin-1")
-        return 200, "text/html; charset=utf-8", page(model, prefix, f"{scope['scheme']}://{host}").encode()
+            return as_json(200, openapi(model, prefix))
+        host = request.headers.get(b"host", b"127.0.0.1:8000").decode("latin-1")
+        return 200, "text/html; charset=utf-8", page(model, prefix, f"{request.scheme}://{host}").encode()
 
     def _status(self) -> dict[str, Any]:
         config = self._config
@@ -276,21 +330,32 @@ class Predictor:
             "replica": _replica(),
         }
 
-    def _asked(self, scope: Scope, headers: dict[bytes, bytes], route: str) -> ServedModel:
-        """Return the version that the request asks for, and note both for the metrics."""
-        scope[_ROUTE] = route
-        model = self._model(headers)
-        scope[_VERSION] = model.version
+    def _asked(self, request: Request) -> ServedModel:
+        """Return the version that is to answer a request for a prediction, and note it."""
+        request.route = request.path if request.path in _ROUTES else "/v2/infer"
+        asked = request.headers.get(_VERSION_HEADER)
+        if asked is not None:
+            request.role = "asked"
+            model = self._version(asked.decode("latin-1"))
+        elif self._challenger is not None and takes(
+            self._config.canary_percent, self._config.use_case, request.headers.get(_KEY_HEADER)
+        ):
+            request.role = "canary"
+            model = self._challenger
+        else:
+            model = self._the_champion()
+        request.version = model.version
         return model
 
-    def _model(self, headers: dict[bytes, bytes]) -> ServedModel:
-        """Return the version that the request asks for."""
-        asked = headers.get(_VERSION_HEADER)
-        if asked is None or asked == b"champion":
-            if self._champion is None:
-                raise BadRequest(503, self._why_no_champion())
-            return self._champion
-        name = asked.decode("latin-1")
+    def _the_champion(self) -> ServedModel:
+        if self._champion is None:
+            raise BadRequest(503, self._why_no_champion())
+        return self._champion
+
+    def _version(self, name: str) -> ServedModel:
+        """Return the version of a number or an alias."""
+        if name == "champion":
+            return self._the_champion()
         model = self._challenger if name == "challenger" else self._loaded.get(name)
         if model is None:
             loaded = ", ".join(sorted(self._loaded)) or "none"
@@ -303,22 +368,48 @@ class Predictor:
             return "No version is champion yet; promote one with `shopfloor models promote`."
         return f"Version {wanted} is to be champion and does not load: {self._errors.get(wanted, 'it is loading')}."
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """Read the body, and no more of it than may be."""
-        limit = self._config.max_body_bytes
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > limit:
-            raise BadRequest(413, f"The body holds {int(length)} bytes; at most {limit} are read.")
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise BadRequest(413, f"The body holds more than {limit} bytes.")
-            more = message.get("more_body", False)
-        if not body:
-            raise BadRequest(400, "The body is empty.")
-        return body
+    def _note(self, request: Request, status: int, answer: bytes, seconds: float) -> None:
+        """Keep an answer in the log, and let the shadow see the row."""
+        body = request.body or b""
+        if self._log is not None:
+            self._log.add(
+                Prediction(
+                    request.request_id,
+                    time.time(),
+                    request.version,
+                    request.role,
+                    request.route,
+                    status,
+                    request.failed,
+                    seconds,
+                    body,
+                    answer,
+                )
+            )
+        if self._shadow.model is not None and status == 200 and request.role == "live" and request.route == "/predict":
+            self._shadow.offer(request.request_id, body)
+
+    def _shadow_answered(self, shadow: ShadowAnswer) -> None:
+        self._metrics.shadow(shadow.version, shadow.status)
+        if self._log is not None:
+            failed = shadow.status >= 500
+            entry = (shadow.request_id, time.time(), shadow.version, "shadow", "/predict", shadow.status, failed)
+            self._log.add(Prediction(*entry, shadow.latency_s, shadow.body, shadow.answer))
+
+    def _watch(self) -> None:
+        """Let the metrics read what others count."""
+        watch = self._metrics.watch
+        watch("shopfloor_shadow_queue", "Copies that wait for the shadow.", "gauge", lambda: self._shadow.waiting)
+        watch("shopfloor_shadow_dropped", "Copies that found no room.", "counter", lambda: self._shadow.dropped)
+        watch(
+            "shopfloor_log_queue", "Log entries to be written.", "gauge", lambda: self._log.waiting if self._log else 0
+        )
+        watch(
+            "shopfloor_log_dropped",
+            "Log entries that found no room.",
+            "counter",
+            lambda: self._log.dropped if self._log else 0,
+        )
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -329,40 +420,11 @@ def build(args: dict[str, Any]) -> Any:
 
 
 _VERSION_HEADER = VERSION_HEADER.lower().encode()
-_READ = ("GET", "HEAD")
-_VERSION, _ROUTE = "shopfloor.version", "shopfloor.route"
-"""Keys of a request's scope under which its version and route wait for the metrics."""
+_KEY_HEADER = KEY_HEADER.lower().encode()
+_ROUTES = {"/predict", "/invocations"}
 
 
 def _replica() -> str:
     from ray import serve
 
     return str(serve.get_replica_context().replica_id.unique_id)
-
-
-def _check_json(headers: dict[bytes, bytes]) -> None:
-    kind = headers.get(b"content-type", b"")
-    if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
-        named = kind.decode("latin-1")[:100] or "none"
-        raise BadRequest(415, f"The content type must be application/json, not {named}.")
-
-
-def _json(status: int, content: dict[str, Any]) -> tuple[int, str, bytes]:
-    return status, "application/json", json.dumps(content).encode()
-
-
-def _problem(status: int, message: str, fields: list[dict[str, str]] | None = None) -> tuple[int, str, bytes]:
-    return _json(status, {"message": message} | ({"fields": fields} if fields else {}))
-
-
-async def _decline(scope: Scope, receive: Receive, send: Send) -> None:
-    """Go through the lifespan that ASGI servers announce; refuse web sockets."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1000})
-        return
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return

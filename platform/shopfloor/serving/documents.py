@@ -6,7 +6,7 @@ import html
 import json
 from typing import Any
 
-from shopfloor.serving import open_inference
+from shopfloor.serving import feedback, open_inference
 from shopfloor.serving.predictors import ServedModel
 
 VERSION_HEADER = "X-Shopfloor-Version"
@@ -92,6 +92,7 @@ def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
         "paths": {
             f"{prefix}/predict": {"post": predict},
             f"{prefix}/invocations": {"post": invocations},
+            f"{prefix}/feedback": {"post": feedback.operation({"$ref": "#/components/schemas/Problem"})},
             f"{prefix}/status": {"get": status},
             f"{prefix}/healthz": {"get": live},
             f"{prefix}/readyz": {"get": ready},

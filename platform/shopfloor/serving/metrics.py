@@ -5,13 +5,17 @@ Every series carries the replica, because a scrape through the proxy reaches one
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+Kind = Literal["counter", "gauge"]
 _LABELS = ("use_case", "version", "route", "replica")
 
 
@@ -39,12 +43,28 @@ class ReplicaMetrics:
             ("use_case", "replica"),
             registry=self._registry,
         )
-        self._in_flight = 0
+        self._batches = Histogram(
+            "shopfloor_batch_rows",
+            "Single rows that were answered together.",
+            ("use_case", "replica"),
+            registry=self._registry,
+            buckets=BUCKETS_ROWS,
+        )
+        self._shadows = Counter(
+            "shopfloor_shadow_answers",
+            "Answers of the shadow, which nobody sees.",
+            ("use_case", "version", "replica", "status"),
+            registry=self._registry,
+        )
+        self._watched: list[tuple[str, str, Kind, Callable[[], float]]] = []
+        self._registry.register(self)
+        self.in_flight = 0
+        """Requests not answered yet."""
         self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     def begin(self) -> None:
         """Count a request that came in."""
-        self._in_flight += 1
+        self.in_flight += 1
 
     def end(self, version: str, route: str, status: int, seconds: float) -> None:
         """Count an answer.
@@ -55,7 +75,7 @@ class ReplicaMetrics:
             status: HTTP status.
             seconds: That it took.
         """
-        self._in_flight -= 1
+        self.in_flight -= 1
         key = (version, route, status)
         children = self._children.get(key)
         if children is None:  # looking a child up by its labels costs more than counting
@@ -65,7 +85,28 @@ class ReplicaMetrics:
         children[0].inc()
         children[1].observe(seconds)
 
+    def batch(self, rows: int) -> None:
+        """Count rows that were answered together."""
+        self._batches.labels(self.use_case, self.replica).observe(rows)
+
+    def shadow(self, version: str, status: int) -> None:
+        """Count an answer of the shadow."""
+        self._shadows.labels(self.use_case, version, self.replica, str(status)).inc()
+
+    def watch(self, name: str, text: str, kind: Kind, read: Callable[[], float]) -> None:
+        """Show a number that somebody else keeps."""
+        self._watched.append((name, text, kind, read))
+
+    def collect(self) -> Iterator[Metric]:
+        """Give Prometheus' registry what is watched."""
+        labels = ("use_case", "replica")
+        for name, text, kind, read in self._watched:
+            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            metric = family(name, text, labels=labels)
+            metric.add_metric((self.use_case, self.replica), read())
+            yield metric
+
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        self._flying.labels(self.use_case, self.replica).set(self._in_flight)
+        self._flying.labels(self.use_case, self.replica).set(self.in_flight)
         return bytes(generate_latest(self._registry))

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+class Unanswerable(BadRequest):
+    """The row is as it must be, and the model refuses it all the same."""
+
+
+Many = Callable[[list[list[Value]]], list[Any]]
+"""Takes rows, returns a prediction for each; may be called in any thread, by one thread at a time."""
 Predictor = Callable[[list[Value]], Any]
 """Takes a row's values in column order, returns what JSON can hold: a number, a text or a list of them."""
 
@@ -42,8 +49,19 @@ class ServedModel:
     reason: str
     example: dict[str, Value]
     predictor: Predictor
+    many: Many
     quick: bool
     """Rows skip the DataFrame."""
+
+    def parse(self, body: bytes) -> list[Value]:
+        """Return the values of the JSON object of one row.
+
+        Raises:
+            BadRequest: The body is not a row of this model.
+        """
+        if self.rows is None:
+            raise BadRequest(422, f"Version {self.version} answers /invocations only: {self.reason}.")
+        return self.rows.parse(body)
 
     def predict(self, body: bytes) -> bytes:
         """Answer the JSON object of one row.
@@ -51,16 +69,25 @@ class ServedModel:
         Raises:
             BadRequest: The body is not a row that the model can answer.
         """
-        if self.rows is None:
-            raise BadRequest(422, f"Version {self.version} answers /invocations only: {self.reason}.")
-        values = self.rows.parse(body)
+        values = self.parse(body)
         try:
-            prediction = self.predictor(values)
-            text = _to_json(prediction)
+            return self.answer(self.predictor(values))
         except Exception as error:
-            logger.warning("version %s refused a row", self.version, exc_info=True)
-            raise BadRequest(422, f"The model cannot answer this row: {_first_line(error)}.") from error
+            raise self.unanswerable(error) from error
+
+    def answer(self, prediction: Any) -> bytes:
+        """Return the body of an answer.
+
+        Raises:
+            ValueError: JSON cannot hold the prediction.
+        """
+        text = _to_json(prediction)
         return f'{{"prediction":{text},"model":"{self.name}","version":"{self.version}"}}'.encode()
+
+    def unanswerable(self, error: Exception) -> Unanswerable:
+        """Return what a client is told when the model's library fails with `error`."""
+        logger.warning("version %s refused a row", self.version, exc_info=error)
+        return Unanswerable(422, f"The model cannot answer this row: {_first_line(error)}.")
 
     def invoke(self, body: bytes, content_type: str, max_rows: int) -> tuple[int, str, bytes]:
         """Answer as MLflow's scoring server does; return status, content type and body.
@@ -106,21 +133,21 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
-        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, False)
-    native = _native(pyfunc, columns)
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, False)
     rows = RowSchema(columns, single_precision=_is_booster(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
-    through_pyfunc = _pyfunc_predictor(pyfunc, columns)
-    expected = through_pyfunc(values)
-    quick = native is not None and _agrees(native, values, expected)
-    predictor = native if native is not None and quick else through_pyfunc
+    through_pyfunc = _pyfunc_rows(pyfunc, columns)
+    expected = through_pyfunc([values])[0]
+    native = _native(pyfunc, columns)
+    quick = native is not None and all(_agrees(way, values, expected) for way in (native[0], _one(native[1])))
+    predictor, many = native if native is not None and quick else (_one(through_pyfunc), through_pyfunc)
     logger.info("loaded %s version %s, %s", name, version, "native" if quick else "pyfunc")
-    return ServedModel(name, version, pyfunc, rows, "", example, predictor, quick)
+    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, quick)
 
 
-def _native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Predictor | None:
-    """Return the quick way in, where the model's library has one and all columns are numbers."""
+def _native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> tuple[Predictor, Many] | None:
+    """Return the quick ways in, where the model's library has them and all columns are numbers."""
     try:
         raw = pyfunc.get_raw_model()
     except NotImplementedError:
@@ -128,10 +155,12 @@ def _native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Predictor | Non
     if any(column.type in {"string", "datetime"} for column in columns):
         return None
     if _is_booster(pyfunc):
-        return _booster_predictor(raw, columns)
+        one = _booster_predictor(raw, columns)
+        return (one, _booster_rows(raw)) if one is not None else None
     function = pyfunc.metadata.flavors["python_function"].get("predict_fn", "predict")
     if "sklearn" in pyfunc.metadata.flavors and hasattr(raw, function):
-        return _sklearn_predictor(getattr(raw, function))
+        many = _sklearn_rows(getattr(raw, function))
+        return _one(many), many
     return None
 
 
@@ -200,20 +229,32 @@ class _BoosterRow:
         return float(self._predictions[0])
 
 
-def _sklearn_predictor(function: Callable[[Any], Any]) -> Predictor:
+def _sklearn_rows(function: Callable[[Any], Any]) -> Many:
     import warnings
 
     import numpy as np
 
-    def predict(values: list[Value]) -> Any:
+    def predict_rows(rows: list[list[Value]]) -> list[Any]:
         with warnings.catch_warnings():  # the columns stand in the order of the signature, their names are not needed
             warnings.simplefilter("ignore", UserWarning)
-            return function(np.array([values], dtype=np.float64))[0].tolist()
+            return list(function(np.array(rows, dtype=np.float64)).tolist())
 
-    return predict
+    return predict_rows
 
 
-def _pyfunc_predictor(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Predictor:
+def _booster_rows(raw: Any) -> Many:
+    import numpy as np
+
+    booster = raw.copy()
+    booster.set_param({"nthread": 1})
+
+    def predict_rows(rows: list[list[Value]]) -> list[Any]:
+        return list(booster.inplace_predict(np.array(rows, dtype=np.float64), validate_features=False).tolist())
+
+    return predict_rows
+
+
+def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
     import pandas as pd
     from mlflow.utils.proto_json_utils import _get_jsonable_obj
 
@@ -221,19 +262,25 @@ def _pyfunc_predictor(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Predi
         zip((column.name for column in columns), pyfunc.metadata.get_input_schema().pandas_types(), strict=True)
     )
 
-    def series(column: Column, value: Value) -> pd.Series:
-        if value is None:
-            return pd.Series([math.nan if column.type in {"float", "double"} else None])
-        return pd.Series([value]) if column.type == "datetime" else pd.Series([value], dtype=dtypes[column.name])
+    def series(column: Column, values: list[Value]) -> pd.Series:
+        if any(value is None for value in values):
+            absent = math.nan if column.type in {"float", "double"} else None
+            return pd.Series([absent if value is None else value for value in values])
+        return pd.Series(values) if column.type == "datetime" else pd.Series(values, dtype=dtypes[column.name])
 
-    def predict(values: list[Value]) -> Any:
+    def predict_rows(rows: list[list[Value]]) -> list[Any]:
+        by_column = zip(*rows, strict=True)
         frame = pd.DataFrame(
-            {column.name: series(column, value) for column, value in zip(columns, values, strict=True)}
+            {column.name: series(column, list(values)) for column, values in zip(columns, by_column, strict=True)}
         )
-        answer = _get_jsonable_obj(pyfunc.predict(frame), pandas_orient="records")[0]
-        return answer.item() if hasattr(answer, "item") else answer
+        answers = _get_jsonable_obj(pyfunc.predict(frame), pandas_orient="records")
+        return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
 
-    return predict
+    return predict_rows
+
+
+def _one(many: Many) -> Predictor:
+    return lambda values: many([values])[0]
 
 
 def _agrees(native: Predictor, values: list[Value], expected: Any) -> bool:
@@ -248,7 +295,7 @@ def _agrees(native: Predictor, values: list[Value], expected: Any) -> bool:
         return False
 
 
-def _unanswered(values: list[Value]) -> Any:
+def _unanswered(values: Any) -> Any:
     raise AssertionError("a model without rows answers no row")
 
 

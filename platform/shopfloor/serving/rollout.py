@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from urllib.parse import urlsplit
 
 from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
 from shopfloor.results import EFFECT
-from shopfloor.serving.app import DEPLOYMENT, Config
+from shopfloor.serving.app import DEPLOYMENT
+from shopfloor.serving.config import Config
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, publish
-from shopfloor.use_case import UseCase, load_use_case
+from shopfloor.storage import Artifact, is_remote, join, publish
+from shopfloor.use_case import ServingSection, UseCase, load_use_case
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +33,24 @@ IMPORT_PATH = "shopfloor.serving.app:build"
 DEPLOY_TIMEOUT_S = 180.0
 STATUS_TIMEOUT_S = 2.0
 POLL_S = 0.2
-MAX_ONGOING_REQUESTS = 100
-"""Requests that a replica holds at once; more of them wait in the proxy."""
+SPARE_REQUESTS = 50
+"""Requests that Serve lets into a replica beyond those that it answers, so that the replica itself can refuse them."""
 
 Versions = dict[str, str | None]
 """`champion` and `challenger` to a version."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the challenger gets of the requests that ask for no version."""
+
+    canary_percent: float = 0
+    """Share that it answers, 0 to 100."""
+    shadow: bool = False
+    """It answers a copy of what the champion answers, for nobody."""
+
+
+NO_TRAFFIC = Traffic()
 
 
 class Keep(Enum):
@@ -53,6 +68,21 @@ def endpoint(settings: Settings, use_case: str) -> str:
     return f"{settings.serve_url.rstrip('/')}/{use_case}"
 
 
+def log_root(settings: Settings) -> str:
+    """Return the URI under which every endpoint logs its predictions."""
+    root = settings.artifact_root
+    return join(root if is_remote(root) else str((settings.project_root / root).resolve()), "predictions")
+
+
+def declared_traffic(settings: Settings, use_case: str) -> Traffic:
+    """Return what the challenger of a use case is to get of the requests.
+
+    Raises:
+        ServiceError: Ray does not answer.
+    """
+    return _traffic(_applications(settings).get(use_case))
+
+
 def live_versions(settings: Settings, use_case: str) -> Versions:
     """Return the champion and the challenger as the endpoint itself reports them; nothing where it does not answer."""
     status = _endpoint_status(settings, use_case)
@@ -64,6 +94,7 @@ def deploy(
     use_case: str,
     champion: str | Keep | None = KEEP,
     challenger: str | Keep | None = KEEP,
+    traffic: Traffic | Keep = NO_TRAFFIC,
     timeout_s: float = DEPLOY_TIMEOUT_S,
 ) -> Versions:
     """Make the endpoint of `use_case` hold these versions, and wait until it does.
@@ -73,6 +104,7 @@ def deploy(
         use_case: Its name.
         champion: Version that answers; `None` for none, `KEEP` for the one deployed now.
         challenger: Version that answers whoever asks for it; the same.
+        traffic: What the challenger gets of the other requests.
         timeout_s: How long to wait for all of it, the start of a replica included.
 
     Returns:
@@ -92,12 +124,14 @@ def deploy(
             "champion": before.get("champion") if isinstance(champion, Keep) else champion,
             "challenger": before.get("challenger") if isinstance(challenger, Keep) else challenger,
         }
-        application = _application(settings, case, wanted, applications.get(use_case))
+        traffic_before = _traffic(applications.get(use_case))
+        traffic = traffic_before if isinstance(traffic, Keep) else traffic
+        application = _application(settings, case, wanted, traffic, applications.get(use_case))
         _declare(settings, applications, application)
     try:
         _wait_until_loaded(settings, case, wanted, _digest(application), deadline)
     except _DoesNotLoadError as error:
-        _take_back(settings, case, wanted, before)
+        _take_back(settings, case, wanted, before, traffic_before)
         raise ShopfloorError(
             f"Version {error.version} of {use_case} does not load: {error.reason}",
             "What answered before still answers.",
@@ -158,7 +192,9 @@ class _DoesNotLoadError(Exception):
         self.reason = reason
 
 
-def _application(settings: Settings, case: UseCase, versions: Versions, present: Any) -> dict[str, Any]:
+def _application(
+    settings: Settings, case: UseCase, versions: Versions, traffic: Traffic, present: Any
+) -> dict[str, Any]:
     """Return the declaration of a use case's application."""
     serving = case.serving
     config = Config(
@@ -166,6 +202,14 @@ def _application(settings: Settings, case: UseCase, versions: Versions, present:
         tracking_uri=settings.tracking_uri,
         champion=versions["champion"],
         challenger=versions["challenger"],
+        canary_percent=traffic.canary_percent,
+        shadow=traffic.shadow,
+        log_root=log_root(settings) if serving.log else None,
+        s3_endpoint_url=settings.s3_endpoint_url,
+        max_in_flight=serving.max_in_flight,
+        timeout_s=serving.timeout_s,
+        batch_rows=serving.batching.max_rows if serving.batching else 0,
+        batch_wait_ms=serving.batching.wait_ms if serving.batching else 0,
         max_rows=serving.max_rows,
         max_body_bytes=serving.max_body_bytes,
         tokens_file=settings.serve_tokens_file,
@@ -181,8 +225,8 @@ def _application(settings: Settings, case: UseCase, versions: Versions, present:
         "deployments": [
             {
                 "name": DEPLOYMENT,
-                "num_replicas": serving.replicas,
-                "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+                **_replicas(serving),
+                "max_ongoing_requests": serving.max_in_flight + SPARE_REQUESTS,
                 "max_surge_percent": 100,  # new code starts beside the old one
                 "ray_actor_options": {"num_cpus": serving.cpus} | ({"num_gpus": serving.gpus} if serving.gpus else {}),
                 # Serve puts a log record together for each request even where it is not to be written.
@@ -190,6 +234,19 @@ def _application(settings: Settings, case: UseCase, versions: Versions, present:
                 "user_config": config.model_dump(),
             }
         ],
+    }
+
+
+def _replicas(serving: ServingSection) -> dict[str, Any]:
+    scaling = serving.autoscaling
+    if scaling is None:
+        return {"num_replicas": serving.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": serving.replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_in_flight,
+        }
     }
 
 
@@ -250,14 +307,14 @@ def _check_progress(settings: Settings, use_case: str, wanted: Versions) -> str:
     return f"Serve says {application['status']} {application['message']}".rstrip()
 
 
-def _take_back(settings: Settings, case: UseCase, wanted: Versions, before: Versions) -> None:
+def _take_back(settings: Settings, case: UseCase, wanted: Versions, before: Versions, traffic: Traffic) -> None:
     """Declare what was deployed before `wanted`, where nobody else has deployed since."""
     with _locked(settings):
         applications = _applications(settings)
         present = applications.get(case.name)
         if present is not None and _versions(present) == wanted:
             versions: Versions = {"champion": before.get("champion"), "challenger": before.get("challenger")}
-            _declare(settings, applications, _application(settings, case, versions, present))
+            _declare(settings, applications, _application(settings, case, versions, traffic, present))
 
 
 def _config(application: Any) -> dict[str, Any]:
@@ -271,6 +328,13 @@ def _versions(application: Any) -> Versions:
         user_config = deployment.get("user_config") or {}
         return {alias: user_config.get(alias) for alias in ("champion", "challenger")}
     return {}
+
+
+def _traffic(application: Any) -> Traffic:
+    for deployment in _config(application).get("deployments", []):
+        user_config = deployment.get("user_config") or {}
+        return Traffic(user_config.get("canary_percent", 0), user_config.get("shadow", False))
+    return NO_TRAFFIC
 
 
 def _applications(settings: Settings) -> dict[str, Any]:
