@@ -6,11 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 from shopfloor.errors import UsageError
-from shopfloor.records import GateResult, SliceResult
-from shopfloor.use_case import Bound, GatesSection
+from shopfloor.records import GateResult, LiveNumbers, SliceResult
+from shopfloor.use_case import Bound, GatesSection, LiveGates
 
 HIGHER_IS_BETTER = {"roc_auc": True, "pr_auc": True, "log_loss": False, "brier": False, "calibration_error": False}
-"""The metrics that a gate can bound."""
+"""The metrics of a test set that a gate can bound."""
+LIVE_HIGHER_IS_BETTER = HIGHER_IS_BETTER | {
+    "agreement": True,
+    "p99_ms": False,
+    "error_rate": False,
+    "cost_per_1000": False,
+}
+"""Those of real requests."""
 
 
 def judge(
@@ -34,11 +41,7 @@ def judge(
     Raises:
         UsageError: A gate bounds an unknown metric.
     """
-    for name in (*gates.metrics, *gates.slices, *gates.champion):
-        if name not in HIGHER_IS_BETTER:
-            raise UsageError(
-                f"A gate bounds {name!r}, which is no metric.", f"Known metrics: {', '.join(sorted(HIGHER_IS_BETTER))}."
-            )
+    _require_known((*gates.metrics, *gates.slices, *gates.champion), HIGHER_IS_BETTER)
     results = [_bounded(name, bound, metrics.get(name)) for name, bound in gates.metrics.items()]
     for name, slice_bound in gates.slices.items():
         judged = [
@@ -61,6 +64,55 @@ def judge(
             )
         )
     return results
+
+
+def judge_live(gates: LiveGates, numbers: LiveNumbers, champion: LiveNumbers | None) -> list[GateResult]:
+    """Return the verdict of every gate on what a version did for real requests.
+
+    Args:
+        gates: The bounds.
+        numbers: The version's.
+        champion: The champion's over the same time; `None` where the version is champion itself.
+
+    Raises:
+        UsageError: A gate bounds an unknown metric.
+    """
+    _require_known((*gates.metrics, *gates.champion), LIVE_HIGHER_IS_BETTER)
+    results = []
+    for name, bound in gates.metrics.items():
+        missing = _too_few(gates, name, numbers)
+        if champion is None and name == "agreement":
+            continue  # with itself
+        result = _bounded(name, bound, numbers.metrics.get(name))
+        results.append(_undecided(result, missing) if missing else result)
+    if champion is None:
+        return results
+    for name, champion_bound in gates.champion.items():
+        missing = _too_few(gates, name, numbers) or _too_few(gates, name, champion)
+        result = _against_champion(
+            name, champion_bound.max_loss, numbers.metrics.get(name), champion.version, champion.metrics, ""
+        )
+        results.append(_undecided(result, missing) if missing else result)
+    return results
+
+
+def _too_few(gates: LiveGates, name: str, numbers: LiveNumbers) -> str:
+    count = numbers.counts.get(name, 0)
+    if name in numbers.metrics and count >= gates.min_requests:
+        return ""
+    return f"not enough data: version {numbers.version} has {count} of {gates.min_requests} answers"
+
+
+def _undecided(result: GateResult, why: str) -> GateResult:
+    return result.model_copy(update={"passed": False, "undecided": True, "missed_by": 0.0, "note": why})
+
+
+def _require_known(names: Sequence[str], known: Mapping[str, bool]) -> None:
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"A gate bounds {name!r}, which is no metric.", f"Known metrics: {', '.join(sorted(known))}."
+            )
 
 
 def _bounded(gate: str, bound: Bound, value: float | None) -> GateResult:
@@ -86,7 +138,7 @@ def _against_champion(
         note = champion_note or "the champion could not be scored on these rows"
         return GateResult(gate=gate, bound=f"version {champion}", value=value, passed=False, note=note)
     theirs = champion_metrics[name]
-    bound = Bound(min=theirs - max_loss) if HIGHER_IS_BETTER[name] else Bound(max=theirs + max_loss)
+    bound = Bound(min=theirs - max_loss) if LIVE_HIGHER_IS_BETTER[name] else Bound(max=theirs + max_loss)
     result = _bounded(gate, bound, value)
     return result.model_copy(update={"note": f"version {champion} has {theirs:.4f}"})
 

@@ -103,6 +103,22 @@ class GateResult(Record):
     passed: bool
     missed_by: float = 0.0
     note: str = ""
+    undecided: bool = False
+    """There is not enough data for a verdict: neither passed nor missed."""
+
+
+class LiveNumbers(Record):
+    """What a version did for real requests, by the log of its endpoint."""
+
+    version: str
+    requests: int
+    """That it answered for somebody."""
+    shadows: int
+    """Copies that it answered for nobody."""
+    metrics: dict[str, float]
+    """What is known of p99_ms, error_rate, agreement, cost_per_1000 and, from feedback, of the evaluation's metrics."""
+    counts: dict[str, int]
+    """Metric to the number of answers that it rests on."""
 
 
 class SliceResult(Record):

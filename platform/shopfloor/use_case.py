@@ -166,12 +166,24 @@ class ChampionBound(_Section):
     max_loss: float = Field(ge=0)
 
 
+class LiveGates(_Section):
+    """Bounds on what a version does for real requests, judged while it is shadow or canary."""
+
+    metrics: dict[str, Bound] = {}
+    champion: dict[str, ChampionBound] = {}
+    min_requests: PositiveInt = 200
+    """Answers that a verdict needs."""
+    tolerance: float = Field(default=0.05, ge=0)
+    """Two numeric predictions that differ by no more agree."""
+
+
 class GatesSection(_Section):
     """The bounds that a model must meet to be promoted."""
 
     metrics: dict[str, Bound] = {}
     slices: dict[str, SliceBound] = {}
     champion: dict[str, ChampionBound] = {}
+    live: LiveGates = LiveGates()
 
 
 class Batching(_Section):
@@ -205,6 +217,8 @@ class ServingSection(_Section):
     """Whether predictions and feedback are kept in the artifact store."""
     cpus: float = Field(default=0.5, gt=0)
     """CPUs that Ray sets aside for a replica."""
+    cost_per_hour: float | None = Field(default=None, ge=0)
+    """What a replica costs, in the currency of the bounds."""
     gpus: float = Field(default=0, ge=0)
     max_rows: PositiveInt = 10_000
     """Rows in one request."""

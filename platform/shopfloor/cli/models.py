@@ -11,6 +11,7 @@ from shopfloor.cli import render
 
 if TYPE_CHECKING:
     from shopfloor.flows.promotion import Change
+    from shopfloor.settings import Settings
 
 ReasonOption = Annotated[str, typer.Option(help="Why, for the version's record.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -73,7 +74,7 @@ def show(
             render.out.print(f"{field:<16}{value}", markup=False)
     render.emit_table(
         ("gate", "bound", "value", "verdict"),
-        [(gate.gate, gate.bound, gate.value, "met" if gate.passed else "missed") for gate in passport.gates],
+        [(gate.gate, gate.bound, gate.value, render.verdict(gate)) for gate in passport.gates],
     )
 
 
@@ -85,12 +86,11 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
-    from shopfloor import registry
     from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import promotion
 
     settings = settings_of_running_stack(context)
-    name, version = _named(_client(context), model, registry.CHALLENGER)
+    name, version = named_version(settings, model)
     _ask(f"Version {version} of {name} will answer all requests.", yes)
     with render.activity(f"Promoting version {version} of {name}"):
         change = promotion.promote_version(settings, name, version, reason)
@@ -113,6 +113,17 @@ def rollback(
     with render.activity(f"Rolling {use_case} back"):
         change = promotion.roll_back(settings, use_case, reason)
     _show_change(change, as_json)
+
+
+def named_version(settings: Settings, model: str) -> tuple[str, str]:
+    """Return the name and the version of `model/version` or `model@alias`; without either, its challenger's.
+
+    Raises:
+        NotFoundError: No version has that alias.
+    """
+    from shopfloor import registry, tracking
+
+    return _named(tracking.connect(settings), model, registry.CHALLENGER)
 
 
 def _ask(what: str, yes: bool) -> None:

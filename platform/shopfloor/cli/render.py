@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
+    from shopfloor.records import GateResult
+
     out: Console
     """What a person reads, on stdout."""
     err: Console
@@ -84,3 +86,10 @@ def _console(name: str) -> Console:
     from rich.console import Console
 
     return Console(stderr=name == "err", highlight=False, soft_wrap=True)
+
+
+def verdict(gate: GateResult) -> str:
+    """Return a gate's verdict in words."""
+    if gate.undecided:
+        return gate.note or "undecided"
+    return "met" if gate.passed else f"missed by {gate.missed_by:.4g}"

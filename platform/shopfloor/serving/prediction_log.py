@@ -155,7 +155,14 @@ class PredictionLog:
         system.move(f"{directory}/.{name}", f"{directory}/{name}")
 
 
-def read_log(settings: Any, root: str, use_case: str, kind: str, since: dt.datetime | None = None) -> Any:
+def read_log(
+    settings: Any,
+    root: str,
+    use_case: str,
+    kind: str,
+    since: dt.datetime | None = None,
+    columns: list[str] | None = None,
+) -> Any:
     """Return the log of a use case as a pyarrow table, in no order; an empty one where there is none.
 
     Args:
@@ -164,6 +171,7 @@ def read_log(settings: Any, root: str, use_case: str, kind: str, since: dt.datet
         use_case: Its name.
         kind: `predictions` or `feedback`.
         since: Leave out what is older.
+        columns: Those to read; `None` for all of them.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -172,17 +180,18 @@ def read_log(settings: Any, root: str, use_case: str, kind: str, since: dt.datet
 
     system, directory = filesystem(settings, join(root, use_case, kind))
     found = system.get_file_info(fs.FileSelector(directory, allow_not_found=True, recursive=True))
-    day = f"date={since:%Y-%m-%d}" if since else ""
+    # A file's name begins with the time of its writing: no row in it is younger.
+    written = f"{since:%Y%m%dT%H%M%S}" if since else ""
     files = [
         item.path
         for item in found
         if item.is_file
         and item.base_name.endswith(".parquet")
         and not item.base_name.startswith(".")
-        and item.path.rsplit("/", 2)[1] >= day
+        and item.base_name >= written
     ]
-    empty = _table([], kind)
-    tables = [pq.read_table(file, filesystem=system, partitioning=None) for file in sorted(files)]
+    empty = _table([], kind).select(columns) if columns else _table([], kind)
+    tables = [pq.read_table(file, columns=columns, filesystem=system, partitioning=None) for file in sorted(files)]
     table = pa.concat_tables([empty, *tables])
     if since is not None:
         table = table.filter(pc.greater_equal(table["time"], pa.scalar(since, pa.timestamp("us", "UTC"))))

@@ -1,0 +1,174 @@
+"""A canary on a real endpoint under load: it becomes champion, is taken back, waits for data, goes on after a kill."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import requests
+from shopfloor.errors import UsageError
+from shopfloor.flows import canary
+from shopfloor.flows.promotion import promote_version, standing
+from shopfloor.serving.rollout import Traffic, declared_traffic, deploy, endpoint
+
+from tests.integration.test_serving import CASE, MODEL, USE_CASE, register_models, rows_of, serving_cluster
+
+LIVE = """
+gates:
+  live:
+    min_requests: 20
+    tolerance: TOLERANCE
+    metrics: {error_rate: {max: 0.1}, agreement: {min: 0.5}, p99_ms: {max: 5000}}
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rollout")
+    (directory / "pipelines" / CASE).mkdir(parents=True)
+    (directory / "pipelines" / CASE / "model.py").write_text(MODEL)
+    write_use_case(directory, tolerance=1)
+    with serving_cluster(directory) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def rows(settings):
+    frame, _ = register_models(settings, CASE, versions=2)
+    return rows_of(frame)
+
+
+@pytest.fixture
+def champion(settings, rows):
+    write_use_case(settings.project_root, tolerance=1)
+    promote_version(settings, CASE, "1")
+    deploy(settings, CASE, champion="1", challenger=None)
+
+
+def write_use_case(directory, tolerance):
+    gates = LIVE.replace("TOLERANCE", str(tolerance))
+    (directory / "pipelines" / CASE / "use_case.yaml").write_text(USE_CASE.format(name=CASE) + gates)
+
+
+@contextlib.contextmanager
+def requests_all_the_time(settings, rows):
+    """Ask as a handful of users would; give the answers that were none."""
+    failures, end = [], threading.Event()
+
+    def ask():
+        with requests.Session() as session:
+            for row in iter(lambda: rows[0], None):
+                if end.wait(0.01):
+                    return
+                answer = session.post(f"{endpoint(settings, CASE)}/predict", json=row, timeout=30)
+                if not answer.ok:
+                    failures.append(answer.text)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_good_version_goes_through_its_stages_to_champion(settings, rows, champion):
+    told = []
+    with requests_all_the_time(settings, rows) as failures:
+        result = canary.run(settings, CASE, "2", told.append, stages=(50, 100), stage_timeout_s=60)
+    assert not failures
+    assert result.outcome == "promoted"
+    assert told == ["Version 2 answers 50 % of the requests", "Version 2 answers 100 % of the requests"]
+    found = standing(settings, CASE)
+    assert (found.champion, found.answers, found.challenger) == ("2", "2", None)
+
+
+def test_a_broken_bound_takes_the_version_back_and_the_registry_says_why(settings, rows, champion):
+    import mlflow
+
+    write_use_case(settings.project_root, tolerance=0)
+    with requests_all_the_time(settings, rows) as failures:
+        result = canary.run(settings, CASE, "2", lambda text: None, stages=(20, 100), stage_timeout_s=60)
+    assert not failures
+    assert (result.outcome, result.percent) == ("rolled_back", 20)
+    assert result.reason == "agreement is 0, the bound is >= 0.5"
+    found = standing(settings, CASE)
+    assert (found.champion, found.answers, found.challenger) == ("1", "1", None)
+    client = mlflow.MlflowClient(settings.tracking_uri)
+    record = json.loads(client.get_model_version(CASE, "2").tags[canary.TAG])
+    assert record["reason"] == result.reason
+    assert "challenger" not in client.get_registered_model(CASE).aliases
+
+
+def test_without_requests_there_is_no_verdict_and_no_traffic(settings, rows, champion):
+    result = canary.run(settings, CASE, "2", lambda text: None, stages=(20, 100), stage_timeout_s=1)
+    assert (result.outcome, result.percent) == ("not_enough_data", 20)
+    assert "of 20 answers" in result.reason
+    assert declared_traffic(settings, CASE).canary_percent == 0
+    assert standing(settings, CASE).answers == "1"
+
+
+def test_a_killed_rollout_goes_on_from_its_stage(settings, rows, champion):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shopfloor", "rollout", "run", f"{CASE}/2", "--stages", "30,60,100"],
+        env=os.environ | settings.environment(),
+        cwd=settings.project_root,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "30 %" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    process.stderr.close()
+    deploy(settings, CASE, traffic=Traffic(canary_percent=60, shadow=True))  # it may have come so far
+    told = []
+    with requests_all_the_time(settings, rows):
+        result = canary.run(settings, CASE, "2", told.append, stages=(30, 60, 100), stage_timeout_s=60)
+    assert result.outcome == "promoted"
+    assert told[0] == "Version 2 answers 60 % of the requests"
+
+
+def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, rows, champion):
+    assert shopfloor(settings, "deploy", f"{CASE}/2", "--canary", "50", "--shadow").returncode == 0
+    with requests_all_the_time(settings, rows):
+        time.sleep(8)
+        shown = shopfloor(settings, "rollout", "status", CASE, "--since", "20s", "--json")
+    found = json.loads(shown.stdout)
+    assert [(item["version"], item["role"], item["percent"]) for item in found["versions"]] == [
+        ("1", "champion", 50),
+        ("2", "challenger", 50),
+    ]
+    assert all(gate["passed"] for gate in found["versions"][1]["gates"])
+    table = shopfloor(settings, "rollout", "status", CASE)
+    assert "2 (challenger)" in table.stdout
+    again = shopfloor(settings, "deploy", f"{CASE}/1")
+    assert (again.returncode, again.stderr.strip().count("\n")) == (2, 0)
+    assert "is the champion" in again.stderr
+
+
+@pytest.mark.parametrize("stages", [(), (50, 20), (0, 100), (50, 120)])
+def test_stages_that_do_not_rise_are_refused(settings, rows, stages):
+    with pytest.raises(UsageError, match="do not rise"):
+        canary.run(settings, CASE, "2", lambda text: None, stages=stages)
+
+
+def shopfloor(settings, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "shopfloor", *arguments],
+        env=os.environ | settings.environment(),
+        cwd=settings.project_root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
