@@ -1,6 +1,6 @@
 """The Ray Serve application of a use case: which versions it holds, and how a request finds one.
 
-All of it comes from the deployment's `user_config`, so a new version needs no new replica: it is loaded and warmed
+Each replica follows the assignment in the registry, so a new version needs no new replica: it is loaded and warmed
 beside the live one and swapped in when it answers. A version that does not load changes nothing but `/status`.
 Requests are answered straight from ASGI, because a web framework would cost more than the prediction.
 """
@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from shopfloor.errors import ServiceError
 from shopfloor.mlflow_import import import_mlflow
+from shopfloor.serving import assignment as assignments
 from shopfloor.serving import feedback, open_inference
 from shopfloor.serving.asgi import READ, REQUEST_ID, Answer, Receive, Request, Scope, Send, as_json, decline, problem
+from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
 from shopfloor.serving.documents import VERSION_HEADER, openapi, page
 from shopfloor.serving.metrics import CONTENT_TYPE, ReplicaMetrics
@@ -37,12 +41,18 @@ CLIENT_GONE = 499
 RETRY_S = (5, 15, 60)
 """Pauses before a version that did not load is tried again; the last one repeats."""
 RETRY_AFTER_S = 1
+LOOK_EVERY_S = 1.0
+"""How often a replica looks at its assignment."""
+LOOK_TIMEOUT_S = 10.0
+SWITCH_INTERVAL_S = 0.0005
 
 
 class Predictor:
     """The deployment: holds the loaded versions and answers requests."""
 
     def __init__(self) -> None:
+        # What runs in threads (a model being loaded, the log, a shadow) leaves the interpreter to a request at once.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         # Replicas freeze the garbage collector once they are up: what is imported by then never slows a request.
         import_mlflow()
         import mlflow.environment_variables
@@ -57,6 +67,8 @@ class Predictor:
         self._champion: ServedModel | None = None
         self._challenger: ServedModel | None = None
         self._errors: dict[str, str] = {}
+        self._assignment = Assignment()
+        self._following: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._tokens: Tokens | None = None
         self._shadow = Shadow(self._shadow_answered)
@@ -82,8 +94,8 @@ class Predictor:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new configuration; return at once where a champion answers, else when one does or cannot.
 
-        Serve sends no requests to a replica that is being reconfigured. Therefore a live replica loads in the
-        background, and only one that has nothing to answer with waits.
+        Serve sends no requests to a replica that is being reconfigured. Therefore only one that has nothing to answer
+        with waits here.
         """
         config = Config.model_validate(user_config)
         if config == self._config:
@@ -94,14 +106,42 @@ class Predictor:
             await self._log_to(config)
         self._config = config
         self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
-        for version in config.versions():
+        if self._following is not None:
+            self._following.cancel()
+        first = asyncio.Event()
+        self._following = asyncio.create_task(self._follow(config, first))
+        if self._champion is None:
+            await first.wait()
+
+    async def _follow(self, config: Config, tried: asyncio.Event) -> None:
+        """Look at the assignment again and again, and take up what it says; `tried` is set after the first time."""
+        import requests
+
+        reachable = True
+        with requests.Session() as session:
+            while True:
+                try:
+                    wanted = await asyncio.to_thread(
+                        assignments.read, session, config.tracking_uri, config.use_case, LOOK_TIMEOUT_S
+                    )
+                    reachable = True
+                    if wanted != self._assignment:
+                        self._take_up(config, wanted, tried)
+                    elif self._loading is None:
+                        tried.set()  # nothing is assigned
+                except ServiceError as error:  # what answers goes on answering
+                    if reachable:
+                        logger.warning("%s", error)
+                    reachable = False
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    def _take_up(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
+        self._assignment = wanted
+        for version in wanted.versions():
             self._errors.pop(version, None)
         if self._loading is not None:
             self._loading.cancel()
-        first = asyncio.Event()
-        self._loading = asyncio.create_task(self._load_wanted(config, first))
-        if self._champion is None:
-            await first.wait()
+        self._loading = asyncio.create_task(self._load_wanted(config, wanted, tried))
 
     async def _log_to(self, config: Config) -> None:
         if self._log is not None:
@@ -111,19 +151,18 @@ class Predictor:
             place = Settings(project_root=Path("/"), s3_endpoint_url=config.s3_endpoint_url)
             self._log = PredictionLog(config.log_root, config.use_case, _replica(), place)
 
-    async def _load_wanted(self, config: Config, tried: asyncio.Event) -> None:
-        """Load what `config` names and is not loaded, swap it in, and try again what failed."""
-        wanted = config.versions()
+    async def _load_wanted(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
+        """Load what is assigned and not loaded, swap it in, and try again what failed."""
         try:
             for attempt in itertools.count():
-                for version in wanted:
+                for version in wanted.versions():
                     await self._load(config, version)
-                self._swap(config)
+                self._swap(config, wanted)
                 tried.set()
-                if all(version in self._loaded for version in wanted):
+                if all(version in self._loaded for version in wanted.versions()):
                     return
                 await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-        finally:  # a newer configuration took over: who waited for this one waits no longer
+        finally:  # a newer assignment took over: who waited for this one waits no longer
             tried.set()
 
     async def _load(self, config: Config, version: str) -> None:
@@ -136,13 +175,13 @@ class Predictor:
             logger.exception("version %s of %s does not load", version, config.use_case)
             self._errors[version] = f"{type(error).__name__}: {error}"[:2000]
 
-    def _swap(self, config: Config) -> None:
+    def _swap(self, config: Config, wanted: Assignment) -> None:
         """Let the loaded versions answer, and forget those that nobody names any more."""
-        self._champion = self._loaded.get(config.champion, self._champion) if config.champion else None
-        self._challenger = self._loaded.get(config.challenger, self._challenger) if config.challenger else None
+        self._champion = self._loaded.get(wanted.champion, self._champion) if wanted.champion else None
+        self._challenger = self._loaded.get(wanted.challenger, self._challenger) if wanted.challenger else None
         live = [model for model in (self._champion, self._challenger) if model]
         self._loaded = {model.version: model for model in live}
-        self._shadow.model = self._challenger if config.shadow else None
+        self._shadow.model = self._challenger if wanted.shadow else None
         self._batchers = {
             model.version: Batcher(model, config.batch_rows, config.batch_wait_ms / 1000, self._metrics.batch)
             for model in live
@@ -258,7 +297,7 @@ class Predictor:
             case ["health", "ready"] if method in READ:
                 return {"ready": self._the_champion() is not None}
             case [] if method in READ:
-                return open_inference.server_metadata(self._config.champion or "")
+                return open_inference.server_metadata(self._assignment.champion or "")
             case ["models", name, *rest]:
                 model = self._named(request, name, rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None)
                 match rest[2:] if rest[:1] == ["versions"] else rest, method:
@@ -317,16 +356,17 @@ class Predictor:
         return 200, "text/html; charset=utf-8", page(model, prefix, f"{request.scheme}://{host}").encode()
 
     def _status(self) -> dict[str, Any]:
-        config = self._config
+        config, wanted = self._config, self._assignment
         return {
             "use_case": config.use_case,
             "champion": self._champion.version if self._champion else None,
             "challenger": self._challenger.version if self._challenger else None,
             "loaded": {model.version: {"native": model.quick} for model in self._loaded.values()},
-            "loading": [version for version in config.versions() if version not in {*self._loaded, *self._errors}],
+            "loading": [version for version in wanted.versions() if version not in {*self._loaded, *self._errors}],
             "errors": self._errors,
-            "config": config.model_dump(exclude={"tracking_uri", "tokens_file"}),
-            "digest": config.digest(),
+            "assigned": wanted.model_dump(),
+            "config": config.model_dump(exclude={"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url"}),
+            "digest": config.digest(wanted),
             "replica": _replica(),
         }
 
@@ -338,7 +378,7 @@ class Predictor:
             request.role = "asked"
             model = self._version(asked.decode("latin-1"))
         elif self._challenger is not None and takes(
-            self._config.canary_percent, self._config.use_case, request.headers.get(_KEY_HEADER)
+            self._assignment.canary_percent, self._config.use_case, request.headers.get(_KEY_HEADER)
         ):
             request.role = "canary"
             model = self._challenger
@@ -363,7 +403,7 @@ class Predictor:
         return model
 
     def _why_no_champion(self) -> str:
-        wanted = self._config.champion
+        wanted = self._assignment.champion
         if wanted is None:
             return "No version is champion yet; promote one with `shopfloor models promote`."
         return f"Version {wanted} is to be champion and does not load: {self._errors.get(wanted, 'it is loading')}."

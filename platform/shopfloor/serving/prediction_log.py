@@ -25,6 +25,7 @@ FLUSH_S = 5.0
 MAX_ROWS = 200_000
 MAX_BYTES = 256 * 1024 * 1024
 """Of bodies and answers that wait to be written."""
+ROWS_AT_ONCE = 250
 MAX_BODY_BYTES = 64 * 1024
 """A longer body, of many rows, is not kept; that it came is."""
 
@@ -143,6 +144,7 @@ class PredictionLog:
     def _write(self, kind: str, entries: list[Any]) -> None:
         if not entries:
             return
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         now = dt.datetime.now(dt.UTC)
@@ -151,7 +153,12 @@ class PredictionLog:
         system, directory = filesystem(self._settings, join(self._place, kind, f"date={now:%Y-%m-%d}"))
         system.create_dir(directory, recursive=True)
         # Readers skip names that begin with a dot; an object store has the whole file or none.
-        pq.write_table(_table(entries), f"{directory}/.{name}", filesystem=system, compression="zstd")
+        parts = []
+        for start in range(0, len(entries), ROWS_AT_ONCE):
+            parts.append(_table(entries[start : start + ROWS_AT_ONCE]))
+            time.sleep(0.001)  # the interpreter belongs to the requests
+        table = pa.concat_tables(parts)
+        pq.write_table(table, f"{directory}/.{name}", filesystem=system, compression="zstd")
         system.move(f"{directory}/.{name}", f"{directory}/{name}")
 
 

@@ -1,7 +1,8 @@
-"""Puts model versions on Ray Serve and says which ones answer: Serve's REST API and the endpoint's own status.
+"""Puts model versions on Ray Serve and says which ones answer: the assignment, Serve's REST API, the endpoint's status.
 
 Serve takes the list of all applications at once, so reading, changing and writing it happens under one lock: two
-deployers never lose each other's application. A version that does not load is taken back, and the live one answers on.
+deployers never lose each other's application. It is asked only where an application is new or its settings changed;
+versions come and go by the assignment. One that does not load is taken back, and the live one answers on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from urllib.parse import urlsplit
 
 from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
 from shopfloor.results import EFFECT
+from shopfloor.serving import assignment as assignments
 from shopfloor.serving.app import DEPLOYMENT
+from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, is_remote, join, publish
@@ -78,9 +81,10 @@ def declared_traffic(settings: Settings, use_case: str) -> Traffic:
     """Return what the challenger of a use case is to get of the requests.
 
     Raises:
-        ServiceError: Ray does not answer.
+        ServiceError: MLflow does not answer.
     """
-    return _traffic(_applications(settings).get(use_case))
+    assigned = _assigned(settings, use_case)
+    return Traffic(assigned.canary_percent, assigned.shadow)
 
 
 def live_versions(settings: Settings, use_case: str) -> Versions:
@@ -119,24 +123,27 @@ def deploy(
     deadline = time.monotonic() + timeout_s
     with _locked(settings):
         applications = _applications(settings)
-        before = _versions(applications.get(use_case))
-        wanted: Versions = {
-            "champion": before.get("champion") if isinstance(champion, Keep) else champion,
-            "challenger": before.get("challenger") if isinstance(challenger, Keep) else challenger,
-        }
-        traffic_before = _traffic(applications.get(use_case))
-        traffic = traffic_before if isinstance(traffic, Keep) else traffic
-        application = _application(settings, case, wanted, traffic, applications.get(use_case))
-        _declare(settings, applications, application)
+        before = _assigned(settings, use_case)
+        wanted = Assignment(
+            champion=before.champion if isinstance(champion, Keep) else champion,
+            challenger=before.challenger if isinstance(challenger, Keep) else challenger,
+            canary_percent=before.canary_percent if isinstance(traffic, Keep) else traffic.canary_percent,
+            shadow=before.shadow if isinstance(traffic, Keep) else traffic.shadow,
+        )
+        present = applications.get(use_case)
+        application = _application(settings, case, present)
+        _assign(settings, use_case, wanted)
+        if _declaration(present) != _declaration({"deployed_app_config": application}):
+            _declare(settings, applications, application)
     try:
-        _wait_until_loaded(settings, case, wanted, _digest(application), deadline)
+        _wait_until_loaded(settings, case, wanted, _digest(application, wanted), deadline)
     except _DoesNotLoadError as error:
-        _take_back(settings, case, wanted, before, traffic_before)
+        _take_back(settings, use_case, wanted, before)
         raise ShopfloorError(
             f"Version {error.version} of {use_case} does not load: {error.reason}",
             "What answered before still answers.",
         ) from error
-    return wanted
+    return {"champion": wanted.champion, "challenger": wanted.challenger}
 
 
 def undeploy(settings: Settings, use_case: str) -> None:
@@ -150,6 +157,7 @@ def undeploy(settings: Settings, use_case: str) -> None:
         if applications.pop(use_case, None) is None:
             return
         _declare(settings, applications)
+        _assign(settings, use_case, Assignment())
     deadline = time.monotonic() + settings.request_timeout_s
     while _endpoint_status(settings, use_case):
         if time.monotonic() > deadline:
@@ -192,18 +200,24 @@ class _DoesNotLoadError(Exception):
         self.reason = reason
 
 
-def _application(
-    settings: Settings, case: UseCase, versions: Versions, traffic: Traffic, present: Any
-) -> dict[str, Any]:
+def _assigned(settings: Settings, use_case: str) -> Assignment:
+    import requests
+
+    return assignments.read(requests, settings.tracking_uri, use_case, settings.request_timeout_s)
+
+
+def _assign(settings: Settings, use_case: str, assignment: Assignment) -> None:
+    import requests
+
+    assignments.write(requests, settings.tracking_uri, use_case, assignment, settings.request_timeout_s)
+
+
+def _application(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
     """Return the declaration of a use case's application."""
     serving = case.serving
     config = Config(
         use_case=case.name,
         tracking_uri=settings.tracking_uri,
-        champion=versions["champion"],
-        challenger=versions["challenger"],
-        canary_percent=traffic.canary_percent,
-        shadow=traffic.shadow,
         log_root=log_root(settings) if serving.log else None,
         s3_endpoint_url=settings.s3_endpoint_url,
         max_in_flight=serving.max_in_flight,
@@ -216,7 +230,7 @@ def _application(
     )
     failed = present is not None and present["status"] == "DEPLOY_FAILED"
     attempt = _config(present).get("args", {}).get("attempt", "") if present and not failed else uuid.uuid4().hex[:8]
-    return {
+    application: dict[str, Any] = {
         "name": case.name,
         "route_prefix": f"/{case.name}",
         "import_path": IMPORT_PATH,
@@ -235,6 +249,9 @@ def _application(
             }
         ],
     }
+    declaration = hashlib.sha256(json.dumps(application, sort_keys=True).encode()).hexdigest()[:16]
+    application["deployments"][0]["user_config"]["declaration"] = declaration
+    return application
 
 
 def _replicas(serving: ServingSection) -> dict[str, Any]:
@@ -257,18 +274,18 @@ def _code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest(application: dict[str, Any]) -> str:
-    return Config.model_validate(application["deployments"][0]["user_config"]).digest()
+def _digest(application: dict[str, Any], assignment: Assignment) -> str:
+    return Config.model_validate(application["deployments"][0]["user_config"]).digest(assignment)
 
 
-def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Versions, digest: str, deadline: float) -> None:
+def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Assignment, digest: str, deadline: float) -> None:
     """Return when as many replicas as configured have the configuration of that digest and hold `wanted`."""
     ready: set[str] = set()
     seen = "it never answered"
     while time.monotonic() < deadline:
         status = _endpoint_status(settings, case.name)
         if status and status.get("digest") == digest:
-            for version in filter(None, wanted.values()):
+            for version in wanted.versions():
                 if version in status["errors"]:
                     raise _DoesNotLoadError(version, status["errors"][version])
             seen = f"it is loading {', '.join(status['loading'])}"
@@ -280,12 +297,12 @@ def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Versions, dige
             seen = _check_progress(settings, case.name, wanted)
         time.sleep(POLL_S)
     raise ServiceError(
-        f"The endpoint {endpoint(settings, case.name)} did not load {wanted} in time: {seen}.",
+        f"The endpoint {endpoint(settings, case.name)} did not load {', '.join(wanted.versions())} in time: {seen}.",
         f"Look at its logs in {settings.ray_dashboard_url}, then deploy again.",
     )
 
 
-def _check_progress(settings: Settings, use_case: str, wanted: Versions) -> str:
+def _check_progress(settings: Settings, use_case: str, wanted: Assignment) -> str:
     """Return what Serve says about an application that does not hold `wanted` yet.
 
     Raises:
@@ -293,7 +310,7 @@ def _check_progress(settings: Settings, use_case: str, wanted: Versions) -> str:
         ConflictError: It is not to hold `wanted` any more.
     """
     application = _applications(settings).get(use_case)
-    if application is None or _versions(application) != wanted:
+    if application is None or _assigned(settings, use_case) != wanted:
         raise ConflictError(
             f"Another deployment of {use_case} took the place of this one.", "Wait for it to end, then deploy again."
         )
@@ -307,14 +324,11 @@ def _check_progress(settings: Settings, use_case: str, wanted: Versions) -> str:
     return f"Serve says {application['status']} {application['message']}".rstrip()
 
 
-def _take_back(settings: Settings, case: UseCase, wanted: Versions, before: Versions, traffic: Traffic) -> None:
-    """Declare what was deployed before `wanted`, where nobody else has deployed since."""
+def _take_back(settings: Settings, use_case: str, wanted: Assignment, before: Assignment) -> None:
+    """Assign what was assigned before `wanted`, where nobody else has deployed since."""
     with _locked(settings):
-        applications = _applications(settings)
-        present = applications.get(case.name)
-        if present is not None and _versions(present) == wanted:
-            versions: Versions = {"champion": before.get("champion"), "challenger": before.get("challenger")}
-            _declare(settings, applications, _application(settings, case, versions, traffic, present))
+        if _assigned(settings, use_case) == wanted:
+            _assign(settings, use_case, before)
 
 
 def _config(application: Any) -> dict[str, Any]:
@@ -322,19 +336,13 @@ def _config(application: Any) -> dict[str, Any]:
     return config
 
 
-def _versions(application: Any) -> Versions:
-    """Return the versions that an application is declared to hold."""
-    for deployment in _config(application).get("deployments", []):
-        user_config = deployment.get("user_config") or {}
-        return {alias: user_config.get(alias) for alias in ("champion", "challenger")}
-    return {}
-
-
-def _traffic(application: Any) -> Traffic:
-    for deployment in _config(application).get("deployments", []):
-        user_config = deployment.get("user_config") or {}
-        return Traffic(user_config.get("canary_percent", 0), user_config.get("shadow", False))
-    return NO_TRAFFIC
+def _declaration(application: Any) -> str | None:
+    """Return the hash of what was declared to Serve; `None` where nothing was, or it failed to start."""
+    if application is None or application.get("status") == "DEPLOY_FAILED":
+        return None
+    deployments = _config(application).get("deployments") or [{}]
+    declaration = (deployments[0].get("user_config") or {}).get("declaration")
+    return str(declaration) if declaration else None
 
 
 def _applications(settings: Settings) -> dict[str, Any]:

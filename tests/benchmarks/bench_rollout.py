@@ -1,0 +1,101 @@
+"""The endpoint while versions come and go: a steady load of half of what it takes, and what the requests notice.
+
+The peer is the same endpoint in peace, just before. A share of the load is due at fixed times, whatever the answers do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+from shopfloor.flows.promotion import promote_version, roll_back
+from shopfloor.serving.rollout import KEEP, Traffic, deploy, endpoint
+from shopfloor.settings import Settings
+
+from tests.benchmarks.load import load, steady
+from tests.benchmarks.table import Row
+from tests.integration.test_serving import CASE, MODEL, USE_CASE, register_models, serving_cluster
+
+PEACE_S = 10.0
+AFTER_S = 2.0
+SHADOW_S = 15.0
+
+
+def measure() -> list[Row]:
+    """Return what a swap, a promotion, a rollback and a shadow cost the requests of others."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        case = directory / "pipelines" / CASE
+        case.mkdir(parents=True)
+        (case / "use_case.yaml").write_text(USE_CASE.format(name=CASE))
+        (case / "model.py").write_text(MODEL)
+        settings: Settings = stack.enter_context(serving_cluster(directory))
+        register_models(settings, CASE, versions=2, columns=40, rounds=100, rows=20_000)
+        promote_version(settings, CASE, "1")
+        url = f"{endpoint(settings, CASE)}/predict"
+        document = requests.get(f"{endpoint(settings, CASE)}/openapi.json", timeout=10).json()
+        described = document["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]
+        body = json.dumps(described["example"]).encode()
+        load(url, body, 2.0)
+        half = load(url, body, 4.0).requests_per_s / 2
+
+        def swap() -> None:
+            deploy(settings, CASE, challenger="2")
+
+        rows = [
+            _noticed("a version loaded beside the champion", url, body, half, swap),
+            _noticed("a promotion", url, body, half, lambda: promote_version(settings, CASE, "2")),
+            _noticed("a rollback", url, body, half, lambda: roll_back(settings, CASE)),
+        ]
+        deploy(settings, CASE, challenger="2")
+        rows.append(_shadowed(settings, url, body, half))
+    return rows
+
+
+def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[], object]) -> Row:
+    with steady(url, body, rate) as found:
+        time.sleep(1)
+        begun = time.perf_counter()
+        time.sleep(PEACE_S)
+        changing = time.perf_counter()
+        change()
+        time.sleep(AFTER_S)
+        ended = time.perf_counter()
+    before, during = found.p99_ms(begun, changing), found.p99_ms(changing, ended)
+    return Row(
+        name=f"{what}, {rate:,.0f} requests/s",
+        ours=f"p99 {during:.1f} ms, {found.failed} failed",
+        peer=f"in peace {before:.1f} ms",
+        ratio=during / before,
+        target="<= 2, 0 failed",
+        ok=during <= 2 * before and not found.failed,
+    )
+
+
+def _shadowed(settings: Settings, url: str, body: bytes, rate: float) -> Row:
+    """Compare the requests with and without a shadow, in turn, twice each."""
+    p99: dict[bool, list[float]] = {False: [], True: []}
+    failed = 0
+    for shadow in (False, True, False, True):
+        deploy(settings, CASE, challenger=KEEP, traffic=Traffic(shadow=shadow))
+        with steady(url, body, rate) as found:
+            time.sleep(1)
+            begun = time.perf_counter()
+            time.sleep(SHADOW_S)
+            ended = time.perf_counter()
+        p99[shadow].append(found.p99_ms(begun, ended))
+        failed += found.failed
+    ours, peer = min(p99[True]), min(p99[False])
+    return Row(
+        name=f"a shadow, {rate:,.0f} requests/s",
+        ours=f"p99 {ours:.1f} ms, {failed} failed",
+        peer=f"without {peer:.1f} ms",
+        ratio=ours / peer,
+        target="<= 1.1, 0 failed",
+        ok=ours <= 1.1 * peer and not failed,
+    )

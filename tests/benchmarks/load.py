@@ -1,0 +1,197 @@
+"""Load on an HTTP endpoint: as much as it takes, or so many requests a second."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one server did in one round."""
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection that sends the same request again as soon as it is answered, or when it is its time."""
+
+    def __init__(self, request: bytes, latencies: list[float]) -> None:
+        self.request, self.latencies = request, latencies
+        self.buffer, self.running = b"", True
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.send()
+
+    def send(self) -> None:
+        self.sent = time.perf_counter()
+        self.transport.write(self.request)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(problem)
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head, separator, body = self.buffer.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+        if len(body) < length:
+            return
+        status, self.buffer = int(head.split(b" ", 2)[1]), b""
+        self.answered(status, head + separator + body)
+
+    def answered(self, status: int, answer: bytes) -> None:
+        if status != 200:
+            raise RuntimeError(answer.decode())
+        self.latencies.append(time.perf_counter() - self.sent)
+        if self.running:
+            self.send()
+        else:
+            self.transport.close()
+
+
+def request(url: str, body: bytes, token: str | None = None) -> tuple[str, int, bytes]:
+    """Return host, port and the bytes of a POST request."""
+    _, _, host, path = url.split("/", 3)
+    lines = [f"POST /{path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body)}", *([f"Authorization: Bearer {token}"] if token else [])]
+    name, _, port = host.partition(":")
+    return name, int(port), "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def load(url: str, body: bytes, seconds: float, token: str | None = None) -> Load:
+    """Ask `url` as fast as it answers on 8 connections."""
+    latencies: list[float] = []
+    name, port, content = request(url, body, token)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        connections = [
+            (await loop.create_connection(lambda: Connection(content, latencies), name, port))[1]
+            for _ in range(CONNECTIONS)
+        ]
+        await asyncio.sleep(seconds)
+        for connection in connections:
+            connection.running = False
+        for connection in connections:  # the next server begins when this one has answered everything
+            await connection.closed
+
+    asyncio.run(run())
+    latencies.sort()
+    return Load(len(latencies) / seconds, percentile(latencies, 50) * 1000, percentile(latencies, 99) * 1000)
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """Return a percentile of values, which need not be sorted."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else float("nan")
+
+
+@dataclass
+class Steady:
+    """What came of a steady load."""
+
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+    """When the request was due (`time.perf_counter()`), how long from then its answer took in seconds, its status."""
+    lost: int = 0
+    """Requests whose connection broke."""
+
+    def p99_ms(self, begin: float, end: float) -> float:
+        """Return the 99th percentile of the requests that were due between two times."""
+        return percentile([took for due, took, _ in self.answers if begin <= due < end], 99) * 1000
+
+    @property
+    def failed(self) -> int:
+        """Return how many requests got no answer, or another than 200."""
+        return self.lost + sum(status != 200 for _, _, status in self.answers)
+
+
+@contextmanager
+def steady(url: str, body: bytes, requests_per_s: float) -> Iterator[Steady]:
+    """Ask `url` so often for the time of the block, from a process of its own; a late answer delays nobody's due time.
+
+    What is yielded is filled in at the end of the block. Its times compare with `time.perf_counter()` of this process.
+    """
+    found = Steady()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.load", url, body.decode(), str(requests_per_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield found
+    finally:
+        said, _ = process.communicate("\n", timeout=60)
+        result = json.loads(said)
+        found.answers = [tuple(answer) for answer in result["answers"]]
+        found.lost = result["lost"]
+
+
+def _ask_steadily(url: str, body: bytes, requests_per_s: float) -> Steady:
+    """Ask until a line comes on stdin."""
+    found = Steady()
+    end = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.readline(), end.set()), daemon=True).start()
+    name, port, content = request(url, body)
+    interval_s = CONNECTIONS / requests_per_s
+
+    class Paced(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def answered(self, status: int, answer: bytes) -> None:
+            self.done.set_result(status)
+
+        def connection_lost(self, problem: Exception | None) -> None:
+            super().connection_lost(problem)
+            if hasattr(self, "done") and not self.done.done():
+                self.done.set_exception(ConnectionError())
+
+    async def one(number: int) -> None:
+        loop = asyncio.get_running_loop()
+        due = time.perf_counter() + number * interval_s / CONNECTIONS
+        connection = None
+        while not end.is_set():
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            try:
+                if connection is None or connection.closed.done():
+                    connection = (await loop.create_connection(lambda: Paced(content, []), name, port))[1]
+                connection.done = loop.create_future()
+                connection.send()
+                status = await connection.done
+                found.answers.append((due, time.perf_counter() - due, status))
+            except OSError:
+                found.lost += 1
+                connection = None
+            due += interval_s
+        if connection is not None:
+            connection.transport.close()
+
+    async def run() -> None:
+        await asyncio.gather(*(one(number) for number in range(CONNECTIONS)))
+
+    gc.disable()
+    asyncio.run(run())
+    return found
+
+
+if __name__ == "__main__":
+    outcome = _ask_steadily(sys.argv[1], sys.argv[2].encode(), float(sys.argv[3]))
+    json.dump({"answers": outcome.answers, "lost": outcome.lost}, sys.stdout)
