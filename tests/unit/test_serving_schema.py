@@ -35,11 +35,16 @@ def test_an_optional_column_may_be_null_or_left_out():
     assert SCHEMA.parse(b'{"hour": 1, "distance": 1.0}') == [1, 1.0, None, None, None]
 
 
+def test_a_whole_number_with_a_point_is_an_integer_as_json_schema_says():
+    hour = SCHEMA.parse(json.dumps(GOOD | {"hour": 15.0}).encode())[0]
+    assert (hour, type(hour)) == (15, int)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("hour", True),
-        ("hour", 1.0),
+        ("hour", 1e19),
         ("hour", 1.5),
         ("hour", "7"),
         ("hour", None),

@@ -20,7 +20,19 @@ from shopfloor.errors import ServiceError
 from shopfloor.mlflow_import import import_mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving import feedback, open_inference
-from shopfloor.serving.asgi import READ, REQUEST_ID, Answer, Receive, Request, Scope, Send, as_json, decline, problem
+from shopfloor.serving.asgi import (
+    READ,
+    REQUEST_ID,
+    Answer,
+    MethodNotAllowed,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    as_json,
+    decline,
+    problem,
+)
 from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
 from shopfloor.serving.documents import VERSION_HEADER, openapi, page
@@ -201,7 +213,7 @@ class Predictor:
         try:
             status, content_type, body = await self._answer(request)
         except BadRequest as error:
-            request.failed = isinstance(error, Unanswerable)
+            _note_refusal(request, error)
             status, content_type, body = problem(error.status, error.message, error.fields)
         except Exception:
             logger.exception("%s %s failed", request.method, request.path)
@@ -220,6 +232,8 @@ class Predictor:
             headers.append((_VERSION_HEADER, request.version.encode()))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        elif status == 405:
+            headers.append((b"allow", request.allowed.encode()))
         elif status == 503:
             headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -286,7 +300,7 @@ class Predictor:
         try:
             return as_json(200, await self._v2(request))
         except BadRequest as error:
-            request.failed = isinstance(error, Unanswerable)
+            _note_refusal(request, error)
             return as_json(error.status, {"error": error.message} | ({"fields": error.fields} if error.fields else {}))
 
     async def _v2(self, request: Request) -> dict[str, Any]:
@@ -299,21 +313,24 @@ class Predictor:
             case [] if method in READ:
                 return open_inference.server_metadata(self._assignment.champion or "")
             case ["models", name, *rest]:
-                model = self._named(request, name, rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None)
-                match rest[2:] if rest[:1] == ["versions"] else rest, method:
-                    case [], "GET" | "HEAD":
+                version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
+                asked = rest[2:] if rest[:1] == ["versions"] else rest
+                allowed = {(): "GET", ("ready",): "GET", ("infer",): "POST"}.get(tuple(asked))
+                if allowed is not None and method != allowed and (allowed, method) != ("GET", "HEAD"):
+                    raise MethodNotAllowed(route, method, allowed)
+                model = self._named(request, name, version)
+                match asked:
+                    case []:
                         return open_inference.model_metadata(model, sorted(self._loaded))
-                    case ["ready"], "GET" | "HEAD":
+                    case ["ready"]:
                         return {"name": model.name, "ready": True}
-                    case ["infer"], "POST":
+                    case ["infer"]:
                         request.route, request.version = "/v2/infer", model.version
                         request.require_json()
                         body = await request.read(self._config.max_body_bytes)
                         return await asyncio.to_thread(open_inference.infer, model, body, self._config.max_rows)
-                    case (([] | ["ready"] | ["infer"]), _):
-                        raise BadRequest(405, f"{route} does not take {method}.")
             case ["health", "live" | "ready"] | []:
-                raise BadRequest(405, f"{route} takes GET, not {method}.")
+                raise MethodNotAllowed(route, method, "GET")
         raise BadRequest(404, f"There is no {route[:200]} here.")
 
     def _check_token(self, tokens: Tokens, request: Request) -> None:
@@ -336,11 +353,11 @@ class Predictor:
         """Answer what is not a prediction."""
         route, prefix = request.path, request.root
         if route in {"/predict", "/invocations", "/feedback"}:
-            raise BadRequest(405, f"{route} takes POST, not {request.method}.")
+            raise MethodNotAllowed(route, request.method, "POST")
         if route not in {"/status", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}:
             raise BadRequest(404, f"There is no {route[:200] or '/'} here; {prefix}/docs says what there is.")
         if request.method not in READ:
-            raise BadRequest(405, f"{route} takes GET, not {request.method}.")
+            raise MethodNotAllowed(route, request.method, "GET")
         if route == "/status":
             return as_json(200, self._status())
         if route == "/metrics":
@@ -462,6 +479,12 @@ def build(args: dict[str, Any]) -> Any:
 _VERSION_HEADER = VERSION_HEADER.lower().encode()
 _KEY_HEADER = KEY_HEADER.lower().encode()
 _ROUTES = {"/predict", "/invocations"}
+
+
+def _note_refusal(request: Request, error: BadRequest) -> None:
+    request.failed = isinstance(error, Unanswerable)
+    if isinstance(error, MethodNotAllowed):
+        request.allowed = error.allowed
 
 
 def _replica() -> str:

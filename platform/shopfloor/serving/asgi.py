@@ -26,11 +26,20 @@ _process = secrets.token_hex(6)
 _numbers = itertools.count(1)
 
 
+class MethodNotAllowed(BadRequest):
+    """There is such a route, and it takes another method."""
+
+    def __init__(self, route: str, method: str, allowed: str) -> None:
+        super().__init__(405, f"{route} takes {allowed}, not {method[:20]}.")
+        self.allowed = allowed
+
+
 class Request:
     """What a client asks, and what came of it, for the metrics and the log."""
 
     __slots__ = (
         "_receive",
+        "allowed",
         "body",
         "failed",
         "headers",
@@ -59,6 +68,8 @@ class Request:
         self.version = ""
         """That answered; empty while none does."""
         self.role = "live"
+        self.allowed = ""
+        """The methods that the route takes, where it does not take this one."""
         self.failed = False
         """Whether the model failed, not the client."""
         given = self.headers.get(REQUEST_ID, b"")

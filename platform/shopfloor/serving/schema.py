@@ -1,7 +1,7 @@
 """The typed body of `POST /<use_case>/predict`, derived from a model's MLflow signature.
 
 One JSON object is one row: a key per column, strict types, nothing unknown. What is checked here is what the OpenAPI
-document says, because both come from the same pydantic-core schema. Parsing never raises anything but `BadRequest`.
+document says, because both come from the same pydantic-core schemas. Parsing never raises anything but `BadRequest`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class RowSchema:
         self.columns = columns
         fields = {column.name: _field(column, single_precision) for column in columns}
         self._schema = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
-        self._validator = SchemaValidator(self._schema)
+        taken = {column.name: _field(column, single_precision, _TAKEN) for column in columns}
+        self._validator = SchemaValidator(core_schema.typed_dict_schema(taken, extra_behavior="forbid"))
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the row's values in the order of the columns; what is left out or null is `None`.
@@ -150,6 +151,23 @@ def _integer(limit: int) -> core_schema.CoreSchema:
     return core_schema.int_schema(ge=-limit - 1, le=limit, strict=True)
 
 
+def _whole(limit: int) -> core_schema.CoreSchema:
+    """Return what `_integer` takes, and the same numbers with a point: to JSON Schema, 15.0 is an integer."""
+
+    def to_int(value: float) -> int:
+        if not value.is_integer():
+            raise ValueError
+        return int(value)
+
+    with_point = core_schema.no_info_after_validator_function(to_int, core_schema.float_schema(strict=True))
+    return core_schema.union_schema(
+        [_integer(limit), core_schema.chain_schema([with_point, _integer(limit)])],
+        mode="left_to_right",
+        custom_error_type="whole_number",
+        custom_error_message=f"must be a whole number from {-limit - 1} to {limit}",
+    )
+
+
 def _real(limit: float | None = None) -> core_schema.CoreSchema:
     if limit is None:
         return core_schema.float_schema(allow_inf_nan=False, strict=True)
@@ -165,6 +183,8 @@ _FIELD_SCHEMAS: dict[str, core_schema.CoreSchema] = {
     "string": core_schema.str_schema(strict=True),
     "datetime": core_schema.datetime_schema(strict=True),
 }
+_TAKEN = _FIELD_SCHEMAS | {"integer": _whole(INT32), "long": _whole(INT64)}
+"""What is taken for what the document describes."""
 _ANYTHING: dict[str, Value] = {
     "boolean": False,
     "integer": 0,
@@ -176,8 +196,10 @@ _ANYTHING: dict[str, Value] = {
 }
 
 
-def _field(column: Column, single_precision: bool) -> core_schema.TypedDictField:
-    schema = _real(FLOAT32_MAX) if single_precision and column.type == "double" else _FIELD_SCHEMAS[column.type]
+def _field(
+    column: Column, single_precision: bool, schemas: Mapping[str, core_schema.CoreSchema] = _FIELD_SCHEMAS
+) -> core_schema.TypedDictField:
+    schema = _real(FLOAT32_MAX) if single_precision and column.type == "double" else schemas[column.type]
     if column.required:
         return core_schema.typed_dict_field(schema, required=True)
     optional = core_schema.with_default_schema(core_schema.nullable_schema(schema), default=None)
