@@ -12,23 +12,17 @@ A trial whose worker dies goes on from its last checkpoint; a search that was ki
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import shlex
-import socket
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from shopfloor import rayjob, trial
-from shopfloor.errors import ServiceError, ShopfloorError
+from shopfloor import ray_cluster, rayjob, trial
+from shopfloor.errors import ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
 from shopfloor.settings import Settings, load_settings
 from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, publish
@@ -38,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 OWN_CLUSTER = "rayjob"
 """Value of `ray_address`: the search brings its own cluster, a KubeRay RayJob."""
-LOST_AFTER_S = 20.0
-"""How long a cluster may be silent: its head can restart without a search being lost."""
 MAX_FAILURES = 3
 """Deaths of its worker that a trial survives."""
 
@@ -81,7 +73,7 @@ def tune(
         _tune_on_a_cluster_of_its_own(settings, use_case, features_uri, trials, model, search, metrics)
         return
     directory = local_copy(settings, features_uri)
-    with _cluster(settings):
+    with ray_cluster.joined(settings):
         result, best, checkpoint = _search(settings, use_case, directory, trials)
         code = use_case.code("model")
         with checkpoint.as_directory() as files:
@@ -154,59 +146,6 @@ def main(use_case: str, features_uri: str, trials: int, result_uri: str) -> None
         target_fs.create_dir(path.rpartition("/")[0], recursive=True)
     with target_fs.open_output_stream(path) as stream:
         stream.write(json.dumps(made).encode())
-
-
-@contextlib.contextmanager
-def _cluster(settings: Settings) -> Iterator[None]:
-    """Join the running Ray cluster for the time of the block.
-
-    Raises:
-        ServiceError: It does not answer.
-    """
-    if not _answers(settings):
-        raise ServiceError(f"The Ray cluster {settings.ray_address} does not answer.", "Start the stack: shopfloor up")
-    # Ray's progress tables and its advice about them say nothing that the trial lines do not.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    if settings.ray_address.startswith("127."):
-        # A driver would look for a local head on the machine's outer address, where the embedded one is not.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray
-
-    over = threading.Event()
-    threading.Thread(target=_end_with_the_cluster, args=(settings, over), name="cluster-watch", daemon=True).start()
-    try:
-        ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-        yield
-    finally:
-        over.set()
-        ray.shutdown()
-
-
-def _answers(settings: Settings) -> bool:
-    host, _, port = settings.ray_address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _end_with_the_cluster(settings: Settings, over: threading.Event) -> None:
-    """End this process when the cluster is gone: a Ray driver would wait for its head for ever, deaf to signals."""
-    last = time.monotonic()
-    while not over.wait(2):
-        if _answers(settings):
-            last = time.monotonic()
-        elif time.monotonic() - last > LOST_AFTER_S:
-            error = ServiceError(
-                f"The Ray cluster {settings.ray_address} stopped answering.",
-                "Start it (shopfloor up) and submit again: finished trials are kept.",
-            )
-            sys.stderr.write(f"{type(error).__module__}.{type(error).__name__}: {error}\n")
-            sys.stderr.flush()
-            os._exit(1)
 
 
 def _search(settings: Settings, use_case: UseCase, directory: Path, trials: int) -> tuple[Search, Trial, Any]:

@@ -15,7 +15,9 @@ from shopfloor.flows import intents, promotion
 from shopfloor.flows.promotion import STEPS, promote_version, restore, roll_back, standing
 from shopfloor.serving.rollout import deploy, endpoint
 
-from tests.integration.test_serving import CASE, MODEL, USE_CASE, post, register_models, rows_of, serving_cluster
+from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
+
+CASE = "toy_promotion"
 
 KILLED = """
 import os, signal, sys
@@ -38,14 +40,8 @@ getattr(promotion, sys.argv[2])(load_settings(), *sys.argv[3:])
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("promotion")
-    case = directory / "pipelines" / CASE
-    case.mkdir(parents=True)
-    (case / "use_case.yaml").write_text(USE_CASE.format(name=CASE))
-    (case / "model.py").write_text(MODEL)
-    with serving_cluster(directory) as settings:
-        yield settings
+def settings(project):
+    return project(**{CASE: USE_CASE.format(name=CASE)})
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +132,12 @@ def test_a_promotion_changes_endpoint_alias_and_record_and_a_rollback_takes_it_b
 
 
 def test_there_is_no_rollback_from_the_first_champion(settings, first):
-    with pytest.raises(UsageError, match="There was no champion before: version 1 of toy_delays stays"):
+    with pytest.raises(UsageError, match="There was no champion before: version 1 of toy_promotion stays"):
         roll_back(settings, CASE)
 
 
 def test_an_unknown_version_or_model_is_one_line(settings, first):
-    with pytest.raises(NotFoundError, match="There is no version 9 of a model 'toy_delays'"):
+    with pytest.raises(NotFoundError, match="There is no version 9 of a model 'toy_promotion'"):
         promote_version(settings, CASE, "9")
     with pytest.raises(NotFoundError, match="'toy_nothing'"):
         promote_version(settings, "toy_nothing", "1")

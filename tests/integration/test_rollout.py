@@ -16,7 +16,9 @@ from shopfloor.flows import canary
 from shopfloor.flows.promotion import promote_version, standing
 from shopfloor.serving.rollout import Traffic, declared_traffic, deploy, endpoint
 
-from tests.integration.test_serving import CASE, MODEL, USE_CASE, register_models, rows_of, serving_cluster
+from tests.integration.test_serving import USE_CASE, register_models, rows_of
+
+CASE = "toy_rollout"
 
 LIVE = """
 gates:
@@ -28,13 +30,8 @@ gates:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("rollout")
-    (directory / "pipelines" / CASE).mkdir(parents=True)
-    (directory / "pipelines" / CASE / "model.py").write_text(MODEL)
-    write_use_case(directory, tolerance=1)
-    with serving_cluster(directory) as settings:
-        yield settings
+def settings(project):
+    return project(**{CASE: with_gates(tolerance=1)})
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +47,12 @@ def champion(settings, rows):
     deploy(settings, CASE, champion="1", challenger=None)
 
 
+def with_gates(tolerance):
+    return USE_CASE.format(name=CASE) + LIVE.replace("TOLERANCE", str(tolerance))
+
+
 def write_use_case(directory, tolerance):
-    gates = LIVE.replace("TOLERANCE", str(tolerance))
-    (directory / "pipelines" / CASE / "use_case.yaml").write_text(USE_CASE.format(name=CASE) + gates)
+    (directory / "pipelines" / CASE / "use_case.yaml").write_text(with_gates(tolerance))
 
 
 @contextlib.contextmanager

@@ -126,6 +126,7 @@ def serving_cluster(directory: Path, **serve_environment: str):
             state_dir=directory / "state",
             artifact_root=str(directory / "artifacts"),
             tracking_uri=f"http://127.0.0.1:{mlflow_port}",
+            ray_address=f"127.0.0.1:{gcs}",
             ray_dashboard_url=f"http://127.0.0.1:{dashboard}",
             serve_url=f"http://127.0.0.1:{serve}",
         )

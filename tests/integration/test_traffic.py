@@ -12,7 +12,10 @@ import requests
 from shopfloor.serving.prediction_log import read_log
 from shopfloor.serving.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, log_root, undeploy
 
-from tests.integration.test_serving import CASE, MODEL, OTHER, USE_CASE, post, register_models, rows_of, serving_cluster
+from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
+
+CASE = "toy_traffic"
+OTHER = "toy_traffic_other"
 
 LIMITED = USE_CASE.replace(
     "max_body_bytes: 100000}}", "max_body_bytes: 100000, max_in_flight: 4, timeout_s: 2, batching: {{wait_ms: 200}}}}"
@@ -20,15 +23,8 @@ LIMITED = USE_CASE.replace(
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("traffic")
-    for name, text in ((CASE, USE_CASE), (OTHER, LIMITED)):
-        case = directory / "pipelines" / name
-        case.mkdir(parents=True)
-        (case / "use_case.yaml").write_text(text.format(name=name))
-        (case / "model.py").write_text(MODEL)
-    with serving_cluster(directory) as settings:
-        yield settings
+def settings(project):
+    return project(**{CASE: USE_CASE.format(name=CASE), OTHER: LIMITED.format(name=OTHER)})
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     pyfunc = mlflow.pyfunc.load_model(path)
     rows = RowSchema(columns_of(pyfunc.metadata.signature))
     example = {"stops": 1, "delay": 0.5, "age": None}
-    return ServedModel("late", "3", pyfunc, rows, "", example, lambda values: 0.0, lambda rows: [0.0], False)
+    return ServedModel("late", "3", pyfunc, rows, "", example, lambda values: 0.0, lambda rows: [0.0], None, False)
 
 
 def tensor(name, datatype, data, shape=None):

@@ -27,6 +27,7 @@ from shopfloor.settings import Settings
 
 TERMINATION_GRACE_S = 5.0
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
+_RAY_LINE = re.compile(r"\[[\d:, -]+ [CEF] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
 
 
 class _Task(threading.local):
@@ -286,6 +287,10 @@ def last_error(log: Path | None) -> str:
             ours = match["kind"].startswith("shopfloor.")
             first = match["message"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['message']}"
             return "\n".join([first, *lines[index + 1 :]]).strip()
+    for line in reversed(lines):
+        match = _RAY_LINE.match(line)
+        if match:  # a driver whose cluster dies while it joins is ended by Ray's own code, without an exception
+            return f"Ray ended the step: {match['message'].rstrip('.:{ ')}. See `shopfloor status`, then submit again."
     return lines[-1] if lines else "The step's process ended without a word."
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, bad_fields, columns_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.pyfunc import PyFuncModel
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class ServedModel:
     example: dict[str, Value]
     predictor: Predictor
     many: Many
+    frame: Callable[[pd.DataFrame], Any]
+    """Takes rows with the model's columns, returns an array of their predictions."""
     quick: bool
     """Rows skip the DataFrame."""
 
@@ -133,7 +136,7 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
-        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, False)
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, pyfunc.predict, False)
     rows = RowSchema(columns, single_precision=_is_booster(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
@@ -142,8 +145,9 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     native = _native(pyfunc, columns)
     quick = native is not None and all(_agrees(way, values, expected) for way in (native[0], _one(native[1])))
     predictor, many = native if native is not None and quick else (_one(through_pyfunc), through_pyfunc)
+    frame = _booster_frame(pyfunc.get_raw_model(), columns) if quick and _is_booster(pyfunc) else pyfunc.predict
     logger.info("loaded %s version %s, %s", name, version, "native" if quick else "pyfunc")
-    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, quick)
+    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, frame, quick)
 
 
 def _native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> tuple[Predictor, Many] | None:
@@ -252,6 +256,20 @@ def _booster_rows(raw: Any) -> Many:
         return list(booster.inplace_predict(np.array(rows, dtype=np.float64), validate_features=False).tolist())
 
     return predict_rows
+
+
+def _booster_frame(raw: Any, columns: tuple[Column, ...]) -> Callable[[pd.DataFrame], Any]:
+    import numpy as np
+
+    booster = raw.copy()
+    booster.set_param({"nthread": 1})
+    names = [column.name for column in columns]
+
+    def predict_frame(frame: pd.DataFrame) -> Any:
+        # In 32 bits, as XGBoost holds them: half the memory to read.
+        return booster.inplace_predict(frame[names].to_numpy(dtype=np.float32), validate_features=False)
+
+    return predict_frame
 
 
 def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:

@@ -1,0 +1,239 @@
+"""Scores a parquet data set with a registered version: Ray Data over the same prediction code as the endpoint.
+
+The data set is cut into parts of whole row groups. Each part becomes one file, complete or absent, so a run that was
+killed goes on with the parts that it lacks. No process holds more than a few batches of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shopfloor import ray_cluster, registry, tracking
+from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
+from shopfloor.serving.predictors import ServedModel, load_model
+from shopfloor.settings import Settings
+from shopfloor.storage import Artifact, filesystem, is_remote, join, publish, stored
+from shopfloor.use_case import load_use_case
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_PART = 500_000
+BATCH_ROWS = 50_000
+"""Rows that are in memory at once, in each process."""
+PREDICTION = "prediction"
+VERSION = "model_version"
+_NUMBERS = {"boolean", "integer", "long", "float", "double"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some row groups of one file, and where their predictions go."""
+
+    file: str
+    first: int
+    last: int
+    """The first row group that does not belong to it."""
+    rows: int
+    target: str
+
+
+def score(settings: Settings, use_case: str, version: str, data: str, predictions: str, scored: Artifact) -> int:
+    """Score a data set and return how many rows it has; the step `score`.
+
+    Args:
+        settings: Say where everything is.
+        use_case: Name of the registered model.
+        version: A version, or empty for the champion.
+        data: A parquet file or a directory of them, as a path or a URI, with the model's columns.
+        predictions: URI of a directory for the predictions; empty: among the run's artifacts.
+        scored: Gets `scored.json`: version, rows, and where the predictions are.
+
+    Raises:
+        NotFoundError: There is no such data set, version or champion.
+        UsageError: A file lacks a column of the model, or has it with a wrong type.
+        ServiceError: MLflow or the Ray cluster does not answer.
+    """
+    load_use_case(settings, use_case)
+    client = tracking.connect(settings)
+    version = version or registry.alias_version(client, use_case, registry.CHAMPION) or ""
+    if not version:
+        raise NotFoundError(f"{use_case} has no champion.", "Give -p version=<number>.")
+    if not registry.version_exists(client, use_case, version):
+        raise NotFoundError(f"There is no version {version} of {use_case}.", "`shopfloor models list` shows others.")
+    content = stored(settings, data)
+    if content is None:
+        raise NotFoundError(f"There is no data set {data}.", "Give a parquet file, or a directory of them.")
+    root = predictions or join(settings.artifact_root, "batch", use_case)
+    # The same data and version again find their parts; any other set has a place of its own.
+    target = join(root, f"version={version}", f"data={hashlib.sha256(content.encode()).hexdigest()[:12]}")
+    model = load_model(settings.tracking_uri, use_case, version)
+    parts = plan(settings, data, target, model)
+    missing = [part for part in parts if not _is_there(settings, part.target)]
+    rows = sum(part.rows for part in parts)
+    logger.info("%s rows in %d parts, %d of them scored before", f"{rows:,}", len(parts), len(parts) - len(missing))
+    if missing:
+        _score_on_ray(settings, use_case, version, missing)
+    with publish(settings, scored, "score", content_hash=f"{content}-{version}") as directory:
+        record = {"use_case": use_case, "version": version, "rows": rows, "data": data, "predictions": target}
+        (directory / "scored.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    scored.metadata.update({"version": version, "rows": rows, "predictions": target})
+    return rows
+
+
+def plan(settings: Settings, data: str, target: str, model: ServedModel) -> list[Part]:
+    """Return the parts of a data set.
+
+    Args:
+        settings: Say where an S3 store is.
+        data: The data set.
+        target: Directory of the predictions.
+        model: Its columns must be in every file.
+
+    Raises:
+        NotFoundError: There is no parquet file.
+        UsageError: A file is no parquet, or does not fit the model; it and the column are named.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    system, path = filesystem(settings, data)
+    files = _files(system, path)
+    scheme = data.partition("://")[0] + "://" if is_remote(data) else ""
+    if not files:
+        raise NotFoundError(f"There is no parquet file in {data}.", "Files must end in .parquet.")
+    parts: list[Part] = []
+    for file in files:
+        try:
+            with pq.ParquetFile(file, filesystem=system) as opened:
+                _require_columns(file, opened.schema_arrow, model)
+                counts = [opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups)]
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"{file} is no parquet file: {error}.", "Remove or mend it.") from error
+        begin = 0
+        while begin < len(counts):
+            end, rows = begin + 1, counts[begin]
+            while end < len(counts) and rows + counts[end] <= ROWS_PER_PART:
+                rows += counts[end]
+                end += 1
+            parts.append(Part(f"{scheme}{file}", begin, end, rows, join(target, f"part-{len(parts):05}.parquet")))
+            begin = end
+    return parts
+
+
+class Scorer:
+    """One worker: holds the model, and scores parts."""
+
+    def __init__(self, settings: Settings, use_case: str, version: str) -> None:
+        """Load the version."""
+        self._settings = settings
+        self._version = version
+        self._model = load_model(settings.tracking_uri, use_case, version)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Score one part, batch by batch, and return how many rows it had."""
+        part = Part(**row)
+        score_part(self._settings, self._model, part)
+        return {"rows": part.rows}
+
+
+def score_part(settings: Settings, model: ServedModel, part: Part) -> None:
+    """Write the predictions of a part; its file is there when it is complete, not before."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source, file = filesystem(settings, part.file)
+    target, path = filesystem(settings, part.target)
+    directory, _, name = path.rpartition("/")
+    draft = f"{directory}/.{name}-{uuid.uuid4().hex[:8]}"
+    target.create_dir(directory, recursive=True)
+    try:
+        with pq.ParquetFile(file, filesystem=source) as opened:
+            writer = None
+            for batch in opened.iter_batches(BATCH_ROWS, row_groups=list(range(part.first, part.last))):
+                table = pa.Table.from_batches([batch])
+                scored = table.append_column(PREDICTION, _predictions(model, table))
+                scored = scored.append_column(VERSION, pa.array([model.version] * len(table)).dictionary_encode())
+                if writer is None:
+                    writer = pq.ParquetWriter(draft, scored.schema, filesystem=target, compression="zstd")
+                writer.write_table(scored)
+            if writer is not None:
+                writer.close()
+        target.move(draft, path)
+    except BaseException:
+        if target.get_file_info(draft).is_file:
+            target.delete_file(draft)
+        raise
+
+
+def _predictions(model: ServedModel, table: pa.Table) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    columns = [column.name for column in model.rows.columns] if model.rows else table.column_names
+    answers = model.frame(table.select(columns).to_pandas())
+    values = np.asarray(answers)
+    if len(values) != len(table):
+        raise ShopfloorError(f"Version {model.version} answers {len(values)} of {len(table)} rows.", "Mend the model.")
+    return pa.array(values if values.ndim == 1 else values.tolist())
+
+
+def _score_on_ray(settings: Settings, use_case: str, version: str, parts: list[Part]) -> None:
+    with ray_cluster.joined(settings):
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext
+
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        # Others hold a part of the CPUs, as a replica does; the rest is shared by as many workers as there are CPUs.
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        workers = max(1, min(cpus, len(parts)))
+        share = max(0.01, math.floor(ray.available_resources().get("CPU", 0.1) / workers * 80) / 100)
+        done = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts)).map(
+            Scorer,
+            fn_constructor_args=(settings, use_case, version),
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=min(1.0, share),
+        )
+        total, rows = sum(part.rows for part in parts), 0
+        for finished in done.iter_rows():
+            rows += finished["rows"]
+            logger.info("%s of %s rows", f"{rows:,}", f"{total:,}")
+
+
+def _files(system: Any, path: str) -> list[str]:
+    from pyarrow import fs
+
+    info = system.get_file_info(path)
+    if info.is_file:
+        return [path]
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    hidden = [item for item in found if any(part.startswith((".", "_")) for part in item.path[len(path) :].split("/"))]
+    return sorted(item.path for item in found if item.is_file and item.extension == "parquet" and item not in hidden)
+
+
+def _require_columns(file: str, schema: pa.Schema, model: ServedModel) -> None:
+    import pyarrow as pa
+
+    for column in model.rows.columns if model.rows else ():
+        if column.name not in schema.names:
+            raise UsageError(f"{file} has no column {column.name!r}.", f"Version {model.version} needs it.")
+        kind = schema.field(column.name).type
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if column.type in _NUMBERS and not number and not pa.types.is_null(kind):
+            raise UsageError(
+                f"{file}: column {column.name!r} is {kind}.", f"Version {model.version} needs it as {column.type}."
+            )
+
+
+def _is_there(settings: Settings, uri: str) -> bool:
+    system, path = filesystem(settings, uri)
+    return bool(system.get_file_info(path).is_file)

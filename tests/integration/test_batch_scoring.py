@@ -1,0 +1,176 @@
+"""Batch scoring on a real Ray cluster with a real registry: as the endpoint predicts, each row once, also killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shopfloor import batch
+from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.serving.predictors import load_model
+
+from tests.integration.test_serving import USE_CASE, register_models, rows_of
+
+CASE = "toy_batch"
+
+GROUPS, ROWS = 6, 400
+SCORE = """
+import sys
+from types import SimpleNamespace
+from shopfloor import batch
+from shopfloor.settings import load_settings
+scored = SimpleNamespace(name="scored", uri="", metadata={})
+print(batch.score(load_settings(), *sys.argv[1:], scored))
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(project):
+    return project(**{CASE: USE_CASE.format(name=CASE)})
+
+
+@pytest.fixture(scope="module")
+def frame(settings):
+    import mlflow
+
+    frame, _ = register_models(settings, CASE, versions=1, rows=GROUPS * ROWS)
+    mlflow.MlflowClient(settings.tracking_uri).set_registered_model_alias(CASE, "champion", "1")
+    return frame
+
+
+@pytest.fixture
+def data(frame, tmp_path):
+    """Two files of several row groups, with a column that the model does not know."""
+    directory = tmp_path / "rows"
+    directory.mkdir()
+    table = pa.Table.from_pandas(frame.assign(id=range(len(frame))), preserve_index=False)
+    half = len(table) // 2
+    for number in range(2):
+        part = table.slice(number * half, half)
+        pq.write_table(part, directory / f"{number}.parquet", row_group_size=ROWS)
+    (directory / "_SUCCESS").write_text("")
+    return directory
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(batch, "ROWS_PER_PART", ROWS)
+
+
+def score(settings, *arguments):
+    scored = SimpleNamespace(name="scored", uri="", metadata={})
+    rows = batch.score(settings, *arguments, scored)
+    return rows, scored.metadata
+
+
+def result(place):
+    files = sorted(Path(place).glob("part-*.parquet"))
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pandas()
+
+
+def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_path, small_parts):
+    rows, said = score(settings, CASE, "", str(data), str(tmp_path / "out"))
+
+    assert rows == len(frame)
+    found = result(said["predictions"])
+    assert list(found["id"]) == list(range(len(frame)))
+    assert set(found["model_version"]) == {"1"}
+    model = load_model(settings.tracking_uri, CASE, "1")
+    for number, row in list(enumerate(rows_of(frame)))[::97]:
+        online = json.loads(model.predict(json.dumps(row).encode()))["prediction"]
+        assert found["prediction"][number] == pytest.approx(online, abs=1e-6)
+    offline = model.pyfunc.predict(frame)
+    assert np.abs(found["prediction"].to_numpy() - offline).max() <= 1e-6
+
+
+def test_what_was_scored_is_not_scored_again(settings, data, tmp_path, small_parts):
+    _, said = score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+    before = {file.name: file.stat().st_mtime_ns for file in os.scandir(said["predictions"])}
+    os.unlink(f"{said['predictions']}/part-00003.parquet")
+
+    score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+
+    after = {file.name: file.stat().st_mtime_ns for file in os.scandir(said["predictions"])}
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} == {"part-00003.parquet"}
+
+
+def test_changed_data_gets_predictions_of_its_own(settings, frame, data, tmp_path):
+    _, first = score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+    pq.write_table(pa.Table.from_pandas(frame.head(7), preserve_index=False), data / "1.parquet")
+    rows, second = score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+    assert rows == GROUPS * ROWS // 2 + 7
+    assert first["predictions"] != second["predictions"]
+
+
+def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path):
+    out, parts = tmp_path / "out", 300
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=len(table) // parts)
+    script = f"from shopfloor import batch\nbatch.ROWS_PER_PART = 1\n{SCORE}"
+    command = [sys.executable, "-c", script, CASE, "1", str(tmp_path / "rows.parquet"), str(out)]
+    environment = os.environ | settings.environment()
+    process = subprocess.Popen(command, env=environment, cwd=settings.project_root, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while len(list(out.rglob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    time.sleep(3)  # its workers notice
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
+    assert 2 <= len(before) < parts
+
+    again = subprocess.run(
+        command,
+        env=environment,
+        cwd=settings.project_root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert again.stdout.strip().splitlines()[-1] == str(len(frame)), again.stderr
+    after = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
+    assert len(after) == parts
+    assert before.items() <= after.items()
+    assert len(result(next(iter(after)).parent)) == len(frame)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop_columns("rate_0"), r"1\.parquet has no column 'rate_0'"),
+        (
+            lambda table: table.set_column(
+                table.schema.get_field_index("rate_0"), "rate_0", pa.array(["x"] * len(table))
+            ),
+            r"1\.parquet: column 'rate_0' is string",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named_before_anything_is_scored(settings, data, tmp_path, change, message):
+    pq.write_table(change(pq.read_table(data / "1.parquet", partitioning=None)), data / "1.parquet")
+    with pytest.raises(UsageError, match=message):
+        score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_parquet_or_not_there_is_one_line(settings, frame, data, tmp_path):
+    (data / "1.parquet").write_text("id,rate_0\n")
+    with pytest.raises(UsageError, match=r"1\.parquet is no parquet file") as raised:
+        score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(NotFoundError, match=re.escape(f"There is no data set {tmp_path}/none")):
+        score(settings, CASE, "1", f"{tmp_path}/none", "")
+    with pytest.raises(NotFoundError, match="There is no version 9 of toy_batch"):
+        score(settings, CASE, "9", str(data), "")
