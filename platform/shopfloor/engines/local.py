@@ -27,7 +27,7 @@ from shopfloor.settings import Settings
 
 TERMINATION_GRACE_S = 5.0
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
-_RAY_LINE = re.compile(r"\[[\d:, -]+ [CEF] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
+_RAY_LINE = re.compile(r"\[[\d:, -]+ [CEFW] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
 
 
 class _Task(threading.local):
