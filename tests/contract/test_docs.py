@@ -1,91 +1,155 @@
-"""The documentation says what the program does: commands parse, links lead somewhere, tables are complete."""
+"""The documentation says what the program does: commands parse, links lead somewhere, tables and schema are complete.
 
+`.venv/bin/python tests/contract/test_docs.py` writes the JSON Schema of use_case.yaml anew.
+"""
+
+import contextlib
+import json
 import re
 import shlex
 from pathlib import Path
 
+import jsonschema
 import pytest
 import typer
-from shopfloor.cli.main import app
+import yaml
+from shopfloor.cli.main import _global_options_first, app
 from shopfloor.settings import ClusterSettings, Settings
 from shopfloor.use_case import UseCase
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+SCHEMA = PROJECT / "docs" / "reference" / "use_case.schema.json"
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
+def lines(page):
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
 def commands():
     for page in PAGES:
-        for block in BLOCK.findall(page.read_text()):
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words and words[0] == "shopfloor":
-                    yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words)}"[:100])
+        for line in lines(page):
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                del words[0]
+            if words and words[0] in {"shopfloor", ".venv/bin/shopfloor"}:
+                yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words)}"[:100])
+
+
+def parse(words):
+    """Let the command line's own parser read the words; nothing runs."""
+    command, words = typer.main.get_command(app), _global_options_first(words)
+    context = command.make_context("shopfloor", list(words))
+    while hasattr(command, "resolve_command"):
+        rest = [*getattr(context, "_protected_args", []), *context.args]
+        assert rest, f"{context.command_path} needs a command"
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.make_context(name, list(rest), parent=context)
 
 
 @pytest.mark.parametrize("words", commands())
 def test_a_command_of_the_docs_parses(words):
-    command = typer.main.get_command(app)
-    if "--help" in words:
-        words = words[: words.index("--help")]
-    while words and hasattr(command, "commands"):
-        assert words[0] in command.commands, f"there is no command {words[0]!r}"
-        command, words = command.commands[words[0]], words[1:]
-    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    flags = {name for parameter in command.params if getattr(parameter, "is_flag", False) for name in parameter.opts}
-    given, rest = [], iter(words)
-    for word in rest:
-        if word.startswith("-"):
-            assert word.partition("=")[0] in options, f"{command.name} has no option {word}"
-            if word not in flags and "=" not in word:
-                next(rest)
-        else:
-            given.append(word)
-    assert len(given) <= len(arguments) or any(argument.nargs == -1 for argument in arguments)
+    with contextlib.suppress(typer.Exit):  # --help and --version
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    "line", ["sbmit", "runs", "runs show", "submit a.py --engin ray", "submit a.py --engine x", "down now"]
+)
+def test_a_command_that_does_not_exist_is_noticed(line):
+    with pytest.raises((AssertionError, typer.exceptions.TyperException)):
+        parse(line.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_every_link_of_a_page_leads_somewhere(page):
-    for target in LINK.findall(page.read_text()):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
 def test_every_page_is_in_the_index():
-    index = (PROJECT / "docs" / "README.md").read_text()
+    index = (PROJECT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = set(LINK.findall(index))
     for page in PAGES[1:]:
         name = page.relative_to(PROJECT / "docs").as_posix()
-        assert name == "README.md" or name in index, name
+        assert name == "README.md" or name in linked, name
 
 
 def test_every_target_of_make_in_the_docs_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
-        assert set(re.findall(r"`make ([a-z-]+)`", page.read_text())) <= targets, page
+        named = set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
+        named |= {found[1] for line in lines(page) if (found := re.match(r"make ([a-z-]+)", line))}
+        assert named <= targets, page
 
 
-def leaves(model, prefix=""):
-    for name, field in model.model_fields.items():
-        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        sections = [part for part in inner if isinstance(part, type) and hasattr(part, "model_fields")]
-        if sections and not str(field.annotation).startswith("dict"):
-            for section in sections:
-                yield from leaves(section, f"{prefix}{field.alias or name}.")
-        else:
-            yield f"{prefix}{field.alias or name}"
+def leaves(schema, part, path=""):
+    """Yield the path of every key; one below a key that the user names follows that key's parent."""
+    if "$ref" in part:
+        part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+    inner = [*part.get("anyOf", []), *part.get("oneOf", [])]
+    if isinstance(part.get("additionalProperties"), dict):
+        inner.append(part["additionalProperties"])
+    below = [found for one in inner for found in leaves(schema, one, path)]
+    for name, one in part.get("properties", {}).items():
+        below += leaves(schema, one, f"{path}.{name}" if path else name)
+    return below or [path]
+
+
+def documented_keys():
+    """Return each key of the reference's table with its row; `.test` after `split.train` stands for `split.test`."""
+    rows = {}
+    for line in (PROJECT / "docs" / "reference" / "use_case.md").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("| `"):
+            continue
+        first = ""
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1]):
+            first = first or name
+            key = first.rpartition(".")[0] + name if name.startswith(".") else name
+            rows[re.sub(r"\.<\w+>$", "", key)] = line
+    return rows
 
 
 def test_every_key_of_a_use_case_is_in_its_reference():
-    text = (PROJECT / "docs" / "reference" / "use_case.md").read_text()
-    for key in leaves(UseCase):
-        assert key.rpartition(".")[2] in text, key
+    schema, rows = UseCase.model_json_schema(by_alias=True), documented_keys()
+    for key in leaves(schema, schema):
+        parent, _, name = key.rpartition(".")
+        assert key in rows or re.search(rf"\b{name}\b", rows.get(parent, "")), key
+
+
+def test_every_key_of_the_reference_is_one_of_a_use_case():
+    schema = UseCase.model_json_schema(by_alias=True)
+    known = leaves(schema, schema)
+    for key in documented_keys():
+        assert any(one == key or one.startswith(f"{key}.") for one in known), key
 
 
 def test_every_setting_is_in_its_reference():
-    text = (PROJECT / "docs" / "reference" / "settings.md").read_text()
+    text = (PROJECT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     internal = {"project_root", "cluster", "run_id", "step_run_id", "published_dir"}
     for name in {*Settings.model_fields, *ClusterSettings.model_fields} - internal:
         assert f"`{name}`" in text or f".{name}`" in text, name
+
+
+def schema_text():
+    return json.dumps(UseCase.model_json_schema(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+
+
+def test_the_schema_of_a_use_case_is_the_models():
+    again = "Write it anew: .venv/bin/python tests/contract/test_docs.py"
+    assert SCHEMA.read_text(encoding="utf-8") == schema_text(), again
+
+
+@pytest.mark.parametrize("file", sorted(PROJECT.glob("pipelines/*/use_case.yaml")), ids=lambda file: file.parent.name)
+def test_a_use_case_meets_the_schema(file):
+    jsonschema.validate(
+        yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(SCHEMA.read_text(encoding="utf-8"))
+    )
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema_text(), encoding="utf-8")

@@ -1,14 +1,12 @@
 """The Ray Serve application of a use case: which versions it holds, and how a request finds one.
 
-Each replica follows the assignment in the registry, so a new version needs no new replica: it is loaded and warmed
-beside the live one and swapped in when it answers. A version that does not load changes nothing but `/status`.
-Requests are answered straight from ASGI, because a web framework would cost more than the prediction.
+A new version needs no new replica: `Holding` loads it beside the live one and swaps it in when it answers. Requests
+are answered straight from ASGI, because a web framework would cost more than the prediction.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import sys
 import time
@@ -16,9 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from shopfloor.errors import ServiceError
 from shopfloor.mlflow_import import import_mlflow
-from shopfloor.serving import assignment as assignments
 from shopfloor.serving import feedback, open_inference
 from shopfloor.serving.asgi import (
     READ,
@@ -33,12 +29,12 @@ from shopfloor.serving.asgi import (
     decline,
     problem,
 )
-from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
 from shopfloor.serving.documents import VERSION_HEADER, openapi, page
+from shopfloor.serving.holding import Holding
 from shopfloor.serving.metrics import CONTENT_TYPE, ReplicaMetrics
 from shopfloor.serving.prediction_log import Prediction, PredictionLog
-from shopfloor.serving.predictors import ServedModel, Unanswerable, load_model
+from shopfloor.serving.predictors import ServedModel, Unanswerable
 from shopfloor.serving.schema import BadRequest
 from shopfloor.serving.tokens import Tokens
 from shopfloor.serving.traffic import KEY_HEADER, Batcher, Shadow, ShadowAnswer, takes
@@ -50,12 +46,7 @@ DEPLOYMENT = "predictor"
 """Name of the one deployment of every application."""
 CLIENT_GONE = 499
 """Status, in the metrics only, of a request whose client did not wait."""
-RETRY_S = (5, 15, 60)
-"""Pauses before a version that did not load is tried again; the last one repeats."""
 RETRY_AFTER_S = 1
-LOOK_EVERY_S = 1.0
-"""How often a replica looks at its assignment."""
-LOOK_TIMEOUT_S = 10.0
 SWITCH_INTERVAL_S = 0.0005
 
 
@@ -75,13 +66,7 @@ class Predictor:
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(2)
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(30)
         self._config = Config(use_case="", tracking_uri="")
-        self._loaded: dict[str, ServedModel] = {}
-        self._champion: ServedModel | None = None
-        self._challenger: ServedModel | None = None
-        self._errors: dict[str, str] = {}
-        self._assignment = Assignment()
-        self._following: asyncio.Task[None] | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._holding = Holding(self._swapped)
         self._tokens: Tokens | None = None
         self._shadow = Shadow(self._shadow_answered)
         self._batchers: dict[str, Batcher] = {}
@@ -118,42 +103,7 @@ class Predictor:
             await self._log_to(config)
         self._config = config
         self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
-        if self._following is not None:
-            self._following.cancel()
-        first = asyncio.Event()
-        self._following = asyncio.create_task(self._follow(config, first))
-        if self._champion is None:
-            await first.wait()
-
-    async def _follow(self, config: Config, tried: asyncio.Event) -> None:
-        """Look at the assignment again and again, and take up what it says; `tried` is set after the first time."""
-        import requests
-
-        reachable = True
-        with requests.Session() as session:
-            while True:
-                try:
-                    wanted = await asyncio.to_thread(
-                        assignments.read, session, config.tracking_uri, config.use_case, LOOK_TIMEOUT_S
-                    )
-                    reachable = True
-                    if wanted != self._assignment:
-                        self._take_up(config, wanted, tried)
-                    elif self._loading is None:
-                        tried.set()  # nothing is assigned
-                except ServiceError as error:  # what answers goes on answering
-                    if reachable:
-                        logger.warning("%s", error)
-                    reachable = False
-                await asyncio.sleep(LOOK_EVERY_S)
-
-    def _take_up(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
-        self._assignment = wanted
-        for version in wanted.versions():
-            self._errors.pop(version, None)
-        if self._loading is not None:
-            self._loading.cancel()
-        self._loading = asyncio.create_task(self._load_wanted(config, wanted, tried))
+        await self._holding.follow(config)
 
     async def _log_to(self, config: Config) -> None:
         if self._log is not None:
@@ -163,43 +113,15 @@ class Predictor:
             place = Settings(project_root=Path("/"), s3_endpoint_url=config.s3_endpoint_url)
             self._log = PredictionLog(config.log_root, config.use_case, _replica(), place)
 
-    async def _load_wanted(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
-        """Load what is assigned and not loaded, swap it in, and try again what failed."""
-        try:
-            for attempt in itertools.count():
-                for version in wanted.versions():
-                    await self._load(config, version)
-                self._swap(config, wanted)
-                tried.set()
-                if all(version in self._loaded for version in wanted.versions()):
-                    return
-                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-        finally:  # a newer assignment took over: who waited for this one waits no longer
-            tried.set()
-
-    async def _load(self, config: Config, version: str) -> None:
-        if version in self._loaded:
-            return
-        try:
-            self._loaded[version] = await asyncio.to_thread(load_model, config.tracking_uri, config.use_case, version)
-            self._errors.pop(version, None)
-        except Exception as error:
-            logger.exception("version %s of %s does not load", version, config.use_case)
-            self._errors[version] = f"{type(error).__name__}: {error}"[:2000]
-
-    def _swap(self, config: Config, wanted: Assignment) -> None:
-        """Let the loaded versions answer, and forget those that nobody names any more."""
-        self._champion = self._loaded.get(wanted.champion, self._champion) if wanted.champion else None
-        self._challenger = self._loaded.get(wanted.challenger, self._challenger) if wanted.challenger else None
-        live = [model for model in (self._champion, self._challenger) if model]
-        self._loaded = {model.version: model for model in live}
-        self._shadow.model = self._challenger if wanted.shadow else None
+    def _swapped(self) -> None:
+        """Let the shadow and the batches follow the versions that answer now."""
+        config, holding = self._config, self._holding
+        self._shadow.model = holding.challenger if holding.assignment.shadow else None
         self._batchers = {
             model.version: Batcher(model, config.batch_rows, config.batch_wait_ms / 1000, self._metrics.batch)
-            for model in live
+            for model in holding.loaded.values()
             if config.batch_rows > 1 and model.rows is not None
         }
-        self._errors = dict(list(self._errors.items())[-10:])
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -309,9 +231,9 @@ class Predictor:
             case ["health", "live"] if method in READ:
                 return {"live": True}
             case ["health", "ready"] if method in READ:
-                return {"ready": self._the_champion() is not None}
+                return {"ready": self._holding.the_champion() is not None}
             case [] if method in READ:
-                return open_inference.server_metadata(self._assignment.champion or "")
+                return open_inference.server_metadata(self._holding.assignment.champion or "")
             case ["models", name, *rest]:
                 version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
                 asked = rest[2:] if rest[:1] == ["versions"] else rest
@@ -321,7 +243,7 @@ class Predictor:
                 model = self._named(request, name, version)
                 match asked:
                     case []:
-                        return open_inference.model_metadata(model, sorted(self._loaded))
+                        return open_inference.model_metadata(model, sorted(self._holding.loaded))
                     case ["ready"]:
                         return {"name": model.name, "ready": True}
                     case ["infer"]:
@@ -343,11 +265,11 @@ class Predictor:
             raise BadRequest(404, f"There is no model {name[:100]!r} here; there is {self._config.use_case!r}.")
         if version is not None:
             request.role = "asked"
-            return self._version(version)
+            return self._holding.version(version)
         if request.method == "POST":
             return self._asked(request)
         asked = request.headers.get(_VERSION_HEADER)
-        return self._the_champion() if asked is None else self._version(asked.decode("latin-1"))
+        return self._holding.the_champion() if asked is None else self._holding.version(asked.decode("latin-1"))
 
     def _describe(self, request: Request) -> Answer:
         """Answer what is not a prediction."""
@@ -364,7 +286,7 @@ class Predictor:
             return 200, CONTENT_TYPE, self._metrics.text()
         if route == "/healthz":
             return as_json(200, {"live": True})
-        model = self._the_champion()
+        model = self._holding.the_champion()
         if route == "/readyz":
             return as_json(200, {"champion": model.version})
         if route == "/openapi.json":
@@ -373,57 +295,37 @@ class Predictor:
         return 200, "text/html; charset=utf-8", page(model, prefix, f"{request.scheme}://{host}").encode()
 
     def _status(self) -> dict[str, Any]:
-        config, wanted = self._config, self._assignment
+        config, holding = self._config, self._holding
         return {
             "use_case": config.use_case,
-            "champion": self._champion.version if self._champion else None,
-            "challenger": self._challenger.version if self._challenger else None,
-            "loaded": {model.version: {"native": model.quick} for model in self._loaded.values()},
-            "loading": [version for version in wanted.versions() if version not in {*self._loaded, *self._errors}],
-            "errors": self._errors,
-            "assigned": wanted.model_dump(),
+            "champion": holding.champion.version if holding.champion else None,
+            "challenger": holding.challenger.version if holding.challenger else None,
+            "loaded": {model.version: {"native": model.quick} for model in holding.loaded.values()},
+            "loading": holding.loading(),
+            "errors": holding.errors,
+            "assigned": holding.assignment.model_dump(),
             "config": config.model_dump(exclude={"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url"}),
-            "digest": config.digest(wanted),
+            "digest": config.digest(holding.assignment),
             "replica": _replica(),
         }
 
     def _asked(self, request: Request) -> ServedModel:
         """Return the version that is to answer a request for a prediction, and note it."""
         request.route = request.path if request.path in _ROUTES else "/v2/infer"
+        holding = self._holding
         asked = request.headers.get(_VERSION_HEADER)
         if asked is not None:
             request.role = "asked"
-            model = self._version(asked.decode("latin-1"))
-        elif self._challenger is not None and takes(
-            self._assignment.canary_percent, self._config.use_case, request.headers.get(_KEY_HEADER)
+            model = self._holding.version(asked.decode("latin-1"))
+        elif holding.challenger is not None and takes(
+            holding.assignment.canary_percent, self._config.use_case, request.headers.get(_KEY_HEADER)
         ):
             request.role = "canary"
-            model = self._challenger
+            model = holding.challenger
         else:
-            model = self._the_champion()
+            model = self._holding.the_champion()
         request.version = model.version
         return model
-
-    def _the_champion(self) -> ServedModel:
-        if self._champion is None:
-            raise BadRequest(503, self._why_no_champion())
-        return self._champion
-
-    def _version(self, name: str) -> ServedModel:
-        """Return the version of a number or an alias."""
-        if name == "champion":
-            return self._the_champion()
-        model = self._challenger if name == "challenger" else self._loaded.get(name)
-        if model is None:
-            loaded = ", ".join(sorted(self._loaded)) or "none"
-            raise BadRequest(404, f"{VERSION_HEADER}: {name[:100]} is not loaded; loaded versions: {loaded}.")
-        return model
-
-    def _why_no_champion(self) -> str:
-        wanted = self._assignment.champion
-        if wanted is None:
-            return "No version is champion yet; promote one with `shopfloor models promote`."
-        return f"Version {wanted} is to be champion and does not load: {self._errors.get(wanted, 'it is loading')}."
 
     def _note(self, request: Request, status: int, answer: bytes, seconds: float) -> None:
         """Keep an answer in the log, and let the shadow see the row."""

@@ -289,7 +289,8 @@ def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Assignment, di
                 if version in status["errors"]:
                     raise _DoesNotLoadError(version, status["errors"][version])
             seen = f"it is loading {', '.join(status['loading'])}"
-            if not status["loading"]:
+            holds = {"champion": status["champion"], "challenger": status["challenger"]}
+            if not status["loading"] and holds == {"champion": wanted.champion, "challenger": wanted.challenger}:
                 ready.add(status["replica"])
                 if len(ready) >= case.serving.replicas:
                     return
