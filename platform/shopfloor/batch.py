@@ -80,8 +80,10 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
     missing = [part for part in parts if not _is_there(settings, part.target)]
     rows = sum(part.rows for part in parts)
     logger.info("%s rows in %d parts, %d of them scored before", f"{rows:,}", len(parts), len(parts) - len(missing))
-    if missing:
+    if len(missing) > 1:
         _score_on_ray(settings, use_case, version, missing)
+    elif missing:  # done before a cluster's worker has started
+        score_part(settings, model, missing[0])
     with publish(settings, scored, "score", content_hash=f"{content}-{version}") as directory:
         record = {"use_case": use_case, "version": version, "rows": rows, "data": data, "predictions": target}
         (directory / "scored.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
