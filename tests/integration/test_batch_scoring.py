@@ -24,12 +24,14 @@ CASE = "toy_batch"
 
 GROUPS, ROWS = 6, 400
 SCORE = """
-import sys
+import json, sys
 from types import SimpleNamespace
 from shopfloor import batch
 from shopfloor.settings import load_settings
+batch.ROWS_PER_PART = int(sys.argv[1])
 scored = SimpleNamespace(name="scored", uri="", metadata={})
-print(batch.score(load_settings(), *sys.argv[1:], scored))
+batch.score(load_settings(), *sys.argv[2:], scored)
+print(json.dumps(scored.metadata))
 """
 
 
@@ -61,15 +63,27 @@ def data(frame, tmp_path):
     return directory
 
 
-@pytest.fixture
-def small_parts(monkeypatch):
-    monkeypatch.setattr(batch, "ROWS_PER_PART", ROWS)
+def command(*arguments, rows_per_part=ROWS):
+    return [sys.executable, "-c", SCORE, str(rows_per_part), *map(str, arguments)]
 
 
-def score(settings, *arguments):
-    scored = SimpleNamespace(name="scored", uri="", metadata={})
-    rows = batch.score(settings, *arguments, scored)
-    return rows, scored.metadata
+def score(settings, *arguments, rows_per_part=ROWS):
+    """Score in a process of its own, as the step does: Ray Data leaves threads behind that know one cluster only."""
+    done = subprocess.run(
+        command(*arguments, rows_per_part=rows_per_part),
+        env=os.environ | settings.environment(),
+        cwd=settings.project_root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def refused(settings, *arguments):
+    return batch.score(settings, *map(str, arguments), SimpleNamespace(name="scored", uri="", metadata={}))
 
 
 def result(place):
@@ -77,10 +91,10 @@ def result(place):
     return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pandas()
 
 
-def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_path, small_parts):
-    rows, said = score(settings, CASE, "", str(data), str(tmp_path / "out"))
+def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_path):
+    said = score(settings, CASE, "", data, tmp_path / "out")
 
-    assert rows == len(frame)
+    assert said["rows"] == len(frame)
     found = result(said["predictions"])
     assert list(found["id"]) == list(range(len(frame)))
     assert set(found["model_version"]) == {"1"}
@@ -92,12 +106,12 @@ def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_pa
     assert np.abs(found["prediction"].to_numpy() - offline).max() <= 1e-6
 
 
-def test_what_was_scored_is_not_scored_again(settings, data, tmp_path, small_parts):
-    _, said = score(settings, CASE, "1", str(data / "0.parquet"), str(tmp_path / "out"))
+def test_what_was_scored_is_not_scored_again(settings, data, tmp_path):
+    said = score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
     before = {file.name: file.stat().st_mtime_ns for file in os.scandir(said["predictions"])}
     os.unlink(f"{said['predictions']}/part-00002.parquet")
 
-    score(settings, CASE, "1", str(data / "0.parquet"), str(tmp_path / "out"))
+    score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
 
     after = {file.name: file.stat().st_mtime_ns for file in os.scandir(said["predictions"])}
     assert before.keys() == after.keys()
@@ -106,10 +120,10 @@ def test_what_was_scored_is_not_scored_again(settings, data, tmp_path, small_par
 
 def test_changed_data_gets_predictions_of_its_own(settings, frame, data, tmp_path):
     (data / "1.parquet").unlink()
-    _, first = score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+    first = score(settings, CASE, "1", data, tmp_path / "out", rows_per_part=10_000)
     pq.write_table(pa.Table.from_pandas(frame.head(7), preserve_index=False), data / "0.parquet")
-    rows, second = score(settings, CASE, "1", str(data), str(tmp_path / "out"))
-    assert rows == 7
+    second = score(settings, CASE, "1", data, tmp_path / "out", rows_per_part=10_000)
+    assert second["rows"] == 7
     assert first["predictions"] != second["predictions"]
 
 
@@ -117,10 +131,13 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
     out, parts = tmp_path / "out", 300
     table = pa.Table.from_pandas(frame, preserve_index=False)
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=len(table) // parts)
-    script = f"from shopfloor import batch\nbatch.ROWS_PER_PART = 1\n{SCORE}"
-    command = [sys.executable, "-c", script, CASE, "1", str(tmp_path / "rows.parquet"), str(out)]
-    environment = os.environ | settings.environment()
-    process = subprocess.Popen(command, env=environment, cwd=settings.project_root, start_new_session=True)
+    asked = (CASE, "1", tmp_path / "rows.parquet", out)
+    process = subprocess.Popen(
+        command(*asked, rows_per_part=1),
+        env=os.environ | settings.environment(),
+        cwd=settings.project_root,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 90
     while len(list(out.rglob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -130,17 +147,9 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
     before = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
     assert 2 <= len(before) < parts
 
-    again = subprocess.run(
-        command,
-        env=environment,
-        cwd=settings.project_root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    again = score(settings, *asked, rows_per_part=1)
 
-    assert again.stdout.strip().splitlines()[-1] == str(len(frame)), again.stderr
+    assert again["rows"] == len(frame)
     after = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
     assert len(after) == parts
     assert before.items() <= after.items()
@@ -162,16 +171,16 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
 def test_a_file_that_does_not_fit_is_named_before_anything_is_scored(settings, data, tmp_path, change, message):
     pq.write_table(change(pq.read_table(data / "1.parquet", partitioning=None)), data / "1.parquet")
     with pytest.raises(UsageError, match=message):
-        score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+        refused(settings, CASE, "1", data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_parquet_or_not_there_is_one_line(settings, frame, data, tmp_path):
     (data / "1.parquet").write_text("id,rate_0\n")
     with pytest.raises(UsageError, match=r"1\.parquet is no parquet file") as raised:
-        score(settings, CASE, "1", str(data), str(tmp_path / "out"))
+        refused(settings, CASE, "1", data, tmp_path / "out")
     assert "\n" not in str(raised.value)
     with pytest.raises(NotFoundError, match=re.escape(f"There is no data set {tmp_path}/none")):
-        score(settings, CASE, "1", f"{tmp_path}/none", "")
+        refused(settings, CASE, "1", f"{tmp_path}/none", "")
     with pytest.raises(NotFoundError, match="There is no version 9 of toy_batch"):
-        score(settings, CASE, "9", str(data), "")
+        refused(settings, CASE, "9", data, "")
