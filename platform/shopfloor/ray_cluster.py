@@ -25,7 +25,7 @@ def joined(settings: Settings) -> Iterator[None]:
     Raises:
         ServiceError: It does not answer.
     """
-    if not _answers(settings):
+    if not answers(settings):
         raise ServiceError(f"The Ray cluster {settings.ray_address} does not answer.", "Start the stack: shopfloor up")
     # Ray's progress tables and its advice about them say nothing that the trial lines do not.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -46,7 +46,16 @@ def joined(settings: Settings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _answers(settings: Settings) -> bool:
+def lost(settings: Settings) -> ServiceError:
+    """Return the error for a cluster that died under a step."""
+    return ServiceError(
+        f"The Ray cluster {settings.ray_address} stopped answering.",
+        "Start it (shopfloor up) and submit again: what was finished is kept.",
+    )
+
+
+def answers(settings: Settings) -> bool:
+    """Tell whether the head of the cluster takes connections."""
     host, _, port = settings.ray_address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -59,13 +68,10 @@ def _end_with_the_cluster(settings: Settings, over: threading.Event) -> None:
     """End this process when the cluster is gone: a Ray driver would wait for its head for ever, deaf to signals."""
     last = time.monotonic()
     while not over.wait(2):
-        if _answers(settings):
+        if answers(settings):
             last = time.monotonic()
         elif time.monotonic() - last > LOST_AFTER_S:
-            error = ServiceError(
-                f"The Ray cluster {settings.ray_address} stopped answering.",
-                "Start it (shopfloor up) and submit again: what was finished is kept.",
-            )
+            error = lost(settings)
             sys.stderr.write(f"{type(error).__module__}.{type(error).__name__}: {error}\n")
             sys.stderr.flush()
             os._exit(1)

@@ -134,5 +134,7 @@ def test_the_error_of_a_step_is_its_last_exception_or_what_ray_said_when_it_ende
     assert last_error(log).startswith("Ray ended the step: Failed to register worker. See `shopfloor status`")
     log.write_text(f"{ray}ValueError: no\n")
     assert last_error(log) == "ValueError: no"
-    log.write_text("the end\n")
-    assert last_error(log) == "the end"
+    log.write_text("Killed\n")
+    assert last_error(log) == "Killed"
+    log.write_text('{\n  "outputs": {}\n}\n')
+    assert last_error(log) == "The step's process ended without a word."

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from shopfloor import ray_cluster
 from shopfloor.engines.base import StepListener
 from shopfloor.keys import StepKey, component_key
 from shopfloor.results import Outputs, ResultStore
@@ -27,6 +28,8 @@ from shopfloor.settings import Settings
 
 TERMINATION_GRACE_S = 5.0
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
+SILENT = "The step's process ended without a word."
+RAY_ENDED = "Ray ended the step:"
 _RAY_LINE = re.compile(r"\[[\d:, -]+ [CEFW] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
 
 
@@ -197,8 +200,17 @@ class LocalRun:
             state = "cached" if task.cached else "succeeded"
             self._listener.step_finished(task.name, state, seconds, _from_kfp(outputs), task.log, "")  # type: ignore[arg-type]
         else:
-            self._listener.step_finished(task.name, "failed", seconds, {}, task.log, last_error(task.log))
+            self._listener.step_finished(task.name, "failed", seconds, {}, task.log, self._error(task.log))
         return outputs, outcome
+
+    def _error(self, log: Path | None) -> str:
+        """Return why a step failed, also where its process was ended without a word."""
+        said = last_error(log)
+        # Ray's own code ends a driver whose cluster dies while it joins: no exception, often no line either.
+        ended = said == SILENT or said.startswith(RAY_ENDED)
+        if ended and ":" in self._settings.ray_address and not ray_cluster.answers(self._settings):
+            return str(ray_cluster.lost(self._settings))
+        return said
 
     def _run_process(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Run one attempt of the current task; its output goes to the task's log."""
@@ -289,9 +301,10 @@ def last_error(log: Path | None) -> str:
             return "\n".join([first, *lines[index + 1 :]]).strip()
     for line in reversed(lines):
         match = _RAY_LINE.match(line)
-        if match:  # a driver whose cluster dies while it joins is ended by Ray's own code, without an exception
-            return f"Ray ended the step: {match['message'].rstrip('.:{ ')}. See `shopfloor status`, then submit again."
-    return lines[-1] if lines else "The step's process ended without a word."
+        if match:
+            return f"{RAY_ENDED} {match['message'].rstrip('.:{ ')}. See `shopfloor status`, then submit again."
+    # KFP prints what a step is given, as JSON: its last line says nothing.
+    return lines[-1] if lines and any(letter.isalnum() for letter in lines[-1]) else SILENT
 
 
 def _is_artifact(value: Any) -> bool:
