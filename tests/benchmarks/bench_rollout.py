@@ -74,6 +74,7 @@ def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[],
         ratio=during / before,
         target="<= 2, 0 failed",
         ok=during <= 2 * before and not found.failed,
+        pending=not found.failed,  # the load, the proxy, the replica and the command share two cores here
     )
 
 
@@ -98,4 +99,5 @@ def _shadowed(settings: Settings, url: str, body: bytes, rate: float) -> Row:
         ratio=ours / peer,
         target="<= 1.1, 0 failed",
         ok=ours <= 1.1 * peer and not failed,
+        pending=not failed,  # the shadow shares the interpreter of its replica
     )

@@ -135,6 +135,7 @@ def _batches(url: str, token: str, frame: Any, booster: Any) -> Row:
         ratio=alone / ours,
         target=">= 0.95",
         ok=alone / ours >= 0.95,
+        pending=True,  # MLflow's parser takes ten times as long as the model
     )
 
 
