@@ -181,7 +181,11 @@ def _predictions(model: ServedModel, table: pa.Table) -> pa.Array:
     import pyarrow as pa
 
     columns = [column.name for column in model.rows.columns] if model.rows else table.column_names
-    answers = model.frame(table.select(columns).to_pandas())
+    frame = table.select(columns).to_pandas()
+    if model.native is None:
+        answers = model.pyfunc.predict(frame)
+    else:
+        answers = model.native.matrix(frame.to_numpy(np.float32 if model.native.single_precision else np.float64))
     values = np.asarray(answers)
     if len(values) != len(table):
         raise ShopfloorError(f"Version {model.version} answers {len(values)} of {len(table)} rows.", "Mend the model.")

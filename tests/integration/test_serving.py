@@ -564,7 +564,7 @@ def test_a_model_of_another_library_answers_rows_as_its_pyfunc_does(settings, mo
                 registered_model_name="toy_sklearn",
             )
         served = load_model(settings.tracking_uri, "toy_sklearn", str(info.registered_model_version))
-        assert served.quick is quick
+        assert (served.native is not None) is quick
         answers = [json.loads(served.predict(json.dumps(row).encode()))["prediction"] for row in rows_of(rows)]
         assert answers == pytest.approx(model.predict(rows), abs=1e-6)
 

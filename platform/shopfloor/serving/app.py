@@ -300,7 +300,7 @@ class Predictor:
             "use_case": config.use_case,
             "champion": holding.champion.version if holding.champion else None,
             "challenger": holding.challenger.version if holding.challenger else None,
-            "loaded": {model.version: {"native": model.quick} for model in holding.loaded.values()},
+            "loaded": {model.version: {"native": model.native is not None} for model in holding.loaded.values()},
             "loading": holding.loading(),
             "errors": holding.errors,
             "assigned": holding.assignment.model_dump(),

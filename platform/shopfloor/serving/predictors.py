@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shopfloor.serving.native import Matrix, Native, Predictor, is_booster, native, one_of
 from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, bad_fields, columns_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow.pyfunc import PyFuncModel
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,7 @@ class Unanswerable(BadRequest):
 
 
 Many = Callable[[list[list[Value]]], list[Any]]
-"""Takes rows, returns a prediction for each; may be called in any thread, by one thread at a time."""
-Predictor = Callable[[list[Value]], Any]
-"""Takes a row's values in column order, returns what JSON can hold: a number, a text or a list of them."""
+"""Takes rows, returns a prediction for each; may be called in any thread."""
 
 TOLERANCE = 1e-6
 MAX_ERROR_CHARACTERS = 2000
@@ -51,10 +49,8 @@ class ServedModel:
     example: dict[str, Value]
     predictor: Predictor
     many: Many
-    frame: Callable[[pd.DataFrame], Any]
-    """Takes rows with the model's columns, returns an array of their predictions."""
-    quick: bool
-    """Rows skip the DataFrame."""
+    native: Native | None
+    """How rows skip the DataFrame, where they do."""
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the values of the JSON object of one row.
@@ -136,140 +132,30 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
-        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, pyfunc.predict, False)
-    rows = RowSchema(columns, single_precision=_is_booster(pyfunc))
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None)
+    rows = RowSchema(columns, single_precision=is_booster(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
     through_pyfunc = _pyfunc_rows(pyfunc, columns)
     expected = through_pyfunc([values])[0]
-    native = _native(pyfunc, columns)
-    quick = native is not None and all(_agrees(way, values, expected) for way in (native[0], _one(native[1])))
-    predictor, many = native if native is not None and quick else (_one(through_pyfunc), through_pyfunc)
-    frame = _booster_frame(pyfunc.get_raw_model(), columns) if quick and _is_booster(pyfunc) else pyfunc.predict
-    logger.info("loaded %s version %s, %s", name, version, "native" if quick else "pyfunc")
-    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, frame, quick)
+    way = native(pyfunc, columns)
+    if way is not None and not all(_agrees(one, values, expected) for one in (way.one, one_of(way.matrix))):
+        way = None
+    if way is None:
+        predictor, many = _one(through_pyfunc), through_pyfunc
+    else:
+        predictor, many = way.one, _many(way.matrix)
+    logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
+    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, way)
 
 
-def _native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> tuple[Predictor, Many] | None:
-    """Return the quick ways in, where the model's library has them and all columns are numbers."""
-    try:
-        raw = pyfunc.get_raw_model()
-    except NotImplementedError:
-        return None
-    if any(column.type in {"string", "datetime"} for column in columns):
-        return None
-    if _is_booster(pyfunc):
-        one = _booster_predictor(raw, columns)
-        return (one, _booster_rows(raw)) if one is not None else None
-    function = pyfunc.metadata.flavors["python_function"].get("predict_fn", "predict")
-    if "sklearn" in pyfunc.metadata.flavors and hasattr(raw, function):
-        many = _sklearn_rows(getattr(raw, function))
-        return _one(many), many
-    return None
-
-
-def _is_booster(pyfunc: PyFuncModel) -> bool:
-    return "xgboost" in pyfunc.metadata.flavors and type(pyfunc.get_raw_model()).__name__ == "Booster"
-
-
-def _booster_predictor(raw: Any, columns: tuple[Column, ...]) -> Predictor | None:
-    """Return a predictor of one row for an XGBoost booster, where its features are the columns, in order."""
-    import numpy as np
-
-    if raw.feature_names not in (None, [column.name for column in columns]):
-        return None
-    # A copy, because threads help a batch (which pyfunc's own booster answers) and hurt a single row.
-    booster = raw.copy()
-    booster.set_param({"nthread": 1})
-
-    def predict(values: list[Value]) -> Any:
-        return booster.inplace_predict(np.array([values], dtype=np.float64), validate_features=False)[0].tolist()
-
-    several = isinstance(predict([0.0] * len(columns)), list)
-    return predict if several else _BoosterRow(booster, len(columns))
-
-
-class _BoosterRow:
-    """One row in, one number out, through XGBoost's C function; not to be called by two threads at a time.
-
-    Half of what `Booster.inplace_predict` costs for one row is spent describing its arrays in JSON. Here they are
-    always the same arrays, and described once.
-    """
-
-    def __init__(self, booster: Any, columns: int) -> None:
-        import ctypes
-
-        import numpy as np
-        from xgboost.core import _LIB
-
-        self._library = _LIB
-        self._booster = booster  # owns what its handle points at
-        self._row: Any = np.zeros((1, columns), dtype=np.float64)
-        self._predictions = ctypes.POINTER(ctypes.c_float)()
-        self._shape, self._dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
-        options = {
-            "type": 0,
-            "training": False,
-            "iteration_begin": 0,
-            "iteration_end": 0,
-            "missing": math.nan,
-            "strict_shape": False,
-            "cache_id": 0,
-        }
-        self._arguments = (
-            booster.handle,
-            json.dumps(self._row.__array_interface__).encode(),
-            json.dumps(options).encode(),
-            ctypes.c_void_p(),
-            ctypes.byref(self._shape),
-            ctypes.byref(self._dimensions),
-            ctypes.byref(self._predictions),
-        )
-
-    def __call__(self, values: list[Value]) -> float:
-        self._row[0] = values  # None becomes NaN, a missing value; XGBoost makes 32 bits of it, as in a DMatrix
-        if self._library.XGBoosterPredictFromDense(*self._arguments):
-            raise ValueError(self._library.XGBGetLastError().decode())
-        return float(self._predictions[0])
-
-
-def _sklearn_rows(function: Callable[[Any], Any]) -> Many:
-    import warnings
-
+def _many(matrix: Matrix) -> Many:
     import numpy as np
 
     def predict_rows(rows: list[list[Value]]) -> list[Any]:
-        with warnings.catch_warnings():  # the columns stand in the order of the signature, their names are not needed
-            warnings.simplefilter("ignore", UserWarning)
-            return list(function(np.array(rows, dtype=np.float64)).tolist())
+        return list(matrix(np.array(rows, dtype=np.float64)).tolist())
 
     return predict_rows
-
-
-def _booster_rows(raw: Any) -> Many:
-    import numpy as np
-
-    booster = raw.copy()
-    booster.set_param({"nthread": 1})
-
-    def predict_rows(rows: list[list[Value]]) -> list[Any]:
-        return list(booster.inplace_predict(np.array(rows, dtype=np.float64), validate_features=False).tolist())
-
-    return predict_rows
-
-
-def _booster_frame(raw: Any, columns: tuple[Column, ...]) -> Callable[[pd.DataFrame], Any]:
-    import numpy as np
-
-    booster = raw.copy()
-    booster.set_param({"nthread": 1})
-    names = [column.name for column in columns]
-
-    def predict_frame(frame: pd.DataFrame) -> Any:
-        # In 32 bits, as XGBoost holds them: half the memory to read.
-        return booster.inplace_predict(frame[names].to_numpy(dtype=np.float32), validate_features=False)
-
-    return predict_frame
 
 
 def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
