@@ -34,11 +34,15 @@ _REFUSALS = {
     "400": "The body is not JSON, or not one of the formats.",
     "401": "The endpoint asks for a bearer token, and none that counts was sent.",
     "404": "The version asked for is not loaded.",
-    "413": "The body is too large.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large, or holds too many rows.",
     "415": "The content type is none that is understood.",
     "422": "A field is missing, unknown or wrong; `fields` names it.",
-    "503": "No champion is loaded.",
+    "503": "No champion is loaded, or the replica has too many requests; come back after `Retry-After` seconds.",
+    "504": "The model did not answer in time.",
 }
+_AT_THE_DOOR = {"401", "408", "503", "504"}
+"""Said of every request, in the endpoint's own form, before the Open Inference Protocol has its word."""
 
 
 def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
@@ -132,7 +136,11 @@ def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -
         },
     }
     problem = _json({"$ref": "#/components/schemas/InferenceProblem"})
-    refusals = {status: {"description": text, "content": problem} for status, text in _REFUSALS.items()}
+    either = _json({"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("InferenceProblem", "Problem")]})
+    refusals = {
+        status: {"description": text, "content": either if status in _AT_THE_DOOR else problem}
+        for status, text in _REFUSALS.items()
+    }
     infer = {
         "summary": "Answer tensors by the Open Inference Protocol",
         "parameters": [versions],
@@ -142,7 +150,7 @@ def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -
 
     def read(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
         answers = {"200": {"description": "The answer.", "content": _json({"type": "object"})}}
-        none = {"503": {"description": _REFUSALS["503"], "content": problem}}
+        none = {"503": {"description": "No champion is loaded.", "content": problem}}
         chosen = {"404": {"description": _REFUSALS["404"], "content": problem}} if parameters else {}
         return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers | none | chosen}}
 

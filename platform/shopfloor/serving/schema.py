@@ -26,6 +26,11 @@ INT64 = 2**63 - 1
 FLOAT32_MAX = 3.4028234663852886e38
 MAX_PROBLEMS = 20
 """Fields named in one answer."""
+ROW_BYTES = 16 * 1024
+"""What a row may hold besides its values: blanks, a few fields too many."""
+VALUE_BYTES = 256
+TEXT_BYTES = 100_000
+"""A row is read where requests are answered, so that each millisecond of a long one is lost to all of them."""
 
 _WORDS = {
     "missing": "is missing",
@@ -97,6 +102,10 @@ class RowSchema:
             single_precision: The model computes in 32 bits, so that a larger number would become infinite in it.
         """
         self.columns = columns
+        self.max_bytes = ROW_BYTES + sum(
+            6 * len(column.name) + (TEXT_BYTES if column.type == "string" else VALUE_BYTES) for column in columns
+        )
+        """Of the body of one row."""
         fields = {column.name: _field(column, single_precision) for column in columns}
         self._schema = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
         taken = {column.name: _field(column, single_precision, _TAKEN) for column in columns}
@@ -106,8 +115,13 @@ class RowSchema:
         """Return the row's values in the order of the columns; what is left out or null is `None`.
 
         Raises:
-            BadRequest: 400 where the body is not one JSON object, 422 where a field is wrong, with the fields named.
+            BadRequest: 400 where the body is not one JSON object, 413 where it is larger than any row of these
+                columns, 422 where a field is wrong, with the fields named.
         """
+        if len(body) > self.max_bytes:
+            if body.lstrip()[:1] != b"{":
+                raise _no_object()
+            raise BadRequest(413, f"A row of this model holds at most {self.max_bytes} bytes, not {len(body)}.")
         try:
             row: dict[str, Value] = self._validator.validate_json(body)
         except ValidationError as error:
@@ -212,8 +226,12 @@ def _bad_request(error: ValidationError) -> BadRequest:
     if first["type"] == "json_invalid":
         return BadRequest(400, f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.")
     if not first["loc"]:
-        return BadRequest(400, "The body must be one JSON object with a key for each input of the model.")
+        return _no_object()
     return bad_fields([{"field": str(item["loc"][0])[:200], "problem": _in_words(item)} for item in problems])
+
+
+def _no_object() -> BadRequest:
+    return BadRequest(400, "The body must be one JSON object with a key for each input of the model.")
 
 
 def _in_words(problem: Any) -> str:
