@@ -174,7 +174,6 @@ def compressed_zeros(rows):
         pytest.param(compressed_zeros(20_000_000), "application/vnd.apache.parquet", 415, id="compressed"),
     ],
 )
-@pytest.mark.xfail(reason="MLflow makes the table before its size is looked at", strict=True)
 def test_a_small_body_that_asks_for_a_large_table_is_refused_before_there_is_one(url, body, content_type, status):
     answer = post(f"{url}/invocations", body, content_type)
     assert answer.status_code == status, answer.text[:500]
@@ -182,7 +181,6 @@ def test_a_small_body_that_asks_for_a_large_table_is_refused_before_there_is_one
 
 
 @pytest.mark.parametrize("outputs", [5, True, "prediction", ["prediction"], [{"name": ["a"]}], {"a": 1}])
-@pytest.mark.xfail(reason="the names of outputs are used before they are looked at", strict=True)
 def test_outputs_that_are_no_list_of_names_are_refused(url, outputs):
     answer = post(f"{url}/v2/models/{CASE}/infer", example_tensors(url) | {"outputs": outputs})
     assert answer.status_code == 400, answer.text
@@ -372,7 +370,6 @@ def begin(stack, url, *lines):
     return connection
 
 
-@pytest.mark.xfail(reason="a body on its way takes a place among those that are answered", strict=True)
 def test_more_slow_clients_than_there_are_places_keep_nobody_out(url, row):
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_IN_FLIGHT + 10):

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from shopfloor.serving import feedback, open_inference
+from shopfloor.serving.online_features import AskedSchema
 from shopfloor.serving.predictors import ServedModel
 
 VERSION_HEADER = "X-Shopfloor-Version"
@@ -45,18 +46,26 @@ _AT_THE_DOOR = {"401", "408", "503", "504"}
 """Said of every request, in the endpoint's own form, before the Open Inference Protocol has its word."""
 
 
-def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
+def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the endpoint while `model` answers.
 
     Args:
         model: The version whose inputs are described.
         prefix: Path of the use case, without a slash at its end.
+        asked: What a row may be instead, where features are looked up.
     """
     row = model.rows.json_schema() if model.rows else {"type": "object"}
+    if asked is not None:
+        row = {"anyOf": [row, asked.json_schema()]}
     answer = {
         "type": "object",
         "required": ["prediction", "model", "version"],
-        "properties": {"prediction": {}, "model": {"type": "string"}, "version": {"type": "string"}},
+        "properties": {
+            "prediction": {},
+            "model": {"type": "string"},
+            "version": {"type": "string"},
+            "inputs": {"type": "object", "description": "With `explain_inputs`: each input's value and source."},
+        },
     }
     batch = {
         "type": "object",
