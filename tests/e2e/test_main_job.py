@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ STEPS = [
     "tune",
     "evaluate",
     "register",
+    "materialize",
     "deploy",
     "verify",
     "promote",
@@ -146,6 +148,20 @@ def test_submit_ends_in_a_champion_that_answers_the_documented_example(clone, fi
     assert answer.status_code == 200
     assert 0 < answer.json()["prediction"] < 1
     assert answer.json()["version"] == "1"
+
+
+def test_a_flight_may_be_named_instead_of_its_features_as_the_docs_say(clone, first):
+    page = (PROJECT / "docs/how-to/features-at-request-time.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("curl"))
+    row = json.loads(shlex.split(command)[-1])
+
+    answer = requests.post(first["endpoint"], json=row, timeout=10)
+
+    assert answer.status_code == 200, answer.text
+    sources = {name: item["source"] for name, item in answer.json()["inputs"].items()}
+    assert sources["carrier_late_rate_168h"] == "online"
+    assert sources["departure_hour"] == "computed"
+    assert sources["visib"] == "request"
 
 
 def test_the_run_its_steps_and_its_report_are_in_mlflow(clone, first):
