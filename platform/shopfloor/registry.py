@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor import run_records, tracking
+from shopfloor import golden, run_records, tracking
 from shopfloor.errors import NotFoundError
 from shopfloor.keys import lock_hash
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
@@ -35,7 +35,7 @@ PASSPORT = "passport.json"
 
 
 def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artifact], model_version: Artifact) -> str:
-    """Make one model version, with signature, input example and passport, and point the challenger alias at it.
+    """Make one model version, with signature, example, golden requests and passport; point the challenger alias at it.
 
     Args:
         settings: Say where the registry is and which run this is for.
@@ -178,13 +178,15 @@ def _log_model(settings: Settings, client: Any, use_case: UseCase, made_of: Mapp
         or client.create_run(run_records.experiment(client, use_case.name), run_name="register").info.run_id
     )
     flavor = importlib.import_module(f"mlflow.{use_case.model.flavor}")
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    requests = golden.ask_offline(settings, use_case, made_of["features"].uri, model)
+    with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = flavor.log_model(
             model,
             name="model",
             signature=signature,
             input_example=example.head(1),
             pip_requirements=_requirements(use_case.model.flavor),
+            extra_files=[str(golden.write(requests, Path(directory)))],
         )
     return str(info.model_id), run_id
 

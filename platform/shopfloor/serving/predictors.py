@@ -1,7 +1,8 @@
 """A registered model, loaded and warm: what turns a checked row, or an MLflow scoring request, into an answer.
 
 Rows skip the DataFrame where the library behind the model has a quick way in, and only where that way gives the same
-answer as the model's pyfunc flavour on the model's own example. Whatever has no quick way answers through pyfunc.
+answer as the model's pyfunc flavour on the model's own example, and the offline answers to the golden requests that the
+version brings. Whatever has no quick way answers through pyfunc.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shopfloor import golden
+from shopfloor.golden import TOLERANCE, Golden, difference
 from shopfloor.serving.native import Matrix, Native, Predictor, is_booster, native, one_of
 from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, bad_fields, columns_of
 
@@ -27,10 +31,13 @@ class Unanswerable(BadRequest):
     """The row is as it must be, and the model refuses it all the same."""
 
 
+class AnswersDifferently(Exception):
+    """A loaded version does not answer its golden requests as its model did offline."""
+
+
 Many = Callable[[list[list[Value]]], list[Any]]
 """Takes rows, returns a prediction for each; may be called in any thread."""
 
-TOLERANCE = 1e-6
 MAX_ERROR_CHARACTERS = 2000
 
 _to_json = json.JSONEncoder(allow_nan=False).encode
@@ -115,7 +122,7 @@ class ServedModel:
 
 
 def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
-    """Fetch a version from the MLflow registry, load it and answer its example once.
+    """Fetch a version from the MLflow registry, load it and ask it its example and its golden requests once.
 
     Args:
         tracking_uri: MLflow's server, the registry of the models too.
@@ -123,12 +130,14 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
         version: A version number.
 
     Raises:
+        AnswersDifferently: It is not the model that was judged, or does not answer as that did.
         Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
     """
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
-    pyfunc = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
+    directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}"))
+    pyfunc = mlflow.pyfunc.load_model(str(directory))
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
@@ -138,15 +147,61 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     values = list(example.values())
     through_pyfunc = _pyfunc_rows(pyfunc, columns)
     expected = through_pyfunc([values])[0]
+    requests = golden.read(directory)
     way = native(pyfunc, columns)
     if way is not None and not all(_agrees(one, values, expected) for one in (way.one, one_of(way.matrix))):
         way = None
+    if way is not None and requests is not None:
+        try:
+            _require_offline_answers(requests, rows, way.one, _many(way.matrix))
+        except AnswersDifferently as error:
+            logger.warning("no quick way into %s version %s: %s", name, version, error)
+            way = None
     if way is None:
         predictor, many = _one(through_pyfunc), through_pyfunc
+        if requests is not None:
+            _require_offline_answers(requests, rows, predictor, many)
     else:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
     return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, way)
+
+
+def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor, many: Many) -> None:
+    """Ask golden requests one by one and all at once.
+
+    Raises:
+        AnswersDifferently: One is refused, or answered otherwise than offline; says which.
+    """
+
+    def refused(number: int | str, error: Exception) -> AnswersDifferently:
+        return AnswersDifferently(f"golden row {number} is refused: {_first_line(error)}")
+
+    parsed, answers = [], []
+    for number, row in enumerate(requests.rows):
+        try:
+            parsed.append(schema.parse(json.dumps(row).encode()))
+            answers.append(one(parsed[-1]))
+        except Exception as error:
+            raise refused(number, error) from error
+    try:
+        together = many(parsed)
+    except Exception as error:
+        raise refused(f"0 to {len(parsed) - 1} at once", error) from error
+    if len(together) != len(parsed):
+        raise AnswersDifferently(f"{len(together)} predictions answer {len(parsed)} golden rows at once")
+    for number, expected in enumerate(requests.predictions):
+        for answer in (answers[number], together[number]):
+            apart = difference(answer, expected)
+            if apart > TOLERANCE:
+                raise AnswersDifferently(
+                    f"golden row {number} is answered {_short(answer)}, and was {_short(expected)} offline "
+                    f"(difference {apart:.3g}, at most {TOLERANCE:g}): {_short(requests.rows[number])}"
+                )
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:500]
 
 
 def _many(matrix: Matrix) -> Many:
@@ -189,11 +244,8 @@ def _one(many: Many) -> Predictor:
 
 def _agrees(native: Predictor, values: list[Value], expected: Any) -> bool:
     """Tell whether the quick way answers the example as pyfunc does."""
-    import numpy as np
-
     try:
-        answer = native(values)
-        return answer == expected or bool(np.allclose(answer, expected, rtol=0, atol=TOLERANCE))
+        return difference(native(values), expected) <= TOLERANCE
     except Exception:
         logger.info("no quick way into this model", exc_info=True)
         return False
