@@ -209,18 +209,20 @@ def _requirements(flavor: str) -> list[str]:
     """Return the pinned packages that a server of the model needs; asking MLflow to guess them costs half a minute."""
     from importlib.metadata import PackageNotFoundError, version
 
-    packages = {
-        "xgboost": ["xgboost-cpu", "xgboost"],
-        "sklearn": ["scikit-learn"],
-        "pytorch": ["torch"],
-        "onnx": ["onnx"],
+    needed: dict[str, list[tuple[str, ...]]] = {
+        "xgboost": [("xgboost-cpu", "xgboost")],
+        "sklearn": [("scikit-learn",)],
+        "pytorch": [("torch",)],
+        "onnx": [("onnx",), ("onnxruntime", "onnxruntime-gpu")],
     }
     pinned = [f"mlflow=={version('mlflow')}", f"pandas=={version('pandas')}"]
-    for package in packages[flavor]:
-        try:
-            return [*pinned, f"{package}=={version(package)}"]
-        except PackageNotFoundError:
-            continue
+    for alternatives in needed[flavor]:
+        for package in alternatives:
+            try:
+                pinned.append(f"{package}=={version(package)}")
+                break
+            except PackageNotFoundError:
+                continue
     return pinned
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shopfloor import golden
 from shopfloor.golden import TOLERANCE, Golden, difference
-from shopfloor.serving.native import Matrix, Native, Predictor, is_booster, native, one_of
+from shopfloor.serving.native import Matrix, Native, Predictor, in_single_precision, native, one_of
 from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, bad_fields, columns_of
 
 if TYPE_CHECKING:
@@ -142,15 +142,13 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
         return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None)
-    rows = RowSchema(columns, single_precision=is_booster(pyfunc))
+    rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
     through_pyfunc = _pyfunc_rows(pyfunc, columns)
     expected = through_pyfunc([values])[0]
     requests = golden.read(directory)
-    way = native(pyfunc, columns)
-    if way is not None and not all(_agrees(one, values, expected) for one in (way.one, one_of(way.matrix))):
-        way = None
+    way = _quick_way(pyfunc, columns, directory, values, expected)
     if way is not None and requests is not None:
         try:
             _require_offline_answers(requests, rows, way.one, _many(way.matrix))
@@ -165,6 +163,21 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
     return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, way)
+
+
+def answers_of(output: Any) -> Any:
+    """Return what a model's pyfunc answers, an item a row.
+
+    MLflow lets some libraries answer with a frame. One column is a prediction a row, columns without names are a list a
+    row, and named ones an object a row.
+    """
+    import pandas as pd
+
+    if not isinstance(output, pd.DataFrame):
+        return output
+    if output.shape[1] == 1:
+        return output.iloc[:, 0].to_numpy()
+    return output.to_numpy() if isinstance(output.columns, pd.RangeIndex) else output.to_dict("records")
 
 
 def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor, many: Many) -> None:
@@ -232,7 +245,9 @@ def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
         frame = pd.DataFrame(
             {column.name: series(column, list(values)) for column, values in zip(columns, by_column, strict=True)}
         )
-        answers = _get_jsonable_obj(pyfunc.predict(frame), pandas_orient="records")
+        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame)), pandas_orient="records")
+        if len(answers) != len(rows):
+            raise ValueError(f"the model answers {len(answers)} predictions to {len(rows)} rows")
         return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
 
     return predict_rows
@@ -242,13 +257,18 @@ def _one(many: Many) -> Predictor:
     return lambda values: many([values])[0]
 
 
-def _agrees(native: Predictor, values: list[Value], expected: Any) -> bool:
-    """Tell whether the quick way answers the example as pyfunc does."""
+def _quick_way(
+    pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path, values: list[Value], expected: Any
+) -> Native | None:
+    """Return the quick way into a model, where there is one and it answers the example as pyfunc does."""
     try:
-        return difference(native(values), expected) <= TOLERANCE
-    except Exception:
+        way = native(pyfunc, columns, directory)
+        if way is None or any(difference(one(values), expected) > TOLERANCE for one in (way.one, one_of(way.matrix))):
+            return None
+        return way
+    except Exception:  # whatever a library says to a model that it cannot answer: pyfunc can
         logger.info("no quick way into this model", exc_info=True)
-        return False
+        return None
 
 
 def _unanswered(values: Any) -> Any:
