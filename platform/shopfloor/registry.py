@@ -32,6 +32,8 @@ CHALLENGER = "challenger"
 INPUTS = "shopfloor.inputs"
 """Tag of a version: the hash of everything that it was made of."""
 PASSPORT = "passport.json"
+_SAVED_AS = {"pytorch": {"serialization_format": "pickle"}}
+"""Where MLflow's own choice does not do: what it exports of PyTorch takes one tensor, and no row of named columns."""
 
 
 def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artifact], model_version: Artifact) -> str:
@@ -187,6 +189,7 @@ def _log_model(settings: Settings, client: Any, use_case: UseCase, made_of: Mapp
             input_example=example.head(1),
             pip_requirements=_requirements(use_case.model.flavor),
             extra_files=[str(golden.write(requests, Path(directory)))],
+            **_SAVED_AS.get(use_case.model.flavor, {}),
         )
     return str(info.model_id), run_id
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import requests
 from shopfloor import golden, registry
@@ -12,17 +13,51 @@ from shopfloor.serving import predictors
 from shopfloor.serving.native import Native, one_of
 from shopfloor.serving.predictors import AnswersDifferently, load_model
 from shopfloor.serving.rollout import deploy, endpoint, live_versions
+from shopfloor.serving.verify import verify
 
+from tests.integration.test_native_ways import linear
 from tests.integration.test_serving import USE_CASE, Recorder, offline, post, register_models, rows_of
 
 CASE = "toy_golden"
 BY_HAND = "toy_by_hand"
+ONNX, PYTORCH = "toy_onnx", "toy_pytorch"
 GOOD, BAD = "1", "2"
+
+ONNX_MODEL = """
+def load(directory):
+    import onnx
+    return onnx.load(directory / "model.onnx")
+
+
+def predict(model, frame):
+    import numpy as np
+    import onnxruntime
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {"rows": frame.to_numpy(np.float32)})[0]
+"""
+PYTORCH_MODEL = """
+def load(directory):
+    import torch
+    return torch.load(directory / "model.pt", weights_only=False)
+
+
+def predict(model, frame):
+    import numpy as np
+    import torch
+    with torch.no_grad():
+        return model.eval()(torch.tensor(frame.to_numpy(np.float32))).numpy()
+"""
 
 
 @pytest.fixture(scope="module")
 def settings(project):
-    return project(**{CASE: USE_CASE.format(name=CASE)})
+    texts = {name: USE_CASE.format(name=name) for name in (CASE, ONNX, PYTORCH)}
+    for name, flavor in ((ONNX, "onnx"), (PYTORCH, "pytorch")):
+        texts[name] = texts[name].replace("flavor: xgboost", f"flavor: {flavor}")
+    settings = project(**texts)
+    for name, code in ((ONNX, ONNX_MODEL), (PYTORCH, PYTORCH_MODEL)):
+        (settings.project_root / "pipelines" / name / "model.py").write_text(code)
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +66,23 @@ def models(settings):
     return register_models(settings, BY_HAND, versions=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _use_cases(settings):
+    import pipelines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "__path__", [*pipelines.__path__, str(settings.project_root / "pipelines")])
+        yield
+
+
 @pytest.fixture(scope="module")
 def versions(settings, models, tmp_path_factory):
     """Two versions as a pipeline registers them; the first is champion, the second comes to the tests."""
-    import pipelines
-
     frame, [booster] = models
-    columns = {name: "int" if name.startswith("count") else "float" for name in frame}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "__path__", [*pipelines.__path__, str(settings.project_root / "pipelines")])
-        for version in (GOOD, BAD):
-            made_of = made(tmp_path_factory.mktemp("made"), frame, booster, columns, trial=version)
-            assert registry.register(settings, CASE, made_of, Recorder()) == version
+    for version in (GOOD, BAD):
+        made_of = made(tmp_path_factory.mktemp("made"), frame, trial=version)
+        booster.save_model(f"{made_of['model'].uri}/model.ubj")
+        assert registry.register(settings, CASE, made_of, Recorder()) == version
     promote_version(settings, CASE, GOOD)
 
 
@@ -58,8 +98,9 @@ def file(settings, servers, versions):
     file.write_bytes(kept)
 
 
-def made(directory, frame, booster, columns, trial):
-    """What the steps before `register` hand on, as far as it reads them."""
+def made(directory, frame, trial):
+    """What the steps before `register` hand on, as far as it reads them; the model itself is left to the caller."""
+    columns = {name: "int" if name.startswith("count") else "float" for name in frame}
     version = DataVersion(path="data/toy", md5="0", rev="", commit="", tables=[])
     evaluation = Evaluation.model_construct(metrics={"roc_auc": 0.7}, champion=None, gates=[])
     feature_set = FeatureSet(
@@ -82,7 +123,6 @@ def made(directory, frame, booster, columns, trial):
         artifacts[name].uri, artifacts[name].metadata = str(directory / name), {"content_hash": f"{name}-{trial}"}
     for split in ("train", "test"):
         frame.to_parquet(directory / "features" / f"{split}.parquet")
-    booster.save_model(directory / "model" / "model.ubj")
     return artifacts
 
 
@@ -141,8 +181,6 @@ def test_a_quick_way_that_is_wrong_for_a_golden_row_only_is_not_taken(settings, 
     right = predictors.native
 
     def wrong_without_an_age(*model):
-        import numpy as np
-
         way = right(*model)
 
         def matrix(rows):  # the example has every value
@@ -189,3 +227,30 @@ def test_a_file_that_is_none_of_ours_is_refused_in_one_line(settings, file, cont
     with pytest.raises(ShopfloorError, match=why) as refused:
         load_model(settings.tracking_uri, CASE, BAD)
     assert "\n" not in str(refused.value)
+
+
+def test_a_graph_of_onnx_goes_from_the_search_to_the_endpoint(settings, models, tmp_path):
+    import onnx
+
+    frame = models[0][["rate_0", "rate_1", "rate_2"]]
+    made_of = made(tmp_path, frame, trial="1")
+    onnx.save(linear("FLOAT", np.float32), f"{made_of['model'].uri}/model.onnx")
+    assert_registered_and_answering(settings, ONNX, made_of)
+
+
+def test_a_module_of_pytorch_goes_from_the_search_to_the_endpoint(settings, models, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is too large for the lock: pip install torch")
+    frame = models[0][["rate_0", "rate_1", "rate_2"]]
+    made_of = made(tmp_path, frame, trial="1")
+    torch.save(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Sigmoid()), f"{made_of['model'].uri}/model.pt")
+    assert_registered_and_answering(settings, PYTORCH, made_of)
+
+
+def assert_registered_and_answering(settings, case, made_of):
+    metrics = Recorder()
+    version = registry.register(settings, case, made_of, Recorder())
+    deploy(settings, case, champion=version)
+    verify(settings, case, version, made_of["features"].uri, made_of["model"].uri, metrics)
+    assert metrics.metrics["golden_rows"] == 20
+    status = requests.get(f"{endpoint(settings, case)}/status", timeout=10).json()
+    assert status["loaded"][version] == {"native": True}
