@@ -5,6 +5,7 @@ from kfp import dsl
 from components.build_features import build_features
 from components.deploy import deploy
 from components.evaluate import evaluate
+from components.materialize import materialize
 from components.promote import promote
 from components.pull_data import pull_data
 from components.register import register
@@ -40,7 +41,8 @@ def training(use_case: str, data_rev: str = "", data_version: str = "", champion
             tables=tables,
         )
         version = registered.outputs["Output"]
-        deployed = deploy(use_case=use_case, version=version)
+        online = materialize(use_case=use_case, tables=tables).after(registered)
+        deployed = deploy(use_case=use_case, version=version).after(online)
         verified = verify(
             use_case=use_case,
             version=version,

@@ -62,7 +62,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".features-") as scratch:
         made = Path(scratch)
         code.source_tables(tables, made)
-        sources = _keep(settings, use_case, made)
+        sources = keep_sources(settings, use_case, made)
         rows = code.rows(tables)
         frame, names = _join(settings, use_case, code, sources, made, rows)
     target = use_case.features.target
@@ -86,13 +86,14 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         metrics.log_metric(f"rows_{name}", count)
 
 
-def feature_store(settings: Settings, project: str, registry: str | None = None) -> Any:
+def feature_store(settings: Settings, project: str, registry: str | None = None, cached: bool = False) -> Any:
     """Return Feast's `FeatureStore` for a use case; `feast` itself works on the same registry.
 
     Args:
         settings: Say where registry and stores are.
         project: Feast's project, the use case's name.
         registry: Another registry than the settings' own.
+        cached: Read the registry once, and never again.
     """
     os.environ.setdefault("FEAST_USAGE", "False")
     if settings.s3_endpoint_url:
@@ -105,7 +106,11 @@ def feature_store(settings: Settings, project: str, registry: str | None = None)
     sql = "://" in path and not path.startswith(("s3://", "gs://", "file://"))
     online: dict[str, str]
     if settings.online_store.startswith("redis://"):
-        online = {"type": "redis", "connection_string": settings.online_store.removeprefix("redis://")}
+        address = settings.online_store.removeprefix("redis://")
+        for limit in ("socket_timeout", "socket_connect_timeout"):  # without one, Redis' client waits for ever
+            if f",{limit}=" not in address:
+                address += f",{limit}={settings.request_timeout_s:g}"
+        online = {"type": "redis", "connection_string": address}
     else:
         Path(settings.online_store).parent.mkdir(parents=True, exist_ok=True)
         online = {"type": "sqlite", "path": settings.online_store}
@@ -113,7 +118,11 @@ def feature_store(settings: Settings, project: str, registry: str | None = None)
         config=RepoConfig(
             project=project,
             provider="local",
-            registry={"registry_type": "sql", "path": path} if sql else path,
+            registry={
+                "path": path,
+                **({"registry_type": "sql"} if sql else {}),
+                **({"cache_ttl_seconds": 0} if cached else {}),
+            },
             offline_store={"type": "duckdb"},
             online_store=online,
             entity_key_serialization_version=3,
@@ -128,7 +137,7 @@ def _join(
     import pandas as pd
     from feast.errors import FeatureServiceNotFoundException
 
-    with _registry_lock(settings):
+    with locked(settings, "feast-registry"):
         store = feature_store(settings, use_case.name)
         store.apply(code.definitions(lambda name: join(sources, f"{name}.parquet")))
     if is_remote(sources):
@@ -203,8 +212,10 @@ def _ask(store: Any, wanted: list[str], rows: pd.DataFrame, changes: Any) -> pd.
     return found.reset_index(drop=True)
 
 
-def _keep(settings: Settings, use_case: UseCase, made: Path) -> str:
+def keep_sources(settings: Settings, use_case: UseCase, made: Path) -> str:
     """Keep the sources of the features behind a stable URI named after their content, and return it."""
+    for file in sorted(made.glob("*.parquet")):
+        _in_microseconds(file)
     uri = join(settings.artifact_root, "features", use_case.name, hash_directory(made)[:16])
     if is_remote(uri):
         from pyarrow import fs
@@ -239,6 +250,22 @@ def _split(frame: pd.DataFrame, split: Split) -> dict[str, pd.DataFrame]:
     return parts
 
 
+def _in_microseconds(file: Path) -> None:
+    """Write a file anew whose times are in nanoseconds, as pandas leaves them: DuckDB, under Feast, compares none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file)
+    coarse = [
+        field.with_type(pa.timestamp("us", field.type.tz))
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
+        else field
+        for field in schema
+    ]
+    if coarse != list(schema):
+        pq.write_table(pq.read_table(file).cast(pa.schema(coarse), safe=False), file)
+
+
 def _write(frame: pd.DataFrame, file: Path) -> None:
     """Write parquet without pandas' own metadata, which would vary with its version."""
     import pyarrow as pa
@@ -249,8 +276,9 @@ def _write(frame: pd.DataFrame, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _registry_lock(settings: Settings) -> Iterator[None]:
-    """Let one process at a time write Feast's registry file, which Feast replaces as a whole."""
-    with (settings.state_dir / "feast-registry.lock").open("w") as handle:
+def locked(settings: Settings, name: str) -> Iterator[None]:
+    """Let one process at a time write, e.g. Feast's registry file, which Feast replaces as a whole."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.state_dir / f"{name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

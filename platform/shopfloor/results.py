@@ -157,5 +157,7 @@ def _checksum(entry: Mapping[str, Any]) -> str:
 
 
 def _in_words(effect: Mapping[str, str]) -> str:
+    if effect["kind"] == "online_features":
+        return f"What the online store was given for {effect['use_case']}"
     what = {"model_version": "The registered", "deployment": "The deployed", "champion": "The champion"}
     return f"{what.get(effect['kind'], effect['kind'])} version {effect['version']} of {effect['use_case']}"

@@ -203,6 +203,17 @@ class Autoscaling(_Section):
     """Requests that a replica should be answering at once."""
 
 
+class OnlineSection(_Section):
+    """What a request may send instead of feature values."""
+
+    entities: dict[str, Literal["string", "long", "double", "boolean", "datetime"]] = Field(min_length=1)
+    """Name to type: entity keys, and what `at_request` in features.py computes from."""
+    deadline_ms: float = Field(default=50, gt=0)
+    """How long a request waits for the online store."""
+    fallback: Literal["missing", "refuse"] = "missing"
+    """Without an answer by then, values are missing where the model's column is optional; or the request is refused."""
+
+
 class ServingSection(_Section):
     """How the champion answers."""
 
@@ -224,6 +235,8 @@ class ServingSection(_Section):
     """Rows in one request."""
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
     """Size of one request."""
+    online: OnlineSection | None = None
+    """Features that the endpoint looks up."""
 
 
 class UseCase(_Section):
@@ -245,15 +258,24 @@ class UseCase(_Section):
         Raises:
             NotFoundError: The use case has no such module.
         """
-        name = f"pipelines.{self.name}.{module}"
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise
-            raise NotFoundError(
-                f"Use case {self.name!r} has no {module}.py.", f"Write pipelines/{self.name}/{module}.py."
-            ) from error
+        return import_code(self.name, module)
+
+
+def import_code(use_case: str, module: str) -> ModuleType:
+    """Import a use case's own module, where no more of it is needed than its name.
+
+    Raises:
+        NotFoundError: The use case has no such module.
+    """
+    name = f"pipelines.{use_case}.{module}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise NotFoundError(
+            f"Use case {use_case!r} has no {module}.py.", f"Write pipelines/{use_case}/{module}.py."
+        ) from error
 
 
 def list_use_cases(settings: Settings) -> list[str]:

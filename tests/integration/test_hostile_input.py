@@ -3,14 +3,19 @@
 import concurrent.futures
 import contextlib
 import datetime as dt
+import functools
 import http.client
+import io
 import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import jsonschema
+import psutil
 import pytest
 import requests
 from shopfloor.serving import tokens
@@ -22,7 +27,11 @@ CASE = "toy_hostile"
 OTHER = "toy_hostile_other"
 
 BIN = Path(sys.executable).parent
-ROOMY = USE_CASE.replace("max_body_bytes: 100000", "max_body_bytes: 2000000, timeout_s: 3")
+MAX_IN_FLIGHT = 50
+ROOMY = USE_CASE.replace(
+    "max_rows: 50, max_body_bytes: 100000",
+    f"max_rows: 10000, max_body_bytes: 8000000, timeout_s: 3, max_in_flight: {MAX_IN_FLIGHT}",
+)
 ASK_S = 30
 
 
@@ -48,6 +57,25 @@ def url(settings, row):
     assert post(f"{address}/predict", row).status_code == 200
     yield address
     assert post(f"{address}/predict", row).status_code == 200
+
+
+@functools.cache
+def document(url):
+    return requests.get(f"{url}/openapi.json", timeout=ASK_S).json()
+
+
+def assert_documented(url, route, answer):
+    """Hold a refusal to the endpoint's own document: its status, and the form of its body."""
+    said = document(url)
+    responses = said["paths"][f"{urlsplit(url).path}/{route}"]["post"]["responses"]
+    assert str(answer.status_code) in responses
+    schema = responses[str(answer.status_code)]["content"]["application/json"]["schema"]
+    jsonschema.validate(answer.json(), schema | {"components": said["components"]})
+
+
+def example_tensors(url):
+    operation = document(url)["paths"][f"/{CASE}/v2/models/{CASE}/infer"]["post"]
+    return operation["requestBody"]["content"]["application/json"]["example"]
 
 
 BATCHES = "/(invocations|infer)$"
@@ -81,7 +109,8 @@ def deep(depth):
     return b"[" * depth + b"]" * depth
 
 
-ROWS = b'{"dataframe_records": [' + b"{}," * 400_000 + b"{}]}"
+ROWS = b'{"dataframe_records": [' + b"{}," * 1_000_000 + b"{}]}"
+TENSOR = {"name": "count_0", "datatype": "INT64", "shape": [1_000_000], "data": [1] * 1_000_000}
 BODIES = {
     "empty": b"",
     "deep JSON": deep(100_000),
@@ -100,6 +129,10 @@ BODIES = {
     "one long text": json.dumps({"rate_0": "x" * 1_000_000}).encode(),
     "a million commas": b"[" + b"," * 1_000_000 + b"]",
     "rows without end": ROWS,
+    "a million values": b'{"instances": [' + b"1," * 1_000_000 + b"1]}",
+    "a long tensor": json.dumps({"inputs": [TENSOR]}).encode(),
+    "4,300 digits": b'{"count_0": ' + b"9" * 4300 + b"}",
+    "a deep key": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
 }
 
 
@@ -110,6 +143,89 @@ def test_a_hostile_body_is_refused(url, route, body):
     assert 400 <= answer.status_code < 500, answer.text[:500]
     assert len(answer.content) < 20_000
     assert answer.headers["content-type"] == "application/json"
+    assert_documented(url, route, answer)
+
+
+def distinct_records(count):
+    return b'{"dataframe_records": [%s]}' % b",".join(b'{"a%d":1}' % number for number in range(count))
+
+
+def one_value_everywhere(count):
+    split = {"index": list(range(count)), "columns": [f"a{i}" for i in range(count)], "data": 0}
+    return json.dumps({"dataframe_split": split}).encode()
+
+
+def compressed_zeros(rows):
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(pa.table({"rate_0": np.zeros(rows)}), file, compression="zstd")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        pytest.param(distinct_records(2500), "application/json", 413, id="each record names another column"),
+        pytest.param(one_value_everywhere(5000), "application/json", 413, id="one value for a whole index"),
+        pytest.param(b"a," * 1_000_000 + b"a\n1\n", "text/csv", 413, id="a million columns"),
+        pytest.param(compressed_zeros(20_000_000), "application/vnd.apache.parquet", 415, id="compressed"),
+    ],
+)
+def test_a_small_body_that_asks_for_a_large_table_is_refused_before_there_is_one(url, body, content_type, status):
+    answer = post(f"{url}/invocations", body, content_type)
+    assert answer.status_code == status, answer.text[:500]
+    assert_documented(url, "invocations", answer)
+
+
+@pytest.mark.parametrize("outputs", [5, True, "prediction", ["prediction"], [{"name": ["a"]}], {"a": 1}])
+def test_outputs_that_are_no_list_of_names_are_refused(url, outputs):
+    answer = post(f"{url}/v2/models/{CASE}/infer", example_tensors(url) | {"outputs": outputs})
+    assert answer.status_code == 400, answer.text
+    assert_documented(url, f"v2/models/{CASE}/infer", answer)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x00", "prediction" * 10_000, "../../etc/passwd", "%s%n{0}"])
+def test_names_that_a_client_chooses_come_back_short_and_escaped_or_not_at_all(url, name):
+    infer = f"{url}/v2/models/{CASE}/infer"
+    asked = example_tensors(url)
+    for body in (
+        asked | {"outputs": [{"name": name}]},
+        {"inputs": [asked["inputs"][0] | {"name": name}]},
+        {"inputs": [asked["inputs"][0] | {"datatype": name}]},
+    ):
+        answer = post(infer, body)
+        assert 400 <= answer.status_code < 500
+        assert len(answer.content) < 2000
+        assert_documented(url, f"v2/models/{CASE}/infer", answer)
+
+
+def test_a_number_that_no_tensor_can_hold_is_refused(url):
+    first, *others = example_tensors(url)["inputs"]
+    for value in (10**4000, 1e308, None, [1, 2], {"a": 1}):
+        answer = post(f"{url}/v2/models/{CASE}/infer", {"inputs": [first | {"data": [value]}, *others]})
+        assert 400 <= answer.status_code < 500, (value, answer.text)
+        assert_documented(url, f"v2/models/{CASE}/infer", answer)
+
+
+@pytest.mark.parametrize(
+    "feedback",
+    [
+        b'{"request_id": "\\ud800", "outcome": 1}',
+        b'{"request_id": "a", "outcome": "\\udfff"}',
+        b'{"request_id": "a", "outcome": 1e400}',
+        b'{"request_id": "a", "outcome": NaN}',
+        b'{"request_id": "a", "outcome": ' + b"9" * 5000 + b"}",
+        b'{"request_id": "' + b"a" * 129 + b'", "outcome": 1}',
+        b'{"request_id": 1, "outcome": 1}',
+    ],
+)
+def test_feedback_that_the_log_could_not_hold_is_refused(url, feedback):
+    answer = post(f"{url}/feedback", feedback)
+    assert answer.status_code in {400, 404, 422}
+    assert_documented(url, "feedback", answer)
 
 
 def test_of_a_key_that_is_given_twice_the_last_counts_or_it_is_refused(url, row):
@@ -161,8 +277,8 @@ def test_another_method_is_refused(url, method):
     assert answer.status_code != 500
 
 
-def talk(url, *parts, shut=False):
-    """Send bytes as they are; return what comes back before the server or the time ends it."""
+def talk(url, *parts, shut=False, whole=False):
+    """Send bytes as they are; return what comes back: one answer, or all until the server or the time ends it."""
     address = urlsplit(url)
     with contextlib.closing(socket.create_connection((address.hostname, address.port), timeout=10)) as connection:
         for part in parts:
@@ -174,7 +290,7 @@ def talk(url, *parts, shut=False):
         with contextlib.suppress(TimeoutError, ConnectionError):
             while chunk := connection.recv(65536):
                 found += chunk
-                if b"\r\n\r\n" in found and not shut:
+                if b"\r\n\r\n" in found and not shut and not whole:
                     break
         return found
 
@@ -186,15 +302,22 @@ def head(url, *lines):
     ).encode()
 
 
-def test_a_body_of_100_mb_is_not_read(url):
-    said = talk(url, head(url, "Content-Length: 104857600"), b"x" * 3_000_000)
-    assert b" 413 " in said.split(b"\r\n", 1)[0] or not said
+def replica():
+    (found,) = [
+        one
+        for one in psutil.process_iter()
+        if one.name().startswith("ray::") and f":{CASE}:" in " ".join(one.cmdline())
+    ]
+    return found
 
 
-def test_a_body_without_an_end_is_not_read(url):
-    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    said = talk(url, head(url, "Transfer-Encoding: chunked"), *[chunk] * 64)
+@pytest.mark.parametrize("line", ["Transfer-Encoding: chunked", "Content-Length: 104857600"])
+def test_100_mb_are_refused_and_nowhere_kept(url, line):
+    piece = b"x" * 65536
+    before = replica().memory_info().rss
+    said = talk(url, head(url, line), *[b"10000\r\n" + piece + b"\r\n" if "chunked" in line else piece] * 1600)
     assert b" 413 " in said.split(b"\r\n", 1)[0] or not said
+    assert replica().memory_info().rss - before < 50e6
 
 
 def test_a_half_closed_connection_and_half_a_body_hurt_nobody(url):
@@ -230,16 +353,95 @@ def test_what_a_client_calls_its_request_never_breaks_the_answer(url, row):
 
 
 def test_slow_clients_keep_nobody_waiting(url, row):
-    address = urlsplit(url)
     with contextlib.ExitStack() as stack:
         for _ in range(20):
-            slow = stack.enter_context(
-                contextlib.closing(socket.create_connection((address.hostname, address.port), timeout=10))
-            )
-            slow.sendall(head(url, "Content-Length: 50") + b"{")
+            begin(stack, url)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: post(f"{url}/predict", row).elapsed, range(40)))
     assert max(answers) < dt.timedelta(seconds=2)
+
+
+def begin(stack, url, *lines):
+    """Open a connection that sends the head of a request, and less of its body than it said."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=10)
+    stack.enter_context(contextlib.closing(connection))
+    connection.sendall(head(url, "Content-Length: 50", *lines) + b"{")
+    return connection
+
+
+def test_more_slow_clients_than_there_are_places_keep_nobody_out(url, row):
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_IN_FLIGHT + 10):
+            begin(stack, url)
+        time.sleep(0.3)
+        assert {post(f"{url}/predict", row).status_code for _ in range(10)} == {200}
+
+
+def test_who_sends_a_byte_a_second_is_told_that_it_took_too_long(url):
+    with contextlib.ExitStack() as stack:
+        slow = begin(stack, url)
+        slow.settimeout(0.9)
+        said, began = b"", time.monotonic()
+        while not said and time.monotonic() - began < 8:
+            with contextlib.suppress(TimeoutError):
+                slow.sendall(b" ")
+                said = slow.recv(4096)
+    assert said.split(b" ", 2)[1] == b"408"
+    assert time.monotonic() - began < 5
+    for route in ("predict", "invocations", f"v2/models/{CASE}/infer", "feedback"):
+        assert "408" in document(url)["paths"][f"/{CASE}/{route}"]["post"]["responses"]
+
+
+def test_requests_that_follow_each_other_without_waiting_are_answered_in_their_order(url, row):
+    body = json.dumps(row).encode()
+    good = head(url, f"Content-Length: {len(body)}") + body
+    wrong = good.replace(b"application/json", b"application/nosj")
+    last = good.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    said = talk(url, good + wrong + last, shut=False, whole=True)
+    assert [part[:3] for part in said.split(b"HTTP/1.1 ")[1:]] == [b"200", b"415", b"200"]
+
+
+@pytest.mark.parametrize(
+    ("path", "lines"),
+    [
+        ("/status%0d%0aX-Evil:%20yes", ()),
+        ("/status", ("X-Request-Id: a%0d%0aX-Evil: yes",)),
+        ("/status", ("X-Request-Id: a\rX-Evil: yes",)),
+        ("/v2/models/a%0d%0aX-Evil:%20yes", ()),
+        (f"/v2/models/{CASE}", ("X-Shopfloor-Version: 1%0d%0aX-Evil: yes",)),
+    ],
+)
+def test_nothing_that_a_client_sends_becomes_a_header_of_the_answer(url, path, lines):
+    asked = [f"GET {urlsplit(url).path}{path} HTTP/1.1", "Host: x", "Connection: close", *lines, "", ""]
+    head_of_answer = talk(url, "\r\n".join(asked).encode(), whole=True).partition(b"\r\n\r\n")[0]
+    assert not [line for line in head_of_answer.lower().splitlines() if line.startswith(b"x-evil")]
+
+
+def test_the_docs_page_shows_a_strange_host_as_text(url):
+    page = requests.get(f"{url}/docs", headers={"Host": '"><script>alert(1)</script>'}, timeout=ASK_S)
+    assert "<script>alert" not in page.text
+
+
+def test_a_web_socket_is_not_opened(url):
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    asked = [f"GET {urlsplit(url).path}/predict HTTP/1.1", "Host: x", *upgrade]
+    said = talk(url, "\r\n".join([*asked, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""]).encode())
+    assert not said or said.split(b" ", 2)[1].startswith(b"4")
+
+
+def test_a_large_body_holds_up_nobody_elses_answer(url, row):
+    """Rows are read on the event loop: a body that takes seconds there would stop the replica for as long."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        large = [
+            pool.submit(post, f"{url}/predict", body)
+            for body in (ROWS, BODIES["many keys"], b'{"rate_0": [' + b"1," * 3_900_000 + b"1]}")
+        ]
+        answers = []
+        while not all(one.done() for one in large):
+            answers.append(post(f"{url}/predict", row).elapsed)
+    assert {one.result().status_code for one in large} == {413}
+    assert max(answers) < dt.timedelta(seconds=0.5)
 
 
 def test_a_token_that_does_not_count_is_told_nothing(settings, row, tmp_path):

@@ -10,6 +10,7 @@ from shopfloor.batch import Part, score_part
 from shopfloor.golden import difference
 from shopfloor.serving.predictors import load_model
 from shopfloor.serving.schema import BadRequest
+from shopfloor.serving.scoring import invoke
 
 COLUMNS = ["a", "b", "c"]
 
@@ -65,6 +66,21 @@ def assert_all_ways_answer(served, frame, expected):
         for answer, wanted in zip(answers, expected, strict=True):
             assert type(answer) is type(wanted)
             assert difference(answer, wanted) <= 1e-6
+    assert_invocations_answer_as_mlflow_does(served, frame)
+
+
+def assert_invocations_answer_as_mlflow_does(served, frame):
+    """The form is MLflow's, also where the rows go past it."""
+    from mlflow.pyfunc.scoring_server import invocations
+
+    body = json.dumps({"dataframe_split": {"columns": list(frame), "data": frame.to_numpy().tolist()}})
+    theirs = invocations(body, "application/json", served.pyfunc, served.pyfunc.metadata.get_input_schema())
+    _, _, ours = invoke(served, body.encode(), "application/json", max_rows=100)
+    for answer, wanted in zip(json.loads(ours)["predictions"], json.loads(theirs.response)["predictions"], strict=True):
+        assert type(answer) is type(wanted)
+        assert difference(answer, wanted) <= 1e-6
+        if isinstance(wanted, dict):
+            assert list(answer) == list(wanted)
 
 
 def graph(nodes, inputs, outputs, **weights):

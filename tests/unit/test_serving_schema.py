@@ -93,13 +93,17 @@ def test_a_missing_column_is_named():
         b"\xff\xfe\x00",
         b'{"hour": 7, "distance": 1} trailing',
         b"[" * 100_000,
-        b'{"hour":' * 100_000,
+        b'{"hour":' * 10_000,
         b'{"hour": 1' + b"0" * 10_000 + b', "distance": 1}',
         b'{"hour": 7, "distance": 1, "carrier": "\\ud800"}',
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(body):
     assert refusal(body).status == 400
+
+
+def test_a_body_that_is_larger_than_any_row_is_not_looked_at():
+    assert refusal(b'{"hour":' * 100_000).status == 413
 
 
 def test_an_answer_names_only_the_first_of_a_thousand_wrong_fields():

@@ -166,9 +166,9 @@ def _say(message: str, debug: bool) -> None:
 
 
 def _register() -> None:
-    from shopfloor.cli import compile, data, models, plan, rollout, runs, stack, submit, tokens
+    from shopfloor.cli import compile, data, features, models, plan, rollout, runs, stack, submit, tokens
 
-    for module in (stack, data, plan, submit, compile, runs, models, rollout, tokens):
+    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens):
         module.register(app)
 
 

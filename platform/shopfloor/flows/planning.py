@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shopfloor import materialization
 from shopfloor.flows.compilation import Compiled, run_key
 from shopfloor.flows.submission import read, resolve_data
 from shopfloor.keys import StepKey, component_key
@@ -235,6 +236,8 @@ class _Walk:
         from shopfloor.serving import rollout
 
         use_case, version = effect["use_case"], effect["version"]
+        if effect["kind"] == materialization.EFFECT_KIND:
+            return materialization.holds(self._settings, effect)
         if effect["kind"] == "model_version":
             return _ask(self._settings, "model-versions/get", name=use_case, version=version) is not None
         live = rollout.live_versions(self._settings, use_case)

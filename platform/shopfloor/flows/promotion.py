@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from shopfloor import registry, tracking
+from shopfloor import materialization, registry, tracking
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.flows import intents
 from shopfloor.flows.intents import Intent
@@ -177,6 +177,8 @@ def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], 
 
     def holds(effect: dict[str, str]) -> bool:
         use_case, version = effect["use_case"], effect["version"]
+        if effect["kind"] == materialization.EFFECT_KIND:
+            return materialization.holds(settings, effect)
         if effect["kind"] == "model_version":
             return registry.version_exists(client, use_case, version)
         live = rollout.live_versions(settings, use_case)

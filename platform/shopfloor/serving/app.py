@@ -16,11 +16,13 @@ from typing import Any
 
 from shopfloor.mlflow_import import import_mlflow
 from shopfloor.serving import feedback, open_inference
+from shopfloor.serving.answering import Answering
 from shopfloor.serving.asgi import (
     READ,
     REQUEST_ID,
     Answer,
     MethodNotAllowed,
+    Reading,
     Receive,
     Request,
     Scope,
@@ -37,7 +39,7 @@ from shopfloor.serving.prediction_log import Prediction, PredictionLog
 from shopfloor.serving.predictors import ServedModel, Unanswerable
 from shopfloor.serving.schema import BadRequest
 from shopfloor.serving.tokens import Tokens
-from shopfloor.serving.traffic import KEY_HEADER, Batcher, Shadow, ShadowAnswer, takes
+from shopfloor.serving.traffic import KEY_HEADER, Shadow, ShadowAnswer, takes
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,12 +68,14 @@ class Predictor:
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(2)
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(30)
         self._config = Config(use_case="", tracking_uri="")
-        self._holding = Holding(self._swapped)
+        self._holding = Holding(self._expect, self._swapped)
         self._tokens: Tokens | None = None
         self._shadow = Shadow(self._shadow_answered)
-        self._batchers: dict[str, Batcher] = {}
         self._log: PredictionLog | None = None
         self._metrics = ReplicaMetrics()
+        self._answering = Answering(self._metrics)
+        self._reading = Reading()
+        self._admitted = 0
         self._watch()
 
     def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -101,6 +105,7 @@ class Predictor:
             self._tokens = Tokens(Path(config.tokens_file)) if config.tokens_file else None
         if (config.log_root, config.s3_endpoint_url) != (self._config.log_root, self._config.s3_endpoint_url):
             await self._log_to(config)
+        await self._answering.configure(config)
         self._config = config
         self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
         await self._holding.follow(config)
@@ -115,13 +120,12 @@ class Predictor:
 
     def _swapped(self) -> None:
         """Let the shadow and the batches follow the versions that answer now."""
-        config, holding = self._config, self._holding
+        holding = self._holding
         self._shadow.model = holding.challenger if holding.assignment.shadow else None
-        self._batchers = {
-            model.version: Batcher(model, config.batch_rows, config.batch_wait_ms / 1000, self._metrics.batch)
-            for model in holding.loaded.values()
-            if config.batch_rows > 1 and model.rows is not None
-        }
+        self._answering.follow(holding.loaded)
+
+    async def _expect(self) -> None:
+        await self._answering.expect()
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -130,7 +134,7 @@ class Predictor:
             return
         began = time.perf_counter()
         self._metrics.begin()
-        request = Request(scope, receive)
+        request = Request(scope, receive, self._reading)
         status, content_type, body = CLIENT_GONE, "", b""
         try:
             status, content_type, body = await self._answer(request)
@@ -144,6 +148,9 @@ class Predictor:
         finally:
             seconds = time.perf_counter() - began
             self._metrics.end(request.version, request.route, status, seconds)
+            self._reading.let_go(request)
+            if request.admitted:
+                self._admitted -= 1
         headers = [
             (b"content-type", content_type.encode()),
             (b"content-length", str(len(body)).encode()),
@@ -152,6 +159,8 @@ class Predictor:
             headers.append((REQUEST_ID, request.request_id.encode()))
         if request.version:
             headers.append((_VERSION_HEADER, request.version.encode()))
+        if request.json_bytes is not None:
+            headers.append((_JSON_BYTES, str(request.json_bytes).encode()))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         elif status == 405:
@@ -169,8 +178,7 @@ class Predictor:
             return await self._route(request)
         if self._tokens is not None:
             self._check_token(self._tokens, request)
-        if self._metrics.in_flight > self._config.max_in_flight:
-            raise BadRequest(503, f"{self._config.max_in_flight} requests are being answered; come back.")
+        self._require_room()
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 return await self._route(request)
@@ -186,46 +194,49 @@ class Predictor:
         if route == "/predict" and method == "POST":
             model = self._asked(request)
             request.require_json()
-            body = await request.read(self._config.max_body_bytes)
-            return 200, "application/json", await self._predict(model, body)
+            body = await self._body(request)
+            return 200, "application/json", await self._answering.predict(model, request, body)
         if route == "/invocations" and method == "POST":
             model = self._asked(request)
-            body = await request.read(self._config.max_body_bytes)
+            body = await self._body(request)
             content_type = request.headers.get(b"content-type", b"").decode("latin-1")
-            return await asyncio.to_thread(model.invoke, body, content_type, self._config.max_rows)
+            return await self._answering.invoke(model, body, content_type)
         if route == "/v2" or route.startswith("/v2/"):
             return await self._open_inference(request)
         if route == "/feedback" and method == "POST":
             return await self._take_feedback(request)
         return self._describe(request)
 
-    async def _predict(self, model: ServedModel, body: bytes) -> bytes:
-        batcher = self._batchers.get(model.version)
-        if batcher is None:
-            return model.predict(body)
-        row = model.parse(body)
-        try:
-            return model.answer(await batcher.predict(row))
-        except Exception as error:
-            raise model.unanswerable(error) from error
+    async def _body(self, request: Request) -> bytes:
+        """Return the body; only from here on the request takes a place among those that are answered."""
+        body = await request.read(self._config.max_body_bytes)
+        self._require_room()
+        self._admitted += 1
+        request.admitted = True
+        return body
+
+    def _require_room(self) -> None:
+        if self._admitted >= self._config.max_in_flight:
+            raise BadRequest(503, f"{self._config.max_in_flight} requests are being answered; come back.")
 
     async def _take_feedback(self, request: Request) -> Answer:
         request.route = "/feedback"
         if self._log is None:
             raise BadRequest(404, "This endpoint keeps no log.")
         request.require_json()
-        self._log.add(feedback.parse(await request.read(self._config.max_body_bytes)))
+        self._log.add(feedback.parse(await self._body(request)))
         return as_json(202, {"accepted": True})
 
     async def _open_inference(self, request: Request) -> Answer:
         """Answer by the Open Inference Protocol, whose errors are `{"error": ...}`."""
         try:
-            return as_json(200, await self._v2(request))
+            answer = await self._v2(request)
+            return (200, "application/json", answer) if isinstance(answer, bytes) else as_json(200, answer)
         except BadRequest as error:
             _note_refusal(request, error)
             return as_json(error.status, {"error": error.message} | ({"fields": error.fields} if error.fields else {}))
 
-    async def _v2(self, request: Request) -> dict[str, Any]:
+    async def _v2(self, request: Request) -> dict[str, Any] | bytes:
         route, method = request.path, request.method
         match route.split("/")[2:]:
             case ["health", "live"] if method in READ:
@@ -248,9 +259,15 @@ class Predictor:
                         return {"name": model.name, "ready": True}
                     case ["infer"]:
                         request.route, request.version = "/v2/infer", model.version
-                        request.require_json()
-                        body = await request.read(self._config.max_body_bytes)
-                        return await asyncio.to_thread(open_inference.infer, model, body, self._config.max_rows)
+                        length = request.headers.get(_JSON_BYTES)
+                        if length is None:
+                            request.require_json()
+                        elif not length.isdigit() or len(length) > 12:
+                            raise BadRequest(400, "Inference-Header-Content-Length must be a number.")
+                        body = await self._body(request)
+                        header_bytes = None if length is None else int(length)
+                        answer, request.json_bytes = await self._answering.infer(model, body, header_bytes)
+                        return answer
             case ["health", "live" | "ready"] | []:
                 raise MethodNotAllowed(route, method, "GET")
         raise BadRequest(404, f"There is no {route[:200]} here.")
@@ -290,7 +307,7 @@ class Predictor:
         if route == "/readyz":
             return as_json(200, {"champion": model.version})
         if route == "/openapi.json":
-            return as_json(200, openapi(model, prefix))
+            return as_json(200, openapi(model, prefix, self._answering.asked(model)))
         host = request.headers.get(b"host", b"127.0.0.1:8000").decode("latin-1")
         return 200, "text/html; charset=utf-8", page(model, prefix, f"{request.scheme}://{host}").encode()
 
@@ -303,8 +320,9 @@ class Predictor:
             "loaded": {model.version: {"native": model.native is not None} for model in holding.loaded.values()},
             "loading": holding.loading(),
             "errors": holding.errors,
+            "online_features": self._answering.online_problem,
             "assigned": holding.assignment.model_dump(),
-            "config": config.model_dump(exclude={"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url"}),
+            "config": config.model_dump(exclude=_KEPT_BACK),
             "digest": config.digest(holding.assignment),
             "replica": _replica(),
         }
@@ -343,10 +361,11 @@ class Predictor:
                     seconds,
                     body,
                     answer,
+                    request.features,
                 )
             )
         if self._shadow.model is not None and status == 200 and request.role == "live" and request.route == "/predict":
-            self._shadow.offer(request.request_id, body)
+            self._shadow.offer(request.request_id, request.features or body)
 
     def _shadow_answered(self, shadow: ShadowAnswer) -> None:
         self._metrics.shadow(shadow.version, shadow.status)
@@ -380,6 +399,9 @@ def build(args: dict[str, Any]) -> Any:
 
 _VERSION_HEADER = VERSION_HEADER.lower().encode()
 _KEY_HEADER = KEY_HEADER.lower().encode()
+_JSON_BYTES = b"inference-header-content-length"
+_KEPT_BACK = {"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url", "online"}
+"""Addresses and paths, which a client needs not know."""
 _ROUTES = {"/predict", "/invocations"}
 
 

@@ -21,6 +21,8 @@ Answer = tuple[int, str, bytes]
 
 READ = ("GET", "HEAD")
 REQUEST_ID = b"x-request-id"
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Of all bodies together, from which on those that are not here as a whole are refused."""
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _process = secrets.token_hex(6)
 _numbers = itertools.count(1)
@@ -34,15 +36,34 @@ class MethodNotAllowed(BadRequest):
         self.allowed = allowed
 
 
+class Reading:
+    """The bodies that a replica holds, those included that are still on their way."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.held = 0
+        """Bytes."""
+
+    def let_go(self, request: Request) -> None:
+        """Count the body of a request that was answered no more."""
+        self.held -= request.held
+        request.held = 0
+
+
 class Request:
     """What a client asks, and what came of it, for the metrics and the log."""
 
     __slots__ = (
+        "_reading",
         "_receive",
+        "admitted",
         "allowed",
         "body",
         "failed",
+        "features",
         "headers",
+        "held",
+        "json_bytes",
         "method",
         "named",
         "path",
@@ -54,7 +75,7 @@ class Request:
         "version",
     )
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, reading: Reading) -> None:
         """Read the head; the body waits."""
         self.method: str = scope["method"]
         self.scheme: str = scope["scheme"]
@@ -68,6 +89,8 @@ class Request:
         self.version = ""
         """That answered; empty while none does."""
         self.role = "live"
+        self.admitted = False
+        """Whether it takes a place among those that are answered."""
         self.allowed = ""
         """The methods that the route takes, where it does not take this one."""
         self.failed = False
@@ -76,7 +99,14 @@ class Request:
         self.named = _GIVEN_ID.fullmatch(given) is not None
         """Whether the id came with the request."""
         self.request_id = given.decode() if self.named else f"{_process}-{next(_numbers):x}"
+        self.features = b""
+        """The row that the model was given, where it was completed."""
+        self.json_bytes: int | None = None
+        """Of the answer, where tensors follow as bytes."""
+        self.held = 0
+        """Bytes of the body that are here."""
         self._receive = receive
+        self._reading = reading
 
     async def read(self, limit: int) -> bytes:
         """Return the body, and read no more of it than may be.
@@ -85,22 +115,25 @@ class Request:
             limit: In bytes.
 
         Raises:
-            BadRequest: It is empty or larger.
+            BadRequest: It is empty or larger, or the replica holds too much already.
         """
         length = self.headers.get(b"content-length", b"0")
         if length.isdigit() and len(length) < 20 and int(length) > limit:
             raise BadRequest(413, f"The body holds {int(length)} bytes; at most {limit} are read.")
         parts: list[bytes] = []
-        size, more = 0, True
+        more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise BadRequest(400, "The body ends too early.")
             parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
+            self.held += len(parts[-1])
+            self._reading.held += len(parts[-1])
+            if self.held > limit:
                 raise BadRequest(413, f"The body holds more than {limit} bytes.")
             more = message.get("more_body", False)
+            if more and self._reading.held > MAX_HELD_BYTES:
+                raise BadRequest(503, "Too many large bodies are on their way; come back.")
         self.body = parts[0] if len(parts) == 1 else b"".join(parts)
         if not self.body:
             raise BadRequest(400, "The body is empty.")

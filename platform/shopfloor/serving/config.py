@@ -7,6 +7,7 @@ import hashlib
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.serving.assignment import Assignment
+from shopfloor.serving.online_store import OnlineConfig
 
 
 class Config(BaseModel):
@@ -32,6 +33,8 @@ class Config(BaseModel):
     """How long the first of them waits for the others."""
     tokens_file: str | None = None
     """Whoever sends rows must show a token of this file; `None` asks nobody."""
+    online: OnlineConfig | None = None
+    """Features that are looked up; `None` where requests send them all."""
     declaration: str = ""
     """Hash of all that was declared to Serve, which tells whether it must be declared anew."""
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from shopfloor.serving import feedback, open_inference
+from shopfloor.serving.online_features import AskedSchema
 from shopfloor.serving.predictors import ServedModel
 
 VERSION_HEADER = "X-Shopfloor-Version"
@@ -34,25 +35,37 @@ _REFUSALS = {
     "400": "The body is not JSON, or not one of the formats.",
     "401": "The endpoint asks for a bearer token, and none that counts was sent.",
     "404": "The version asked for is not loaded.",
-    "413": "The body is too large.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large, or holds too many rows.",
     "415": "The content type is none that is understood.",
     "422": "A field is missing, unknown or wrong; `fields` names it.",
-    "503": "No champion is loaded.",
+    "503": "No champion is loaded, or the replica has too many requests; come back after `Retry-After` seconds.",
+    "504": "The model did not answer in time.",
 }
+_AT_THE_DOOR = {"401", "408", "503", "504"}
+"""Said of every request, in the endpoint's own form, before the Open Inference Protocol has its word."""
 
 
-def openapi(model: ServedModel, prefix: str) -> dict[str, Any]:
+def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the endpoint while `model` answers.
 
     Args:
         model: The version whose inputs are described.
         prefix: Path of the use case, without a slash at its end.
+        asked: What a row may be instead, where features are looked up.
     """
     row = model.rows.json_schema() if model.rows else {"type": "object"}
+    if asked is not None:
+        row = {"anyOf": [row, asked.json_schema()]}
     answer = {
         "type": "object",
         "required": ["prediction", "model", "version"],
-        "properties": {"prediction": {}, "model": {"type": "string"}, "version": {"type": "string"}},
+        "properties": {
+            "prediction": {},
+            "model": {"type": "string"},
+            "version": {"type": "string"},
+            "inputs": {"type": "object", "description": "With `explain_inputs`: each input's value and source."},
+        },
     }
     batch = {
         "type": "object",
@@ -132,7 +145,11 @@ def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -
         },
     }
     problem = _json({"$ref": "#/components/schemas/InferenceProblem"})
-    refusals = {status: {"description": text, "content": problem} for status, text in _REFUSALS.items()}
+    either = _json({"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("InferenceProblem", "Problem")]})
+    refusals = {
+        status: {"description": text, "content": either if status in _AT_THE_DOOR else problem}
+        for status, text in _REFUSALS.items()
+    }
     infer = {
         "summary": "Answer tensors by the Open Inference Protocol",
         "parameters": [versions],
@@ -142,7 +159,7 @@ def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -
 
     def read(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
         answers = {"200": {"description": "The answer.", "content": _json({"type": "object"})}}
-        none = {"503": {"description": _REFUSALS["503"], "content": problem}}
+        none = {"503": {"description": "No champion is loaded.", "content": problem}}
         chosen = {"404": {"description": _REFUSALS["404"], "content": problem}} if parameters else {}
         return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers | none | chosen}}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from shopfloor.errors import ServiceError
 from shopfloor.serving import assignment as assignments
@@ -31,8 +31,8 @@ LOOK_TIMEOUT_S = 10.0
 class Holding:
     """The champion, the challenger, and how they came to be."""
 
-    def __init__(self, swapped: Callable[[], None]) -> None:
-        """Begin with nothing; `swapped` is told whenever other versions answer."""
+    def __init__(self, expect: Callable[[], Awaitable[None]], swapped: Callable[[], None]) -> None:
+        """Begin with nothing; `expect` is awaited before a version is loaded, `swapped` told when others answer."""
         self.champion: ServedModel | None = None
         self.challenger: ServedModel | None = None
         self.loaded: dict[str, ServedModel] = {}
@@ -40,6 +40,7 @@ class Holding:
         self.errors: dict[str, str] = {}
         """Why a version does not load."""
         self.assignment = Assignment()
+        self._expect = expect
         self._swapped = swapped
         self._following: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -129,6 +130,7 @@ class Holding:
         if version in self.loaded:
             return
         try:
+            await self._expect()
             self.loaded[version] = await asyncio.to_thread(load_model, config.tracking_uri, config.use_case, version)
             self.errors.pop(version, None)
         except Exception as error:

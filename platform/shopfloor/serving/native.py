@@ -36,6 +36,13 @@ class Native:
     """Of one row, in the thread that answers requests."""
     single_precision: bool = False
     """A matrix of 32 bits is enough: the library makes one of any other."""
+    record: Callable[[Any], dict[str, Any]] | None = None
+    """Makes of a prediction the record that MLflow answers instead, where it wraps the library in a frame."""
+
+    def as_mlflow(self, rows: np.ndarray) -> list[Any]:
+        """Return the predictions of rows in the form in which MLflow's scoring server answers them."""
+        answers: list[Any] = self.matrix(rows).tolist()
+        return [self.record(answer) for answer in answers] if self.record else answers
 
 
 def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) -> Native | None:
@@ -174,7 +181,8 @@ def _onnx(session: Any, columns: tuple[Column, ...], file: Path) -> Native | Non
     inputs = [(one.name, _ONNX_TYPES.get(one.type)) for one in session.get_inputs()]
     outputs = [one.name for one in session.get_outputs()]
     position = {column.name: index for index, column in enumerate(columns)}
-    if not all(kind and (len(inputs) == 1 or name in position) for name, kind in inputs):
+    kinds = {kind for _, kind in inputs}
+    if None in kinds or len(kinds) > 1 or not (len(inputs) == 1 or all(name in position for name, _ in inputs)):
         return None
     options, settings = session.get_session_options(), session.get_provider_options()
     # Threads help one batch and hurt what is answered beside it, as with a booster; a session keeps what it began with.
@@ -197,7 +205,10 @@ def _onnx(session: Any, columns: tuple[Column, ...], file: Path) -> Native | Non
         by_name[:] = [dict(zip(outputs, row, strict=True)) for row in by_row]
         return by_name
 
-    return Native(matrix, one_of(matrix), single_precision=all(kind == "float32" for _, kind in inputs))
+    def record(prediction: Any) -> dict[str, Any]:
+        return {outputs[0]: prediction} if len(outputs) == 1 else dict(prediction)
+
+    return Native(matrix, one_of(matrix), single_precision=kinds == {"float32"}, record=record)
 
 
 def _pytorch(module: Any) -> Native:
@@ -214,4 +225,8 @@ def _pytorch(module: Any) -> Native:
             answers = module(torch.from_numpy(rows.astype(np.float32)).to(device)).cpu().numpy()
         return answers.reshape(len(rows)) if answers.shape[1:] == (1,) else answers
 
-    return Native(matrix, one_of(matrix), single_precision=True)
+    def record(prediction: Any) -> dict[str, Any]:
+        columns = prediction if isinstance(prediction, list) else [prediction]
+        return {str(number): value for number, value in enumerate(columns)}
+
+    return Native(matrix, one_of(matrix), single_precision=True, record=record)

@@ -47,6 +47,8 @@ class Prediction(NamedTuple):
     """The body as it came."""
     output: bytes
     """The answer as it went."""
+    features: bytes = b""
+    """The row that the model was given, where features were looked up for it."""
 
 
 class Feedback(NamedTuple):
@@ -234,6 +236,7 @@ def _table(entries: list[Any], kind: str = "") -> Any:
                 column("failed", pa.bool_(), [entry.failed for entry in entries]),
                 column("latency_ms", pa.float32(), [entry.latency_s * 1000 for entry in entries]),
                 column("inputs", text, [_text(entry.inputs) for entry in entries]),
+                column("features", text, [_text(entry.features) or None for entry in entries]),
                 column("output", text, [_text(entry.output) for entry in entries]),
             ]
         )
@@ -241,7 +244,9 @@ def _table(entries: list[Any], kind: str = "") -> Any:
 
 
 def _size(entry: Entry) -> int:
-    return len(entry.inputs) + len(entry.output) if isinstance(entry, Prediction) else len(entry.outcome)
+    if isinstance(entry, Feedback):
+        return len(entry.outcome)
+    return len(entry.inputs) + len(entry.output) + len(entry.features)
 
 
 def _text(body: bytes) -> str | None:

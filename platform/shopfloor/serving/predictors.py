@@ -1,4 +1,4 @@
-"""A registered model, loaded and warm: what turns a checked row, or an MLflow scoring request, into an answer.
+"""A registered model, loaded and warm: what turns checked rows into an answer.
 
 Rows skip the DataFrame where the library behind the model has a quick way in, and only where that way gives the same
 answer as the model's pyfunc flavour on the model's own example, and the offline answers to the golden requests that the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from shopfloor import golden
 from shopfloor.golden import TOLERANCE, Golden, difference
+from shopfloor.serving.many_rows import ManyRows
 from shopfloor.serving.native import Matrix, Native, Predictor, in_single_precision, native, one_of
-from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, bad_fields, columns_of
+from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, columns_of
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -58,6 +58,8 @@ class ServedModel:
     many: Many
     native: Native | None
     """How rows skip the DataFrame, where they do."""
+    many_rows: ManyRows | None
+    """Checks many rows at once, where they do."""
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the values of the JSON object of one row.
@@ -81,44 +83,20 @@ class ServedModel:
         except Exception as error:
             raise self.unanswerable(error) from error
 
-    def answer(self, prediction: Any) -> bytes:
-        """Return the body of an answer.
+    def answer(self, prediction: Any, inputs: dict[str, Any] | None = None) -> bytes:
+        """Return the body of an answer, with what the model was given where that was asked for.
 
         Raises:
             ValueError: JSON cannot hold the prediction.
         """
         text = _to_json(prediction)
-        return f'{{"prediction":{text},"model":"{self.name}","version":"{self.version}"}}'.encode()
+        more = f',"inputs":{_to_json(inputs)}' if inputs is not None else ""
+        return f'{{"prediction":{text},"model":"{self.name}","version":"{self.version}"{more}}}'.encode()
 
     def unanswerable(self, error: Exception) -> Unanswerable:
         """Return what a client is told when the model's library fails with `error`."""
         logger.warning("version %s refused a row", self.version, exc_info=error)
-        return Unanswerable(422, f"The model cannot answer this row: {_first_line(error)}.")
-
-    def invoke(self, body: bytes, content_type: str, max_rows: int) -> tuple[int, str, bytes]:
-        """Answer as MLflow's scoring server does; return status, content type and body.
-
-        Args:
-            body: One of MLflow's formats.
-            content_type: Says which.
-            max_rows: Rows that the request may hold.
-
-        Raises:
-            BadRequest: The body is none of MLflow's formats, or does not meet the model's signature.
-        """
-        from mlflow.exceptions import MlflowException
-        from mlflow.pyfunc.scoring_server import invocations
-
-        model = _Checked(self.pyfunc, max_rows)
-        try:
-            answer = invocations(body, content_type, model, self.pyfunc.metadata.get_input_schema())
-        except MlflowException as error:
-            raise model.refusal or BadRequest(400, _reason(error)) from error
-        except Exception as error:  # its parsers leave the strangest bodies to the web framework
-            raise BadRequest(400, f"The body cannot be read: {_first_line(error)}.") from error
-        if answer.status != 200:
-            raise BadRequest(answer.status, answer.response)
-        return answer.status, answer.mimetype, answer.response.encode()
+        return Unanswerable(422, f"The model cannot answer this row: {first_line(error)}.")
 
 
 def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
@@ -136,12 +114,23 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
-    directory = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}"))
+    directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
+    return prepare(name, version, Path(directory))
+
+
+def prepare(name: str, version: str, directory: Path) -> ServedModel:
+    """Return the model in a directory as one that is ready to answer, and has answered its example and golden requests.
+
+    Raises:
+        AnswersDifferently: As in `load_model`.
+    """
+    import mlflow
+
     pyfunc = mlflow.pyfunc.load_model(str(directory))
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
-        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None)
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, None)
     rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
@@ -162,7 +151,9 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     else:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
-    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, way)
+    return ServedModel(
+        name, version, pyfunc, rows, "", example, predictor, many, way, ManyRows(rows) if way is not None else None
+    )
 
 
 def answers_of(output: Any) -> Any:
@@ -188,7 +179,7 @@ def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor
     """
 
     def refused(number: int | str, error: Exception) -> AnswersDifferently:
-        return AnswersDifferently(f"golden row {number} is refused: {_first_line(error)}")
+        return AnswersDifferently(f"golden row {number} is refused: {first_line(error)}")
 
     parsed, answers = [], []
     for number, row in enumerate(requests.rows):
@@ -284,63 +275,6 @@ def _first_row(example: Any) -> dict[str, Any] | None:
     return example if isinstance(example, dict) else None
 
 
-class _Checked:
-    """A pyfunc model that looks at the parsed rows once more: MLflow itself predicts from a missing required number."""
-
-    def __init__(self, pyfunc: PyFuncModel, max_rows: int) -> None:
-        self.metadata = pyfunc.metadata
-        self.refusal: BadRequest | None = None
-        self._pyfunc = pyfunc
-        self._max_rows = max_rows
-        schema = self.metadata.get_input_schema()
-        named = schema is not None and schema.has_input_names() and not schema.is_tensor_spec()
-        self._required = set(schema.required_input_names()) if named else set()
-        numbers = (
-            {spec.name for spec in schema.inputs if str(spec.type) in {"DataType.double", "DataType.float"}}
-            if named
-            else set()
-        )
-        self._optional = numbers - self._required
-
-    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        self.refusal = self._refuse(data)
-        if self.refusal:
-            raise self.refusal
-        for column in self._optional - set(getattr(data, "columns", self._optional)):
-            data[column] = math.nan  # left out is missing; MLflow would hand on a frame that lacks a column
-        return self._pyfunc.predict(data, params=params)
-
-    def _refuse(self, data: Any) -> BadRequest | None:
-        import numpy as np
-        import pandas as pd
-
-        rows = len(next(iter(data.values()), [])) if isinstance(data, dict) else len(data)
-        if rows > self._max_rows:
-            return BadRequest(413, f"The request holds {rows} rows; at most {self._max_rows} are answered at once.")
-        if not isinstance(data, pd.DataFrame):
-            return None
-        if not rows:
-            return BadRequest(400, "The request holds no row.")
-        problems = []
-        for name in data.columns:
-            if name in self._required and data[name].isna().any():
-                problems.append({"field": str(name), "problem": "is missing in a row"})
-            elif data[name].dtype.kind == "f" and np.isinf(data[name]).any():
-                problems.append({"field": str(name), "problem": "must be a finite number"})
-        return bad_fields(problems) if problems else None
-
-
-def _reason(error: Any) -> str:
-    """Return what is wrong, without MLflow's copy of the data, its schema and its traceback."""
-    message = str(error.message)
-    trace = error.json_kwargs.get("stack_trace", "")
-    if "unexpected error while evaluating" in message and trace:
-        lines = [line.strip() for line in trace.splitlines() if re.match(r"\w[\w.]*(Error|Exception): ", line)]
-        return f"The model cannot answer: {lines[-1] if lines else message}"[:MAX_ERROR_CHARACTERS]
-    if "Failed to enforce schema" in message:
-        message = message.rpartition("Error: ")[2]
-    return message.partition("\nInput:")[0][:MAX_ERROR_CHARACTERS]
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, short enough for an answer."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:MAX_ERROR_CHARACTERS]

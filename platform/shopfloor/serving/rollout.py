@@ -26,6 +26,7 @@ from shopfloor.serving import assignment as assignments
 from shopfloor.serving.app import DEPLOYMENT
 from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
+from shopfloor.serving.online_features import online_config
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, is_remote, join, publish
 from shopfloor.use_case import ServingSection, UseCase, load_use_case
@@ -36,8 +37,8 @@ IMPORT_PATH = "shopfloor.serving.app:build"
 DEPLOY_TIMEOUT_S = 180.0
 STATUS_TIMEOUT_S = 2.0
 POLL_S = 0.2
-SPARE_REQUESTS = 50
-"""Requests that Serve lets into a replica beyond those that it answers, so that the replica itself can refuse them."""
+SPARE_REQUESTS = 1000
+"""Requests that Serve lets into a replica beyond those that it answers: it waits for their bodies, or refuses them."""
 
 Versions = dict[str, str | None]
 """`champion` and `challenger` to a version."""
@@ -227,6 +228,7 @@ def _application(settings: Settings, case: UseCase, present: Any) -> dict[str, A
         max_rows=serving.max_rows,
         max_body_bytes=serving.max_body_bytes,
         tokens_file=settings.serve_tokens_file,
+        online=online_config(settings, case),
     )
     failed = present is not None and present["status"] == "DEPLOY_FAILED"
     attempt = _config(present).get("args", {}).get("attempt", "") if present and not failed else uuid.uuid4().hex[:8]
@@ -235,7 +237,7 @@ def _application(settings: Settings, case: UseCase, present: Any) -> dict[str, A
         "route_prefix": f"/{case.name}",
         "import_path": IMPORT_PATH,
         # Serve builds an application anew when these differ: for new code, and to try again what failed to start.
-        "args": {"code": _code_hash(), "attempt": attempt},
+        "args": {"code": _code_hash(settings, case), "attempt": attempt},
         "deployments": [
             {
                 "name": DEPLOYMENT,
@@ -267,9 +269,11 @@ def _replicas(serving: ServingSection) -> dict[str, Any]:
     }
 
 
-def _code_hash() -> str:
+def _code_hash(settings: Settings, case: UseCase) -> str:
+    """Return a hash of what a replica has imported, of which the use case has a part where it looks features up."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    own = settings.project_root / "pipelines" / case.name / "features.py"
+    for file in [*sorted(Path(__file__).parent.glob("*.py")), *([own] if case.serving.online else [])]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -26,6 +26,11 @@ INT64 = 2**63 - 1
 FLOAT32_MAX = 3.4028234663852886e38
 MAX_PROBLEMS = 20
 """Fields named in one answer."""
+ROW_BYTES = 16 * 1024
+"""What a row may hold besides its values: blanks, a few fields too many."""
+VALUE_BYTES = 256
+TEXT_BYTES = 100_000
+"""A row is read where requests are answered, so that each millisecond of a long one is lost to all of them."""
 
 _WORDS = {
     "missing": "is missing",
@@ -97,31 +102,54 @@ class RowSchema:
             single_precision: The model computes in 32 bits, so that a larger number would become infinite in it.
         """
         self.columns = columns
+        self.max_bytes = ROW_BYTES + sum(
+            6 * len(column.name) + (TEXT_BYTES if column.type == "string" else VALUE_BYTES) for column in columns
+        )
+        """Of the body of one row."""
         fields = {column.name: _field(column, single_precision) for column in columns}
         self._schema = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
-        taken = {column.name: _field(column, single_precision, _TAKEN) for column in columns}
+        self.single_precision = single_precision
+        taken = self.fields()
         self._validator = SchemaValidator(core_schema.typed_dict_schema(taken, extra_behavior="forbid"))
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the row's values in the order of the columns; what is left out or null is `None`.
 
         Raises:
-            BadRequest: 400 where the body is not one JSON object, 422 where a field is wrong, with the fields named.
+            BadRequest: 400 where the body is not one JSON object, 413 where it is larger than any row of these
+                columns, 422 where a field is wrong, with the fields named.
         """
-        try:
-            row: dict[str, Value] = self._validator.validate_json(body)
-        except ValidationError as error:
-            raise _bad_request(error) from None
-        except ValueError as error:  # what the JSON parser itself cannot represent
-            raise BadRequest(400, f"The body is not valid JSON: {error}.") from None
-        return list(row.values())
+        return list(checked(self._validator, body, self.max_bytes).values())
+
+    def fields(self) -> dict[str, core_schema.TypedDictField]:
+        """Return the checks of the columns, by name."""
+        return {column.name: _field(column, self.single_precision, _TAKEN) for column in self.columns}
+
+    def values(self) -> list[core_schema.CoreSchema]:
+        """Return the checks of the columns' values, in order; null where a value may be missing."""
+        checks = [_value(column, self.single_precision, _TAKEN) for column in self.columns]
+        return [
+            check if column.required else core_schema.nullable_schema(check)
+            for column, check in zip(self.columns, checks, strict=True)
+        ]
+
+    def optional_fields(self, described: bool = False) -> dict[str, core_schema.TypedDictField]:
+        """Return the checks of the columns, by name, where any of them may be left out.
+
+        Args:
+            described: As the document describes them, not as they are taken.
+        """
+        schemas = _FIELD_SCHEMAS if described else _TAKEN
+        return {
+            column.name: core_schema.typed_dict_field(
+                core_schema.nullable_schema(_value(column, self.single_precision, schemas)), required=False
+            )
+            for column in self.columns
+        }
 
     def json_schema(self) -> dict[str, Any]:
         """Return the row as JSON Schema, the form that OpenAPI 3.1 takes."""
-        schema = GenerateJsonSchema().generate(self._schema)
-        for field in schema.get("properties", {}).values():
-            field.pop("title", None)  # pydantic's guess at one; the name is all there is
-        return schema
+        return json_schema(self._schema)
 
     def example(self, row: Mapping[str, Any] | None) -> dict[str, Value]:
         """Return a body that passes the check: `row` where it does, else one made of the types alone.
@@ -138,6 +166,38 @@ class RowSchema:
             except (BadRequest, ValueError, TypeError):
                 candidate = None
         return candidate or {column.name: _ANYTHING[column.type] for column in self.columns}
+
+
+def json_schema(schema: core_schema.CoreSchema) -> dict[str, Any]:
+    """Return a check as JSON Schema, the form that OpenAPI 3.1 takes."""
+    generated = GenerateJsonSchema().generate(schema)
+    for field in generated.get("properties", {}).values():
+        field.pop("title", None)  # pydantic's guess at one; the name is all there is
+    return generated
+
+
+def columns_named(types: Mapping[str, str]) -> tuple[Column, ...]:
+    """Return columns that may be left out, from name to MLflow's type."""
+    return tuple(Column(name, kind, required=False) for name, kind in types.items())
+
+
+def checked(validator: SchemaValidator, body: bytes, max_bytes: int) -> dict[str, Value]:
+    """Return the JSON object of a row as `validator` takes it.
+
+    Raises:
+        BadRequest: As `RowSchema.parse`.
+    """
+    if len(body) > max_bytes:
+        if body.lstrip()[:1] != b"{":
+            raise _no_object()
+        raise BadRequest(413, f"A row of this model holds at most {max_bytes} bytes, not {len(body)}.")
+    try:
+        row: dict[str, Value] = validator.validate_json(body)
+    except ValidationError as error:
+        raise _bad_request(error) from None
+    except ValueError as error:  # what the JSON parser itself cannot represent
+        raise BadRequest(400, f"The body is not valid JSON: {error}.") from None
+    return row
 
 
 def bad_fields(problems: Problems) -> BadRequest:
@@ -199,11 +259,17 @@ _ANYTHING: dict[str, Value] = {
 def _field(
     column: Column, single_precision: bool, schemas: Mapping[str, core_schema.CoreSchema] = _FIELD_SCHEMAS
 ) -> core_schema.TypedDictField:
-    schema = _real(FLOAT32_MAX) if single_precision and column.type == "double" else schemas[column.type]
+    schema = _value(column, single_precision, schemas)
     if column.required:
         return core_schema.typed_dict_field(schema, required=True)
     optional = core_schema.with_default_schema(core_schema.nullable_schema(schema), default=None)
     return core_schema.typed_dict_field(optional, required=False)
+
+
+def _value(
+    column: Column, single_precision: bool, schemas: Mapping[str, core_schema.CoreSchema]
+) -> core_schema.CoreSchema:
+    return _real(FLOAT32_MAX) if single_precision and column.type == "double" else schemas[column.type]
 
 
 def _bad_request(error: ValidationError) -> BadRequest:
@@ -212,11 +278,16 @@ def _bad_request(error: ValidationError) -> BadRequest:
     if first["type"] == "json_invalid":
         return BadRequest(400, f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.")
     if not first["loc"]:
-        return BadRequest(400, "The body must be one JSON object with a key for each input of the model.")
-    return bad_fields([{"field": str(item["loc"][0])[:200], "problem": _in_words(item)} for item in problems])
+        return _no_object()
+    return bad_fields([{"field": str(item["loc"][0])[:200], "problem": in_words(item)} for item in problems])
 
 
-def _in_words(problem: Any) -> str:
+def _no_object() -> BadRequest:
+    return BadRequest(400, "The body must be one JSON object with a key for each input of the model.")
+
+
+def in_words(problem: Any) -> str:
+    """Return what pydantic found wrong with a field, as a client is told."""
     return _WORDS.get(problem["type"]) or problem["msg"].replace("Input should be", "must be")
 
 

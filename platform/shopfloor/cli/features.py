@@ -1,0 +1,40 @@
+"""Commands for features; definitions and registry are Feast's, and `feast` works on them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shopfloor.cli import render
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    features = typer.Typer(help="Features that the endpoints look up.", no_args_is_help=True)
+    features.callback()(_group)
+    features.command("materialize")(materialize)
+    app.add_typer(features, name="features")
+
+
+def materialize(
+    context: typer.Context,
+    use_case: Annotated[str, typer.Argument(help="Name of the use case.")],
+    data_rev: Annotated[str, typer.Option(help="A git revision; the workspace where none is given.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Put the newest feature values of a data version into the online store; doing it again changes nothing."""
+    from shopfloor.cli.main import settings_from
+    from shopfloor.materialization import materialize_version
+
+    with render.activity(f"Materializing the features of {use_case}"):
+        done = materialize_version(settings_from(context), use_case, data_rev)
+    if as_json:
+        render.emit_json(done)
+        return
+    rows = [(view.name, view.rows, view.newest.isoformat() if view.newest else "-") for view in done.views]
+    render.emit_table(("view", "rows", "newest"), rows)
+
+
+def _group() -> None:
+    """Keep the verb, which typer would leave out of a group that has only one."""
