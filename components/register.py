@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.base import component
 
-READS = ("model", "model.py")
+READS = ("evaluation", "model", "model.py")
 
 
 @component

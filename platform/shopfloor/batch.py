@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shopfloor import ray_cluster, registry, tracking
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
-from shopfloor.serving.predictors import ServedModel, load_model
+from shopfloor.serving.predictors import ServedModel, answers_of, load_model
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, filesystem, is_remote, join, publish, stored
 from shopfloor.use_case import load_use_case
@@ -183,7 +183,7 @@ def _predictions(model: ServedModel, table: pa.Table) -> pa.Array:
     columns = [column.name for column in model.rows.columns] if model.rows else table.column_names
     frame = table.select(columns).to_pandas()
     if model.native is None:
-        answers = model.pyfunc.predict(frame)
+        answers = answers_of(model.pyfunc.predict(frame))
     else:
         answers = model.native.matrix(frame.to_numpy(np.float32 if model.native.single_precision else np.float64))
     values = np.asarray(answers)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor import run_records, tracking
+from shopfloor import golden, run_records, tracking
 from shopfloor.errors import NotFoundError
 from shopfloor.keys import lock_hash
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
@@ -32,10 +32,12 @@ CHALLENGER = "challenger"
 INPUTS = "shopfloor.inputs"
 """Tag of a version: the hash of everything that it was made of."""
 PASSPORT = "passport.json"
+_SAVED_AS = {"pytorch": {"serialization_format": "pickle"}}
+"""Where MLflow's own choice does not do: what it exports of PyTorch takes one tensor, and no row of named columns."""
 
 
 def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artifact], model_version: Artifact) -> str:
-    """Make one model version, with signature, input example and passport, and point the challenger alias at it.
+    """Make one model version, with signature, example, golden requests and passport; point the challenger alias at it.
 
     Args:
         settings: Say where the registry is and which run this is for.
@@ -178,13 +180,16 @@ def _log_model(settings: Settings, client: Any, use_case: UseCase, made_of: Mapp
         or client.create_run(run_records.experiment(client, use_case.name), run_name="register").info.run_id
     )
     flavor = importlib.import_module(f"mlflow.{use_case.model.flavor}")
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    requests = golden.ask_offline(settings, use_case, made_of["features"].uri, model)
+    with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = flavor.log_model(
             model,
             name="model",
             signature=signature,
             input_example=example.head(1),
             pip_requirements=_requirements(use_case.model.flavor),
+            extra_files=[str(golden.write(requests, Path(directory)))],
+            **_SAVED_AS.get(use_case.model.flavor, {}),
         )
     return str(info.model_id), run_id
 
@@ -207,18 +212,20 @@ def _requirements(flavor: str) -> list[str]:
     """Return the pinned packages that a server of the model needs; asking MLflow to guess them costs half a minute."""
     from importlib.metadata import PackageNotFoundError, version
 
-    packages = {
-        "xgboost": ["xgboost-cpu", "xgboost"],
-        "sklearn": ["scikit-learn"],
-        "pytorch": ["torch"],
-        "onnx": ["onnx"],
+    needed: dict[str, list[tuple[str, ...]]] = {
+        "xgboost": [("xgboost-cpu", "xgboost")],
+        "sklearn": [("scikit-learn",)],
+        "pytorch": [("torch",)],
+        "onnx": [("onnx",), ("onnxruntime", "onnxruntime-gpu")],
     }
     pinned = [f"mlflow=={version('mlflow')}", f"pandas=={version('pandas')}"]
-    for package in packages[flavor]:
-        try:
-            return [*pinned, f"{package}=={version(package)}"]
-        except PackageNotFoundError:
-            continue
+    for alternatives in needed[flavor]:
+        for package in alternatives:
+            try:
+                pinned.append(f"{package}=={version(package)}")
+                break
+            except PackageNotFoundError:
+                continue
     return pinned
 
 

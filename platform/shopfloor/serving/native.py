@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.serving.schema import Column, Value
@@ -35,28 +36,53 @@ class Native:
     """Of one row, in the thread that answers requests."""
     single_precision: bool = False
     """A matrix of 32 bits is enough: the library makes one of any other."""
+    record: Callable[[Any], dict[str, Any]] | None = None
+    """Makes of a prediction the record that MLflow answers instead, where it wraps the library in a frame."""
+
+    def as_mlflow(self, rows: np.ndarray) -> list[Any]:
+        """Return the predictions of rows in the form in which MLflow's scoring server answers them."""
+        answers: list[Any] = self.matrix(rows).tolist()
+        return [self.record(answer) for answer in answers] if self.record else answers
 
 
-def native(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Native | None:
-    """Return the quick way into a model, where its library has one and all of its columns are numbers."""
+def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) -> Native | None:
+    """Return the quick way into a model, where its library has one and all of its columns are numbers.
+
+    Args:
+        pyfunc: The model as MLflow loads it.
+        columns: Its inputs.
+        directory: Where MLflow put its files.
+    """
     try:
         raw = pyfunc.get_raw_model()
     except NotImplementedError:
         return None
     if any(column.type in {"string", "datetime"} for column in columns):
         return None
+    flavors = pyfunc.metadata.flavors
     if is_booster(pyfunc):
         return _booster(raw, columns)
-    function = pyfunc.metadata.flavors["python_function"].get("predict_fn", "predict")
-    if "sklearn" in pyfunc.metadata.flavors and hasattr(raw, function):
+    if "onnx" in flavors:
+        return _onnx(raw, columns, directory / flavors["onnx"]["data"])
+    if "pytorch" in flavors:
+        return _pytorch(raw)
+    function = flavors["python_function"].get("predict_fn", "predict")
+    if "sklearn" in flavors and hasattr(raw, function):
         matrix = _sklearn(getattr(raw, function))
         return Native(matrix, one_of(matrix))
     return None
 
 
 def is_booster(pyfunc: PyFuncModel) -> bool:
-    """Tell whether the model is a booster of XGBoost, which computes in 32 bits."""
+    """Tell whether the model is a booster of XGBoost."""
     return "xgboost" in pyfunc.metadata.flavors and type(pyfunc.get_raw_model()).__name__ == "Booster"
+
+
+def in_single_precision(pyfunc: PyFuncModel) -> bool:
+    """Tell whether the model computes in 32 bits, whichever way its rows come in."""
+    if "onnx" in pyfunc.metadata.flavors:
+        return any(one.type == "tensor(float)" for one in pyfunc.get_raw_model().get_inputs())
+    return "pytorch" in pyfunc.metadata.flavors or is_booster(pyfunc)
 
 
 def one_of(matrix: Matrix) -> Predictor:
@@ -64,7 +90,7 @@ def one_of(matrix: Matrix) -> Predictor:
     import numpy as np
 
     def predict(values: list[Value]) -> Any:
-        return matrix(np.array([values], dtype=np.float64))[0].tolist()
+        return matrix(np.array([values], dtype=np.float64)).tolist()[0]
 
     return predict
 
@@ -141,3 +167,66 @@ def _sklearn(function: Callable[[Any], Any]) -> Matrix:
             return function(rows)
 
     return matrix
+
+
+_ONNX_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+"""Others stay with pyfunc: a matrix of floating point numbers holds no large integer, and no missing one."""
+
+
+def _onnx(session: Any, columns: tuple[Column, ...], file: Path) -> Native | None:
+    """Return the way into an ONNX graph: one input takes the whole matrix, several take a column each, by name."""
+    import numpy as np
+    import onnxruntime
+
+    inputs = [(one.name, _ONNX_TYPES.get(one.type)) for one in session.get_inputs()]
+    outputs = [one.name for one in session.get_outputs()]
+    position = {column.name: index for index, column in enumerate(columns)}
+    kinds = {kind for _, kind in inputs}
+    if None in kinds or len(kinds) > 1 or not (len(inputs) == 1 or all(name in position for name, _ in inputs)):
+        return None
+    options, settings = session.get_session_options(), session.get_provider_options()
+    # Threads help one batch and hurt what is answered beside it, as with a booster; a session keeps what it began with.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    alone = onnxruntime.InferenceSession(str(file), options, list(settings), list(settings.values()))
+
+    def feed(rows: np.ndarray) -> dict[str, Any]:
+        if len(inputs) == 1:
+            [(name, kind)] = inputs
+            return {name: np.ascontiguousarray(rows, dtype=kind)}
+        return {name: np.ascontiguousarray(rows[:, position[name]], dtype=kind) for name, kind in inputs}
+
+    def matrix(rows: np.ndarray) -> Any:
+        # An output may be a list, or a column; one that is not a value a row has another size, and fails here.
+        answers = [np.asarray(answer).reshape(len(rows)) for answer in alone.run(outputs, feed(rows))]
+        if len(answers) == 1:
+            return answers[0]
+        by_name = np.empty(len(rows), dtype=object)
+        by_row = zip(*(answer.tolist() for answer in answers), strict=True)
+        by_name[:] = [dict(zip(outputs, row, strict=True)) for row in by_row]
+        return by_name
+
+    def record(prediction: Any) -> dict[str, Any]:
+        return {outputs[0]: prediction} if len(outputs) == 1 else dict(prediction)
+
+    return Native(matrix, one_of(matrix), single_precision=kinds == {"float32"}, record=record)
+
+
+def _pytorch(module: Any) -> Native:
+    """Return the way into a PyTorch module, which MLflow has put into evaluation mode and onto its device."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)  # of this process, a replica or a batch worker; PyTorch has no such setting for a module
+    weight = next(module.parameters(), None)
+    device = "cpu" if weight is None else weight.device
+
+    def matrix(rows: np.ndarray) -> Any:
+        with torch.no_grad():  # the tensor shares the array's memory, which must be its own
+            answers = module(torch.from_numpy(rows.astype(np.float32)).to(device)).cpu().numpy()
+        return answers.reshape(len(rows)) if answers.shape[1:] == (1,) else answers
+
+    def record(prediction: Any) -> dict[str, Any]:
+        columns = prediction if isinstance(prediction, list) else [prediction]
+        return {str(number): value for number, value in enumerate(columns)}
+
+    return Native(matrix, one_of(matrix), single_precision=True, record=record)

@@ -168,7 +168,7 @@ def predictions(model: ServedModel, asked: Asked, max_rows: int) -> list[Any]:
     if model.native is not None and model.many_rows is not None:
         matrix = model.many_rows.stack(asked.tensors)
         try:
-            return list(model.native.matrix(matrix).tolist())
+            return model.native.as_mlflow(matrix)
         except Exception as error:
             raise model.unanswerable(error) from error
     # The way of MLflow's scoring requests, so that types and answers are the same.

@@ -1,7 +1,8 @@
 """A registered model, loaded and warm: what turns checked rows into an answer.
 
 Rows skip the DataFrame where the library behind the model has a quick way in, and only where that way gives the same
-answer as the model's pyfunc flavour on the model's own example. Whatever has no quick way answers through pyfunc.
+answer as the model's pyfunc flavour on the model's own example, and the offline answers to the golden requests that the
+version brings. Whatever has no quick way answers through pyfunc.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shopfloor import golden
+from shopfloor.golden import TOLERANCE, Golden, difference
 from shopfloor.serving.many_rows import ManyRows
-from shopfloor.serving.native import Matrix, Native, Predictor, is_booster, native, one_of
+from shopfloor.serving.native import Matrix, Native, Predictor, in_single_precision, native, one_of
 from shopfloor.serving.schema import BadRequest, Column, NoRowSchema, RowSchema, Value, columns_of
 
 if TYPE_CHECKING:
@@ -27,10 +31,13 @@ class Unanswerable(BadRequest):
     """The row is as it must be, and the model refuses it all the same."""
 
 
+class AnswersDifferently(Exception):
+    """A loaded version does not answer its golden requests as its model did offline."""
+
+
 Many = Callable[[list[list[Value]]], list[Any]]
 """Takes rows, returns a prediction for each; may be called in any thread."""
 
-TOLERANCE = 1e-6
 MAX_ERROR_CHARACTERS = 2000
 
 _to_json = json.JSONEncoder(allow_nan=False).encode
@@ -93,7 +100,7 @@ class ServedModel:
 
 
 def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
-    """Fetch a version from the MLflow registry, load it and answer its example once.
+    """Fetch a version from the MLflow registry, load it and ask it its example and its golden requests once.
 
     Args:
         tracking_uri: MLflow's server, the registry of the models too.
@@ -101,36 +108,104 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
         version: A version number.
 
     Raises:
+        AnswersDifferently: It is not the model that was judged, or does not answer as that did.
         Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
     """
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
-    return prepare(name, version, mlflow.pyfunc.load_model(f"models:/{name}/{version}"))
+    directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
+    return prepare(name, version, Path(directory))
 
 
-def prepare(name: str, version: str, pyfunc: PyFuncModel) -> ServedModel:
-    """Return a model that MLflow has loaded as one that is ready to answer; it has answered its example once."""
+def prepare(name: str, version: str, directory: Path) -> ServedModel:
+    """Return the model in a directory as one that is ready to answer, and has answered its example and golden requests.
+
+    Raises:
+        AnswersDifferently: As in `load_model`.
+    """
+    import mlflow
+
+    pyfunc = mlflow.pyfunc.load_model(str(directory))
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
         return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, None)
-    rows = RowSchema(columns, single_precision=is_booster(pyfunc))
+    rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
     through_pyfunc = _pyfunc_rows(pyfunc, columns)
     expected = through_pyfunc([values])[0]
-    way = native(pyfunc, columns)
-    if way is not None and not all(_agrees(one, values, expected) for one in (way.one, one_of(way.matrix))):
-        way = None
+    requests = golden.read(directory)
+    way = _quick_way(pyfunc, columns, directory, values, expected)
+    if way is not None and requests is not None:
+        try:
+            _require_offline_answers(requests, rows, way.one, _many(way.matrix))
+        except AnswersDifferently as error:
+            logger.warning("no quick way into %s version %s: %s", name, version, error)
+            way = None
     if way is None:
         predictor, many = _one(through_pyfunc), through_pyfunc
+        if requests is not None:
+            _require_offline_answers(requests, rows, predictor, many)
     else:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
     return ServedModel(
         name, version, pyfunc, rows, "", example, predictor, many, way, ManyRows(rows) if way is not None else None
     )
+
+
+def answers_of(output: Any) -> Any:
+    """Return what a model's pyfunc answers, an item a row.
+
+    MLflow lets some libraries answer with a frame. One column is a prediction a row, columns without names are a list a
+    row, and named ones an object a row.
+    """
+    import pandas as pd
+
+    if not isinstance(output, pd.DataFrame):
+        return output
+    if output.shape[1] == 1:
+        return output.iloc[:, 0].to_numpy()
+    return output.to_numpy() if isinstance(output.columns, pd.RangeIndex) else output.to_dict("records")
+
+
+def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor, many: Many) -> None:
+    """Ask golden requests one by one and all at once.
+
+    Raises:
+        AnswersDifferently: One is refused, or answered otherwise than offline; says which.
+    """
+
+    def refused(number: int | str, error: Exception) -> AnswersDifferently:
+        return AnswersDifferently(f"golden row {number} is refused: {first_line(error)}")
+
+    parsed, answers = [], []
+    for number, row in enumerate(requests.rows):
+        try:
+            parsed.append(schema.parse(json.dumps(row).encode()))
+            answers.append(one(parsed[-1]))
+        except Exception as error:
+            raise refused(number, error) from error
+    try:
+        together = many(parsed)
+    except Exception as error:
+        raise refused(f"0 to {len(parsed) - 1} at once", error) from error
+    if len(together) != len(parsed):
+        raise AnswersDifferently(f"{len(together)} predictions answer {len(parsed)} golden rows at once")
+    for number, expected in enumerate(requests.predictions):
+        for answer in (answers[number], together[number]):
+            apart = difference(answer, expected)
+            if apart > TOLERANCE:
+                raise AnswersDifferently(
+                    f"golden row {number} is answered {_short(answer)}, and was {_short(expected)} offline "
+                    f"(difference {apart:.3g}, at most {TOLERANCE:g}): {_short(requests.rows[number])}"
+                )
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:500]
 
 
 def _many(matrix: Matrix) -> Many:
@@ -161,7 +236,9 @@ def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
         frame = pd.DataFrame(
             {column.name: series(column, list(values)) for column, values in zip(columns, by_column, strict=True)}
         )
-        answers = _get_jsonable_obj(pyfunc.predict(frame), pandas_orient="records")
+        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame)), pandas_orient="records")
+        if len(answers) != len(rows):
+            raise ValueError(f"the model answers {len(answers)} predictions to {len(rows)} rows")
         return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
 
     return predict_rows
@@ -171,16 +248,18 @@ def _one(many: Many) -> Predictor:
     return lambda values: many([values])[0]
 
 
-def _agrees(native: Predictor, values: list[Value], expected: Any) -> bool:
-    """Tell whether the quick way answers the example as pyfunc does."""
-    import numpy as np
-
+def _quick_way(
+    pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path, values: list[Value], expected: Any
+) -> Native | None:
+    """Return the quick way into a model, where there is one and it answers the example as pyfunc does."""
     try:
-        answer = native(values)
-        return answer == expected or bool(np.allclose(answer, expected, rtol=0, atol=TOLERANCE))
-    except Exception:
+        way = native(pyfunc, columns, directory)
+        if way is None or any(difference(one(values), expected) > TOLERANCE for one in (way.one, one_of(way.matrix))):
+            return None
+        return way
+    except Exception:  # whatever a library says to a model that it cannot answer: pyfunc can
         logger.info("no quick way into this model", exc_info=True)
-        return False
+        return None
 
 
 def _unanswered(values: Any) -> Any:

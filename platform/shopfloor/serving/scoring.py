@@ -51,10 +51,10 @@ def invoke(model: ServedModel, body: bytes, content_type: str, max_rows: int) ->
             if not 0 < len(rows) <= max_rows:
                 raise too_many(len(rows), max_rows) if rows else _no_row()
             try:
-                answers = model.native.matrix(model.many_rows.matrix(rows))
+                answers = model.native.as_mlflow(model.many_rows.matrix(rows))
             except Exception as error:
                 raise model.unanswerable(error) from error
-            return 200, JSON, to_json({"predictions": answers.tolist()})
+            return 200, JSON, to_json({"predictions": answers})
     data = _bounded(body, max_rows, _columns(model)) if kind == JSON else _few_columns(body, _columns(model))
     return _through_mlflow(model.pyfunc, data, content_type, max_rows)
 

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from shopfloor.errors import ServiceError, ShopfloorError
-from shopfloor.records import FeatureSet
+from shopfloor.golden import TOLERANCE, Golden, ask_offline, difference
 from shopfloor.serving.documents import VERSION_HEADER
 from shopfloor.serving.rollout import endpoint
 from shopfloor.settings import Settings
 from shopfloor.storage import local_copy
 from shopfloor.use_case import load_use_case
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "SERVE_TOKEN"  # noqa: S105  the variable's name
-TOLERANCE = 1e-6
-"""How far an online prediction may be from the offline one."""
 
 
 class Metrics(Protocol):
@@ -55,70 +48,32 @@ def verify(
         ServiceError: The endpoint does not answer.
         ShopfloorError: It refuses a golden row, or answers differently.
     """
-    import numpy as np
-    import pandas as pd
-
     case = load_use_case(settings, use_case)
-    directory = local_copy(settings, features_uri)
-    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
-    columns = list(features.features)
-    test = pd.read_parquet(directory / "test.parquet", columns=columns)
-    golden = _golden_rows(test, case.evaluation.golden_rows)
-    code = case.code("model")
-    offline = np.asarray(code.predict(code.load(local_copy(settings, model_uri)), golden), dtype=np.float64)
-
-    rows = [_plain(row, features) for row in golden.to_dict("records")]
+    golden = ask_offline(settings, case, features_uri, case.code("model").load(local_copy(settings, model_uri)))
     url = endpoint(settings, use_case)
-    one_by_one = _predict(url, version, rows)
-    batch = _invoke(url, version, columns, rows)
+    one_by_one = _predict(url, version, golden.rows)
+    batch = _invoke(url, version, golden.rows)
     worst = max(
-        _worst(golden, offline, one_by_one, f"{url}/predict", version),
-        _worst(golden, offline, batch, f"{url}/invocations", version),
+        _worst(golden, one_by_one, f"{url}/predict", version), _worst(golden, batch, f"{url}/invocations", version)
     )
-    metrics.log_metric("golden_rows", len(golden))
+    metrics.log_metric("golden_rows", len(golden.rows))
     metrics.log_metric("largest_difference", worst)
-    logger.info("%d golden rows, largest difference %.3g", len(golden), worst)
+    logger.info("%d golden rows, largest difference %.3g", len(golden.rows), worst)
 
 
-def _golden_rows(test: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Return `count` rows, the same for the same test set, a part of them with missing values where there are any."""
-    import numpy as np
-    import pandas as pd
-
-    if not len(test):
-        raise ShopfloorError("The test set is empty.", "Look at the split in use_case.yaml.")
-    incomplete = test[test.isna().any(axis="columns")]
-    parts = [(incomplete, min(len(incomplete), count // 5)), (test, count - min(len(incomplete), count // 5))]
-    chosen = [
-        part.iloc[np.linspace(0, len(part) - 1, min(size, len(part))).astype(int)] for part, size in parts if size
-    ]
-    return pd.concat(chosen).reset_index(drop=True)
-
-
-def _plain(row: dict[Any, Any], features: FeatureSet) -> dict[str, Any]:
-    """Return a row as JSON holds it."""
-    convert = {"int": int, "float": float}
-    return {
-        name: None if row[name] is None or math.isnan(row[name]) else convert[kind](row[name])
-        for name, kind in features.features.items()
-    }
-
-
-def _predict(url: str, version: str, rows: list[dict[str, Any]]) -> np.ndarray:
-    import numpy as np
+def _predict(url: str, version: str, rows: list[dict[str, Any]]) -> list[Any]:
     import requests
 
     with requests.Session() as session:
-        return np.array([_post(session, f"{url}/predict", version, row)["prediction"] for row in rows])
+        return [_post(session, f"{url}/predict", version, row)["prediction"] for row in rows]
 
 
-def _invoke(url: str, version: str, columns: list[str], rows: list[dict[str, Any]]) -> np.ndarray:
-    import numpy as np
+def _invoke(url: str, version: str, rows: list[dict[str, Any]]) -> list[Any]:
     import requests
 
-    split = {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
+    split = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
     with requests.Session() as session:
-        return np.array(_post(session, f"{url}/invocations", version, {"dataframe_split": split})["predictions"])
+        return list(_post(session, f"{url}/invocations", version, {"dataframe_split": split})["predictions"])
 
 
 def _post(session: Any, url: str, version: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -144,24 +99,22 @@ def _post(session: Any, url: str, version: str, content: dict[str, Any]) -> dict
     return result
 
 
-def _worst(golden: pd.DataFrame, offline: np.ndarray, online: np.ndarray, url: str, version: str) -> float:
+def _worst(golden: Golden, online: list[Any], url: str, version: str) -> float:
     """Return the largest difference.
 
     Raises:
         ShopfloorError: It is larger than `TOLERANCE`.
     """
-    import numpy as np
-
-    if online.shape != offline.shape:
-        raise ShopfloorError(f"{url} answers {online.shape} numbers for {offline.shape} rows.", "Deploy again.")
-    differences = np.where(np.isfinite(online), np.abs(online - offline), np.inf)
-    row = int(np.argmax(differences))
-    worst = float(differences[row])
+    if len(online) != len(golden.rows):
+        raise ShopfloorError(f"{url} answers {len(online)} of {len(golden.rows)} rows.", "Deploy again.")
+    differences = [difference(answer, offline) for answer, offline in zip(online, golden.predictions, strict=True)]
+    worst = max(differences)
     if worst > TOLERANCE:
+        row = differences.index(worst)
         raise ShopfloorError(
-            f"Version {version} answers differently online: {url} says {online[row]:.9g} where the model says "
-            f"{offline[row]:.9g} offline (difference {worst:.3g}, at most {TOLERANCE:g}) for the row "
-            f"{golden.iloc[row].to_dict()}.",
+            f"Version {version} answers differently online: {url} says {online[row]} where the model says "
+            f"{golden.predictions[row]} offline (difference {worst:.3g}, at most {TOLERANCE:g}) for the row "
+            f"{golden.rows[row]}.",
             "The champion is untouched; compare the signature of the version with the features of its run.",
         )
     return worst

@@ -1,0 +1,159 @@
+"""Golden requests: rows of the test set with what the model answered offline, which every later answer must equal.
+
+A registered version brings them along and answers them before it gets requests; the endpoint of a deployed version is
+asked them too. The file is plain JSON, strictly checked: whoever may write to the registry may have changed it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, FiniteFloat, ValidationError
+
+from shopfloor.errors import ShopfloorError
+from shopfloor.records import FeatureSet, Record
+from shopfloor.settings import Settings
+from shopfloor.storage import local_copy
+from shopfloor.use_case import UseCase
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE = "golden.json"
+FOLDER = "extra_files"
+"""Where MLflow keeps what is logged with a model beside its own files."""
+MAX_BYTES = 16 * 2**20
+TOLERANCE = 1e-6
+"""How far an answer may be from the offline one."""
+
+
+class Golden(Record):
+    """Rows, and a prediction for each."""
+
+    rows: list[dict[str, bool | int | FiniteFloat | str | None]] = Field(min_length=1)
+    predictions: list[FiniteFloat | list[FiniteFloat]]
+
+
+def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model: Any) -> Golden:
+    """Return golden rows and the answers of the model that the search left behind.
+
+    Args:
+        settings: Say where artifacts live.
+        use_case: Says how many rows, and how its model predicts.
+        features_uri: What `build_features` made; the rows come from `test.parquet`.
+        model: The model as the use case's own code loads it.
+
+    Raises:
+        ShopfloorError: The test set is empty, or an answer is no finite number.
+    """
+    import numpy as np
+    import pandas as pd
+
+    directory = local_copy(settings, features_uri)
+    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
+    test = pd.read_parquet(directory / "test.parquet", columns=list(features.features))
+    chosen = _choose(test, use_case.evaluation.golden_rows)
+    answers = np.asarray(use_case.code("model").predict(model, chosen), dtype=np.float64)
+    if len(answers) != len(chosen) or not np.isfinite(answers).all():
+        raise ShopfloorError(
+            f"The model answers {len(answers)} of {len(chosen)} golden rows, or one of them with no finite number.",
+            "Mend `predict` in model.py: a prediction a row.",
+        )
+    table = answers.reshape(len(chosen), -1)  # a column of single numbers is the same as single numbers
+    predictions = table[:, 0] if table.shape[1] == 1 else table
+    return Golden(
+        rows=[_plain(row, features) for row in chosen.to_dict("records")], predictions=list(predictions.tolist())
+    )
+
+
+def write(golden: Golden, directory: Path) -> Path:
+    """Write the file that a version keeps, and return it.
+
+    Raises:
+        ShopfloorError: It would be larger than what `read` takes.
+    """
+    text = golden.model_dump_json()
+    if len(text.encode()) > MAX_BYTES:
+        raise ShopfloorError(
+            f"{len(golden.rows)} golden rows take more than {MAX_BYTES} bytes.",
+            "Lower evaluation.golden_rows in use_case.yaml.",
+        )
+    file = directory / FILE
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def read(directory: Path) -> Golden | None:
+    """Return the golden requests in the directory of a logged model; `None` where it has none.
+
+    Raises:
+        ShopfloorError: The file is too large, or not what `write` writes.
+    """
+    file = directory / FOLDER / FILE
+    if not file.is_file():
+        return None
+    if file.stat().st_size > MAX_BYTES:
+        raise ShopfloorError(f"{FILE} of the version is larger than {MAX_BYTES} bytes.")
+    try:
+        golden = Golden.model_validate_json(file.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise ShopfloorError(f"{FILE} of the version cannot be read: {problem}.") from None
+    if len(golden.rows) != len(golden.predictions):
+        raise ShopfloorError(
+            f"{FILE} of the version has {len(golden.rows)} rows and {len(golden.predictions)} predictions."
+        )
+    return golden
+
+
+def difference(answer: Any, expected: Any) -> float:
+    """Return how far two predictions are apart, infinite where they are not alike at all.
+
+    A prediction is a number, a text, or a list or an object of them. MLflow answers {"0": 0.5} for some libraries: 0.5.
+    """
+    ours, theirs = _leaves(answer), _leaves(expected)
+    if len(ours) != len(theirs):
+        return math.inf
+    return max((_apart(one, other) for one, other in zip(ours, theirs, strict=True)), default=0.0)
+
+
+def _leaves(prediction: Any) -> list[Any]:
+    if isinstance(prediction, dict):
+        prediction = list(prediction.values())
+    if isinstance(prediction, list):
+        return [leaf for item in prediction for leaf in _leaves(item)]
+    return [prediction]
+
+
+def _apart(one: Any, other: Any) -> float:
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        distance = abs(one - other)
+        return distance if math.isfinite(distance) else math.inf
+    return 0.0 if one == other else math.inf
+
+
+def _choose(test: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return `count` rows, the same for the same test set, a part of them with missing values where there are any."""
+    import numpy as np
+    import pandas as pd
+
+    if not len(test):
+        raise ShopfloorError("The test set is empty.", "Look at the split in use_case.yaml.")
+    incomplete = test[test.isna().any(axis="columns")]
+    parts = [(incomplete, min(len(incomplete), count // 5)), (test, count - min(len(incomplete), count // 5))]
+    chosen = [
+        part.iloc[np.linspace(0, len(part) - 1, min(size, len(part))).astype(int)] for part, size in parts if size
+    ]
+    return pd.concat(chosen).reset_index(drop=True)
+
+
+def _plain(row: dict[Any, Any], features: FeatureSet) -> dict[str, Any]:
+    """Return a row as JSON holds it."""
+    convert = {"int": int, "float": float}
+    return {
+        name: None if row[name] is None or math.isnan(row[name]) else convert[kind](row[name])
+        for name, kind in features.features.items()
+    }
