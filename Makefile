@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/installed-$(LOCK_HASH)
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test lint format bench lock clean
+.PHONY: help run stop test lint format bench soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -57,6 +57,9 @@ format: $(INSTALLED)  ## rewrite the sources in the project's format
 
 bench: $(INSTALLED) $(PEERS_INSTALLED)  ## measure ours against the peers, in one table
 	@$(BIN)/python -m tests.benchmarks
+
+soak: $(INSTALLED)  ## twenty minutes of load: whether the endpoint's memory and descriptors stay what they are
+	@$(BIN)/python -m tests.benchmarks.soak
 
 lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks
 	@for name in bootstrap runtime dev peers; do \

@@ -78,16 +78,16 @@ def _capacity(url: str, body: bytes) -> float:
 
 def _lose_replica(settings: Settings) -> None:
     """Kill a replica in the middle of its requests, and return when Serve has another in its place."""
-    killed = min(_replicas(settings))
+    killed = min(running_replicas(settings))
     psutil.Process(killed).kill()
     deadline = time.monotonic() + REPLACED_WITHIN_S
-    while killed in (running := _replicas(settings)) or len(running) < REPLICAS:
+    while killed in (running := running_replicas(settings)) or len(running) < REPLICAS:
         if time.monotonic() > deadline:
             raise TimeoutError(f"Serve runs {len(running)} replicas, not {REPLICAS}")
         time.sleep(0.5)
 
 
-def _replicas(settings: Settings) -> set[int]:
+def running_replicas(settings: Settings) -> set[int]:
     """Return the processes of the replicas that run; by name they could be those of another cluster on this machine."""
     serve = requests.get(f"{settings.ray_dashboard_url}/api/serve/applications/", timeout=10).json()
     replicas = serve["applications"][CASE]["deployments"][DEPLOYMENT]["replicas"]
