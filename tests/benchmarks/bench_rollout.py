@@ -15,13 +15,19 @@ from pathlib import Path
 import psutil
 import requests
 from shopfloor.flows.promotion import promote_version, roll_back
-from shopfloor.serving.app import DEPLOYMENT
 from shopfloor.serving.rollout import KEEP, Traffic, deploy, endpoint
 from shopfloor.settings import Settings
 
 from tests.benchmarks.load import load, steady
 from tests.benchmarks.table import Row
-from tests.integration.test_serving import CASE, MODEL, USE_CASE, register_models, serving_cluster
+from tests.integration.test_serving import (
+    CASE,
+    MODEL,
+    USE_CASE,
+    register_models,
+    running_replicas,
+    serving_cluster,
+)
 
 LOAD_S = 60.0
 """Of steady load around each change."""
@@ -85,13 +91,6 @@ def _lose_replica(settings: Settings) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"Serve runs {len(running)} replicas, not {REPLICAS}")
         time.sleep(0.5)
-
-
-def running_replicas(settings: Settings) -> set[int]:
-    """Return the processes of the replicas that run; by name they could be those of another cluster on this machine."""
-    serve = requests.get(f"{settings.ray_dashboard_url}/api/serve/applications/", timeout=10).json()
-    replicas = serve["applications"][CASE]["deployments"][DEPLOYMENT]["replicas"]
-    return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[], object]) -> Row:

@@ -30,10 +30,9 @@ from shopfloor.serving import tokens
 from shopfloor.serving.rollout import Traffic, deploy, endpoint
 from shopfloor.settings import Settings
 
-from tests.benchmarks.bench_rollout import running_replicas
 from tests.benchmarks.bench_serving import ROOMY
 from tests.benchmarks.table import Row, show
-from tests.integration.test_serving import CASE, register_models, serving_cluster
+from tests.integration.test_serving import CASE, register_models, running_replicas, serving_cluster
 
 MINUTES = 20.0
 CLIENTS = 8
