@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 LOCK_HASH := $(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed '/^\[tool/,$$d' pyproject.toml; } | \
   sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/installed-$(LOCK_HASH)
+# What we are measured against and cannot share an environment with.
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test lint format bench lock clean
+.PHONY: help run stop test lint format bench soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -24,6 +27,12 @@ $(INSTALLED):
 	@touch $@
 
 install: $(INSTALLED)  ## create .venv from the hash lock (again only when the lock changed)
+
+$(PEERS_INSTALLED): | $(INSTALLED)
+	@echo "Installing into $(PEERS) from requirements/peers.txt" >&2
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python --require-hashes -r requirements/peers.txt
+	@touch $@
 
 run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve the flight_delays model
 	@$(BIN)/shopfloor up
@@ -46,14 +55,17 @@ format: $(INSTALLED)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## measure ours against the peers, in one table
+bench: $(INSTALLED) $(PEERS_INSTALLED)  ## measure ours against the peers, in one table
 	@$(BIN)/python -m tests.benchmarks
 
+soak: $(INSTALLED)  ## twenty minutes of load: whether the endpoint's memory and descriptors stay what they are
+	@$(BIN)/python -m tests.benchmarks.soak
+
 lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks
-	@for name in bootstrap runtime dev; do \
+	@for name in bootstrap runtime dev peers; do \
 	  $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
 	    --custom-compile-command "make lock" requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 
 clean: ## stop the stack and remove the environment, the state and the caches
 	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi
-	@rm -rf $(VENV) .shopfloor build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) .shopfloor build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

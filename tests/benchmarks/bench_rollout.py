@@ -1,4 +1,4 @@
-"""The endpoint while versions come and go: a steady load of half of what it takes, and what the requests notice.
+"""The endpoint while versions and replicas come and go: half of the load that it takes, and what the requests notice.
 
 The peer is the same endpoint in peace, just before. A share of the load is due at fixed times, whatever the answers do.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import requests
 from shopfloor.flows.promotion import promote_version, roll_back
 from shopfloor.serving.rollout import KEEP, Traffic, deploy, endpoint
@@ -19,15 +20,29 @@ from shopfloor.settings import Settings
 
 from tests.benchmarks.load import load, steady
 from tests.benchmarks.table import Row
-from tests.integration.test_serving import CASE, MODEL, USE_CASE, register_models, serving_cluster
+from tests.integration.test_serving import (
+    CASE,
+    MODEL,
+    USE_CASE,
+    register_models,
+    running_replicas,
+    serving_cluster,
+)
 
-PEACE_S = 10.0
+LOAD_S = 60.0
+"""Of steady load around each change."""
+PEACE_S = 30.0
+"""Of it before the change."""
 AFTER_S = 2.0
+"""Behind the change that still count as during it."""
 SHADOW_S = 15.0
+REPLICAS = 2
+"""Where one is killed."""
+REPLACED_WITHIN_S = 120.0
 
 
 def measure() -> list[Row]:
-    """Return what a swap, a promotion, a rollback and a shadow cost the requests of others."""
+    """Return what a swap, a promotion, a rollback, a shadow and a killed replica cost the requests of others."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         case = directory / "pipelines" / CASE
@@ -41,8 +56,7 @@ def measure() -> list[Row]:
         document = requests.get(f"{endpoint(settings, CASE)}/openapi.json", timeout=10).json()
         described = document["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]
         body = json.dumps(described["example"]).encode()
-        load(url, body, 2.0)
-        half = load(url, body, 4.0).requests_per_s / 2
+        half = _capacity(url, body) / 2
 
         def swap() -> None:
             deploy(settings, CASE, challenger="2")
@@ -54,7 +68,29 @@ def measure() -> list[Row]:
         ]
         deploy(settings, CASE, challenger="2")
         rows.append(_shadowed(settings, url, body, half))
+        replicated = USE_CASE.replace("cpus: 0.2", f"cpus: 0.2, replicas: {REPLICAS}")
+        (case / "use_case.yaml").write_text(replicated.format(name=CASE))
+        deploy(settings, CASE, challenger=None)
+        half = _capacity(url, body) / 2
+        rows.append(_noticed(f"a killed replica of {REPLICAS}", url, body, half, lambda: _lose_replica(settings)))
     return rows
+
+
+def _capacity(url: str, body: bytes) -> float:
+    """Return how many requests a second the endpoint takes."""
+    load(url, body, 2.0)
+    return load(url, body, 4.0).requests_per_s
+
+
+def _lose_replica(settings: Settings) -> None:
+    """Kill a replica in the middle of its requests, and return when Serve has another in its place."""
+    killed = min(running_replicas(settings))
+    psutil.Process(killed).kill()
+    deadline = time.monotonic() + REPLACED_WITHIN_S
+    while killed in (running := running_replicas(settings)) or len(running) < REPLICAS:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Serve runs {len(running)} replicas, not {REPLICAS}")
+        time.sleep(0.5)
 
 
 def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[], object]) -> Row:
@@ -66,6 +102,7 @@ def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[],
         change()
         time.sleep(AFTER_S)
         ended = time.perf_counter()
+        time.sleep(max(0.0, begun + LOAD_S - ended))
     before, during = found.p99_ms(begun, changing), found.p99_ms(changing, ended)
     return Row(
         name=f"{what}, {rate:,.0f} requests/s",

@@ -1,8 +1,9 @@
-"""The endpoint against a hand-written FastAPI application and `mlflow models serve`: one model, one row, 8 connections.
+"""The endpoint against a FastAPI application and a BentoML service written by hand, and `mlflow models serve`.
 
-Ours checks a token, counts for Prometheus and logs every prediction meanwhile; the other two do not.
+One model, one row, 8 connections, one process that answers. Ours checks a token, counts for Prometheus and logs every
+prediction meanwhile; the others do not, but that BentoML counts too.
 
-The three answer in turn, each alone under load, round after round. A figure is that of its best round, for all three:
+All answer in turn, each alone under load, round after round. A figure is that of its best round, for all:
 whatever else the machine does makes a round worse, never better.
 """
 
@@ -44,6 +45,8 @@ WARM_UP_S = 2.0
 PAUSE_S = 0.5
 BATCH_ROWS = 1000
 ROOMY = USE_CASE.replace("max_rows: 50, max_body_bytes: 100000", "max_rows: 1000")
+BENTOML = ROOT / ".venv-peers" / "bin" / "bentoml"
+"""Its dependencies would move those of ours: it has an environment of its own."""
 COLUMNS = 40
 TREES = 100
 
@@ -62,7 +65,7 @@ def process(directory: Path, *command: str, **environment: str) -> Iterator[subp
 
 
 def measure() -> list[Row]:
-    """Return the endpoint's figures beside those of the two peers."""
+    """Return the endpoint's figures beside those of the peers."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         case = directory / "pipelines" / CASE
@@ -77,15 +80,18 @@ def measure() -> list[Row]:
         described = document["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]
         boosters[0].save_model(directory / "model.ubj")
 
-        fastapi_port, mlflow_port = free_port(), free_port()
+        fastapi_port, mlflow_port, bentoml_port = free_port(), free_port(), free_port()
+        peer = {
+            "PEER_MODEL": str(directory / "model.ubj"),
+            "PEER_SCHEMA": json.dumps(described["schema"]),
+            "OMP_NUM_THREADS": "1",
+        }
         fastapi = stack.enter_context(
             process(
                 directory,
                 *(str(BIN / "uvicorn"), "tests.benchmarks.serving_peer:app", "--port", str(fastapi_port)),
                 *("--no-access-log", "--log-level", "warning"),
-                PEER_MODEL=str(directory / "model.ubj"),
-                PEER_SCHEMA=json.dumps(described["schema"]),
-                OMP_NUM_THREADS="1",
+                **peer,
             )
         )
         mlflow = stack.enter_context(
@@ -106,6 +112,19 @@ def measure() -> list[Row]:
             "fastapi": (f"http://127.0.0.1:{fastapi_port}/predict", body),
             "mlflow": (f"http://127.0.0.1:{mlflow_port}/invocations", records),
         }
+        if BENTOML.exists():
+            bentoml = stack.enter_context(
+                process(
+                    directory,
+                    *(str(BENTOML), "serve", "tests.benchmarks.bentoml_peer:Predictor"),
+                    *("--host", "127.0.0.1", "--port", str(bentoml_port)),
+                    BENTOML_DO_NOT_TRACK="True",
+                    BENTOML_HOME=str(directory / "bentoml"),
+                    **peer,
+                )
+            )
+            wait_for(f"http://127.0.0.1:{bentoml_port}/readyz", bentoml)
+            servers["bentoml"] = f"http://127.0.0.1:{bentoml_port}/predict", body
         for url, content in servers.values():
             load(url, content, WARM_UP_S, token)
         rounds: dict[str, list[Load]] = {name: [] for name in servers}
@@ -159,7 +178,17 @@ def _best(loads: list[Load]) -> Load:
 def _rows(figures: dict[str, Load]) -> list[Row]:
     ours, fastapi, mlflow = figures["ours"], figures["fastapi"], figures["mlflow"]
 
-    def rate(peer: Load, name: str, least: float) -> Row:
+    def rate(peer: Load | None, name: str, least: float) -> Row:
+        if peer is None:
+            return Row(
+                name=f"endpoint, requests/s against {name}",
+                ours=f"{ours.requests_per_s:,.0f}",
+                peer="not installed: `make bench` does",
+                ratio=None,
+                target=f">= {least:g}",
+                ok=False,
+                pending=True,
+            )
         ratio = ours.requests_per_s / peer.requests_per_s
         return Row(
             name=f"endpoint, requests/s against {name}",
@@ -178,6 +207,7 @@ def _rows(figures: dict[str, Load]) -> list[Row]:
     return [
         rate(fastapi, "FastAPI", 0.9),
         rate(mlflow, "mlflow models serve", 4),
+        rate(figures.get("bentoml"), "BentoML", 2),
         latency("endpoint, p99 against FastAPI", ours.p99_ms, fastapi.p99_ms, 1),
         latency("endpoint, p50 against FastAPI", ours.p50_ms, fastapi.p50_ms, 1.2),
         latency("endpoint, p99 against mlflow models serve", ours.p99_ms, mlflow.p99_ms, None),

@@ -31,6 +31,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, request: bytes, latencies: list[float]) -> None:
         self.request, self.latencies = request, latencies
         self.buffer, self.running = b"", True
+        self.last = False
+        """The server has said that it closes the connection behind its answer."""
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,9 +52,11 @@ class Connection(asyncio.Protocol):
         head, separator, body = self.buffer.partition(b"\r\n\r\n")
         if not separator:
             return
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+        fields = head.lower()
+        length = int(fields.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
         if len(body) < length:
             return
+        self.last = b"\r\nconnection: close" in fields
         status, self.buffer = int(head.split(b" ", 2)[1]), b""
         self.answered(status, head + separator + body)
 
@@ -171,7 +175,7 @@ def _ask_steadily(url: str, body: bytes, requests_per_s: float) -> Steady:
         while not end.is_set():
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             try:
-                if connection is None or connection.closed.done():
+                if connection is None or connection.last or connection.closed.done():
                     connection = (await loop.create_connection(lambda: Paced(content, []), name, port))[1]
                 connection.done = loop.create_future()
                 connection.send()

@@ -21,6 +21,7 @@ import requests
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet
 from shopfloor.serving import tokens
+from shopfloor.serving.app import DEPLOYMENT
 from shopfloor.serving.rollout import deploy, endpoint, introduce, live_versions, undeploy
 from shopfloor.serving.verify import verify
 from shopfloor.settings import Settings
@@ -82,6 +83,7 @@ def serving_cluster(directory: Path, **serve_environment: str):
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
@@ -151,6 +153,13 @@ def stop(process: subprocess.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait(5)
+
+
+def running_replicas(settings: Settings, name: str = CASE) -> set[int]:
+    """Return the processes of the replicas that run; by name they could be those of another cluster on this machine."""
+    serve = requests.get(f"{settings.ray_dashboard_url}/api/serve/applications/", timeout=10).json()
+    replicas = serve["applications"][name]["deployments"][DEPLOYMENT]["replicas"]
+    return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 def register_models(settings: Settings, name: str, versions: int, columns: int = 9, rounds: int = 10, rows: int = 500):
@@ -242,6 +251,33 @@ def post(url: str, content, content_type: str | None = "application/json", **hea
     if content_type:
         headers["Content-Type"] = content_type
     return requests.post(url, data=body, headers=headers, timeout=30)
+
+
+@contextlib.contextmanager
+def asking(url: str, row: dict, clients: int = 8):
+    """Let clients ask for the time of the block; the status and the version of each answer are counted."""
+    body, seen, done = json.dumps(row), Counter(), threading.Event()
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
+        while not done.is_set():
+            try:
+                connection.request("POST", f"/{CASE}/predict", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                seen[answer.status, json.loads(answer.read()).get("version")] += 1
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                seen[type(error).__name__, None] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 def offline(booster, frame):
@@ -430,31 +466,29 @@ def test_a_version_that_does_not_load_leaves_the_champion_answering(settings, ur
 
 
 def test_a_new_champion_takes_over_without_one_failed_request(settings, url, models):
-    row = json.dumps(rows_of(models[0])[0])
-    seen, done = Counter(), threading.Event()
-
-    def ask() -> None:
-        connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
-        while not done.is_set():
-            connection.request("POST", f"/{CASE}/predict", row, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            body = answer.read()
-            seen[answer.status, json.loads(body).get("version")] += 1
-            time.sleep(0.005)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    row = rows_of(models[0])[0]
+    with asking(url, row) as seen:
         deploy(settings, CASE, champion="1", challenger=None)
         deploy(settings, CASE, champion="2", challenger="1")
         time.sleep(0.5)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
     assert set(seen) == {(200, "1"), (200, "2")}
     assert post(f"{url}/predict", row).json()["version"] == "2"
+
+
+def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, url, models):
+    file = settings.project_root / "pipelines" / CASE / "use_case.yaml"
+    declared = file.read_text()
+    file.write_text(declared.replace("cpus: 0.2", "cpus: 0.2, replicas: 2"))
+    try:
+        deploy(settings, CASE, champion="1")
+        with asking(url, rows_of(models[0])[0]) as seen:
+            time.sleep(0.5)
+            psutil.Process(min(running_replicas(settings))).kill()
+            time.sleep(3)
+    finally:
+        file.write_text(declared)
+        deploy(settings, CASE, champion="1")
+    assert set(seen) == {(200, "1")}
 
 
 def test_the_open_inference_protocol_answers_as_predict_does(url, models):

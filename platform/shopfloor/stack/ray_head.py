@@ -138,4 +138,6 @@ def _haproxy(directory: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+        # What a replica was answering when it died is asked of another one: to answer twice does no harm here.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     }
