@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -104,6 +105,20 @@ def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_pa
         assert found["prediction"][number] == pytest.approx(online, abs=1e-6)
     offline = model.pyfunc.predict(frame)
     assert np.abs(found["prediction"].to_numpy() - offline).max() <= 1e-6
+
+
+def test_a_worker_gets_a_booster_ready_made_without_mlflow(settings, frame, tmp_path):
+    model = load_model(settings.tracking_uri, CASE, "1")
+    assert model.native.portable
+    (tmp_path / "model").write_bytes(pickle.dumps(batch.scoring(model)))
+    code = (
+        "import pickle, sys; import numpy as np; model = pickle.load(open(sys.argv[1], 'rb'));"
+        "print(model.matrix(np.zeros((1, len(model.columns)), np.float32))[0], 'mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
+    prediction, mlflow = done.stdout.split()
+    assert float(prediction) == pytest.approx(model.native.matrix(np.zeros((1, len(frame.columns)), np.float32))[0])
+    assert mlflow == "False"
 
 
 def test_what_was_scored_is_not_scored_again(settings, data, tmp_path):

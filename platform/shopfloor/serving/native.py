@@ -6,6 +6,7 @@ batch run all go through. `predictors.py` takes one only where it answers the mo
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import warnings
@@ -36,6 +37,8 @@ class Native:
     """Of one row, in the thread that answers requests."""
     single_precision: bool = False
     """A matrix of 32 bits is enough: the library makes one of any other."""
+    portable: bool = False
+    """`matrix` can be pickled, and needs nothing but its library where it is loaded again."""
     record: Callable[[Any], dict[str, Any]] | None = None
     """Makes of a prediction the record that MLflow answers instead, where it wraps the library in a frame."""
 
@@ -106,14 +109,11 @@ def _booster(raw: Any, columns: tuple[Column, ...]) -> Native | None:
         booster.set_param({"nthread": 1})
         return booster
 
-    booster = copy()
-
-    def matrix(rows: np.ndarray) -> Any:
-        return booster.inplace_predict(rows, validate_features=False)
-
+    matrix = functools.partial(copy().inplace_predict, validate_features=False)
     one = one_of(matrix)
     several = isinstance(one([0.0] * len(columns)), list)
-    return Native(matrix, one if several else _BoosterRow(copy(), len(columns)), single_precision=True)
+    row = one if several else _BoosterRow(copy(), len(columns))
+    return Native(matrix, row, single_precision=True, portable=True)
 
 
 class _BoosterRow:
