@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,7 +148,8 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
             writer = feature_store(settings, project, registry=str(made / "registry.db"))
             writer.apply(definitions(lambda name: str(made / f"{name}.parquet")))
             views = _views(writer, use_case.name, use_case.features.service)
-            with locked(settings, "online-store"), contextlib.redirect_stdout(sys.stderr):
+            with locked(settings, "online-store"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under Feast
                 _let_read_while_written(settings.online_store)
                 writer.materialize(_EARLIEST, dt.datetime.now(dt.UTC), [view.name for view in views])
                 with locked(settings, "feast-registry"):

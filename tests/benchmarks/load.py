@@ -70,30 +70,37 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
 
-def request(url: str, body: bytes, token: str | None = None) -> tuple[str, int, bytes]:
+def request(
+    url: str, body: bytes, token: str | None = None, headers: tuple[str, ...] = ("Content-Type: application/json",)
+) -> tuple[str, int, bytes]:
     """Return host, port and the bytes of a POST request."""
     _, _, host, path = url.split("/", 3)
-    lines = [f"POST /{path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
+    lines = [f"POST /{path} HTTP/1.1", f"Host: {host}", *headers]
     lines += [f"Content-Length: {len(body)}", *([f"Authorization: Bearer {token}"] if token else [])]
     name, _, port = host.partition(":")
     return name, int(port), "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def load(url: str, body: bytes, seconds: float, token: str | None = None) -> Load:
-    """Ask `url` as fast as it answers on 8 connections."""
+def load(url: str, body: bytes, seconds: float, token: str | None = None, connections: int = CONNECTIONS) -> Load:
+    """Ask `url` for a row as fast as it answers."""
+    return repeat(request(url, body, token), seconds, connections)
+
+
+def repeat(asked: tuple[str, int, bytes], seconds: float, connections: int) -> Load:
+    """Send one request again and again on several connections, on each as soon as the last one is answered."""
     latencies: list[float] = []
-    name, port, content = request(url, body, token)
+    name, port, content = asked
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        connections = [
+        opened = [
             (await loop.create_connection(lambda: Connection(content, latencies), name, port))[1]
-            for _ in range(CONNECTIONS)
+            for _ in range(connections)
         ]
         await asyncio.sleep(seconds)
-        for connection in connections:
+        for connection in opened:
             connection.running = False
-        for connection in connections:  # the next server begins when this one has answered everything
+        for connection in opened:  # the next server begins when this one has answered everything
             await connection.closed
 
     asyncio.run(run())

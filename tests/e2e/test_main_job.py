@@ -211,8 +211,8 @@ def test_the_plan_says_before_what_a_submit_does(clone, first):
 def test_submit_from_a_step_runs_it_and_what_follows(clone, first):
     again = _states(clone.submit("--from", "verify"))
 
-    assert [again[step] for step in STEPS[:7]] == ["cached"] * 7
-    assert [again[step] for step in STEPS[7:]] == ["succeeded"] * 2
+    assert [again[step] for step in STEPS[:8]] == ["cached"] * 8
+    assert [again[step] for step in STEPS[8:]] == ["succeeded"] * 2
     unknown = clone.run("submit", "pipelines/training.py", "--use-case", "flight_delays", "--from", "train", code=2)
     assert "has no step 'train'. It has pull-data" in unknown.stderr
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from shopfloor.batch import Part, score_part
+from shopfloor.batch import Part, score_part, scoring
 from shopfloor.golden import difference
 from shopfloor.serving.predictors import load_model
 from shopfloor.serving.schema import BadRequest
@@ -198,7 +198,7 @@ def test_a_batch_run_scores_what_a_row_is_answered(registry, frame, tmp_path):
 def score(served, frame, directory):
     frame.to_parquet(directory / "rows.parquet")
     part = Part(str(directory / "rows.parquet"), 0, 1, len(frame), str(directory / "scored.parquet"))
-    score_part(SimpleNamespace(s3_endpoint_url=None), served, part)
+    score_part(SimpleNamespace(s3_endpoint_url=None), scoring(served), part)
     return pd.read_parquet(directory / "scored.parquet")["prediction"].tolist()
 
 

@@ -293,6 +293,20 @@ def test_without_a_ray_cluster_the_error_says_what_to_start(settings, models):
     assert live_versions(settings.model_copy(update={"serve_url": f"http://127.0.0.1:{free_port()}"}), CASE) == {}
 
 
+def test_the_champion_before_is_kept_so_that_going_back_loads_nothing(settings, url, models):
+    def held():
+        said = requests.get(f"{url}/status", timeout=10).json()
+        return said["champion"], said["kept"]
+
+    deploy(settings, CASE, champion="2", challenger=None)
+    assert held() == ("2", "1")
+    deploy(settings, CASE, champion="1")
+    assert held() == ("1", "2")
+    some = models[0].head(3)
+    answers = [post(f"{url}/predict", row).json()["prediction"] for row in rows_of(some)]
+    assert answers == pytest.approx(offline(models[1][0], some), abs=1e-6)
+
+
 def test_both_versions_answer_as_their_model_does_offline(url, models):
     frame, boosters = models
     some = frame.head(20)

@@ -319,6 +319,7 @@ class Predictor:
             "challenger": holding.challenger.version if holding.challenger else None,
             "loaded": {model.version: {"native": model.native is not None} for model in holding.loaded.values()},
             "loading": holding.loading(),
+            "kept": holding.before.version if holding.before else None,
             "errors": holding.errors,
             "online_features": self._answering.online_problem,
             "assigned": holding.assignment.model_dump(),

@@ -42,6 +42,8 @@ class Holding:
         self.assignment = Assignment()
         self._expect = expect
         self._swapped = swapped
+        self.before: ServedModel | None = None
+        """The champion before, kept warm, so that going back to it costs the requests nothing."""
         self._following: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
 
@@ -129,6 +131,9 @@ class Holding:
     async def _load(self, config: Config, version: str) -> None:
         if version in self.loaded:
             return
+        if self.before is not None and self.before.version == version:
+            self.loaded[version] = self.before
+            return
         try:
             await self._expect()
             self.loaded[version] = await asyncio.to_thread(load_model, config.tracking_uri, config.use_case, version)
@@ -139,7 +144,10 @@ class Holding:
 
     def _swap(self, wanted: Assignment) -> None:
         """Let the loaded versions answer, and forget those that nobody names any more."""
+        before = self.champion
         self.champion = self.loaded.get(wanted.champion, self.champion) if wanted.champion else None
+        if before is not None and before is not self.champion:
+            self.before = before
         self.challenger = self.loaded.get(wanted.challenger, self.challenger) if wanted.challenger else None
         self.loaded = {model.version: model for model in (self.champion, self.challenger) if model}
         self.errors = dict(list(self.errors.items())[-10:])
