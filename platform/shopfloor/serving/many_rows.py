@@ -28,6 +28,7 @@ class ManyRows:
         self.single_precision = rows.single_precision
         self._names = [column.name for column in rows.columns]
         self._required = [column.required for column in rows.columns]
+        self._limit = f" of at most {FLOAT32_MAX}" if rows.single_precision else ""
         one = core_schema.typed_dict_schema(rows.fields(), extra_behavior="ignore")
         row = core_schema.tuple_schema(rows.values(), fail_fast=True)
         split = {
@@ -73,34 +74,31 @@ class ManyRows:
         import numpy as np
 
         rows = len(next(iter(tensors.values())))
-        matrix = np.full((rows, len(self._names)), np.nan, dtype=self._dtype())
-        problems = []
-        for number, name in enumerate(self._names):
-            if name not in tensors:
-                continue
-            items = tensors[name]
-            problem = self._wrong(number, items) if isinstance(items, np.ndarray) else self._refused(name, items)
-            if problem:
-                problems.append({"field": name, "problem": problem})
-            else:
-                matrix[:, number] = np.array(items, dtype=matrix.dtype)  # null becomes NaN
+        matrix = np.full((rows, len(self._names)), np.nan, dtype=self._dtype(), order="F")  # a column is one piece
+        problems = {}
+        with np.errstate(over="ignore"):  # a number too large for 32 bits becomes infinite, and is refused below
+            for number, name in enumerate(self._names):
+                items = tensors.get(name)
+                if isinstance(items, list):
+                    problem = self._refused(name, items)
+                    if problem:
+                        problems[name] = problem
+                    else:
+                        matrix[:, number] = np.array(items, dtype=matrix.dtype)  # null becomes NaN
+                elif items is not None:
+                    matrix[:, number] = items
+        # Nothing has looked at what came as bytes yet.
+        for name in self._where(np.isinf(matrix)):
+            problems.setdefault(name, f"must be a finite number{self._limit}")
+        for name in self._where(np.isnan(matrix) & self._required):
+            problems.setdefault(name, "is missing in a row")
         if problems:
-            raise bad_fields(problems)
+            raise bad_fields([{"field": name, "problem": problem} for name, problem in problems.items()])
         return matrix
 
-    def _wrong(self, number: int, items: np.ndarray) -> str:
-        """Return what is wrong with an array that came as bytes, so that nothing has looked at it yet."""
-        import numpy as np
-
-        if items.dtype.kind != "f":
-            return ""
-        if self._required[number] and np.isnan(items).any():
-            return "is missing in a row"
-        if np.isinf(items).any():
-            return "must be a finite number"
-        if self.single_precision and items.itemsize > 4 and (np.abs(items) > FLOAT32_MAX).any():
-            return f"must be less than or equal to {FLOAT32_MAX}"
-        return ""
+    def _where(self, wrong: np.ndarray) -> list[str]:
+        """Return the columns with a wrong item."""
+        return [name for name, some in zip(self._names, wrong.any(axis=0).tolist(), strict=True) if some]
 
     def _refused(self, name: str, items: list[Any]) -> str:
         try:
