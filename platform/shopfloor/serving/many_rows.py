@@ -97,8 +97,8 @@ class ManyRows:
         return matrix
 
     def _where(self, wrong: np.ndarray) -> list[str]:
-        """Return the columns with a wrong item."""
-        return [name for name, some in zip(self._names, wrong.any(axis=0).tolist(), strict=True) if some]
+        """Return the names of the columns in which an item is marked."""
+        return [name for number, name in enumerate(self._names) if wrong[:, number].any()]
 
     def _refused(self, name: str, items: list[Any]) -> str:
         try:
