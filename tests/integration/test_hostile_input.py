@@ -361,34 +361,41 @@ def test_slow_clients_keep_nobody_waiting(url, row):
     assert max(answers) < dt.timedelta(seconds=2)
 
 
-def begin(stack, url, *lines):
+def begin(stack, url, *lines, length=50, sent=1):
     """Open a connection that sends the head of a request, and less of its body than it said."""
     address = urlsplit(url)
     connection = socket.create_connection((address.hostname, address.port), timeout=10)
     stack.enter_context(contextlib.closing(connection))
-    connection.sendall(head(url, "Content-Length: 50", *lines) + b"{")
+    connection.sendall(head(url, f"Content-Length: {length}", *lines) + b"{" + b" " * (sent - 1))
     return connection
 
 
 def test_more_slow_clients_than_there_are_places_keep_nobody_out(url, row):
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_IN_FLIGHT + 10):
-            begin(stack, url)
+            begin(stack, url, length=50_000, sent=20_000)  # more than HAProxy holds back
         time.sleep(0.3)
         assert {post(f"{url}/predict", row).status_code for _ in range(10)} == {200}
 
 
-def test_who_sends_a_byte_a_second_is_told_that_it_took_too_long(url):
+@pytest.mark.parametrize(
+    ("length", "sent", "within_s"), [(50_000, 20_000, 5), (50, 1, 12)], ids=["the replica", "HAProxy, which has it all"]
+)
+def test_who_sends_a_byte_a_second_is_told_that_it_took_too_long(url, length, sent, within_s):
     with contextlib.ExitStack() as stack:
-        slow = begin(stack, url)
+        slow = begin(stack, url, length=length, sent=sent)
         slow.settimeout(0.9)
         said, began = b"", time.monotonic()
-        while not said and time.monotonic() - began < 8:
+        while not said and time.monotonic() - began < within_s + 3:
             with contextlib.suppress(TimeoutError):
                 slow.sendall(b" ")
                 said = slow.recv(4096)
     assert said.split(b" ", 2)[1] == b"408"
-    assert time.monotonic() - began < 5
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["message"].startswith("The body did not arrive within ")
+    assert time.monotonic() - began < within_s
+
+
+def test_the_document_says_that_a_body_may_be_late(url):
     for route in ("predict", "invocations", f"v2/models/{CASE}/infer", "feedback"):
         assert "408" in document(url)["paths"][f"/{CASE}/{route}"]["post"]["responses"]
 

@@ -198,7 +198,7 @@ def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_loses_no_r
     lines = config.read_text().splitlines()
     binds = [line.split()[1] for line in lines if "bind" in line]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
-    assert [line.strip() for line in lines[:4]] == [
-        "defaults", "option http-buffer-request", "mode http", "timeout connect 100ms"
-    ]  # fmt: skip
+    assert lines[0] == "defaults"
+    assert "    option http-buffer-request" in lines[: lines.index("    mode http")]
+    assert "    timeout connect 100ms" in lines
     assert not ray_head.short_directory(tmp_path).exists()

@@ -38,19 +38,24 @@ INNER_PORT_RANGE = (20000, 9000)
 
 _HAPROXY = """#!/bin/sh
 # HAProxy as Ray Serve starts it, but for three things. Its metrics and statistics listen on 127.0.0.1 instead of every
-# interface. A request goes on to a replica when it is here as a whole, for only then can HAProxy ask another one. And
-# a connection, here to this same machine, is waited for 0.1 s: so long HAProxy waits before it asks the last one left.
+# interface. A connection, here to this same machine, is waited for 0.1 s: so long HAProxy waits before it asks the last
+# replica that is left. And what is in the file `defaults`.
 previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -E -e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' \\
       -e 's/^([[:space:]]*timeout connect ).*/\\1100ms/' \\
-      -e '/^defaults$/a\\
-    option http-buffer-request' "$argument" > "$argument.local" && mv "$argument.local" "$argument"
+      -e '/^defaults$/r {defaults}' "$argument" > "$argument.local" && mv "$argument.local" "$argument"
   fi
   previous=$argument
 done
 exec "{binary}" "$@"
+"""
+_DEFAULTS = """\
+    # What a replica was answering when it died is asked of another one, if all of the request is here by then.
+    option http-buffer-request
+    timeout http-request 10s
+    http-error status 408 content-type application/json string '{"message": "The body did not arrive within 10 s."}'
 """
 
 
@@ -131,7 +136,9 @@ def _haproxy(directory: Path) -> dict[str, str]:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     wrapper = directory / "haproxy"
-    wrapper.write_text(_HAPROXY.replace("{binary}", binary), encoding="utf-8")
+    defaults = directory / "defaults"
+    defaults.write_text(_DEFAULTS, encoding="utf-8")
+    wrapper.write_text(_HAPROXY.replace("{binary}", binary).replace("{defaults}", str(defaults)), encoding="utf-8")
     wrapper.chmod(0o700)
     # Ray puts a node's id, 57 characters, between the directory and the names of the sockets: these must be short.
     return {
