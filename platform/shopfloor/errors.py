@@ -45,3 +45,12 @@ class DataError(ShopfloorError):
 
 class ConflictError(ShopfloorError):
     """Another process does the same thing at this moment."""
+
+
+MAX_CHARACTERS = 2000
+"""Of a line that another program wrote."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line that is short enough to be a part of another; or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:MAX_CHARACTERS]

@@ -7,13 +7,13 @@ The metrics are scikit-learn's; the calibration error is the expected calibratio
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from shopfloor import gates
 from shopfloor.mlflow_import import import_mlflow
 from shopfloor.records import Evaluation, FeatureSet, SliceResult
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, local_copy, publish
+from shopfloor.storage import Artifact, Metrics, local_copy, publish
 from shopfloor.use_case import UseCase, load_use_case
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_BINS = 10
 CURVE_POINTS = 200
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 def evaluate(

@@ -16,12 +16,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import FeatureSet
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, local_path, publish
+from shopfloor.storage import (
+    Artifact,
+    Metrics,
+    filesystem,
+    hash_directory,
+    is_remote,
+    join,
+    local_copy,
+    local_path,
+    publish,
+)
 from shopfloor.use_case import Split, UseCase, load_use_case
 
 if TYPE_CHECKING:
@@ -32,13 +42,6 @@ logger = logging.getLogger(__name__)
 TIME = "event_timestamp"
 COARSE = 10
 """A view that changes at this many times fewer times than there are rows is asked once for each change."""
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 def build(settings: Settings, use_case_name: str, tables_uri: str, features: Artifact, metrics: Metrics) -> None:
@@ -130,12 +133,28 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
     )
 
 
+def feature_service(store: Any, use_case: UseCase) -> Any:
+    """Return the Feast feature service of a use case.
+
+    Raises:
+        UsageError: What was applied to the store has none of the name that use_case.yaml gives.
+    """
+    from feast.errors import FeatureServiceNotFoundException
+
+    try:
+        return store.get_feature_service(use_case.features.service)
+    except FeatureServiceNotFoundException as error:
+        raise UsageError(
+            f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}.",
+            "Name it as features.service in use_case.yaml does.",
+        ) from error
+
+
 def _join(
     settings: Settings, use_case: UseCase, code: Any, sources: str, made: Path, rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[str]]:
     """Register the definitions and return the joined rows and the names of the features, in the service's order."""
     import pandas as pd
-    from feast.errors import FeatureServiceNotFoundException
 
     with locked(settings, "feast-registry"):
         store = feature_store(settings, use_case.name)
@@ -144,13 +163,7 @@ def _join(
         # DuckDB's wheel reads no S3, so the join reads the files that were just made; the registry keeps the S3 places.
         store = feature_store(settings, use_case.name, registry=str(made / "registry.db"))
         store.apply(code.definitions(lambda name: str(made / f"{name}.parquet")))
-    try:
-        service = store.get_feature_service(use_case.features.service)
-    except FeatureServiceNotFoundException as error:
-        raise UsageError(
-            f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}.",
-            "Name it as features.service in use_case.yaml does.",
-        ) from error
+    service = feature_service(store, use_case)
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
     # The rows come in a fixed order, so those of one time keep it.
     frame = rows.sort_values(TIME, kind="stable", ignore_index=True)

@@ -17,16 +17,16 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
-from shopfloor.errors import ServiceError, ShopfloorError, UsageError
-from shopfloor.features import feature_store, keep_sources, locked
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
+from shopfloor.features import feature_service, feature_store, keep_sources, locked
 from shopfloor.records import Record
 from shopfloor.results import EFFECT
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, filesystem, join, local_copy, local_path, publish
+from shopfloor.storage import Artifact, Metrics, filesystem, join, local_copy, local_path, publish
 from shopfloor.use_case import load_use_case
 from shopfloor.versions import pull
 
@@ -34,13 +34,6 @@ logger = logging.getLogger(__name__)
 
 EFFECT_KIND = "online_features"
 _EARLIEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 class MaterializedView(Record):
@@ -119,7 +112,7 @@ def materialize_version(settings: Settings, use_case: str, data_rev: str) -> Mat
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".tables-") as scratch:
         tables = SimpleNamespace(name="tables", uri="", metadata={})
         here = settings.model_copy(update={"artifact_root": scratch, "published_dir": None})
-        pull(here, use_case, data_rev, "", tables, _NoMetrics())
+        pull(here, use_case, data_rev, "", tables, SimpleNamespace(log_metric=lambda metric, value: None))
         return materialize_tables(settings, use_case, local_path(tables.uri))
 
 
@@ -147,7 +140,8 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
             # and gets them at the end, so that it never promises what the store does not hold.
             writer = feature_store(settings, project, registry=str(made / "registry.db"))
             writer.apply(definitions(lambda name: str(made / f"{name}.parquet")))
-            views = _views(writer, use_case.name, use_case.features.service)
+            service = feature_service(writer, use_case)
+            views = [writer.get_feature_view(projection.name) for projection in service.feature_view_projections]
             with locked(settings, "online-store"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under Feast
                 _let_read_while_written(settings.online_store)
@@ -206,24 +200,6 @@ def _note(settings: Settings, done: Materialized) -> None:
     system.move(draft, path)
 
 
-class _NoMetrics:
-    def log_metric(self, metric: str, value: float) -> None:
-        pass
-
-
-def _views(store: Any, use_case: str, service: str) -> list[Any]:
-    from feast.errors import FeatureServiceNotFoundException
-
-    try:
-        found = store.get_feature_service(service)
-    except FeatureServiceNotFoundException as error:
-        raise UsageError(
-            f"{use_case}: features.py defines no feature service {service!r} for the online store.",
-            "Name it as features.service in use_case.yaml does.",
-        ) from error
-    return [store.get_feature_view(projection.name) for projection in found.feature_view_projections]
-
-
 def _measured(view: Any, file: Path) -> MaterializedView:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -250,6 +226,5 @@ def _in_one_line(what: str) -> Iterator[None]:
     except ShopfloorError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ServiceError(f"{what}: {line}.", "See that it answers, then do it again.") from error
+        raise ServiceError(f"{what}: {first_line(error)}.", "See that it answers, then do it again.") from error
     logger.info("the online store is fresh after %.1f s", time.monotonic() - began)

@@ -12,24 +12,17 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import Check, Checks
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, local_copy, publish
+from shopfloor.storage import Artifact, Metrics, local_copy, publish
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
 
 _COLUMN_FIELDS = ("column", "column_A", "column_B", "column_list")
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 def validate(settings: Settings, use_case_name: str, tables_uri: str, checks: Artifact, metrics: Metrics) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from shopfloor.errors import ServiceError, ShopfloorError, UsageError
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.settings import Settings
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
@@ -224,7 +224,7 @@ class _Jobs:
             )
             print(f"RayJob {self._namespace}/{self._name} is deleted.", flush=True)  # noqa: T201
         except Exception as error:
-            print(f"RayJob {self._namespace}/{self._name} was not deleted: {_first_line(error)}", flush=True)  # noqa: T201
+            print(f"RayJob {self._namespace}/{self._name} was not deleted: {first_line(error)}", flush=True)  # noqa: T201
 
     def _status(self) -> dict[str, Any]:
         from kubernetes.client import ApiException
@@ -306,7 +306,7 @@ class _Jobs:
         return ServiceError(f"The Kubernetes API failed with status {error.status}: {said}", "Try again.")
 
     def _silent(self, error: Exception) -> ServiceError:
-        return ServiceError(f"The Kubernetes API does not answer: {_first_line(error)}", "Try again: the job goes on.")
+        return ServiceError(f"The Kubernetes API does not answer: {first_line(error)}", "Try again: the job goes on.")
 
 
 @contextlib.contextmanager
@@ -329,7 +329,3 @@ def _cancellable() -> Iterator[None]:
 def cluster_address() -> str:
     """Return the address of the Ray cluster on which this process is a job, as RAY_ADDRESS has it."""
     return os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

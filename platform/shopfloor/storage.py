@@ -37,6 +37,13 @@ class Artifact(Protocol):
     metadata: dict[str, Any]
 
 
+class Metrics(Protocol):
+    """The part of a KFP metrics artifact that the step fills in."""
+
+    def log_metric(self, metric: str, value: float) -> None:
+        """Keep one number."""
+
+
 def is_remote(uri: str) -> bool:
     """Tell whether `uri` needs a client to be read (anything with a scheme but `file://`)."""
     return "://" in uri and not uri.startswith("file://")

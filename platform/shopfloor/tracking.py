@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shopfloor.errors import ServiceError
+from shopfloor.errors import ServiceError, first_line
 from shopfloor.mlflow_import import import_mlflow
 from shopfloor.results import Outputs, artifacts_of
 from shopfloor.run_records import (
@@ -72,7 +72,7 @@ def answering(settings: Settings) -> Iterator[None]:
 
 def _stopped_answering(settings: Settings, error: Exception) -> ServiceError:
     return ServiceError(
-        f"The MLflow server {settings.tracking_uri} stopped answering: {_first_line(error)}",
+        f"The MLflow server {settings.tracking_uri} stopped answering: {first_line(error)}",
         "Start it (shopfloor up) and submit again: finished steps are kept.",
     )
 
@@ -272,7 +272,3 @@ def _log(client: Any, run_id: str, metrics: Mapping[str, float], tags: Mapping[s
 
 def _metric_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in name)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -19,13 +19,13 @@ import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from shopfloor import ray_cluster, rayjob, trial
 from shopfloor.errors import ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
 from shopfloor.settings import Settings, load_settings
-from shopfloor.storage import Artifact, filesystem, hash_directory, is_remote, join, local_copy, publish
+from shopfloor.storage import Artifact, Metrics, filesystem, hash_directory, is_remote, join, local_copy, publish
 from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,6 @@ OWN_CLUSTER = "rayjob"
 """Value of `ray_address`: the search brings its own cluster, a KubeRay RayJob."""
 MAX_FAILURES = 3
 """Deaths of its worker that a trial survives."""
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 def tune(

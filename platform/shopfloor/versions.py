@@ -13,22 +13,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from shopfloor.errors import DataError, NotFoundError, ShopfloorError
 from shopfloor.records import DataVersion, Record, TableVersion
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, publish
+from shopfloor.storage import Artifact, Metrics, publish
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 class PreparedData(Record):

@@ -111,8 +111,10 @@ class Answering:
         """
         max_rows, online = self._config.max_rows, self._online
         asked = self._asked.get(model.version)
-        in_json = content_type.partition(";")[0].strip() == scoring.JSON
-        if asked is not None and online is not None and in_json:
+        if asked is not None and online is not None and scoring.kind_of(content_type) == scoring.JSON:
+            answer = await asyncio.to_thread(scoring.quick, model, body, max_rows, strangers=False)
+            if answer is not None:
+                return answer
             records = await asyncio.to_thread(scoring.incomplete, model, body, max_rows, online.config.entities)
             if records is not None:
                 predictions = await self._answered(model, asked, online, records)
@@ -135,7 +137,7 @@ class Answering:
             predictions = await self._answered(model, asked, online, read.records())
         else:
             predictions = await asyncio.to_thread(open_inference.predictions, model, read, max_rows)
-        return open_inference.respond(model, read, predictions)
+        return await asyncio.to_thread(open_inference.respond, model, read, predictions)
 
     async def _completed(
         self, model: ServedModel, asked: AskedSchema, request: Request, body: bytes

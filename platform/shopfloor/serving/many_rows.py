@@ -44,11 +44,16 @@ class ManyRows:
             for column, value in zip(rows.columns, rows.values(), strict=True)
         }
 
-    def parse(self, body: bytes) -> list[Sequence[Any]] | None:
-        """Return the rows of one of MLflow's formats, values in column order; `None` where it is not the usual form."""
+    def parse(self, body: bytes, *, strangers: bool = True) -> list[Sequence[Any]] | None:
+        """Return the rows of one of MLflow's formats, values in column order; `None` where it is not the usual form.
+
+        Args:
+            body: In JSON.
+            strangers: Whether rows may have fields that are no columns, which are ignored then.
+        """
         form = SPLIT if SPLIT.encode() in body[:100] else RECORDS
         try:
-            found = self._validators[form].validate_json(body)[form]
+            found = self._validators[form].validate_json(body, extra=None if strangers else "forbid")[form]
         except (ValidationError, ValueError):
             return None
         if form == RECORDS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import importlib
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema, to_json
 
+from shopfloor.errors import first_line
 from shopfloor.materialization import shown
 from shopfloor.serving.online_store import Found, OnlineConfig, OnlineStore, Row, open_store
 from shopfloor.serving.schema import (
@@ -36,7 +36,7 @@ from shopfloor.serving.schema import (
     json_schema,
 )
 from shopfloor.settings import Settings
-from shopfloor.use_case import UseCase
+from shopfloor.use_case import UseCase, import_code
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class OnlineFeatures:
         try:
             self._opened = await asyncio.get_running_loop().run_in_executor(self._threads, open_store, self.config)
         except Exception as error:
-            problem = f"The online features cannot be read: {_first_line(error)}."
+            problem = f"The online features cannot be read: {first_line(error)}."
             if self._problem != problem:
                 logger.warning("%s", problem, exc_info=error)
             self._problem = problem
@@ -221,11 +221,11 @@ class OnlineFeatures:
             return None, "late"
         except Exception as error:
             logger.warning("the online store cannot be read", exc_info=error)
-            self._failed(f"The online store {shown(self.config.online_store)} cannot be read: {_first_line(error)}.")
+            self._failed(f"The online store {shown(self.config.online_store)} cannot be read: {first_line(error)}.")
             return None, "down"
 
     def _failed(self, problem: str) -> None:
-        self._problem, self._opened, self._tried = problem, None, -math.inf
+        self._problem, self._opened = problem, None
 
     def _why(self, outcome: Outcome) -> str:
         if outcome == "late":
@@ -251,7 +251,7 @@ def _at_request(config: OnlineConfig) -> Callable[[Row], Row]:
     """Return the use case's own function, where it has one."""
     if config.code_root not in sys.path:
         sys.path.insert(0, config.code_root)
-    code = importlib.import_module(f"pipelines.{config.use_case}.features")
+    code = import_code(config.use_case, "features")
     computed: Callable[[Row], Row] = getattr(code, "at_request", lambda row: {})
     return computed
 
@@ -323,7 +323,3 @@ def _fitting(value: Value, kind: str) -> Value:
 
 def _plain(value: Value) -> Any:
     return value.isoformat() if isinstance(value, dt.datetime) else value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor import golden
+from shopfloor.errors import first_line
 from shopfloor.golden import TOLERANCE, Golden, difference
 from shopfloor.serving.many_rows import ManyRows
 from shopfloor.serving.native import Matrix, Native, Predictor, in_single_precision, native, one_of
@@ -37,8 +38,6 @@ class AnswersDifferently(Exception):
 
 Many = Callable[[list[list[Value]]], list[Any]]
 """Takes rows, returns a prediction for each; may be called in any thread."""
-
-MAX_ERROR_CHARACTERS = 2000
 
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
@@ -273,8 +272,3 @@ def _first_row(example: Any) -> dict[str, Any] | None:
     if isinstance(example, pd.DataFrame) and len(example):
         return {str(name): example[name].iloc[0] for name in example.columns}
     return example if isinstance(example, dict) else None
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, short enough for an answer."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:MAX_ERROR_CHARACTERS]

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
+from shopfloor.errors import MAX_CHARACTERS, first_line
+from shopfloor.serving.asgi import Answer
 from shopfloor.serving.many_rows import RECORDS, SPLIT, too_many
-from shopfloor.serving.predictors import MAX_ERROR_CHARACTERS, ServedModel, first_line
+from shopfloor.serving.predictors import ServedModel
 from shopfloor.serving.schema import BadRequest, bad_fields
 
 if TYPE_CHECKING:
@@ -29,8 +31,21 @@ COLUMNS = 2000
 """Columns of a table for a model that does not say which it takes."""
 
 
-def invoke(model: ServedModel, body: bytes, content_type: str, max_rows: int) -> tuple[int, str, bytes]:
-    """Answer as MLflow's scoring server does; return status, content type and body.
+def kind_of(content_type: str) -> str:
+    """Return `JSON` or `CSV`.
+
+    Raises:
+        BadRequest: The content type is another one, or none.
+    """
+    kind, _, rest = content_type.partition(";")
+    kind = kind.strip()
+    if kind not in {JSON, CSV} or rest.strip().lower() not in {"", "charset=utf-8"}:
+        raise BadRequest(415, f"The content type must be {JSON} or {CSV} in UTF-8, not {content_type[:100] or 'none'}.")
+    return kind
+
+
+def invoke(model: ServedModel, body: bytes, content_type: str, max_rows: int) -> Answer:
+    """Answer as MLflow's scoring server does.
 
     Args:
         model: The version that answers.
@@ -41,22 +56,38 @@ def invoke(model: ServedModel, body: bytes, content_type: str, max_rows: int) ->
     Raises:
         BadRequest: The body is none of MLflow's formats, or does not meet the model's signature.
     """
-    kind, _, rest = content_type.partition(";")
-    kind = kind.strip()
-    if kind not in {JSON, CSV} or rest.strip().lower() not in {"", "charset=utf-8"}:
-        raise BadRequest(415, f"The content type must be {JSON} or {CSV} in UTF-8, not {content_type[:100] or 'none'}.")
-    if kind == JSON and model.native is not None and model.many_rows is not None:
-        rows = model.many_rows.parse(body)
-        if rows is not None:
-            if not 0 < len(rows) <= max_rows:
-                raise too_many(len(rows), max_rows) if rows else _no_row()
-            try:
-                answers = model.native.as_mlflow(model.many_rows.matrix(rows))
-            except Exception as error:
-                raise model.unanswerable(error) from error
-            return 200, JSON, to_json({"predictions": answers})
-    data = _bounded(body, max_rows, _columns(model)) if kind == JSON else _few_columns(body, _columns(model))
-    return _through_mlflow(model.pyfunc, data, content_type, max_rows)
+    if kind_of(content_type) == JSON:
+        answer = quick(model, body, max_rows)
+        if answer is not None:
+            return answer
+        return _through_mlflow(model.pyfunc, _bounded(body, max_rows, _columns(model)), content_type, max_rows)
+    return _through_mlflow(model.pyfunc, _few_columns(body, _columns(model)), content_type, max_rows)
+
+
+def quick(model: ServedModel, body: bytes, max_rows: int, *, strangers: bool = True) -> Answer | None:
+    """Answer rows of numbers that come in a usual form of MLflow's JSON; `None` for anything else.
+
+    Args:
+        model: The version that answers.
+        body: In JSON.
+        max_rows: Rows that the request may hold.
+        strangers: Whether rows may have fields that the model does not know.
+
+    Raises:
+        BadRequest: There are too many rows, or none, or the model cannot answer them.
+    """
+    if model.native is None or model.many_rows is None:
+        return None
+    rows = model.many_rows.parse(body, strangers=strangers)
+    if rows is None:
+        return None
+    if not 0 < len(rows) <= max_rows:
+        raise too_many(len(rows), max_rows) if rows else _no_row()
+    try:
+        answers = model.native.as_mlflow(model.many_rows.matrix(rows))
+    except Exception as error:
+        raise model.unanswerable(error) from error
+    return 200, JSON, to_json({"predictions": answers})
 
 
 def incomplete(
@@ -93,9 +124,7 @@ def _records(parsed: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [dict(zip(map(str, names), row, strict=True)) for row in data]
 
 
-def _through_mlflow(
-    pyfunc: PyFuncModel, data: dict[str, Any] | bytes, content_type: str, max_rows: int
-) -> tuple[int, str, bytes]:
+def _through_mlflow(pyfunc: PyFuncModel, data: dict[str, Any] | bytes, content_type: str, max_rows: int) -> Answer:
     from mlflow.exceptions import MlflowException
     from mlflow.pyfunc.scoring_server import invocations
 
@@ -227,7 +256,7 @@ def _reason(error: Any) -> str:
     trace = error.json_kwargs.get("stack_trace", "")
     if "unexpected error while evaluating" in message and trace:
         lines = [line.strip() for line in trace.splitlines() if re.match(r"\w[\w.]*(Error|Exception): ", line)]
-        return f"The model cannot answer: {lines[-1] if lines else message}"[:MAX_ERROR_CHARACTERS]
+        return f"The model cannot answer: {lines[-1] if lines else message}"[:MAX_CHARACTERS]
     if "Failed to enforce schema" in message:
         message = message.rpartition("Error: ")[2]
-    return message.partition("\nInput:")[0][:MAX_ERROR_CHARACTERS]
+    return message.partition("\nInput:")[0][:MAX_CHARACTERS]

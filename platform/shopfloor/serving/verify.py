@@ -9,26 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import Any, Protocol
+from typing import Any
 
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.golden import TOLERANCE, Golden, ask_offline, difference
 from shopfloor.serving.documents import VERSION_HEADER
 from shopfloor.serving.rollout import endpoint
 from shopfloor.settings import Settings
-from shopfloor.storage import local_copy
+from shopfloor.storage import Metrics, local_copy
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "SERVE_TOKEN"  # noqa: S105  the variable's name
-
-
-class Metrics(Protocol):
-    """The part of a KFP metrics artifact that the step fills in."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Keep one number."""
 
 
 def verify(
