@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from shopfloor.serving.applications import log_root
 from shopfloor.serving.prediction_log import read_log
-from shopfloor.serving.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, log_root, undeploy
+from shopfloor.serving.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, undeploy
 
 from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
 

@@ -18,7 +18,7 @@ from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import promotion
 from shopfloor.live_metrics import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
-from shopfloor.serving import rollout
+from shopfloor.serving import applications, rollout
 from shopfloor.serving.prediction_log import read_log
 from shopfloor.serving.rollout import Traffic
 from shopfloor.settings import Settings
@@ -205,7 +205,7 @@ def _numbers(case: UseCase, log: Any, version: str, champion: str | None) -> Liv
 
 
 def _read(settings: Settings, use_case: str, since: dt.datetime) -> tuple[Any, Any]:
-    root = rollout.log_root(settings)
+    root = applications.log_root(settings)
     return (
         read_log(settings, root, use_case, "predictions", since, COLUMNS).to_pandas(),
         read_log(settings, root, use_case, "feedback", since).to_pandas(),

@@ -18,8 +18,9 @@ from shopfloor.mlflow_import import import_mlflow
 from shopfloor.serving import feedback, open_inference
 from shopfloor.serving.answering import Answering
 from shopfloor.serving.asgi import (
+    ASKED_VERSION,
+    JSON_BYTES,
     READ,
-    REQUEST_ID,
     Answer,
     MethodNotAllowed,
     Reading,
@@ -27,12 +28,13 @@ from shopfloor.serving.asgi import (
     Request,
     Scope,
     Send,
+    answer_headers,
     as_json,
     decline,
     problem,
 )
 from shopfloor.serving.config import Config
-from shopfloor.serving.documents import VERSION_HEADER, openapi, page
+from shopfloor.serving.documents import openapi, page
 from shopfloor.serving.holding import Holding
 from shopfloor.serving.metrics import CONTENT_TYPE, ReplicaMetrics
 from shopfloor.serving.prediction_log import Prediction, PredictionLog
@@ -49,7 +51,6 @@ DEPLOYMENT = "predictor"
 """Name of the one deployment of every application."""
 CLIENT_GONE = 499
 """Status, in the metrics only, of a request whose client did not wait."""
-RETRY_AFTER_S = 1
 SWITCH_INTERVAL_S = 0.0005
 
 
@@ -153,22 +154,7 @@ class Predictor:
             self._reading.let_go(request)
             if request.admitted:
                 self._admitted -= 1
-        headers = [
-            (b"content-type", content_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        if not request.named:  # Serve names each request and says so in the answer
-            headers.append((REQUEST_ID, request.request_id.encode()))
-        if request.version:
-            headers.append((_VERSION_HEADER, request.version.encode()))
-        if request.json_bytes is not None:
-            headers.append((_JSON_BYTES, str(request.json_bytes).encode()))
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        elif status == 405:
-            headers.append((b"allow", request.allowed.encode()))
-        elif status == 503:
-            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        headers = answer_headers(request, status, content_type, len(body))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         if request.version and request.method == "POST":
@@ -261,7 +247,7 @@ class Predictor:
                         return {"name": model.name, "ready": True}
                     case ["infer"]:
                         request.route, request.version = "/v2/infer", model.version
-                        length = request.headers.get(_JSON_BYTES)
+                        length = request.headers.get(JSON_BYTES)
                         if length is None:
                             request.require_json()
                         elif not length.isdigit() or len(length) > 12:
@@ -287,7 +273,7 @@ class Predictor:
             return self._holding.version(version)
         if request.method == "POST":
             return self._asked(request)
-        asked = request.headers.get(_VERSION_HEADER)
+        asked = request.headers.get(ASKED_VERSION)
         return self._holding.the_champion() if asked is None else self._holding.version(asked.decode("latin-1"))
 
     def _describe(self, request: Request) -> Answer:
@@ -334,7 +320,7 @@ class Predictor:
         """Return the version that is to answer a request for a prediction, and note it."""
         request.route = request.path if request.path in _ROUTES else "/v2/infer"
         holding = self._holding
-        asked = request.headers.get(_VERSION_HEADER)
+        asked = request.headers.get(ASKED_VERSION)
         if asked is not None:
             request.role = "asked"
             model = self._holding.version(asked.decode("latin-1"))
@@ -400,9 +386,7 @@ def build(args: dict[str, Any]) -> Any:
     return serve.deployment(serve.ingress()(Predictor), name=DEPLOYMENT).bind()
 
 
-_VERSION_HEADER = VERSION_HEADER.lower().encode()
 _KEY_HEADER = KEY_HEADER.lower().encode()
-_JSON_BYTES = b"inference-header-content-length"
 _KEPT_BACK = {"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url", "online"}
 """Addresses and paths, which a client needs not know."""
 _ROUTES = {"/predict", "/invocations"}

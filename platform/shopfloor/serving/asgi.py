@@ -21,6 +21,11 @@ Answer = tuple[int, str, bytes]
 
 READ = ("GET", "HEAD")
 REQUEST_ID = b"x-request-id"
+VERSION_HEADER = "X-Shopfloor-Version"
+"""Of a request: the version that is to answer; of an answer: the one that did."""
+ASKED_VERSION = VERSION_HEADER.lower().encode()
+JSON_BYTES = b"inference-header-content-length"
+RETRY_AFTER_S = 1
 MAX_HELD_BYTES = 512 * 1024 * 1024
 """Of all bodies together, from which on those that are not here as a whole are refused."""
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -149,6 +154,27 @@ class Request:
         if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
             named = kind.decode("latin-1")[:100] or "none"
             raise BadRequest(415, f"The content type must be application/json, not {named}.")
+
+
+def answer_headers(request: Request, status: int, content_type: str, length: int) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer whose body has `length` bytes."""
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(length).encode()),
+    ]
+    if not request.named:  # Serve names each request and says so in the answer
+        headers.append((REQUEST_ID, request.request_id.encode()))
+    if request.version:
+        headers.append((ASKED_VERSION, request.version.encode()))
+    if request.json_bytes is not None:
+        headers.append((JSON_BYTES, str(request.json_bytes).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    elif status == 405:
+        headers.append((b"allow", request.allowed.encode()))
+    elif status == 503:
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    return headers
 
 
 def as_json(status: int, content: dict[str, Any]) -> Answer:

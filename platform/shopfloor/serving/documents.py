@@ -7,10 +7,9 @@ import json
 from typing import Any
 
 from shopfloor.serving import feedback, open_inference
+from shopfloor.serving.asgi import VERSION_HEADER
 from shopfloor.serving.online_features import AskedSchema
 from shopfloor.serving.predictors import ServedModel
-
-VERSION_HEADER = "X-Shopfloor-Version"
 
 _PROBLEM = {
     "type": "object",

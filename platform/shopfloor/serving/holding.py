@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 
 from shopfloor.errors import ServiceError
 from shopfloor.serving import assignment as assignments
+from shopfloor.serving.asgi import VERSION_HEADER
 from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
-from shopfloor.serving.documents import VERSION_HEADER
 from shopfloor.serving.predictors import ServedModel, load_model
 from shopfloor.serving.schema import BadRequest
 

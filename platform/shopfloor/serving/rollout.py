@@ -8,7 +8,6 @@ versions come and go by the assignment. One that does not load is taken back, an
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import time
@@ -16,29 +15,24 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
 from shopfloor.results import EFFECT
+from shopfloor.serving import applications
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.app import DEPLOYMENT
 from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
-from shopfloor.serving.online_features import online_config
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, is_remote, join, publish
-from shopfloor.use_case import ServingSection, UseCase, load_use_case
+from shopfloor.storage import Artifact, publish
+from shopfloor.use_case import UseCase, load_use_case
 
 logger = logging.getLogger(__name__)
 
-IMPORT_PATH = "shopfloor.serving.app:build"
 DEPLOY_TIMEOUT_S = 180.0
 STATUS_TIMEOUT_S = 2.0
 POLL_S = 0.2
-SPARE_REQUESTS = 1000
-"""Requests that Serve lets into a replica beyond those that it answers: it waits for their bodies, or refuses them."""
 
 Versions = dict[str, str | None]
 """`champion` and `challenger` to a version."""
@@ -70,12 +64,6 @@ KEEP = Keep.KEEP
 def endpoint(settings: Settings, use_case: str) -> str:
     """Return the address of a use case's endpoint."""
     return f"{settings.serve_url.rstrip('/')}/{use_case}"
-
-
-def log_root(settings: Settings) -> str:
-    """Return the URI under which every endpoint logs its predictions."""
-    root = settings.artifact_root
-    return join(root if is_remote(root) else str((settings.project_root / root).resolve()), "predictions")
 
 
 def declared_traffic(settings: Settings, use_case: str) -> Traffic:
@@ -123,7 +111,7 @@ def deploy(
     case = load_use_case(settings, use_case)
     deadline = time.monotonic() + timeout_s
     with _locked(settings):
-        applications = _applications(settings)
+        running = applications.running(settings)
         before = _assigned(settings, use_case)
         wanted = Assignment(
             champion=before.champion if isinstance(champion, Keep) else champion,
@@ -131,11 +119,11 @@ def deploy(
             canary_percent=before.canary_percent if isinstance(traffic, Keep) else traffic.canary_percent,
             shadow=before.shadow if isinstance(traffic, Keep) else traffic.shadow,
         )
-        present = applications.get(use_case)
-        application = _application(settings, case, present)
+        present = running.get(use_case)
+        application = applications.build(settings, case, present)
         _assign(settings, use_case, wanted)
-        if _declaration(present) != _declaration({"deployed_app_config": application}):
-            _declare(settings, applications, application)
+        if applications.fingerprint(present) != applications.fingerprint({"deployed_app_config": application}):
+            applications.declare(settings, running, application)
     try:
         _wait_until_loaded(settings, case, wanted, _digest(application, wanted), deadline)
     except _DoesNotLoadError as error:
@@ -154,10 +142,10 @@ def undeploy(settings: Settings, use_case: str) -> None:
         ServiceError: Ray does not answer, or the endpoint still does after all.
     """
     with _locked(settings):
-        applications = _applications(settings)
-        if applications.pop(use_case, None) is None:
+        running = applications.running(settings)
+        if running.pop(use_case, None) is None:
             return
-        _declare(settings, applications)
+        applications.declare(settings, running)
         _assign(settings, use_case, Assignment())
     deadline = time.monotonic() + settings.request_timeout_s
     while _endpoint_status(settings, use_case):
@@ -213,71 +201,6 @@ def _assign(settings: Settings, use_case: str, assignment: Assignment) -> None:
     assignments.write(requests, settings.tracking_uri, use_case, assignment, settings.request_timeout_s)
 
 
-def _application(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
-    """Return the declaration of a use case's application."""
-    serving = case.serving
-    config = Config(
-        use_case=case.name,
-        tracking_uri=settings.tracking_uri,
-        log_root=log_root(settings) if serving.log else None,
-        s3_endpoint_url=settings.s3_endpoint_url,
-        max_in_flight=serving.max_in_flight,
-        timeout_s=serving.timeout_s,
-        batch_rows=serving.batching.max_rows if serving.batching else 0,
-        batch_wait_ms=serving.batching.wait_ms if serving.batching else 0,
-        max_rows=serving.max_rows,
-        max_body_bytes=serving.max_body_bytes,
-        tokens_file=settings.serve_tokens_file,
-        online=online_config(settings, case),
-    )
-    failed = present is not None and present["status"] == "DEPLOY_FAILED"
-    attempt = _config(present).get("args", {}).get("attempt", "") if present and not failed else uuid.uuid4().hex[:8]
-    application: dict[str, Any] = {
-        "name": case.name,
-        "route_prefix": f"/{case.name}",
-        "import_path": IMPORT_PATH,
-        # Serve builds an application anew when these differ: for new code, and to try again what failed to start.
-        "args": {"code": _code_hash(settings, case), "attempt": attempt},
-        "deployments": [
-            {
-                "name": DEPLOYMENT,
-                **_replicas(serving),
-                "max_ongoing_requests": serving.max_in_flight + SPARE_REQUESTS,
-                "max_surge_percent": 100,  # new code starts beside the old one
-                "ray_actor_options": {"num_cpus": serving.cpus} | ({"num_gpus": serving.gpus} if serving.gpus else {}),
-                # Serve puts a log record together for each request even where it is not to be written.
-                "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
-                "user_config": config.model_dump(),
-            }
-        ],
-    }
-    declaration = hashlib.sha256(json.dumps(application, sort_keys=True).encode()).hexdigest()[:16]
-    application["deployments"][0]["user_config"]["declaration"] = declaration
-    return application
-
-
-def _replicas(serving: ServingSection) -> dict[str, Any]:
-    scaling = serving.autoscaling
-    if scaling is None:
-        return {"num_replicas": serving.replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": serving.replicas,
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_in_flight,
-        }
-    }
-
-
-def _code_hash(settings: Settings, case: UseCase) -> str:
-    """Return a hash of what a replica has imported, of which the use case has a part where it looks features up."""
-    digest = hashlib.sha256()
-    own = settings.project_root / "pipelines" / case.name / "features.py"
-    for file in [*sorted(Path(__file__).parent.glob("*.py")), *([own] if case.serving.online else [])]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _digest(application: dict[str, Any], assignment: Assignment) -> str:
     return Config.model_validate(application["deployments"][0]["user_config"]).digest(assignment)
 
@@ -314,7 +237,7 @@ def _check_progress(settings: Settings, use_case: str, wanted: Assignment) -> st
         ServiceError: It failed to start.
         ConflictError: It is not to hold `wanted` any more.
     """
-    application = _applications(settings).get(use_case)
+    application = applications.running(settings).get(use_case)
     if application is None or _assigned(settings, use_case) != wanted:
         raise ConflictError(
             f"Another deployment of {use_case} took the place of this one.", "Wait for it to end, then deploy again."
@@ -334,58 +257,6 @@ def _take_back(settings: Settings, use_case: str, wanted: Assignment, before: As
     with _locked(settings):
         if _assigned(settings, use_case) == wanted:
             _assign(settings, use_case, before)
-
-
-def _config(application: Any) -> dict[str, Any]:
-    config: dict[str, Any] = (application or {}).get("deployed_app_config") or {}
-    return config
-
-
-def _declaration(application: Any) -> str | None:
-    """Return the hash of what was declared to Serve; `None` where nothing was, or it failed to start."""
-    if application is None or application.get("status") == "DEPLOY_FAILED":
-        return None
-    deployments = _config(application).get("deployments") or [{}]
-    declaration = (deployments[0].get("user_config") or {}).get("declaration")
-    return str(declaration) if declaration else None
-
-
-def _applications(settings: Settings) -> dict[str, Any]:
-    """Return Serve's applications by name, without those that are being removed."""
-    details = _dashboard(settings, "GET").json()
-    return {name: item for name, item in details["applications"].items() if item["status"] != "DELETING"}
-
-
-def _declare(settings: Settings, applications: dict[str, Any], *changed: dict[str, Any]) -> None:
-    """Make Serve run these applications: all of them as they are, but for those that `changed` brings."""
-    declared = {name: _config(item) for name, item in applications.items() if _config(item)}
-    declared |= {item["name"]: item for item in changed}
-    address = urlsplit(settings.serve_url)
-    local = address.hostname in {"127.0.0.1", "localhost", "::1"}
-    # Serve reads the HTTP options when it starts, with the first application; a running one keeps its own.
-    http_options = {"host": "127.0.0.1" if local else "0.0.0.0", "port": address.port or 8000}  # noqa: S104
-    _dashboard(settings, "PUT", {"http_options": http_options, "applications": list(declared.values())})
-
-
-def _dashboard(settings: Settings, method: str, content: dict[str, Any] | None = None) -> Any:
-    import requests
-
-    # The first call starts Serve's own processes, and takes as long as they do.
-    timeout_s = max(settings.request_timeout_s, 60.0)
-    url = f"{settings.ray_dashboard_url.rstrip('/')}/api/serve/applications/"
-    try:
-        answer = requests.request(method, url, json=content, timeout=timeout_s)
-    except requests.RequestException as error:
-        raise ServiceError(
-            f"Ray's dashboard at {settings.ray_dashboard_url} does not answer: {type(error).__name__}.",
-            "Start the stack: `shopfloor up`.",
-        ) from error
-    if not answer.ok:
-        raise ServiceError(
-            f"Ray Serve answers {answer.status_code}: {answer.text.strip()[-500:]}",
-            f"{settings.ray_dashboard_url} shows its state; `shopfloor down` and `shopfloor up` start it anew.",
-        )
-    return answer
 
 
 def _endpoint_status(settings: Settings, use_case: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.golden import TOLERANCE, Golden, ask_offline, difference
-from shopfloor.serving.documents import VERSION_HEADER
+from shopfloor.serving.asgi import VERSION_HEADER
 from shopfloor.serving.rollout import endpoint
 from shopfloor.settings import Settings
 from shopfloor.storage import Metrics, local_copy
