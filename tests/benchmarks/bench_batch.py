@@ -18,7 +18,7 @@ from shopfloor import batch
 from shopfloor.settings import Settings
 
 from tests.benchmarks.table import Row
-from tests.integration.test_serving import CASE, MODEL, USE_CASE, register_models, serving_cluster
+from tests.endpoints import CASE, MODEL, USE_CASE, register_models, serving_cluster
 
 ROWS = 10_000_000
 GROUP = 250_000

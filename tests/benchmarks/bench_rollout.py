@@ -20,7 +20,7 @@ from shopfloor.settings import Settings
 
 from tests.benchmarks.load import load, steady
 from tests.benchmarks.table import Row
-from tests.integration.test_serving import (
+from tests.endpoints import (
     CASE,
     MODEL,
     USE_CASE,

@@ -27,7 +27,7 @@ from shopfloor.settings import Settings
 
 from tests.benchmarks.load import Load, load, repeat, request
 from tests.benchmarks.table import Row
-from tests.integration.test_serving import (
+from tests.endpoints import (
     BIN,
     CASE,
     ROOT,

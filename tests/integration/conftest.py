@@ -3,7 +3,7 @@
 import pytest
 from shopfloor.serving.rollout import undeploy
 
-from tests.integration.test_serving import MODEL, serving_cluster
+from tests.endpoints import MODEL, serving_cluster
 
 
 @pytest.fixture(scope="session")

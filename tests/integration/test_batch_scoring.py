@@ -19,7 +19,7 @@ from shopfloor import batch
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.serving.predictors import load_model
 
-from tests.integration.test_serving import USE_CASE, register_models, rows_of
+from tests.endpoints import USE_CASE, register_models, rows_of
 
 CASE = "toy_batch"
 

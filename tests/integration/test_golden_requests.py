@@ -15,8 +15,8 @@ from shopfloor.serving.predictors import AnswersDifferently, load_model
 from shopfloor.serving.rollout import deploy, endpoint, live_versions
 from shopfloor.serving.verify import verify
 
+from tests.endpoints import USE_CASE, Recorder, offline, post, register_models, rows_of
 from tests.integration.test_native_ways import linear
-from tests.integration.test_serving import USE_CASE, Recorder, offline, post, register_models, rows_of
 
 CASE = "toy_golden"
 BY_HAND = "toy_by_hand"

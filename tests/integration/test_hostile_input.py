@@ -21,7 +21,7 @@ import requests
 from shopfloor.serving import tokens
 from shopfloor.serving.rollout import deploy, endpoint
 
-from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, post, register_models, rows_of
 
 CASE = "toy_hostile"
 OTHER = "toy_hostile_other"

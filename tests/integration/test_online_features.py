@@ -24,7 +24,7 @@ from shopfloor.use_case import load_use_case
 
 from pipelines.flight_delays import features as flight_features
 from pipelines.flight_delays.source import make_tables
-from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, post, register_models, rows_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 CASE = "toy_online"

@@ -15,7 +15,7 @@ from shopfloor.flows import intents, promotion
 from shopfloor.flows.promotion import STEPS, promote_version, restore, roll_back, standing
 from shopfloor.serving.rollout import deploy, endpoint
 
-from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, post, register_models, rows_of
 
 CASE = "toy_promotion"
 

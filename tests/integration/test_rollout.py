@@ -16,7 +16,7 @@ from shopfloor.flows import canary
 from shopfloor.flows.promotion import promote_version, standing
 from shopfloor.serving.rollout import Traffic, declared_traffic, deploy, endpoint
 
-from tests.integration.test_serving import USE_CASE, register_models, rows_of
+from tests.endpoints import USE_CASE, register_models, rows_of
 
 CASE = "toy_rollout"
 

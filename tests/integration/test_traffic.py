@@ -13,7 +13,7 @@ from shopfloor.serving.applications import log_root
 from shopfloor.serving.prediction_log import read_log
 from shopfloor.serving.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, undeploy
 
-from tests.integration.test_serving import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, post, register_models, rows_of
 
 CASE = "toy_traffic"
 OTHER = "toy_traffic_other"

@@ -71,12 +71,12 @@ class Predictor:
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(2)
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(30)
         self._config = Config(use_case="", tracking_uri="")
-        self._holding = Holding(self._expect, self._swapped)
         self._tokens: Tokens | None = None
         self._shadow = Shadow(self._shadow_answered)
         self._log: PredictionLog | None = None
         self._metrics = ReplicaMetrics()
         self._answering = Answering(self._metrics)
+        self._holding = Holding(self._answering.expect, self._swapped)
         self._reading = Reading()
         self._admitted = 0
         self._watch()
@@ -127,9 +127,6 @@ class Predictor:
         self._shadow.model = holding.challenger if holding.assignment.shadow else None
         self._answering.follow(holding.loaded)
 
-    async def _expect(self) -> None:
-        await self._answering.expect()
-
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] != "http":
@@ -164,8 +161,9 @@ class Predictor:
         """Answer within the limits on who may ask, how much at once and for how long."""
         if request.method in READ:
             return await self._route(request)
-        if self._tokens is not None:
-            self._check_token(self._tokens, request)
+        token = request.headers.get(b"authorization")
+        if self._tokens is not None and not self._tokens.allow(token, self._config.use_case):
+            raise BadRequest(401, "A valid bearer token is needed.")
         self._require_room()
         try:
             async with asyncio.timeout(self._config.timeout_s):
@@ -259,10 +257,6 @@ class Predictor:
             case ["health", "live" | "ready"] | []:
                 raise MethodNotAllowed(route, method, "GET")
         raise BadRequest(404, f"There is no {route[:200]} here.")
-
-    def _check_token(self, tokens: Tokens, request: Request) -> None:
-        if not tokens.allow(request.headers.get(b"authorization"), self._config.use_case):
-            raise BadRequest(401, "A valid bearer token is needed.")
 
     def _named(self, request: Request, name: str, version: str | None) -> ServedModel:
         """Return the model of that name, in the version that path or header ask for."""

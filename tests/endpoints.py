@@ -1,0 +1,203 @@
+"""A real Ray cluster with a real MLflow registry, switched as `shopfloor up` does it, and models to serve there."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import requests
+from shopfloor.serving.app import DEPLOYMENT
+from shopfloor.settings import Settings
+from shopfloor.stack import ray_head
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+CASE = "toy_delays"
+USE_CASE = """
+name: {name}
+data: {{path: data/toy, tables: [rows]}}
+features:
+  service: toy
+  target: late
+  split:
+    train: ["2013-01-01", "2013-02-01"]
+    validate: ["2013-02-01", "2013-03-01"]
+    test: ["2013-03-01", "2013-04-01"]
+search: {{metric: logloss, mode: min, trials: 1, space: {{max_depth: {{type: int, low: 2, high: 3}}}}}}
+model: {{flavor: xgboost}}
+evaluation: {{golden_rows: 20}}
+serving: {{cpus: 0.2, max_rows: 50, max_body_bytes: 100000}}
+"""
+MODEL = """
+def load(directory):
+    import xgboost
+    return xgboost.Booster(model_file=str(directory / "model.ubj"))
+
+
+def predict(model, frame):
+    import xgboost
+    return model.predict(xgboost.DMatrix(frame))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(url, timeout=2).ok:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+@contextlib.contextmanager
+def serving_cluster(directory: Path):
+    """Start an MLflow server and a Ray head of our own, switched as `shopfloor up` switches it; give its settings."""
+    mlflow_port, gcs, dashboard, agent, serve = (free_port() for _ in range(5))
+    state_dir = directory / "state"
+    ray_dir = ray_head.temporary_directory(state_dir)
+    environment = os.environ | ray_head.environment(ray_dir, state_dir, lambda *_: free_port())
+    environment |= {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with contextlib.ExitStack() as stack, (directory / "servers.log").open("w") as log:
+        stack.callback(shutil.rmtree, ray_head.short_directory(state_dir), ignore_errors=True)
+
+        def start(*command: str) -> subprocess.Popen:
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=directory, start_new_session=True
+            )
+            stack.callback(stop, process)
+            return process
+
+        tracking = start(
+            *(str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--serve-artifacts"),
+            *("--artifacts-destination", str(directory / "mlartifacts")),
+        )
+        ray = start(
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
+            *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+            *("--node-ip-address=127.0.0.1", f"--temp-dir={ray_dir}"),
+            *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"),
+        )
+
+        wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", ray)
+        yield Settings(
+            project_root=directory,
+            state_dir=state_dir,
+            artifact_root=str(directory / "artifacts"),
+            tracking_uri=f"http://127.0.0.1:{mlflow_port}",
+            ray_address=f"127.0.0.1:{gcs}",
+            ray_dashboard_url=f"http://127.0.0.1:{dashboard}",
+            serve_url=f"http://127.0.0.1:{serve}",
+        )
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a server with all that it started: they share its session, also those whose parent is gone (HAProxy)."""
+
+    def members() -> list[psutil.Process]:
+        found = []
+        for candidate in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(candidate.pid) == process.pid:
+                    found.append(candidate)
+        return found
+
+    for member in members():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    psutil.wait_procs(members(), timeout=2)
+    for member in members():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(5)
+
+
+def running_replicas(settings: Settings, name: str = CASE) -> set[int]:
+    """Return the processes of the replicas that run; by name they could be those of another cluster on this machine."""
+    serve = requests.get(f"{settings.ray_dashboard_url}/api/serve/applications/", timeout=10).json()
+    replicas = serve["applications"][name]["deployments"][DEPLOYMENT]["replicas"]
+    return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
+
+
+def register_models(settings: Settings, name: str, versions: int, columns: int = 9, rounds: int = 10, rows: int = 500):
+    """Train and register small models of integer, float and optional columns; return the rows and the boosters."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    import xgboost
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    random = np.random.default_rng(7)
+    third = columns // 3
+    frame = pd.DataFrame(
+        {f"count_{i}": random.integers(0, 500, rows) for i in range(third)}
+        | {f"rate_{i}": random.normal(size=rows) for i in range(columns - 2 * third)}
+        | {f"age_{i}": np.where(random.random(rows) < 0.3, np.nan, random.normal(size=rows)) for i in range(third)}
+    )
+    label = (frame["rate_0"] + frame["count_0"] / 250 + random.normal(size=rows)) > 1
+    inputs = Schema(
+        [ColSpec("long" if n.startswith("count") else "double", n, required=not n.startswith("age")) for n in frame]
+    )
+    boosters = []
+    for seed in range(versions):
+        parameters = {"objective": "binary:logistic", "max_depth": 4 + seed, "seed": seed}
+        booster = xgboost.train(parameters, xgboost.DMatrix(frame, label=label), rounds)
+        with mlflow.start_run():
+            mlflow.xgboost.log_model(
+                booster,
+                name="model",
+                signature=ModelSignature(inputs, Schema([ColSpec("float")])),
+                input_example=frame.head(2),
+                pip_requirements=["xgboost"],
+                registered_model_name=name,
+            )
+        boosters.append(booster)
+    return frame, boosters
+
+
+def rows_of(frame) -> list[dict]:
+    return [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def post(url: str, content, content_type: str | None = "application/json", **headers: str) -> requests.Response:
+    body = content if isinstance(content, (bytes, str)) else json.dumps(content)
+    if content_type:
+        headers["Content-Type"] = content_type
+    return requests.post(url, data=body, headers=headers, timeout=30)
+
+
+def offline(booster, frame):
+    import xgboost
+
+    return booster.predict(xgboost.DMatrix(frame))
+
+
+class Recorder:
+    """Stands where KFP hands a step its artifacts."""
+
+    def __init__(self) -> None:
+        self.name, self.uri, self.metadata, self.metrics = "artifact", "", {}, {}
+
+    def log_metric(self, metric: str, value: float) -> None:
+        self.metrics[metric] = value
