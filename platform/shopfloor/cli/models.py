@@ -153,8 +153,9 @@ def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
     name, _, alias = name.partition("@")
     found = registry.alias_version(client, name, alias or default_alias)
     if found is None:
+        remedy = f"Version {alias} is {name}/{alias}; " if alias.isdigit() else ""
         raise NotFoundError(
-            f"Model {name!r} has no {alias or default_alias}.", "`shopfloor models list` shows what there is."
+            f"Model {name!r} has no {alias or default_alias}.", f"{remedy}`shopfloor models list` shows what there is."
         )
     return name, found
 
