@@ -51,6 +51,6 @@ MAX_CHARACTERS = 2000
 """Of a line that another program wrote."""
 
 
-def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line that is short enough to be a part of another; or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:MAX_CHARACTERS]
+def first_line(error: BaseException, limit: int = MAX_CHARACTERS) -> str:
+    """Return what an error says, or its type, in one line of at most `limit` characters without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:limit]

@@ -133,8 +133,13 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
     )
 
 
-def feature_service(store: Any, use_case: UseCase) -> Any:
+def feature_service(store: Any, use_case: UseCase, purpose: str = "") -> Any:
     """Return the Feast feature service of a use case.
+
+    Args:
+        store: Feast's, to which the definitions were applied.
+        use_case: Gives the service's name.
+        purpose: What the definitions are for, where a use case may have several; it is named in the error.
 
     Raises:
         UsageError: What was applied to the store has none of the name that use_case.yaml gives.
@@ -145,7 +150,7 @@ def feature_service(store: Any, use_case: UseCase) -> Any:
         return store.get_feature_service(use_case.features.service)
     except FeatureServiceNotFoundException as error:
         raise UsageError(
-            f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}.",
+            f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}{purpose}.",
             "Name it as features.service in use_case.yaml does.",
         ) from error
 

@@ -140,7 +140,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
             # and gets them at the end, so that it never promises what the store does not hold.
             writer = feature_store(settings, project, registry=str(made / "registry.db"))
             writer.apply(definitions(lambda name: str(made / f"{name}.parquet")))
-            service = feature_service(writer, use_case)
+            service = feature_service(writer, use_case, " for the online store")
             views = [writer.get_feature_view(projection.name) for projection in service.feature_view_projections]
             with locked(settings, "online-store"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under Feast

