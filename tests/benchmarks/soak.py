@@ -50,11 +50,12 @@ DESCRIPTORS = 10
 """By so many a process may hold more at the end than after the warm-up: the clients come and go."""
 WATCHED = {
     "replica": f"ray::ServeReplica:{CASE}",
+    "shadow": f"{sys.executable} -m shopfloor.serving.shadow_process",
     "proxy": "haproxy",
     "proxy's manager": "ray::HAProxyManager",
     "controller": "ray::ServeController",
 }
-"""What is watched, and how the names of its processes begin."""
+"""What is watched, and how the names or the command lines of its processes begin."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _sample(session: int, minute: float) -> dict[str, Sample]:
             if os.getsid(process.pid) != session:
                 continue
             for what, name in WATCHED.items():
-                if process.name().startswith(name):
+                if any(text.startswith(name) for text in (process.name(), " ".join(process.cmdline()))):
                     memory[what] += process.memory_full_info().uss
                     descriptors[what] += process.num_fds()
     return {what: Sample(minute, memory[what] / 2**20, descriptors[what]) for what in WATCHED}
@@ -248,7 +249,7 @@ def _grown(what: str, samples: list[Sample]) -> list[Row]:
             peer=f"from {counted[0].mib:.1f} to {counted[-1].mib:.1f} MiB",
             ratio=None,
             target=f"< {MIB_PER_MINUTE:g}",
-            ok=memory < MIB_PER_MINUTE,
+            ok=memory < MIB_PER_MINUTE and all(sample.mib for sample in counted),
         ),
         Row(
             name=f"soak, descriptors of the {what}",

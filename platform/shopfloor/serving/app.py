@@ -40,8 +40,9 @@ from shopfloor.serving.metrics import CONTENT_TYPE, ReplicaMetrics
 from shopfloor.serving.prediction_log import Prediction, PredictionLog
 from shopfloor.serving.predictors import ServedModel, Unanswerable
 from shopfloor.serving.schema import BadRequest
+from shopfloor.serving.shadow import Orders, Shadow
 from shopfloor.serving.tokens import Tokens
-from shopfloor.serving.traffic import KEY_HEADER, Shadow, ShadowAnswer, takes
+from shopfloor.serving.traffic import KEY_HEADER, takes
 from shopfloor.serving.whole_answers import write_answers_whole
 from shopfloor.settings import Settings
 
@@ -72,9 +73,9 @@ class Predictor:
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(30)
         self._config = Config(use_case="", tracking_uri="")
         self._tokens: Tokens | None = None
-        self._shadow = Shadow(self._shadow_answered)
         self._log: PredictionLog | None = None
         self._metrics = ReplicaMetrics()
+        self._shadow = Shadow(self._metrics.shadow)
         self._answering = Answering(self._metrics)
         self._holding = Holding(self._answering.expect, self._swapped)
         self._reading = Reading()
@@ -90,10 +91,10 @@ class Predictor:
         return app
 
     def __del__(self) -> None:
-        """Write what is left of the log; Serve calls this when the replica has drained."""
-        log = getattr(self, "_log", None)
-        if log is not None:
-            log.close()
+        """Write what is left of the logs; Serve calls this when the replica has drained."""
+        for one in (getattr(self, "_shadow", None), getattr(self, "_log", None)):
+            if one is not None:
+                one.close()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new configuration; return at once where a champion answers, else when one does or cannot.
@@ -111,6 +112,7 @@ class Predictor:
         await self._answering.configure(config)
         self._config = config
         self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
+        self._shadow.follow(self._shadow_orders())
         await self._holding.follow(config)
 
     async def _log_to(self, config: Config) -> None:
@@ -123,9 +125,21 @@ class Predictor:
 
     def _swapped(self) -> None:
         """Let the shadow and the batches follow the versions that answer now."""
-        holding = self._holding
-        self._shadow.model = holding.challenger if holding.assignment.shadow else None
-        self._answering.follow(holding.loaded)
+        self._answering.follow(self._holding.loaded)
+        self._shadow.follow(self._shadow_orders())
+
+    def _shadow_orders(self) -> Orders | None:
+        config, holding = self._config, self._holding
+        if holding.challenger is None or not holding.assignment.shadow:
+            return None
+        return Orders(
+            use_case=config.use_case,
+            version=holding.challenger.version,
+            tracking_uri=config.tracking_uri,
+            replica=_replica(),
+            log_root=config.log_root,
+            s3_endpoint_url=config.s3_endpoint_url,
+        )
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -347,30 +361,16 @@ class Predictor:
                     request.features,
                 )
             )
-        if self._shadow.model is not None and status == 200 and request.role == "live" and request.route == "/predict":
+        if status == 200 and request.role == "live" and request.route == "/predict":
             self._shadow.offer(request.request_id, request.features or body)
-
-    def _shadow_answered(self, shadow: ShadowAnswer) -> None:
-        self._metrics.shadow(shadow.version, shadow.status)
-        if self._log is not None:
-            failed = shadow.status >= 500
-            entry = (shadow.request_id, time.time(), shadow.version, "shadow", "/predict", shadow.status, failed)
-            self._log.add(Prediction(*entry, shadow.latency_s, shadow.body, shadow.answer))
 
     def _watch(self) -> None:
         """Let the metrics read what others count."""
         watch = self._metrics.watch
         watch("shopfloor_shadow_queue", "Copies that wait for the shadow.", "gauge", lambda: self._shadow.waiting)
-        watch("shopfloor_shadow_dropped", "Copies that found no room.", "counter", lambda: self._shadow.dropped)
-        watch(
-            "shopfloor_log_queue", "Log entries to be written.", "gauge", lambda: self._log.waiting if self._log else 0
-        )
-        watch(
-            "shopfloor_log_dropped",
-            "Log entries that found no room.",
-            "counter",
-            lambda: self._log.dropped if self._log else 0,
-        )
+        watch("shopfloor_shadow_dropped", "Copies that nobody answered.", "counter", lambda: self._shadow.dropped)
+        watch("shopfloor_log_queue", "Entries to be written.", "gauge", lambda: self._log.waiting if self._log else 0)
+        watch("shopfloor_log_dropped", "Entries lost.", "counter", lambda: self._log.dropped if self._log else 0)
 
 
 def build(args: dict[str, Any]) -> Any:

@@ -89,9 +89,9 @@ class ReplicaMetrics:
         """Count rows that were answered together."""
         self._batches.labels(self.use_case, self.replica).observe(rows)
 
-    def shadow(self, version: str, status: int) -> None:
-        """Count an answer of the shadow."""
-        self._shadows.labels(self.use_case, version, self.replica, str(status)).inc()
+    def shadow(self, version: str, status: int, answers: int) -> None:
+        """Count answers of the shadow with one status."""
+        self._shadows.labels(self.use_case, version, self.replica, str(status)).inc(answers)
 
     def watch(self, name: str, text: str, kind: Kind, read: Callable[[], float]) -> None:
         """Show a number that somebody else keeps."""

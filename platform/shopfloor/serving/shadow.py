@@ -1,0 +1,205 @@
+"""Copies of requests for the challenger, which answers them for nobody, in a process of its own.
+
+A shadow may cost the live answer nothing: copies wait in a bounded queue, and are dropped and counted when that is
+full. The process that answers them (`shadow_process.py`) shares no interpreter with the replica, and has only the CPU
+time that nobody else wants. It is started again where it ends, and ends by itself when the replica does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from shopfloor.errors import ServiceError
+
+logger = logging.getLogger(__name__)
+
+QUEUE = 2000
+"""Copies that wait at most."""
+QUEUE_BYTES = 64 * 1024 * 1024
+"""Of their bodies together."""
+BATCH = 200
+"""Copies that are answered together."""
+PAUSE_S = 0.05
+"""Between two batches."""
+RESTART_S = (1.0, 10.0, 60.0)
+"""Pauses before a process that ended is started again; the last one repeats."""
+CLOSE_S = 5.0
+"""How long a process may take to answer what waits, and to write its log."""
+
+
+class Orders(BaseModel):
+    """Which version answers copies, and where its answers are logged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    use_case: str
+    version: str
+    tracking_uri: str
+    replica: str
+    log_root: str | None
+    """`None` logs nothing."""
+    s3_endpoint_url: str | None
+
+
+class Shadow:
+    """The queue of a replica, and the process that answers what is in it."""
+
+    def __init__(self, answered: Callable[[str, int, int], None]) -> None:
+        """Begin with nothing; `answered` gets version, status and how many answers had it, in any thread."""
+        self._answered = answered
+        self._orders: Orders | None = None
+        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._bytes_in = self._bytes_out = self._refused = self._lost = 0  # each counted by one thread
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Return how many copies found no room, or no process that answered them."""
+        return self._refused + self._lost
+
+    @property
+    def waiting(self) -> int:
+        """Return how many copies are in the queue."""
+        return len(self._waiting)
+
+    def offer(self, request_id: str, body: bytes) -> None:
+        """Take a copy of a request that was answered, if there is room; on the event loop only."""
+        if self._orders is None:
+            return
+        if len(self._waiting) >= QUEUE or self._bytes_in - self._bytes_out + len(body) > QUEUE_BYTES:
+            self._refused += 1
+            return
+        self._bytes_in += len(body)
+        self._waiting.append((request_id, body))
+
+    def follow(self, orders: Orders | None) -> None:
+        """Let this version answer from now on; `None` answers no copies."""
+        if orders == self._orders:
+            return
+        self._orders = orders
+        self._end.set()
+        if orders is not None:
+            self._end = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run, args=(orders, self._end, self._thread), name="shadow", daemon=True
+            )
+            self._thread.start()
+
+    def close(self) -> None:
+        """Have what waits answered and logged, and end."""
+        self.follow(None)
+        if self._thread is None:
+            return
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive() and self._process is not None:
+            self._process.kill()
+            logger.error("the shadow did not end within %g s, and was killed", CLOSE_S)
+
+    def _run(self, orders: Orders, end: threading.Event, before: threading.Thread | None) -> None:
+        """Keep a process that answers, until the end."""
+        if before is not None:
+            before.join()
+        attempt = 0
+        while True:
+            try:
+                with _process(orders) as self._process:
+                    _reply(self._process)  # it has loaded the version
+                    attempt = 0
+                    while not end.wait(PAUSE_S):
+                        _require_alive(self._process)
+                        self._pass_on(self._process, orders)
+                    self._pass_on(self._process, orders)
+                    return
+            except (OSError, ValueError, ServiceError) as error:
+                logger.warning("the shadow %s of %s has ended: %s", orders.version, orders.use_case, error)
+            if end.wait(RESTART_S[min(attempt, len(RESTART_S) - 1)]):
+                while batch := self._take():
+                    self._lost += len(batch)
+                return
+            attempt += 1
+
+    def _pass_on(self, process: subprocess.Popen[str], orders: Orders) -> None:
+        """Have answered what waits.
+
+        Raises:
+            OSError: The process has ended.
+            ServiceError: It has ended, and its copies are lost.
+        """
+        while batch := self._take():
+            copies = [[request_id, body.decode("utf-8", "replace")] for request_id, body in batch]
+            try:
+                _say(process, json.dumps(copies))
+                statuses: dict[str, int] = json.loads(_reply(process))
+            except Exception:
+                self._lost += len(batch)
+                raise
+            for status, answers in statuses.items():
+                self._answered(orders.version, int(status), answers)
+
+    def _take(self) -> list[tuple[str, bytes]]:
+        taken = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        self._bytes_out += sum(len(body) for _, body in taken)
+        return taken
+
+
+@contextlib.contextmanager
+def _process(orders: Orders) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that answers for the time of the block; it is told to end, and then waited for."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shopfloor.serving.shadow_process"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    try:
+        _say(process, orders.model_dump_json())
+        yield process
+    finally:
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # type: ignore[union-attr]
+        try:
+            process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def _require_alive(process: subprocess.Popen[str]) -> None:
+    if process.poll() is not None:
+        raise ServiceError(f"Its process has ended with {process.returncode}.", "The replica's log says why.")
+
+
+def _say(process: subprocess.Popen[str], line: str) -> None:
+    if process.stdin is None:
+        raise AssertionError("it was started with a pipe")
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
+def _reply(process: subprocess.Popen[str]) -> str:
+    """Return the next line that the process says.
+
+    Raises:
+        ServiceError: It says nothing any more.
+    """
+    if process.stdout is None:
+        raise AssertionError("it was started with a pipe")
+    line = process.stdout.readline()
+    if not line:
+        raise ServiceError("Its process ends.", "The replica's log says why.")
+    return line

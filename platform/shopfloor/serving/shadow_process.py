@@ -1,0 +1,101 @@
+"""The process of a shadow: answers copies of requests with one version, and logs what it said.
+
+Each line on stdin is a list of copies, each answered by a line with how many of them got which status. It begins with a
+line of orders, answered when the version is loaded, and ends where stdin does, with everything logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shopfloor.serving.predictors import ServedModel
+
+logger = logging.getLogger(__name__)
+
+NICE = 19
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    _give_way()
+    # What a model prints is no reply.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s shadow %(levelname)s %(message)s")
+
+    def reply(content: object) -> None:
+        replies.write(f"{json.dumps(content)}\n")
+        replies.flush()
+
+    from pathlib import Path
+
+    from shopfloor.mlflow_import import import_mlflow
+    from shopfloor.serving.prediction_log import Prediction, PredictionLog
+    from shopfloor.serving.predictors import load_model
+    from shopfloor.serving.shadow import Orders
+    from shopfloor.settings import Settings
+
+    lines = iter(sys.stdin.readline, "")
+    orders = Orders.model_validate_json(next(lines))
+    import_mlflow()
+    model = load_model(orders.tracking_uri, orders.use_case, orders.version)
+    log = None
+    if orders.log_root is not None:
+        place = Settings(project_root=Path("/"), s3_endpoint_url=orders.s3_endpoint_url)
+        log = PredictionLog(orders.log_root, orders.use_case, f"{orders.replica}-shadow", place)
+    try:
+        reply("ready")
+        for line in lines:
+            began = time.perf_counter()
+            copies = [(request_id, body.encode()) for request_id, body in json.loads(line)]
+            answers = answer(model, [body for _, body in copies])
+            seconds = (time.perf_counter() - began) / len(copies)
+            for (request_id, body), (said, status) in zip(copies, answers, strict=True):
+                entry = (request_id, time.time(), model.version, "shadow", "/predict", status, status >= 500)
+                if log is not None:
+                    log.add(Prediction(*entry, seconds, body, said))
+            reply(Counter(status for _, status in answers))
+    finally:
+        if log is not None:
+            log.close()
+
+
+def answer(model: ServedModel, bodies: list[bytes]) -> list[tuple[bytes, int]]:
+    """Return answer and status for each of several rows; what is no row of this version, or has no answer, is empty."""
+    from shopfloor.serving.schema import BadRequest
+
+    answers: list[tuple[bytes, int]] = [(b"", 422)] * len(bodies)
+    rows = {}
+    for number, body in enumerate(bodies):
+        with contextlib.suppress(BadRequest):
+            rows[number] = model.parse(body)
+    if not rows:
+        return answers
+    try:
+        for number, prediction in zip(rows, model.many(list(rows.values())), strict=True):
+            answers[number] = model.answer(prediction), 200
+    except Exception:
+        logger.warning("version %s refused %d rows", model.version, len(rows), exc_info=True)
+        for number in rows:
+            answers[number] = b"", 500
+    return answers
+
+
+def _give_way() -> None:
+    """Run only while no other process wants the CPU."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):  # not on Linux, or not allowed
+        os.nice(NICE)
+
+
+if __name__ == "__main__":
+    main()
