@@ -1,10 +1,13 @@
 """Golden requests that a version brings along, on a real registry and endpoint: asked before it gets requests."""
 
+import gc
 import json
+import tempfile
 
 import numpy as np
 import pytest
 import requests
+from mlflow.exceptions import MlflowException
 from shopfloor import golden, registry
 from shopfloor.errors import ShopfloorError
 from shopfloor.flows.promotion import promote_version
@@ -175,6 +178,18 @@ def test_a_version_that_answers_otherwise_never_replaces_the_live_one_and_says_w
 
 def test_a_version_registered_by_hand_has_none_and_loads(settings, models):
     assert load_model(settings.tracking_uri, BY_HAND, "1").native is not None
+
+
+def test_the_files_of_a_version_go_when_it_does(settings, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    served = load_model(settings.tracking_uri, BY_HAND, "1")
+    assert list(tmp_path.rglob("MLmodel"))
+    del served
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(MlflowException):
+        load_model(settings.tracking_uri, BY_HAND, "99")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_quick_way_that_is_wrong_for_a_golden_row_only_is_not_taken(settings, models, versions, monkeypatch):

@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +116,16 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
-    directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
-    return prepare(name, version, Path(directory))
+    fetched = tempfile.mkdtemp(prefix="shopfloor-model-")
+    try:
+        directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=fetched)
+        model = prepare(name, version, Path(directory))
+    except BaseException:
+        shutil.rmtree(fetched, ignore_errors=True)
+        raise
+    # A model may read its files when it is asked: they go when it does.
+    weakref.finalize(model.pyfunc, shutil.rmtree, fetched, ignore_errors=True)
+    return model
 
 
 def prepare(name: str, version: str, directory: Path) -> ServedModel:
