@@ -140,14 +140,10 @@ def running_replicas(settings: Settings, name: str = CASE) -> set[int]:
 
 def register_models(settings: Settings, name: str, versions: int, columns: int = 9, rounds: int = 10, rows: int = 500):
     """Train and register small models of integer, float and optional columns; return the rows and the boosters."""
-    import mlflow
     import numpy as np
     import pandas as pd
     import xgboost
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
 
-    mlflow.set_tracking_uri(settings.tracking_uri)
     random = np.random.default_rng(7)
     third = columns // 3
     frame = pd.DataFrame(
@@ -156,24 +152,34 @@ def register_models(settings: Settings, name: str, versions: int, columns: int =
         | {f"age_{i}": np.where(random.random(rows) < 0.3, np.nan, random.normal(size=rows)) for i in range(third)}
     )
     label = (frame["rate_0"] + frame["count_0"] / 250 + random.normal(size=rows)) > 1
-    inputs = Schema(
-        [ColSpec("long" if n.startswith("count") else "double", n, required=not n.startswith("age")) for n in frame]
-    )
+    required = [name for name in frame if not name.startswith("age")]
     boosters = []
     for seed in range(versions):
         parameters = {"objective": "binary:logistic", "max_depth": 4 + seed, "seed": seed}
-        booster = xgboost.train(parameters, xgboost.DMatrix(frame, label=label), rounds)
-        with mlflow.start_run():
-            mlflow.xgboost.log_model(
-                booster,
-                name="model",
-                signature=ModelSignature(inputs, Schema([ColSpec("float")])),
-                input_example=frame.head(2),
-                pip_requirements=["xgboost"],
-                registered_model_name=name,
-            )
-        boosters.append(booster)
+        boosters.append(xgboost.train(parameters, xgboost.DMatrix(frame, label=label), rounds))
+        log_booster(settings, name, boosters[-1], frame, required)
     return frame, boosters
+
+
+def log_booster(settings: Settings, name: str, booster, frame, required: list[str]) -> None:
+    """Register a booster as the next version of a model; the other columns may be missing."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    inputs = Schema(
+        [ColSpec("long" if frame[n].dtype.kind == "i" else "double", n, required=n in required) for n in frame]
+    )
+    with mlflow.start_run():
+        mlflow.xgboost.log_model(
+            booster,
+            name="model",
+            signature=ModelSignature(inputs, Schema([ColSpec("float")])),
+            input_example=frame.head(2),
+            pip_requirements=["xgboost"],
+            registered_model_name=name,
+        )
 
 
 def rows_of(frame) -> list[dict]:

@@ -6,12 +6,16 @@ killed goes on with the parts that it lacks. No process holds more than a few ba
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
+import pickle
+import sys
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +41,10 @@ BATCH_ROWS = 50_000
 PREDICTION = "prediction"
 VERSION = "model_version"
 _NUMBERS = {"boolean", "integer", "long", "float", "double"}
+
+
+class _Needless(Exception):
+    """Others have scored the part meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -161,20 +169,46 @@ def scoring(model: ServedModel) -> Scoring:
 class Scorer:
     """One worker: holds the model, and scores parts."""
 
-    def __init__(self, settings: Settings, use_case: str, version: str, portable: Scoring | None) -> None:
-        """Take the version as it was loaded elsewhere, or load it."""
+    def __init__(self, settings: Settings, use_case: str, version: str, portable: bytes | None) -> None:
+        """Take the version as it was loaded and pickled by who starts the worker, or load it."""
         self._settings = settings
-        self._scoring = portable or scoring(load_model(settings.tracking_uri, use_case, version))
+        if portable is None:
+            self._scoring = scoring(load_model(settings.tracking_uri, use_case, version))
+        else:
+            with _without_sklearn():
+                self._scoring = pickle.loads(portable)  # noqa: S301  of our own
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score one part, batch by batch, and return how many rows it had."""
+        """Score one part, batch by batch, where nobody has; return how many rows it has."""
         part = Part(**row)
-        score_part(self._settings, self._scoring, part)
+        if not _is_there(self._settings, part.target):
+            score_part(self._settings, self._scoring, part)
         return {"rows": part.rows}
 
 
-def score_part(settings: Settings, model: Scoring, part: Part) -> None:
-    """Write the predictions of a part; its file is there when it is complete, not before."""
+@contextlib.contextmanager
+def _without_sklearn() -> Iterator[None]:
+    """Let XGBoost be imported for its boosters only: its estimators import scikit-learn, three quarters of the time."""
+    if "sklearn" in sys.modules:
+        yield
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # what is not there cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules["sklearn"]
+
+
+def score_part(settings: Settings, model: Scoring, part: Part, needless: threading.Event | None = None) -> None:
+    """Write the predictions of a part; its file is there when it is complete, not before.
+
+    Args:
+        settings: Say where an S3 store is.
+        model: Scores the rows.
+        part: What to score.
+        needless: Says that others have scored it meanwhile; nothing is written then.
+    """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -189,8 +223,11 @@ def score_part(settings: Settings, model: Scoring, part: Part) -> None:
             writer = None
             # Every CPU has a worker of its own: more threads would only get in each other's way.
             for rows in opened.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
+                if needless is not None and needless.is_set():
+                    raise _Needless("Others have done it.")
                 scored = rows.append_column(PREDICTION, _predictions(model, rows))
-                scored = scored.append_column(VERSION, pa.array([model.version] * len(rows)).dictionary_encode())
+                everywhere = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [model.version])
+                scored = scored.append_column(VERSION, everywhere)
                 if writer is None:
                     writer = pq.ParquetWriter(
                         draft,
@@ -247,11 +284,14 @@ def _matrix(rows: pa.RecordBatch, precision: type[np.floating[Any]]) -> np.ndarr
 
 def _score_on_ray(settings: Settings, use_case: str, model: ServedModel, parts: list[Part]) -> None:
     # A worker that gets the model starts in half the time: it need not import MLflow, nor load anything.
-    portable = scoring(model) if model.native and model.native.portable else None
-    with ray_cluster.joined(settings):
+    portable = pickle.dumps(scoring(model)) if model.native and model.native.portable else None
+    with _scored_meanwhile(settings, scoring(model), parts) as workers_run, ray_cluster.joined(settings):
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
+        parts = [part for part in parts if not _is_there(settings, part.target)]
+        if not parts:
+            return
         context = DataContext.get_current()
         context.enable_progress_bars = False
         # Others hold a part of the CPUs, as a replica does; the rest is shared by as many workers as there are CPUs.
@@ -266,8 +306,38 @@ def _score_on_ray(settings: Settings, use_case: str, model: ServedModel, parts: 
         )
         total, rows = sum(part.rows for part in parts), 0
         for finished in done.iter_rows():
+            workers_run.set()
             rows += finished["rows"]
             logger.info("%s of %s rows", f"{rows:,}", f"{total:,}")
+
+
+@contextlib.contextmanager
+def _scored_meanwhile(settings: Settings, model: Scoring, parts: list[Part]) -> Iterator[threading.Event]:
+    """Score parts here, the last one first, until the event that is yielded says that workers do.
+
+    Ray needs seconds for that. A part that is begun here is ended here, unless a worker has come to it and was faster:
+    both would write the same.
+    """
+    workers_run, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        for part in reversed(parts):
+            if workers_run.is_set():
+                return
+            try:
+                score_part(settings, model, part, over)
+            except Exception:  # a worker will say it where it is heard
+                logger.debug("%s is left to a worker", part.target, exc_info=True)
+                return
+
+    thread = threading.Thread(target=work, name="score")
+    thread.start()
+    try:
+        yield workers_run
+    finally:
+        workers_run.set()
+        over.set()
+        thread.join()
 
 
 def _files(system: Any, path: str) -> list[str]:

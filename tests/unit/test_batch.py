@@ -1,5 +1,9 @@
 """What a model is given of a part, and what the part's file holds then."""
 
+import os
+import pickle
+import threading
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -72,3 +76,23 @@ def test_a_part_holds_the_rows_as_they_were_and_their_predictions(settings, part
     assert str(found.select(TABLE.column_names).to_pylist()) == str(TABLE.to_pylist())  # NaN equals no NaN
     assert found["prediction"].type == pa.float32()
     assert found["model_version"].to_pylist() == ["3"] * 4
+
+
+def test_a_part_that_others_have_scored_meanwhile_is_not_written(settings, part, tmp_path):
+    needless = threading.Event()
+
+    def matrix(rows):
+        needless.set()
+        return np.zeros(len(rows))
+
+    with pytest.raises(Exception, match="Others have done it"):
+        batch.score_part(settings, batch.Scoring("1", tuple(NUMBERS), matrix, False, None), part, needless)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_worker_leaves_a_part_that_is_there(settings, part):
+    worker = batch.Scorer(settings, "", "", pickle.dumps(batch.Scoring("1", tuple(NUMBERS), Keeping(), False, None)))
+    assert worker(vars(part)) == {"rows": 4}
+    before = os.stat(part.target).st_mtime_ns
+    assert worker(vars(part)) == {"rows": 4}
+    assert os.stat(part.target).st_mtime_ns == before
