@@ -77,3 +77,15 @@ def test_a_full_buffer_drops_and_counts(place, tmp_path, monkeypatch):
     assert (log.waiting, log.dropped) == (2, 3)
     log.close()
     assert log.written == 2
+
+
+def test_a_body_that_is_not_kept_takes_no_room(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_log, "MAX_BYTES", 2 * prediction_log.MAX_BODY_BYTES)
+    log = PredictionLog(str(tmp_path / "log"), "flights", "r1", place, flush_s=3600)
+    for number in range(5):
+        log.add(prediction(number, inputs=b"x" * (prediction_log.MAX_BODY_BYTES + 1)))
+    log.close()
+    assert (log.written, log.dropped) == (5, 0)
+    table = read_log(place, str(tmp_path / "log"), "flights", "predictions").to_pylist()
+    assert {row["inputs"] for row in table} == {None}
+    assert {row["output"] for row in table} == {'{"prediction": 1}'}

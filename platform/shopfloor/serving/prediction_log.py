@@ -99,6 +99,10 @@ class PredictionLog:
     def add(self, entry: Entry) -> None:
         """Keep an entry; on the event loop only."""
         size = _size(entry)
+        if size > MAX_BODY_BYTES and isinstance(entry, Prediction):
+            inputs, output, features = map(_kept, (entry.inputs, entry.output, entry.features))
+            entry = entry._replace(inputs=inputs, output=output, features=features)
+            size = _size(entry)
         if len(self._buffer) >= MAX_ROWS or self._bytes_in - self._bytes_out + size > MAX_BYTES:
             self.dropped += 1
             return
@@ -249,5 +253,9 @@ def _size(entry: Entry) -> int:
     return len(entry.inputs) + len(entry.output) + len(entry.features)
 
 
+def _kept(body: bytes) -> bytes:
+    return body if len(body) <= MAX_BODY_BYTES else b""
+
+
 def _text(body: bytes) -> str | None:
-    return body.decode("utf-8", "replace") if 0 < len(body) <= MAX_BODY_BYTES else None
+    return body.decode("utf-8", "replace") if body else None
