@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,9 +28,9 @@ QUEUE = 2000
 """Copies that wait at most."""
 QUEUE_BYTES = 64 * 1024 * 1024
 """Of their bodies together."""
-BATCH = 200
+BATCH = 500
 """Copies that are answered together."""
-PAUSE_S = 0.05
+PAUSE_S = 0.1
 """Between two batches."""
 RESTART_S = (1.0, 10.0, 60.0)
 """Pauses before a process that ended is started again; the last one repeats."""
@@ -62,7 +63,7 @@ class Shadow:
         self._bytes_in = self._bytes_out = self._refused = self._lost = 0  # each counted by one thread
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def dropped(self) -> int:
@@ -130,7 +131,7 @@ class Shadow:
                 return
             attempt += 1
 
-    def _pass_on(self, process: subprocess.Popen[str], orders: Orders) -> None:
+    def _pass_on(self, process: subprocess.Popen[bytes], orders: Orders) -> None:
         """Have answered what waits.
 
         Raises:
@@ -138,9 +139,10 @@ class Shadow:
             ServiceError: It has ended, and its copies are lost.
         """
         while batch := self._take():
-            copies = [[request_id, body.decode("utf-8", "replace")] for request_id, body in batch]
             try:
-                _say(process, json.dumps(copies))
+                # Bodies go as they are: whatever is done to them here, a request waits for.
+                _say(process, json.dumps([(request_id, len(body)) for request_id, body in batch]).encode())
+                _pipe(process.stdin).write(b"".join(body for _, body in batch))
                 statuses: dict[str, int] = json.loads(_reply(process))
             except Exception:
                 self._lost += len(batch)
@@ -155,51 +157,52 @@ class Shadow:
 
 
 @contextlib.contextmanager
-def _process(orders: Orders) -> Iterator[subprocess.Popen[str]]:
+def _process(orders: Orders) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that answers for the time of the block; it is told to end, and then waited for."""
     process = subprocess.Popen(
         [sys.executable, "-m", "shopfloor.serving.shadow_process"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
     )
     try:
-        _say(process, orders.model_dump_json())
+        _say(process, orders.model_dump_json().encode())
         yield process
     finally:
         with contextlib.suppress(OSError):
-            process.stdin.close()  # type: ignore[union-attr]
+            _pipe(process.stdin).close()
         try:
             process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+        _pipe(process.stdout).close()
 
 
-def _require_alive(process: subprocess.Popen[str]) -> None:
+def _require_alive(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         raise ServiceError(f"Its process has ended with {process.returncode}.", "The replica's log says why.")
 
 
-def _say(process: subprocess.Popen[str], line: str) -> None:
-    if process.stdin is None:
-        raise AssertionError("it was started with a pipe")
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
+def _say(process: subprocess.Popen[bytes], line: bytes) -> None:
+    _pipe(process.stdin).write(line + b"\n")
 
 
-def _reply(process: subprocess.Popen[str]) -> str:
-    """Return the next line that the process says.
+def _reply(process: subprocess.Popen[bytes]) -> bytes:
+    """Return what the process says next.
 
     Raises:
+        OSError: It reads nothing any more.
         ServiceError: It says nothing any more.
     """
-    if process.stdout is None:
-        raise AssertionError("it was started with a pipe")
-    line = process.stdout.readline()
+    _pipe(process.stdin).flush()
+    line = _pipe(process.stdout).readline()
     if not line:
         raise ServiceError("Its process ends.", "The replica's log says why.")
     return line
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise AssertionError("it was started with pipes")
+    return pipe

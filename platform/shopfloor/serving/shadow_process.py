@@ -1,7 +1,8 @@
 """The process of a shadow: answers copies of requests with one version, and logs what it said.
 
-Each line on stdin is a list of copies, each answered by a line with how many of them got which status. It begins with a
-line of orders, answered when the version is loaded, and ends where stdin does, with everything logged.
+Each line on stdin is a list of ids and of the lengths of the bodies that follow it; the answer is a line with how many
+of them got which status. It begins with a line of orders, answered when the version is loaded, and ends where stdin
+does, with everything logged.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def main() -> None:
     from shopfloor.serving.shadow import Orders
     from shopfloor.settings import Settings
 
-    lines = iter(sys.stdin.readline, "")
-    orders = Orders.model_validate_json(next(lines))
+    stdin = sys.stdin.buffer
+    orders = Orders.model_validate_json(stdin.readline())
     import_mlflow()
     model = load_model(orders.tracking_uri, orders.use_case, orders.version)
     log = None
@@ -53,12 +54,14 @@ def main() -> None:
         log = PredictionLog(orders.log_root, orders.use_case, f"{orders.replica}-shadow", place)
     try:
         reply("ready")
-        for line in lines:
+        while line := stdin.readline():
+            copies = [(request_id, length, stdin.read(length)) for request_id, length in json.loads(line)]
+            if any(len(body) < length for _, length, body in copies):
+                break  # the replica was killed on the way
             began = time.perf_counter()
-            copies = [(request_id, body.encode()) for request_id, body in json.loads(line)]
-            answers = answer(model, [body for _, body in copies])
+            answers = answer(model, [body for _, _, body in copies])
             seconds = (time.perf_counter() - began) / len(copies)
-            for (request_id, body), (said, status) in zip(copies, answers, strict=True):
+            for (request_id, _, body), (said, status) in zip(copies, answers, strict=True):
                 entry = (request_id, time.time(), model.version, "shadow", "/predict", status, status >= 500)
                 if log is not None:
                     log.add(Prediction(*entry, seconds, body, said))
