@@ -109,6 +109,22 @@ def test_a_killed_process_is_started_again_and_costs_only_what_it_had(model, ord
     assert answered["1", 200] >= 20
 
 
+def test_a_process_that_hangs_is_replaced(model, orders, shadow, answered, monkeypatch):
+    monkeypatch.setattr(shadows, "REPLY_S", 1.0)
+    monkeypatch.setattr(shadows, "CLOSE_S", 1.0)
+    rows = rows_of(model[0].head(10))
+    shadow.follow(orders)
+    offer(shadow, rows)
+    wait_until(lambda: answered.total() == 10)
+    stopped = process()
+    stopped.suspend()
+    offer(shadow, rows)
+    wait_until(lambda: shadow.dropped == 10)
+    offer(shadow, rows)
+    wait_until(lambda: answered.total() == 20)
+    assert not stopped.is_running()
+
+
 def test_it_takes_no_more_than_its_queue_holds(orders, shadow):
     shadow.offer("nobody-answers-yet", b"{}")
     assert (shadow.waiting, shadow.dropped) == (0, 0)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -29,13 +30,21 @@ QUEUE = 2000
 QUEUE_BYTES = 64 * 1024 * 1024
 """Of their bodies together."""
 BATCH = 500
-"""Copies that are answered together."""
+"""Copies that are answered together, at most."""
+BATCH_BYTES = 1024 * 1024
+"""Of their bodies, from which on no more are added: to put them together, a request waits for."""
 PAUSE_S = 0.1
 """Between two batches."""
 RESTART_S = (1.0, 10.0, 60.0)
 """Pauses before a process that ended is started again; the last one repeats."""
+LOAD_S = 600.0
+"""How long a process may take to load its version."""
+REPLY_S = 120.0
+"""How long it may take to answer a batch."""
 CLOSE_S = 5.0
 """How long a process may take to answer what waits, and to write its log."""
+
+_LOG = "What it wrote stands in Ray's log of the replica's process."
 
 
 class Orders(BaseModel):
@@ -116,7 +125,7 @@ class Shadow:
         while True:
             try:
                 with _process(orders) as self._process:
-                    _reply(self._process)  # it has loaded the version
+                    _reply(self._process, LOAD_S)
                     attempt = 0
                     while not end.wait(PAUSE_S):
                         _require_alive(self._process)
@@ -143,7 +152,7 @@ class Shadow:
                 # Bodies go as they are: whatever is done to them here, a request waits for.
                 _say(process, json.dumps([(request_id, len(body)) for request_id, body in batch]).encode())
                 _pipe(process.stdin).write(b"".join(body for _, body in batch))
-                statuses: dict[str, int] = json.loads(_reply(process))
+                statuses: dict[str, int] = json.loads(_reply(process, REPLY_S))
             except Exception:
                 self._lost += len(batch)
                 raise
@@ -151,8 +160,12 @@ class Shadow:
                 self._answered(orders.version, int(status), answers)
 
     def _take(self) -> list[tuple[str, bytes]]:
-        taken = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-        self._bytes_out += sum(len(body) for _, body in taken)
+        taken: list[tuple[str, bytes]] = []
+        size = 0
+        while self._waiting and len(taken) < BATCH and size < BATCH_BYTES:
+            taken.append(self._waiting.popleft())
+            size += len(taken[-1][1])
+        self._bytes_out += size
         return taken
 
 
@@ -181,24 +194,29 @@ def _process(orders: Orders) -> Iterator[subprocess.Popen[bytes]]:
 
 def _require_alive(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
-        raise ServiceError(f"Its process has ended with {process.returncode}.", "The replica's log says why.")
+        raise ServiceError(f"Its process has ended with {process.returncode}.", _LOG)
 
 
 def _say(process: subprocess.Popen[bytes], line: bytes) -> None:
     _pipe(process.stdin).write(line + b"\n")
 
 
-def _reply(process: subprocess.Popen[bytes]) -> bytes:
+def _reply(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     """Return what the process says next.
 
     Raises:
         OSError: It reads nothing any more.
-        ServiceError: It says nothing any more.
+        ServiceError: It ends, or says nothing in time.
     """
     _pipe(process.stdin).flush()
-    line = _pipe(process.stdout).readline()
+    stdout = _pipe(process.stdout)
+    waiting = select.poll()  # takes any descriptor, where `select` takes the first thousand
+    waiting.register(stdout, select.POLLIN)
+    if not waiting.poll(timeout_s * 1000):
+        raise ServiceError(f"Its process has said nothing for {timeout_s:g} s.", _LOG)
+    line = stdout.readline()
     if not line:
-        raise ServiceError("Its process ends.", "The replica's log says why.")
+        raise ServiceError("Its process ends.", _LOG)
     return line
 
 
