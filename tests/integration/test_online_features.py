@@ -359,14 +359,14 @@ def tables(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def flights(tables, store, tmp_path_factory):
+def flights(tables, tmp_path_factory):
     root = tmp_path_factory.mktemp("flights")
     settings = Settings(
         project_root=PROJECT,
         state_dir=root,
         artifact_root=str(root / "artifacts"),
         feature_registry=str(root / "feast/registry.db"),
-        online_store=store.address,
+        online_store=str(root / "feast/online.db"),
     )
     materialization.materialize_tables(settings, "flight_delays", tables)
     return settings
