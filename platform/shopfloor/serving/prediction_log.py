@@ -97,7 +97,7 @@ class PredictionLog:
         return len(self._buffer)
 
     def add(self, entry: Entry) -> None:
-        """Keep an entry; on the event loop only."""
+        """Keep an entry; by one thread only."""
         size = _size(entry)
         if size > MAX_BODY_BYTES and isinstance(entry, Prediction):
             inputs, output, features = map(_kept, (entry.inputs, entry.output, entry.features))
