@@ -352,6 +352,25 @@ def test_what_a_client_calls_its_request_never_breaks_the_answer(url, row):
         assert answer.json()["version"] == "1"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("X-Request-Id", "X-Session-Id", "Serve_Multiplexed_Model_Id", "Serve-Multiplexed-Model-Id"),
+        *("X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "Traceparent", "User-Agent"),
+    ],
+)
+def test_a_header_that_is_no_text_is_as_if_it_were_not_there(url, row, name):
+    answer = post(f"{url}/predict", row, **{name: b"\xff\xfe"})
+    assert answer.status_code == 200
+    assert answer.headers["X-Request-Id"].isascii()
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e400", "-1", "0", "0.000001", "1_0"])
+def test_how_long_a_client_will_wait_never_breaks_the_answer(url, row, seconds):
+    answer = post(f"{url}/predict", row, **{"X-Request-Timeout-Seconds": seconds})
+    assert answer.status_code in {200, 408}
+
+
 def test_slow_clients_keep_nobody_waiting(url, row):
     with contextlib.ExitStack() as stack:
         for _ in range(20):

@@ -154,9 +154,8 @@ def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
     found = registry.alias_version(client, name, alias or default_alias)
     if found is None:
         remedy = f"Version {alias} is {name}/{alias}; " if alias.isdigit() else ""
-        raise NotFoundError(
-            f"Model {name!r} has no {alias or default_alias}.", f"{remedy}`shopfloor models list` shows what there is."
-        )
+        wanted = f"alias {alias!r}" if alias else default_alias
+        raise NotFoundError(f"Model {name!r} has no {wanted}.", f"{remedy}`shopfloor models list` shows what there is.")
     return name, found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.mlflow_import import import_mlflow
-from shopfloor.serving import feedback, open_inference
+from shopfloor.serving import exchange, feedback, open_inference
 from shopfloor.serving.answering import Answering
 from shopfloor.serving.asgi import (
     ASKED_VERSION,
@@ -43,7 +43,6 @@ from shopfloor.serving.schema import BadRequest
 from shopfloor.serving.shadow import Orders, Shadow
 from shopfloor.serving.tokens import Tokens
 from shopfloor.serving.traffic import KEY_HEADER, takes
-from shopfloor.serving.whole_answers import write_answers_whole
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Predictor:
     def __init__(self) -> None:
         # What runs in threads (a model being loaded, the log, a shadow) leaves the interpreter to a request at once.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        write_answers_whole()
+        exchange.install()
         # Replicas freeze the garbage collector once they are up: what is imported by then never slows a request.
         import_mlflow()
         import mlflow.environment_variables

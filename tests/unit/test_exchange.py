@@ -1,4 +1,4 @@
-"""A real uvicorn on a real socket: what reaches a client that reads as it comes."""
+"""A real uvicorn on a real socket: what reaches the application, and a client that reads as it comes."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import uvicorn
-from shopfloor.serving.whole_answers import write_answers_whole
+from shopfloor.serving import exchange as exchanges
 from uvicorn.protocols.http import httptools_impl
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}
@@ -16,7 +16,7 @@ BETWEEN_S = 0.3
 @pytest.fixture(autouse=True)
 def whole(monkeypatch):
     monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
-    write_answers_whole()
+    exchanges.install()
 
 
 async def slow(scope, receive, send):
@@ -95,3 +95,24 @@ def test_an_application_that_fails_before_the_body_gets_to_say_so():
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert answer.endswith(b"Internal Server Error")
     assert connection == b"closed"
+
+
+def test_headers_that_ray_serve_cannot_read_do_not_reach_it():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(dict(scope["headers"]))
+        await slow(scope, receive, send)
+
+    lines = [
+        b"GET / HTTP/1.1",
+        b"Host: x",
+        b"X-Request-Id: \xff",
+        b"serve_multiplexed_model_id: \xff",
+        b"X-Session-Id: caf\xc3\xa9",
+        b"User-Agent: caf\xe9",
+        b"\r\n",
+    ]
+    answer, _ = exchange(app, b"\r\n".join(lines))
+    assert answer.endswith(b"done")
+    assert seen == [{b"host": b"x", b"x-session-id": "café".encode(), b"user-agent": b"caf\xe9"}]
