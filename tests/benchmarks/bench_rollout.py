@@ -1,6 +1,9 @@
 """The endpoint while versions and replicas come and go: half of the load that it takes, and what the requests notice.
 
 The peer is the same endpoint in peace, just before. A share of the load is due at fixed times, whatever the answers do.
+
+Everything happens several times. A figure is that of its best round, for both: whatever else the machine does makes a
+round worse, never better. The worst stands beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,18 +33,29 @@ from tests.endpoints import (
     serving_cluster,
 )
 
+ROUNDS = 3
 LOAD_S = 60.0
 """Of steady load around each change."""
 PEACE_S = 30.0
 """Of it before the change."""
 AFTER_S = 2.0
 """Behind the change that still count as during it."""
-SHADOW_S = 10.0
 SHADOW_ROUNDS = 4
+SHADOW_S = 10.0
 SHADOW_WITHIN_S = 60.0
 REPLICAS = 2
 """Where one is killed."""
 REPLACED_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """A change under load."""
+
+    before_ms: float
+    """The 99th percentile in peace."""
+    during_ms: float
+    failed: int
 
 
 def measure() -> list[Row]:
@@ -60,21 +75,29 @@ def measure() -> list[Row]:
         body = json.dumps(described["example"]).encode()
         half = _capacity(url, body) / 2
 
-        def swap() -> None:
+        def load_other() -> None:
             deploy(settings, CASE, challenger="2")
 
+        loaded, promoted, back = [], [], []
+        for _ in range(ROUNDS):
+            deploy(settings, CASE, challenger=None)  # it is loaded anew
+            loaded.append(_noticed(url, body, half, load_other))
+        for _ in range(ROUNDS):
+            promoted.append(_noticed(url, body, half, lambda: promote_version(settings, CASE, "2")))
+            back.append(_noticed(url, body, half, lambda: roll_back(settings, CASE)))
         rows = [
-            _noticed("a version loaded beside the champion", url, body, half, swap),
-            _noticed("a promotion", url, body, half, lambda: promote_version(settings, CASE, "2")),
-            _noticed("a rollback", url, body, half, lambda: roll_back(settings, CASE)),
+            _row("a version loaded beside the champion", half, loaded),
+            _row("a promotion", half, promoted),
+            _row("a rollback", half, back),
         ]
-        deploy(settings, CASE, challenger="2")
+        load_other()
         rows.append(_shadowed(settings, url, body, half))
         replicated = USE_CASE.replace("cpus: 0.2", f"cpus: 0.2, replicas: {REPLICAS}")
         (case / "use_case.yaml").write_text(replicated.format(name=CASE))
         deploy(settings, CASE, challenger=None)
         half = _capacity(url, body) / 2
-        rows.append(_noticed(f"a killed replica of {REPLICAS}", url, body, half, lambda: _lose_replica(settings)))
+        killed = [_noticed(url, body, half, lambda: _lose_replica(settings)) for _ in range(ROUNDS)]
+        rows.append(_row(f"a killed replica of {REPLICAS}", half, killed))
     return rows
 
 
@@ -95,7 +118,7 @@ def _lose_replica(settings: Settings) -> None:
         time.sleep(0.5)
 
 
-def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[], object]) -> Row:
+def _noticed(url: str, body: bytes, rate: float, change: Callable[[], object]) -> Round:
     with steady(url, body, rate) as found:
         time.sleep(1)
         begun = time.perf_counter()
@@ -105,20 +128,25 @@ def _noticed(what: str, url: str, body: bytes, rate: float, change: Callable[[],
         time.sleep(AFTER_S)
         ended = time.perf_counter()
         time.sleep(max(0.0, begun + LOAD_S - ended))
-    before, during = found.p99_ms(begun, changing), found.p99_ms(changing, ended)
+    return Round(found.p99_ms(begun, changing), found.p99_ms(changing, ended), found.failed)
+
+
+def _row(what: str, rate: float, rounds: list[Round]) -> Row:
+    before, during = min(one.before_ms for one in rounds), min(one.during_ms for one in rounds)
+    failed = sum(one.failed for one in rounds)
     return Row(
         name=f"{what}, {rate:,.0f} requests/s",
-        ours=f"p99 {during:.1f} ms, {found.failed} failed",
-        peer=f"in peace {before:.1f} ms",
+        ours=f"p99 {during:.1f} to {max(one.during_ms for one in rounds):.1f} ms, {failed} failed",
+        peer=f"in peace {before:.1f} to {max(one.before_ms for one in rounds):.1f} ms",
         ratio=during / before,
         target="<= 2, 0 failed",
-        ok=during <= 2 * before and not found.failed,
-        pending=not found.failed,  # the load, the proxy, the replica and the command share two cores here
+        ok=during <= 2 * before and not failed,
+        pending=not failed,  # the load, the proxy, the replica and the command share two cores here
     )
 
 
 def _shadowed(settings: Settings, url: str, body: bytes, rate: float) -> Row:
-    """Compare the requests with and without a shadow, in turn; a figure is that of its best round."""
+    """Compare the requests with and without a shadow, in turn."""
     p99: dict[bool, list[float]] = {False: [], True: []}
     failed = 0
     for shadow in (False, True) * SHADOW_ROUNDS:
@@ -135,8 +163,8 @@ def _shadowed(settings: Settings, url: str, body: bytes, rate: float) -> Row:
     ours, peer = min(p99[True]), min(p99[False])
     return Row(
         name=f"a shadow, {rate:,.0f} requests/s",
-        ours=f"p99 {ours:.1f} ms, {failed} failed",
-        peer=f"without {peer:.1f} ms",
+        ours=f"p99 {ours:.1f} to {max(p99[True]):.1f} ms, {failed} failed",
+        peer=f"without {peer:.1f} to {max(p99[False]):.1f} ms",
         ratio=ours / peer,
         target="<= 1.1, 0 failed",
         ok=ours <= 1.1 * peer and not failed,

@@ -3,16 +3,12 @@
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import requests
 from shopfloor import run_records, tracking
-from shopfloor.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -26,37 +22,9 @@ json.dump({"artifacts": {"metrics": {"artifacts": [artifact]}}}, open(made["outp
 """
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    place = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (place / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                *(Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--workers", "1", "--backend-store-uri", f"sqlite:///{place}/mlflow.db"),
-                *("--artifacts-destination", str(place / "artifacts")),
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=place,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                if requests.get(f"{url}/health", timeout=2).ok:
-                    break
-            except requests.RequestException:
-                time.sleep(0.3)
-        yield Settings(project_root=PROJECT, artifact_root=str(place / "store"), tracking_uri=url)
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(timeout=30)
+@pytest.fixture
+def settings(servers, tmp_path):
+    return servers.model_copy(update={"project_root": PROJECT, "artifact_root": str(tmp_path / "store")})
 
 
 def pod(settings, place, run_id, name, fails):

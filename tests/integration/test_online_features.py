@@ -5,7 +5,6 @@ import contextlib
 import datetime as dt
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,6 +28,7 @@ from shopfloor.serving.schema import BadRequest, Column
 from shopfloor.settings import Settings
 from shopfloor.use_case import load_use_case
 
+import pipelines
 from pipelines.flight_delays import features as flight_features
 from pipelines.flight_delays.source import make_tables
 from tests.endpoints import USE_CASE, free_port, post, register_models, rows_of
@@ -84,22 +84,6 @@ def shops(tmp, count):
     tmp.mkdir(exist_ok=True)
     frame.to_parquet(tmp / "shops.parquet")
     return tmp
-
-
-def materialize(settings, case, tables):
-    """Run it as a step does: in a process that sees the project's own code."""
-    code = """if True:
-        import sys
-        from pathlib import Path
-        from shopfloor.materialization import materialize_tables
-        from shopfloor.settings import Settings
-        done = materialize_tables(Settings.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
-        print(done.model_dump_json())
-    """
-    command = [sys.executable, "-c", code, settings.model_dump_json(), case, str(tables)]
-    done = subprocess.run(command, cwd=settings.project_root, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
 
 
 @dataclass
@@ -174,7 +158,11 @@ def settings(project, store):
     (root / "pipelines/__init__.py").write_text("")
     for case in (CASE, REFUSING):
         (root / "pipelines" / case / "features.py").write_text(FEATURES)
-    return made.model_copy(update={"feature_registry": str(root / "feast/registry.db"), "online_store": store.address})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "__path__", [*pipelines.__path__, str(root / "pipelines")])
+        yield made.model_copy(
+            update={"feature_registry": str(root / "feast/registry.db"), "online_store": store.address}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +177,7 @@ def frame(settings):
 
 @pytest.fixture(scope="module")
 def url(settings, frame, tmp_path_factory):
-    materialize(settings, CASE, shops(tmp_path_factory.mktemp("shops"), 42))
+    materialization.materialize_tables(settings, CASE, shops(tmp_path_factory.mktemp("shops"), 42))
     deploy(settings, CASE, champion="1")
     return endpoint(settings, CASE)
 
@@ -294,13 +282,13 @@ def test_a_row_that_cannot_be_completed_is_refused_with_the_field(url, rest, cha
 
 def test_fresh_values_are_read_as_soon_as_they_are_there(settings, url, rest, tmp_path):
     asked = rest | {"shop": "north", "price": 5.0, "asked_at": AT.isoformat(), "explain_inputs": True}
-    materialize(settings, CASE, shops(tmp_path / "newer", 43))
+    materialization.materialize_tables(settings, CASE, shops(tmp_path / "newer", 43))
     assert post(f"{url}/predict", asked).json()["inputs"]["count_0"]["value"] == 43
 
-    done = materialize(settings, CASE, shops(tmp_path / "older", 42))
+    done = materialization.materialize_tables(settings, CASE, shops(tmp_path / "older", 42))
     assert post(f"{url}/predict", asked).json()["inputs"]["count_0"]["value"] == 42
-    assert {view["name"]: view["rows"] for view in done["views"]} == {"shops": 3}
-    effect = {"kind": materialization.EFFECT_KIND, "use_case": CASE, "version": done["sources"]}
+    assert {view.name: view.rows for view in done.views} == {"shops": 3}
+    effect = {"kind": materialization.EFFECT_KIND, "use_case": CASE, "version": done.sources}
     assert materialization.holds(settings, effect)
     assert not materialization.holds(settings, effect | {"version": "other"})
 

@@ -320,7 +320,7 @@ def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, ur
     try:
         deploy(settings, CASE, champion="1")
         with asking(url, rows_of(models[0])[0]) as seen:
-            for _ in range(3):
+            for _ in range(2):
                 deadline = time.monotonic() + 60
                 while len(alive()) < 2:
                     assert time.monotonic() < deadline

@@ -120,6 +120,7 @@ def test_a_process_that_hangs_is_replaced(model, orders, shadow, answered, monke
     stopped.suspend()
     with monkeypatch.context() as impatient:  # only with this one: a process with idle priority may be slow
         impatient.setattr(shadows, "REPLY_S", 1.0)
+        impatient.setattr(shadows, "CLOSE_S", 1.0)
         offer(shadow, rows)
         wait_until(lambda: shadow.dropped == 10)
     offer(shadow, rows)

@@ -118,11 +118,9 @@ def ray_head(s3):
     process = psutil.Process(head.pid)
     process.address = f"127.0.0.1:{port}"
     yield process
-    family = [process, *process.children(recursive=True)]
-    for process in family:
-        process.terminate()
-    for process in psutil.wait_procs(family, timeout=10)[1]:
-        process.kill()
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     head.wait()
     shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,11 +1,8 @@
 """Canary, shadow, log and feedback of a real endpoint, and its limits on what it takes at once."""
 
-import contextlib
 import json
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -171,14 +168,3 @@ def test_a_replica_that_is_full_says_come_back(settings, rows):
     assert {answer.status_code for answer in answers} == {200, 503}
     assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
     assert post(f"{url}/predict", rows[0]).status_code == 200
-
-
-def test_a_slow_client_is_told_after_a_while_and_stops_nobody(settings, rows):
-    deploy(settings, OTHER, champion="1")
-    url = endpoint(settings, OTHER)
-    address = urlsplit(url)
-    with contextlib.closing(socket.create_connection((address.hostname, address.port), timeout=30)) as slow:
-        head = f"POST {address.path}/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        slow.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
-        assert post(f"{url}/predict", rows[0]).status_code == 200
-        assert b" 408 " in slow.recv(4096).split(b"\r\n", 1)[0]
