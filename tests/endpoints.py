@@ -1,8 +1,10 @@
 """A real Ray cluster with a real MLflow registry, switched as `shopfloor up` does it, and models to serve there."""
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -46,10 +48,21 @@ def predict(model, frame):
 """
 
 
+_ports = itertools.cycle(range(29_000, 32_768))
+for _ in range(random.randrange(3_768)):
+    next(_ports)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and that nobody gets by chance until a server listens on it.
+
+    The system gives ports from 32,768 on to whoever connects, and Serve starts HAProxy for ever where one is taken.
+    """
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports never end")
 
 
 def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120) -> None:

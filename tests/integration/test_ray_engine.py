@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from shopfloor.flows import control, dispatch
 from shopfloor.flows.submission import Submission
 from shopfloor.settings import ClusterSettings, load_settings
 from shopfloor.tracking import connect
+
+from tests.endpoints import free_port
 
 JOB = Job(name="three", ir={}, platforms={}, arguments={}, file=Path(__file__))
 ROOT = Path(__file__).parents[2]
@@ -75,12 +76,6 @@ cluster.add_node(**node)
 time.sleep(600)
 """
 DEFECT = 'raise ValueError("the work is broken")'
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(holds, seconds, what):

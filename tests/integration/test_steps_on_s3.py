@@ -30,6 +30,7 @@ from shopfloor.results import ResultStore
 from shopfloor.settings import Settings
 
 from pipelines.flight_delays.source import make_tables
+from tests.endpoints import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 FEATURES = [f"f{number}" for number in range(6)]
@@ -42,12 +43,6 @@ class Metrics(dict):
 
 def artifact(name):
     return SimpleNamespace(name=name, uri="", metadata={})
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(port, seconds):

@@ -114,8 +114,10 @@ def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
         Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
     """
     import mlflow
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
     mlflow.set_tracking_uri(tracking_uri)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # nobody looks on
     fetched = tempfile.mkdtemp(prefix="shopfloor-model-")
     try:
         directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=fetched)
