@@ -39,13 +39,28 @@ getattr(promotion, sys.argv[2])(load_settings(), *sys.argv[3:])
 """
 
 
+CRASHING = """
+import os, signal
+import mlflow
+
+class Model(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def predict(self, context, model_input, params=None):
+        return model_input
+
+mlflow.models.set_model(Model())
+"""
+
+
 @pytest.fixture(scope="module")
 def settings(project):
     return project(**{CASE: USE_CASE.format(name=CASE)})
 
 
 @pytest.fixture(scope="module")
-def row(settings):
+def row(settings, tmp_path_factory):
     import mlflow
 
     frame, _ = register_models(settings, CASE, versions=2)
@@ -54,6 +69,10 @@ def row(settings):
     mlflow.MlflowClient(settings.tracking_uri).create_model_version(
         CASE, f"{run.info.artifact_uri}/model", run.info.run_id
     )
+    code = tmp_path_factory.mktemp("crashing") / "model.py"
+    code.write_text(CRASHING)
+    with mlflow.start_run():  # the fourth is one that takes its process down
+        mlflow.pyfunc.log_model(name="model", python_model=str(code), pip_requirements=[], registered_model_name=CASE)
     return rows_of(frame)[0]
 
 
@@ -143,9 +162,11 @@ def test_an_unknown_version_or_model_is_one_line(settings, first):
         promote_version(settings, "toy_nothing", "1")
 
 
-def test_a_version_that_does_not_load_never_becomes_champion(settings, row, first):
-    with Load(endpoint(settings, CASE), row) as load, pytest.raises(ShopfloorError, match="Version 3 .* does not load"):
-        promote_version(settings, CASE, "3")
+@pytest.mark.parametrize(("version", "why"), [("3", "MlflowException"), ("4", "killed by signal 11")])
+def test_a_version_that_does_not_load_never_becomes_champion(settings, row, first, version, why):
+    refused = pytest.raises(ShopfloorError, match=f"Version {version} .* does not load: .*{why}")
+    with Load(endpoint(settings, CASE), row) as load, refused:
+        promote_version(settings, CASE, version)
     assert set(load.versions) == {"1"}
     assert not load.failures
     found = standing(settings, CASE)

@@ -1,7 +1,8 @@
 """The versions that a replica holds: it follows the assignment in the registry, loads what is new, and swaps it in.
 
-A version is loaded and warmed beside those that answer. One that does not load changes nothing but the errors that the
-replica shows, and is tried again. While the registry is away, what answers goes on answering.
+A version is loaded in a process of its own first, then beside those that answer, and warmed. One that does not load
+changes nothing but the errors that the replica shows, and is tried again. While the registry is away, what answers goes
+on answering.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from shopfloor.errors import ServiceError
 from shopfloor.serving import assignment as assignments
+from shopfloor.serving import rehearsal
 from shopfloor.serving.asgi import VERSION_HEADER
 from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.config import Config
@@ -136,8 +138,15 @@ class Holding:
             return
         try:
             await self._expect()
-            self.loaded[version] = await asyncio.to_thread(load_model, config.tracking_uri, config.use_case, version)
+            # What nobody waits for is tried elsewhere first; a replica without a champion has nothing to lose.
+            alone = self.champion is None and version == self.assignment.champion
+            self.loaded[version] = await asyncio.to_thread(
+                load_model, config.tracking_uri, config.use_case, version, None if alone else rehearsal.fetch
+            )
             self.errors.pop(version, None)
+        except rehearsal.RehearsalFailed as error:
+            logger.error("version %s of %s does not load: %s", version, config.use_case, error)
+            self.errors[version] = str(error)[:2000]
         except Exception as error:
             logger.exception("version %s of %s does not load", version, config.use_case)
             self.errors[version] = f"{type(error).__name__}: {error}"[:2000]

@@ -42,6 +42,9 @@ class AnswersDifferently(Exception):
 Many = Callable[[list[list[Value]]], list[Any]]
 """Takes rows, returns a prediction for each; may be called in any thread."""
 
+Fetch = Callable[[str, str, str, Path], Path]
+"""Takes tracking URI, name, version and an empty directory for its files; returns where in it the model lies."""
+
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -101,33 +104,42 @@ class ServedModel:
         return Unanswerable(422, f"The model cannot answer this row: {first_line(error)}.")
 
 
-def load_model(tracking_uri: str, name: str, version: str) -> ServedModel:
+def load_model(tracking_uri: str, name: str, version: str, fetch: Fetch | None = None) -> ServedModel:
     """Fetch a version from the MLflow registry, load it and ask it its example and its golden requests once.
 
     Args:
         tracking_uri: MLflow's server, the registry of the models too.
         name: Registered model.
         version: A version number.
+        fetch: What brings its files here; `None` is `download`.
 
     Raises:
         AnswersDifferently: It is not the model that was judged, or does not answer as that did.
         Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
     """
-    import mlflow
-    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
-
-    mlflow.set_tracking_uri(tracking_uri)
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # nobody looks on
     fetched = tempfile.mkdtemp(prefix="shopfloor-model-")
     try:
-        directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=fetched)
-        model = prepare(name, version, Path(directory))
+        model = prepare(name, version, (fetch or download)(tracking_uri, name, version, Path(fetched)))
     except BaseException:
         shutil.rmtree(fetched, ignore_errors=True)
         raise
     # A model may read its files when it is asked: they go when it does.
     weakref.finalize(model.pyfunc, shutil.rmtree, fetched, ignore_errors=True)
     return model
+
+
+def download(tracking_uri: str, name: str, version: str, directory: Path) -> Path:
+    """Copy a version from the MLflow registry under `directory`, and return the model's own directory there.
+
+    Raises:
+        MlflowException: The version is not there, or MLflow does not answer.
+    """
+    import mlflow
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+
+    mlflow.set_tracking_uri(tracking_uri)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # nobody looks on
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(directory)))
 
 
 def prepare(name: str, version: str, directory: Path) -> ServedModel:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import select
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.errors import ServiceError
+from shopfloor.serving import side_process
 
 logger = logging.getLogger(__name__)
 
@@ -172,12 +171,7 @@ class Shadow:
 @contextlib.contextmanager
 def _process(orders: Orders) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that answers for the time of the block; it is told to end, and then waited for."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shopfloor.serving.shadow_process"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    process = side_process.start("shopfloor.serving.shadow_process")
     try:
         _say(process, orders.model_dump_json().encode())
         yield process

@@ -10,27 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
+
+from shopfloor.serving import side_process
 
 if TYPE_CHECKING:
     from shopfloor.serving.predictors import ServedModel
 
 logger = logging.getLogger(__name__)
 
-NICE = 19
-
 
 def main() -> None:
     """Answer until stdin ends."""
-    _give_way()
-    # What a model prints is no reply.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s shadow %(levelname)s %(message)s")
+    side_process.give_way()
+    replies = side_process.replies("shadow")
 
     def reply(content: object) -> None:
         replies.write(f"{json.dumps(content)}\n")
@@ -90,14 +86,6 @@ def answer(model: ServedModel, bodies: list[bytes]) -> list[tuple[bytes, int]]:
         for number in rows:
             answers[number] = b"", 500
     return answers
-
-
-def _give_way() -> None:
-    """Run only while no other process wants the CPU."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):  # not on Linux, or not allowed
-        os.nice(NICE)
 
 
 if __name__ == "__main__":
