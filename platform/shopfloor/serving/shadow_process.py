@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TOGETHER = 8
+"""Copies that are answered at once."""
+REST_S = 0.001
+"""Between them: Linux moves a live thread that waits for its core to one that falls idle, and late to one that is busy
+with this process, whatever its priority. 125 copies in one go made the 99th percentile of the live answers 24 ms where
+this makes it 16, and no shadow 9."""
+
 
 def main() -> None:
     """Answer until stdin ends."""
@@ -54,14 +61,19 @@ def main() -> None:
             copies = [(request_id, length, stdin.read(length)) for request_id, length in json.loads(line)]
             if any(len(body) < length for _, length, body in copies):
                 break  # the replica was killed on the way
-            began = time.perf_counter()
-            answers = answer(model, [body for _, _, body in copies])
-            seconds = (time.perf_counter() - began) / len(copies)
-            for (request_id, _, body), (said, status) in zip(copies, answers, strict=True):
-                entry = (request_id, time.time(), model.version, "shadow", "/predict", status, status >= 500)
-                if log is not None:
-                    log.add(Prediction(*entry, seconds, body, said))
-            reply(Counter(status for _, status in answers))
+            statuses: Counter[int] = Counter()
+            for start in range(0, len(copies), TOGETHER):
+                some = copies[start : start + TOGETHER]
+                began = time.perf_counter()
+                answers = answer(model, [body for _, _, body in some])
+                seconds = (time.perf_counter() - began) / len(some)
+                for (request_id, _, body), (said, status) in zip(some, answers, strict=True):
+                    entry = (request_id, time.time(), model.version, "shadow", "/predict", status, status >= 500)
+                    if log is not None:
+                        log.add(Prediction(*entry, seconds, body, said))
+                statuses.update(status for _, status in answers)
+                time.sleep(REST_S)
+            reply(statuses)
     finally:
         if log is not None:
             log.close()
