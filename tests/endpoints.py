@@ -76,6 +76,15 @@ def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120) -> Non
     raise TimeoutError(url)
 
 
+def file_registry(directory: Path) -> tuple[str, str]:
+    """Let MLflow keep what it gets from now on in a directory; give its tracking URI, and the id of an experiment."""
+    import mlflow
+
+    uri = f"sqlite:///{directory}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    return uri, mlflow.create_experiment("models", artifact_location=str(directory / "artifacts"))
+
+
 @contextlib.contextmanager
 def serving_cluster(directory: Path):
     """Start an MLflow server and a Ray head of our own, switched as `shopfloor up` switches it; give its settings."""

@@ -12,6 +12,8 @@ from shopfloor.serving.predictors import load_model
 from shopfloor.serving.schema import BadRequest
 from shopfloor.serving.scoring import invoke
 
+from tests.endpoints import file_registry
+
 COLUMNS = ["a", "b", "c"]
 
 
@@ -22,10 +24,7 @@ def registry(tmp_path_factory):
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    directory = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{directory}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    experiment = mlflow.create_experiment("native", artifact_location=str(directory / "artifacts"))
+    uri, experiment = file_registry(tmp_path_factory.mktemp("registry"))
 
     def register(flavor, model, frame, types=("double",) * 3, **options):
         inputs = Schema([ColSpec(kind, name) for kind, name in zip(types, frame, strict=True)])

@@ -6,6 +6,8 @@ import pytest
 from shopfloor.serving import rehearsal
 from shopfloor.serving.predictors import load_model
 
+from tests.endpoints import file_registry
+
 MODEL = """
 import os, signal, sys, time
 import mlflow
@@ -29,9 +31,7 @@ def register(tmp_path_factory):
     from mlflow.types import ColSpec, Schema
 
     directory = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{directory}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    experiment = mlflow.create_experiment("rehearsal", artifact_location=str(directory / "artifacts"))
+    uri, experiment = file_registry(directory)
 
     def register(on_load: str) -> tuple[str, str, str]:
         code = directory / "model.py"

@@ -138,7 +138,7 @@ class Holding:
             return
         try:
             await self._expect()
-            # What nobody waits for is tried elsewhere first; a replica without a champion has nothing to lose.
+            # A replica that answers tries elsewhere first what comes; one without a champion has nothing to lose.
             alone = self.champion is None and version == self.assignment.champion
             self.loaded[version] = await asyncio.to_thread(
                 load_model, config.tracking_uri, config.use_case, version, None if alone else rehearsal.fetch
