@@ -16,7 +16,7 @@ def build_features(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Make the splits; `checks` is here so that nothing is built from data that the gate refused."""
-    from shopfloor.features import build
+    from shopfloor.data.features import build
     from shopfloor.settings import load_settings
 
     build(load_settings(), use_case, tables.uri, features, metrics)

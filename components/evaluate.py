@@ -17,7 +17,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> bool:
     """Return whether every gate is met."""
-    from shopfloor.evaluation import evaluate
+    from shopfloor.judging.evaluate import evaluate
     from shopfloor.settings import load_settings
 
     return evaluate(load_settings(), use_case, features.uri, model.uri, champion, evaluation, metrics)

@@ -15,7 +15,7 @@ def materialize(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Write what follows from `tables`; `online` says how much of which view, up to when."""
-    from shopfloor.materialization import materialize
+    from shopfloor.data.materialization import materialize
     from shopfloor.settings import load_settings
 
     materialize(load_settings(), use_case, tables.uri, online, metrics)

@@ -8,7 +8,7 @@ from components.base import component
 @component
 def promote(use_case: str, version: str, champion: dsl.Output[dsl.Artifact]) -> None:
     """Move the champion alias and the endpoint to `version`."""
-    from shopfloor.flows.promotion import promote
+    from shopfloor.flows.promote import promote
     from shopfloor.settings import load_settings
 
     promote(load_settings(), use_case, version, champion)

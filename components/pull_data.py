@@ -16,7 +16,7 @@ def pull_data(
     data_version: str = "",
 ) -> None:
     """Hand on the tables that `data_rev` names; they must have the hash `data_version` where one is given."""
+    from shopfloor.data.versions import pull
     from shopfloor.settings import load_settings
-    from shopfloor.versions import pull
 
     pull(load_settings(), use_case, data_rev, data_version, tables, metrics)

@@ -18,7 +18,7 @@ def register(
     model_version: dsl.Output[dsl.Artifact],
 ) -> str:
     """Return the new version; `model_version` holds the passport."""
-    from shopfloor.registry import register
+    from shopfloor.registry.register import register
     from shopfloor.settings import load_settings
 
     made_of = {"model": model, "evaluation": evaluation, "features": features, "checks": checks, "tables": tables}

@@ -8,7 +8,7 @@ from components.base import component
 @component
 def score(use_case: str, version: str, data: str, predictions: str, scored: dsl.Output[dsl.Dataset]) -> int:
     """Return how many rows were scored; `scored` says where the predictions are."""
-    from shopfloor.batch import score
+    from shopfloor.serving.batch import score
     from shopfloor.settings import load_settings
 
     return score(load_settings(), use_case, version, data, predictions, scored)

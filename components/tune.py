@@ -18,6 +18,6 @@ def tune(
 ) -> None:
     """Run `trials` trials (0: as many as the use case says); `model` is the best one's."""
     from shopfloor.settings import load_settings
-    from shopfloor.tuning import tune
+    from shopfloor.training.tuning import tune
 
     tune(load_settings(), use_case, features.uri, trials, model, search, metrics)

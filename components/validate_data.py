@@ -15,7 +15,7 @@ def validate_data(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Run Great Expectations; `checks` holds the results and the Data Docs."""
-    from shopfloor.quality import validate
+    from shopfloor.data.quality import validate
     from shopfloor.settings import load_settings
 
     validate(load_settings(), use_case, tables.uri, checks, metrics)

@@ -17,7 +17,7 @@ def verify(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Send rows of the test set to `version`; `deployment` makes it run again for each deployment."""
-    from shopfloor.serving.verify import verify
+    from shopfloor.serving.deploy.verify import verify
     from shopfloor.settings import load_settings
 
     verify(load_settings(), use_case, version, features.uri, model.uri, metrics)

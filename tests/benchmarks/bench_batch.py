@@ -23,8 +23,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost
-from shopfloor import batch, features, ray_cluster
+from shopfloor.data import features
+from shopfloor.serving import batch
 from shopfloor.settings import Settings
+from shopfloor.training import cluster as ray_cluster
 from shopfloor.use_case import load_use_case
 
 from pipelines.flight_delays.source import make_tables

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace as N
 import duckdb, feast, ibis, pandas
 import feast.infra.data_sources.mlflow, feast.infra.offline_stores.duckdb, ibis.backends.duckdb
-from shopfloor import features
+from shopfloor.data import features
 from shopfloor.settings import Settings
 tables, place = Path(sys.argv[1]), Path(tempfile.mkdtemp(dir=sys.argv[2]))
 settings = Settings(project_root=Path(sys.argv[3]), state_dir=place, artifact_root=str(place / "artifacts"),

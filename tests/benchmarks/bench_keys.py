@@ -30,8 +30,8 @@ def chain(start: int = 0):
 """
 OURS = """
 import json, sys, time
-from shopfloor import tracking
-from shopfloor.flows import submission
+from shopfloor.runs import recorder as tracking
+from shopfloor.flows import submit as submission
 from shopfloor.settings import Settings
 import mlflow, kfp.local
 settings = Settings.model_validate_json(sys.argv[1])
@@ -49,15 +49,15 @@ def submit(*given, **more):
 submit("start=100")
 first = submit("start=200")
 cached = submit("start=200")
-from shopfloor.flows.compilation import compile_pipeline
-from shopfloor.keys import component_key
+from shopfloor.pipeline.compilation import compile_pipeline
+from shopfloor.pipeline.keys import component_key
 container = compile_pipeline(settings, sys.argv[2]).ir["deploymentSpec"]["executors"]["exec-nothing"]["container"]
 command = [*container["command"], *container["args"]]
 began = time.perf_counter()
 keys = {component_key(settings, command, {"number": number}, {}, {}).key for number in range(KEYS)}
 assert len(keys) == KEYS
 seconds = time.perf_counter() - began
-from shopfloor.results import ResultStore
+from shopfloor.pipeline.results import ResultStore
 store = ResultStore(settings, lambda effect: True)
 began = time.perf_counter()
 for _ in range(100):

@@ -23,9 +23,15 @@ PLAIN = """
 import sys
 from types import SimpleNamespace
 from shopfloor.settings import load_settings
-from shopfloor import evaluation, features, quality, registry, tuning, versions
-from shopfloor.flows import promotion
-from shopfloor.serving import rollout, verify
+from shopfloor.judging import evaluate as evaluation
+from shopfloor.data import features
+from shopfloor.data import quality
+from shopfloor.registry import register as registry
+from shopfloor.training import tuning
+from shopfloor.data import versions
+from shopfloor.flows import promote as promotion
+from shopfloor.serving.deploy import rollout
+from shopfloor.serving.deploy import verify
 
 def made(name):
     return SimpleNamespace(name=name, uri="", metadata={})

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 import requests
-from shopfloor.flows.promotion import promote_version, roll_back
-from shopfloor.serving.rollout import KEEP, Traffic, deploy, endpoint
+from shopfloor.flows.promote import promote_version, roll_back
+from shopfloor.serving.deploy.rollout import KEEP, Traffic, deploy, endpoint
 from shopfloor.settings import Settings
 
 from tests.benchmarks.load import load, steady

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from shopfloor.serving import tokens
-from shopfloor.serving.rollout import deploy, endpoint
+from shopfloor.serving.deploy.rollout import deploy, endpoint
+from shopfloor.serving.replica import tokens
 from shopfloor.settings import Settings
 
 from tests.benchmarks.load import Load, load, repeat, request

@@ -17,7 +17,7 @@ TRIALS = 16
 OURS = """
 import json, sys, time
 from types import SimpleNamespace as N
-from shopfloor import tuning
+from shopfloor.training import tuning
 from shopfloor.settings import Settings
 settings = Settings.model_validate_json(sys.argv[1])
 import ray.tune, ray.tune.search.optuna, ray.train.xgboost, pandas, xgboost
@@ -31,7 +31,7 @@ import json, sys, time
 import optuna, pandas as pd, xgboost as xgb
 from pathlib import Path
 from shopfloor.settings import Settings
-from shopfloor.tuning import _space
+from shopfloor.training.tuning import _space
 from shopfloor.use_case import load_use_case
 settings = Settings.model_validate_json(sys.argv[1])
 use_case = load_use_case(settings, "flight_delays")

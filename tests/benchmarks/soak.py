@@ -26,8 +26,8 @@ from typing import Any
 
 import psutil
 import requests
-from shopfloor.serving import tokens
-from shopfloor.serving.rollout import Traffic, deploy, endpoint
+from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
+from shopfloor.serving.replica import tokens
 from shopfloor.settings import Settings
 
 from tests.benchmarks.bench_serving import ROOMY
@@ -50,7 +50,7 @@ DESCRIPTORS = 10
 """By so many a process may hold more at the end than after the warm-up: the clients come and go."""
 WATCHED = {
     "replica": f"ray::ServeReplica:{CASE}",
-    "shadow": f"{sys.executable} -m shopfloor.serving.shadow_process",
+    "shadow": f"{sys.executable} -m shopfloor.serving.beside.shadow_process",
     "proxy": "haproxy",
     "proxy's manager": "ray::HAProxyManager",
     "controller": "ray::ServeController",

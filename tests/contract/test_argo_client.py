@@ -31,8 +31,8 @@ from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow_terminate_reque
 )
 from argo_workflows.model_utils import validate_and_convert_types
 from kfp import dsl
-from shopfloor.engines import argo_client
-from shopfloor.engines.argo_engine import ArgoEngine
+from shopfloor.engines.argo import client as argo_client
+from shopfloor.engines.argo.engine import ArgoEngine
 from shopfloor.engines.base import Job
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageError
 from shopfloor.settings import ClusterSettings, Settings

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shopfloor.engines.argo.ir import UnsupportedFeature
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.errors import UsageError
+from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from kfp import dsl, kubernetes
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec import pipeline_spec_pb2
 from shopfloor.engines.base import Job
-from shopfloor.engines.kfp_engine import KfpEngine
+from shopfloor.engines.kfp.engine import KfpEngine
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import ClusterSettings, Settings
 
@@ -118,7 +118,7 @@ def test_a_step_of_the_platform_goes_through_the_content_key_and_any_other_stays
 
     container = executors["exec-ours"]["container"]
     own = [*originals["exec-ours"]["container"]["command"], *originals["exec-ours"]["container"]["args"]]
-    assert container["command"][:3] == ["python3", "-m", "shopfloor.engines.kfp_step"]
+    assert container["command"][:3] == ["python3", "-m", "shopfloor.engines.kfp.step"]
     assert container["args"] == own
     task = json.loads(base64.b64decode(container["command"][3]))
     assert task["command"] == own

@@ -13,10 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
-from shopfloor import rayjob
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError
-from shopfloor.rayjob import Workers, body, job_name
 from shopfloor.settings import ClusterSettings, Settings
+from shopfloor.training import rayjob
+from shopfloor.training.rayjob import Workers, body, job_name
 
 from tests.contract.servers import Answer, serve
 from tests.contract.test_argo_translation import strict
@@ -214,7 +214,7 @@ def test_a_cancelled_step_deletes_its_job(server):
     script = "\n".join(
         [
             "import sys",
-            "from shopfloor import rayjob",
+            "from shopfloor.training import rayjob",
             "from shopfloor.settings import Settings",
             "rayjob.POLL_S = 0.05",
             f"rayjob.run(Settings.model_validate_json(sys.argv[1]), {NAME!r}, 'x', rayjob.Workers(1, 1, 0))",

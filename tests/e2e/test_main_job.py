@@ -218,7 +218,7 @@ def test_submit_from_a_step_runs_it_and_what_follows(clone, first):
 
 
 def test_a_comment_in_the_code_runs_no_step(clone, first):
-    with (clone.root / "platform/shopfloor/evaluation.py").open("a") as file:
+    with (clone.root / "platform/shopfloor/judging/evaluate.py").open("a") as file:
         file.write("\n# Nothing that counts.\n")
 
     assert set(_states(clone.submit()).values()) == {"cached"}

@@ -1,7 +1,7 @@
 """One MLflow server and one Ray cluster for the tests that need an endpoint and leave the servers as they are."""
 
 import pytest
-from shopfloor.serving.rollout import undeploy
+from shopfloor.serving.deploy.rollout import undeploy
 
 from tests.endpoints import MODEL, serving_cluster
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shopfloor import batch
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.serving.predictors import load_model
+from shopfloor.serving import batch
+from shopfloor.serving.model.loading import load_model
 
 from tests.endpoints import USE_CASE, register_models, rows_of
 
@@ -27,7 +27,7 @@ GROUPS, ROWS = 6, 400
 SCORE = """
 import contextlib, json, sys, threading
 from types import SimpleNamespace
-from shopfloor import batch
+from shopfloor.serving import batch
 from shopfloor.settings import load_settings
 batch.ROWS_PER_PART = int(sys.argv[1])
 if sys.argv[2] == "workers":  # nobody else would be so quick
@@ -115,7 +115,7 @@ def test_a_worker_gets_a_booster_ready_made_without_mlflow_and_scikit_learn(sett
     assert model.native.portable
     (tmp_path / "model").write_bytes(pickle.dumps(batch.scoring(model)))
     code = """if True:
-        import sys; from pathlib import Path; import numpy as np; from shopfloor import batch
+        import sys; from pathlib import Path; import numpy as np; from shopfloor.serving import batch
         model = batch.Scorer(None, "", "", Path(sys.argv[1]).read_bytes())._scoring
         print(model.matrix(np.zeros((1, len(model.columns)), np.float32))[0], {"mlflow", "sklearn"} & set(sys.modules))
         import sklearn.base

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import duckdb
 import pandas as pd
 import pytest
-from shopfloor import features, quality
+from shopfloor.data import features, quality
 from shopfloor.errors import DataError
 from shopfloor.records import Checks, FeatureSet
 from shopfloor.settings import Settings

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from shopfloor import run_records, tracking
+from shopfloor.runs import index as run_records
+from shopfloor.runs import recorder as tracking
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROGRAM = """

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
-from shopfloor import golden, registry
 from shopfloor.errors import ShopfloorError
-from shopfloor.flows.promotion import promote_version
+from shopfloor.flows.promote import promote_version
+from shopfloor.judging import golden
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Trial
-from shopfloor.serving import predictors
-from shopfloor.serving.native import Native, one_of
-from shopfloor.serving.predictors import AnswersDifferently, load_model
-from shopfloor.serving.rollout import deploy, endpoint, live_versions
-from shopfloor.serving.verify import verify
+from shopfloor.registry import register as registry
+from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions
+from shopfloor.serving.deploy.verify import verify
+from shopfloor.serving.model import loading as predictors
+from shopfloor.serving.model.loading import AnswersDifferently, load_model
+from shopfloor.serving.model.native import Native, one_of
 
 from tests.endpoints import USE_CASE, Recorder, offline, post, register_models, rows_of
 from tests.integration.test_native_ways import linear

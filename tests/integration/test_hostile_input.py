@@ -18,8 +18,8 @@ import jsonschema
 import psutil
 import pytest
 import requests
-from shopfloor.serving import tokens
-from shopfloor.serving.rollout import deploy, endpoint
+from shopfloor.serving.deploy.rollout import deploy, endpoint
+from shopfloor.serving.replica import tokens
 
 from tests.endpoints import USE_CASE, post, register_models, rows_of
 

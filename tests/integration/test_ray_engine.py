@@ -15,12 +15,13 @@ import psutil
 import pytest
 import requests
 from shopfloor.engines.base import Job
-from shopfloor.engines.ray_jobs import RayEngine
+from shopfloor.engines.ray import RayEngine
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.flows import control, dispatch
-from shopfloor.flows.submission import Submission
+from shopfloor.flows import dispatch
+from shopfloor.flows import runs as control
+from shopfloor.flows.submit import Submission
+from shopfloor.runs.recorder import connect
 from shopfloor.settings import ClusterSettings, load_settings
-from shopfloor.tracking import connect
 
 from tests.endpoints import free_port
 

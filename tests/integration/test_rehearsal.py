@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from shopfloor.serving import rehearsal
-from shopfloor.serving.predictors import load_model
+from shopfloor.serving.beside import rehearsal
+from shopfloor.serving.model.loading import load_model
 
 from tests.endpoints import file_registry
 

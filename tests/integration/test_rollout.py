@@ -12,9 +12,9 @@ import time
 import pytest
 import requests
 from shopfloor.errors import UsageError
-from shopfloor.flows import canary
-from shopfloor.flows.promotion import promote_version, standing
-from shopfloor.serving.rollout import Traffic, declared_traffic, deploy, endpoint
+from shopfloor.flows import rollout as canary
+from shopfloor.flows.promote import promote_version, standing
+from shopfloor.serving.deploy.rollout import Traffic, declared_traffic, deploy, endpoint
 
 from tests.endpoints import USE_CASE, register_models, rows_of
 

@@ -16,9 +16,9 @@ import pytest
 import requests
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet
-from shopfloor.serving import tokens
-from shopfloor.serving.rollout import deploy, endpoint, introduce, live_versions, undeploy
-from shopfloor.serving.verify import verify
+from shopfloor.serving.deploy.rollout import deploy, endpoint, introduce, live_versions, undeploy
+from shopfloor.serving.deploy.verify import verify
+from shopfloor.serving.replica import tokens
 
 from tests.endpoints import (
     CASE,
@@ -419,7 +419,7 @@ def test_a_model_of_another_library_answers_rows_as_its_pyfunc_does(settings, mo
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature
-    from shopfloor.serving.predictors import load_model
+    from shopfloor.serving.model.loading import load_model
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline

@@ -10,9 +10,9 @@ from collections import Counter
 
 import psutil
 import pytest
-from shopfloor.serving import shadow as shadows
+from shopfloor.serving.beside import shadow as shadows
+from shopfloor.serving.beside.shadow import Orders, Shadow
 from shopfloor.serving.prediction_log import read_log
-from shopfloor.serving.shadow import Orders, Shadow
 
 from tests.endpoints import ROOT, offline, register_models, rows_of
 
@@ -58,7 +58,7 @@ def process():
     """Return the process that answers, or `None`."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if "shopfloor.serving.shadow_process" in child.cmdline():
+            if "shopfloor.serving.beside.shadow_process" in child.cmdline():
                 return child
     return None
 
@@ -162,7 +162,7 @@ def test_the_process_ends_when_its_replica_is_killed(model, orders):
             sys.executable,
             "-c",
             "import sys, time\n"
-            "from shopfloor.serving.shadow import Orders, Shadow\n"
+            "from shopfloor.serving.beside.shadow import Orders, Shadow\n"
             "shadow = Shadow(lambda *answers: print(*answers, flush=True))\n"
             "shadow.follow(Orders.model_validate_json(sys.argv[1]))\n"
             "shadow.offer('a', b'{}')\n"

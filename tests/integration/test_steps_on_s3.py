@@ -22,12 +22,17 @@ import pandas as pd
 import psutil
 import pytest
 from pyarrow import fs
-from shopfloor import evaluation, quality, registry, storage, tracking, tuning, versions
-from shopfloor import features as feature_build
+from shopfloor import storage
+from shopfloor.data import features as feature_build
+from shopfloor.data import quality, versions
 from shopfloor.errors import ServiceError
+from shopfloor.judging import evaluate as evaluation
+from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import FeatureSet, Search
-from shopfloor.results import ResultStore
+from shopfloor.registry import register as registry
+from shopfloor.runs import recorder as tracking
 from shopfloor.settings import Settings
+from shopfloor.training import tuning
 
 from pipelines.flight_delays.source import make_tables
 from tests.endpoints import free_port
@@ -207,7 +212,7 @@ def test_the_search_as_a_job_on_its_cluster_leaves_at_a_uri_what_it_published(pr
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "platform")])
     own = {"SHOPFLOOR_RAY_ADDRESS": "auto", "RAY_ADDRESS": ray_address, "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, "-m", "shopfloor.tuning", "flight_delays", features.uri, "2", result_uri],
+        [sys.executable, "-m", "shopfloor.training.tuning", "flight_delays", features.uri, "2", result_uri],
         env={**os.environ, **project.environment(), **own},
         capture_output=True,
         text=True,
@@ -238,7 +243,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
         """
         import sys
         from types import SimpleNamespace as N
-        from shopfloor import tuning
+        from shopfloor.training import tuning
         from shopfloor.settings import Settings
         settings = Settings.model_validate_json(sys.argv[1])
         made = [N(name=name, uri="", metadata={}) for name in ("model", "search")]

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from shopfloor.serving.applications import log_root
+from shopfloor.serving.deploy.applications import log_root
+from shopfloor.serving.deploy.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, undeploy
 from shopfloor.serving.prediction_log import read_log
-from shopfloor.serving.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, undeploy
 
 from tests.endpoints import USE_CASE, post, register_models, rows_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from shopfloor import versions
+from shopfloor.data import versions
 from shopfloor.errors import DataError, NotFoundError
 from shopfloor.settings import Settings
 

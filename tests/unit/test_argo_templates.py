@@ -7,10 +7,10 @@ from typing import Optional
 import pytest
 from google.protobuf import json_format
 from kfp import dsl, kubernetes
-from shopfloor.engines.argo.ir import UnsupportedFeature
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.argo.values import ROOT, from_input, selected
 from shopfloor.errors import UsageError
+from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import ClusterSettings, Settings
 
 IMAGE = "shopfloor/platform:0.1.0"

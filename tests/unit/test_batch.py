@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shopfloor import batch
+from shopfloor.serving import batch
 from shopfloor.settings import Settings
 
 NAN = float("nan")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import dispatch
-from shopfloor.flows.compilation import compile_pipeline, parse_parameters, run_key
-from shopfloor.flows.submission import Submission
+from shopfloor.flows.submit import Submission
+from shopfloor.pipeline.compilation import compile_pipeline, parse_parameters, run_key
 from shopfloor.settings import load_settings
 
 ROOT = Path(__file__).parents[2]

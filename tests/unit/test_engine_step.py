@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from kfp import dsl
 from shopfloor.engines.argo.translation import translate
 from shopfloor.engines.local import LocalRun, last_error
-from shopfloor.results import ResultStore
+from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import ClusterSettings, Settings
 
 PROJECT = Path(__file__).resolve().parents[2]

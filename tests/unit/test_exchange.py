@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import uvicorn
-from shopfloor.serving import exchange as exchanges
+from shopfloor.serving.replica import exchange as exchanges
 from uvicorn.protocols.http import httptools_impl
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}

@@ -2,7 +2,7 @@
 
 import pytest
 from shopfloor.errors import UsageError
-from shopfloor.gates import judge
+from shopfloor.judging.gates import judge
 from shopfloor.records import SliceResult
 from shopfloor.use_case import GatesSection
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shopfloor.keys import step_key
+from shopfloor.pipeline.keys import step_key
 from shopfloor.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-SOURCE = "\nfrom kfp import dsl\ndef tune(use_case: str):\n    from shopfloor.tuning import tune\n    tune(use_case)\n"
+SOURCE = "\nfrom kfp import dsl\ndef tune(use_case: str):\n"
+SOURCE += "    from shopfloor.training.tuning import tune\n    tune(use_case)\n"
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_the_same_things_have_the_same_key(project):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("platform/shopfloor/tuning.py", "MAX_FAILURES = 3", "MAX_FAILURES = 4"),
+        ("platform/shopfloor/training/tuning.py", "MAX_FAILURES = 3", "MAX_FAILURES = 4"),
         ("platform/shopfloor/storage.py", 'CONTENT_HASH = "content_hash"', 'CONTENT_HASH = "hash_of_content"'),
         ("pipelines/flight_delays/model.py", '"seed": 2013', '"seed": 2014'),
         ("pipelines/flight_delays/use_case.yaml", "max_rounds: 100", "max_rounds: 50"),
@@ -57,8 +58,8 @@ def test_code_search_section_and_lock_change_the_key(project, file, old, new):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("platform/shopfloor/tuning.py", "MAX_FAILURES = 3", "MAX_FAILURES  =  3  # a remark"),
-        ("platform/shopfloor/report.py", "TEMPLATE", "TEMPLATE_NAME"),
+        ("platform/shopfloor/training/tuning.py", "MAX_FAILURES = 3", "MAX_FAILURES  =  3  # a remark"),
+        ("platform/shopfloor/report/page.py", "TEMPLATE", "TEMPLATE_NAME"),
         ("pipelines/flight_delays/use_case.yaml", "roc_auc: {min: 0.70}", "roc_auc: {min: 0.71}"),
         ("pipelines/flight_delays/use_case.yaml", "trials: 16", "trials: 16  # a remark"),
     ],

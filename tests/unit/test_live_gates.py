@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 from shopfloor.errors import UsageError
-from shopfloor.gates import judge_live
-from shopfloor.live_metrics import live_numbers
+from shopfloor.judging.gates import judge_live
+from shopfloor.judging.live import live_numbers
 from shopfloor.records import LiveNumbers
 from shopfloor.use_case import LiveGates
 

@@ -3,9 +3,9 @@
 import pytest
 from shopfloor.engines.local import LocalRun
 from shopfloor.errors import UsageError
-from shopfloor.flows.compilation import compile_pipeline
-from shopfloor.flows.planning import _holds, _Unknown, plan
-from shopfloor.results import ResultStore
+from shopfloor.flows.plan import _holds, _Unknown, plan
+from shopfloor.pipeline.compilation import compile_pipeline
+from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import Settings
 
 FILE = """

@@ -4,7 +4,7 @@ import datetime as dt
 import re
 
 from shopfloor.records import Evaluation, GateResult, Search, SliceResult, StepRecord, Trial
-from shopfloor.report import RunReport, render
+from shopfloor.report.page import RunReport, render
 
 HOSTILE = "<script>alert('x')</script>&\"'$\\frac"
 

@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from shopfloor.results import ResultStore
+from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import Settings
 from shopfloor.storage import publish, stored
 

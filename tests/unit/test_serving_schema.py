@@ -6,7 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shopfloor.serving.schema import FLOAT32_MAX, BadRequest, Column, RowSchema
+from shopfloor.serving.model.row import FLOAT32_MAX, BadRequest, Column, RowSchema
 
 COLUMNS = (
     Column("hour", "long", True),

@@ -6,8 +6,8 @@ import os
 
 import pytest
 from shopfloor.errors import ConflictError, UsageError
-from shopfloor.serving import tokens
-from shopfloor.serving.tokens import Tokens, create, read, revoke
+from shopfloor.serving.replica import tokens
+from shopfloor.serving.replica.tokens import Tokens, create, read, revoke
 from typer.testing import CliRunner
 
 

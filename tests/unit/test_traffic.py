@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shopfloor.serving import prediction_log
 from shopfloor.serving.prediction_log import Feedback, Prediction, PredictionLog, read_log
-from shopfloor.serving.traffic import takes
+from shopfloor.serving.replica.traffic import takes
 from shopfloor.settings import Settings
 
 

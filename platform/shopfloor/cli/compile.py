@@ -40,7 +40,7 @@ def compile_(
     from shopfloor.cli.main import settings_from
     from shopfloor.errors import UsageError
     from shopfloor.flows import dispatch
-    from shopfloor.flows.submission import Submission
+    from shopfloor.flows.submit import Submission
 
     asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache, from_step=from_step)
     text = dispatch.manifest(settings_from(context), engine.value, asked, cron)

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def prepare(context: typer.Context, use_case: UseCaseOption, as_json: JsonOption = False) -> None:
     """Bring the tables into the workspace (pull or make them) and fill an empty DVC remote; quick when all is there."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.versions import prepare as prepare_data
+    from shopfloor.data.versions import prepare as prepare_data
 
     prepared = prepare_data(settings_from(context), use_case)
     if as_json:
@@ -40,7 +40,7 @@ def show(
 ) -> None:
     """Show the data version that a git revision names."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.versions import resolve
+    from shopfloor.data.versions import resolve
 
     version = resolve(settings_from(context), use_case, rev)
     if as_json:

@@ -25,7 +25,7 @@ def materialize(
 ) -> None:
     """Put the newest feature values of a data version into the online store; doing it again changes nothing."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.materialization import materialize_version
+    from shopfloor.data.materialization import materialize_version
 
     with render.activity(f"Materializing the features of {use_case}"):
         done = materialize_version(settings_from(context), use_case, data_rev)

@@ -10,7 +10,7 @@ import typer
 from shopfloor.cli import render
 
 if TYPE_CHECKING:
-    from shopfloor.flows.promotion import Change
+    from shopfloor.flows.promote import Change
     from shopfloor.settings import Settings
 
 ReasonOption = Annotated[str, typer.Option(help="Why, for the version's record.")]
@@ -56,8 +56,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the passport of a model version: what it was made of and how it was judged."""
-    from shopfloor import registry
-    from shopfloor.flows import promotion
+    from shopfloor.flows import promote as promotion
+    from shopfloor.registry import register as registry
 
     client = _client(context)
     name, version = _named(client, model, registry.CHAMPION)
@@ -87,7 +87,7 @@ def promote(
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
     from shopfloor.cli.main import settings_of_running_stack
-    from shopfloor.flows import promotion
+    from shopfloor.flows import promote as promotion
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
@@ -106,7 +106,7 @@ def rollback(
 ) -> None:
     """Make the champion before the present one champion again."""
     from shopfloor.cli.main import settings_of_running_stack
-    from shopfloor.flows import promotion
+    from shopfloor.flows import promote as promotion
 
     settings = settings_of_running_stack(context)
     _ask(f"The champion of {use_case} before the present one will answer all requests.", yes)
@@ -121,7 +121,8 @@ def named_version(settings: Settings, model: str) -> tuple[str, str]:
     Raises:
         NotFoundError: No version has that alias.
     """
-    from shopfloor import registry, tracking
+    from shopfloor.registry import register as registry
+    from shopfloor.runs import recorder as tracking
 
     return _named(tracking.connect(settings), model, registry.CHALLENGER)
 
@@ -144,8 +145,8 @@ def _show_change(change: Change, as_json: bool) -> None:
 
 def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
     """Return the name and the version of `model`, `model/version` or `model@alias`."""
-    from shopfloor import registry
     from shopfloor.errors import NotFoundError
+    from shopfloor.registry import register as registry
 
     name, _, version = model.partition("/")
     if version:
@@ -160,7 +161,7 @@ def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
 
 
 def _client(context: typer.Context) -> Any:
-    from shopfloor import tracking
     from shopfloor.cli.main import settings_of_running_stack
+    from shopfloor.runs import recorder as tracking
 
     return tracking.connect(settings_of_running_stack(context))

@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Show for each step whether `submit` would run or reuse it, and what changed; runs nothing."""
     from shopfloor.cli.main import settings_from
-    from shopfloor.flows import planning
+    from shopfloor.flows import plan as planning
 
     found = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step)
     if as_json:

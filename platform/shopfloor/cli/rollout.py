@@ -37,8 +37,8 @@ def deploy(
 ) -> None:
     """Load a version beside the champion, and give it its part of the requests."""
     from shopfloor.cli.main import settings_of_running_stack
-    from shopfloor.flows import canary as canaries
-    from shopfloor.serving.rollout import Traffic, endpoint
+    from shopfloor.flows import rollout as canaries
+    from shopfloor.serving.deploy.rollout import Traffic, endpoint
 
     settings = settings_of_running_stack(context)
     use_case, version = named_version(settings, model)
@@ -63,7 +63,7 @@ def status(
 ) -> None:
     """Show bound, value and verdict for the champion and the version on trial."""
     from shopfloor.cli.main import settings_of_running_stack
-    from shopfloor.flows import canary
+    from shopfloor.flows import rollout as canary
 
     found = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - _span(since))
     if as_json:
@@ -98,7 +98,7 @@ def run(
     Exit code 1 where it did not become champion.
     """
     from shopfloor.cli.main import settings_of_running_stack
-    from shopfloor.flows import canary
+    from shopfloor.flows import rollout as canary
 
     settings = settings_of_running_stack(context)
     use_case, version = named_version(settings, model)

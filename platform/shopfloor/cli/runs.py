@@ -36,7 +36,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the newest runs."""
-    from shopfloor import run_records
+    from shopfloor.runs import index as run_records
 
     _, client = _connect(context)
     runs = [_summary(run) for run in run_records.list_runs(client, use_case, limit)]
@@ -49,7 +49,7 @@ def list_(
 
 def show(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> None:
     """Show a run: outcome, parameters, metrics, steps."""
-    from shopfloor import run_records
+    from shopfloor.runs import index as run_records
 
     _, client = _connect(context)
     show_run(client, run_records.find_run(client, run_id), as_json)
@@ -57,7 +57,7 @@ def show(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> 
 
 def show_run(client: Any, run: Any, as_json: bool) -> None:
     """Print what is recorded of a run."""
-    from shopfloor import run_records
+    from shopfloor.runs import index as run_records
 
     steps = run_records.steps_of(client, run)
     if as_json:
@@ -89,8 +89,8 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what comes, until the run ends.")] = False,
 ) -> None:
     """Print what the steps of a run printed."""
-    from shopfloor import run_records
-    from shopfloor.flows import control
+    from shopfloor.flows import runs as control
+    from shopfloor.runs import index as run_records
 
     settings, client = _connect(context)
     for line in control.logs(settings, client, run_records.find_run(client, run_id), step, follow):
@@ -99,8 +99,8 @@ def logs(
 
 def stop(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> None:
     """End a run that goes on; what it finished stays finished."""
-    from shopfloor import run_records
-    from shopfloor.flows import control
+    from shopfloor.flows import runs as control
+    from shopfloor.runs import index as run_records
 
     settings, client = _connect(context)
     run = run_records.find_run(client, run_id)
@@ -114,9 +114,9 @@ def stop(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> 
 
 def retry(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_json: JsonOption = False) -> None:
     """Let a run that failed go on, with the very same parameters and in the same record."""
-    from shopfloor import run_records
     from shopfloor.cli.submit import LiveView, show_outcome
-    from shopfloor.flows import control
+    from shopfloor.flows import runs as control
+    from shopfloor.runs import index as run_records
 
     settings, client = _connect(context)
     run = run_records.find_run(client, run_id)
@@ -127,9 +127,9 @@ def retry(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_
 
 def resume(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_json: JsonOption = False) -> None:
     """Submit what a run was asked for once more: only what changed since, and what follows it, runs."""
-    from shopfloor import run_records
     from shopfloor.cli.submit import LiveView, show_outcome
-    from shopfloor.flows import control
+    from shopfloor.flows import runs as control
+    from shopfloor.runs import index as run_records
 
     settings, client = _connect(context)
     run = run_records.find_run(client, run_id)
@@ -140,9 +140,9 @@ def resume(context: typer.Context, run_id: RunId, watch: WatchOption = False, as
 
 def _connect(context: typer.Context) -> tuple[Settings, Any]:
     """Return the settings and a client of MLflow, the records of dead runs closed."""
-    from shopfloor import tracking
     from shopfloor.cli.main import settings_of_running_stack
-    from shopfloor.flows import control
+    from shopfloor.flows import runs as control
+    from shopfloor.runs import recorder as tracking
 
     settings = settings_of_running_stack(context)
     client = tracking.connect(settings)
@@ -151,7 +151,7 @@ def _connect(context: typer.Context) -> tuple[Settings, Any]:
 
 
 def _summary(run: Any) -> dict[str, Any]:
-    from shopfloor import run_records
+    from shopfloor.runs import index as run_records
 
     tags = run.data.tags
     started = dt.datetime.fromtimestamp(run.info.start_time / 1000, dt.UTC)

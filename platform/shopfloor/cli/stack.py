@@ -10,7 +10,7 @@ import typer
 from shopfloor.cli import render
 
 if TYPE_CHECKING:
-    from shopfloor.flows.promotion import Standing
+    from shopfloor.flows.promote import Standing
     from shopfloor.settings import Settings
     from shopfloor.stack.doctor import Finding
     from shopfloor.stack.lifecycle import StackStatus
@@ -60,7 +60,7 @@ def up(
     with render.activity("Looking at the stack") as tell:
         result = lifecycle.up(settings_from(context), tell, ports)
         settings = settings_from(context)
-        from shopfloor.flows.promotion import restore
+        from shopfloor.flows.promote import restore
 
         restore(settings, tell)
         if result.restore_serving:
@@ -111,7 +111,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 def _standings(settings: Settings) -> list[Standing]:
-    from shopfloor.flows.promotion import standing
+    from shopfloor.flows.promote import standing
     from shopfloor.use_case import list_use_cases
 
     return [found for name in list_use_cases(settings) if (found := standing(settings, name)) is not None]

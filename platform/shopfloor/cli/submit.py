@@ -16,7 +16,7 @@ from shopfloor.cli import render
 
 if TYPE_CHECKING:
     from shopfloor.flows.dispatch import Submitted
-    from shopfloor.flows.submission import Outcome
+    from shopfloor.flows.submit import Outcome
     from shopfloor.settings import Settings
 
 _MARKS = {
@@ -83,7 +83,7 @@ def submit(
     """
     from shopfloor.cli.main import settings_from, settings_of_running_stack
     from shopfloor.flows import dispatch
-    from shopfloor.flows.submission import Submission
+    from shopfloor.flows.submit import Submission
 
     settings = settings_from(context)
     name = engine.value if engine else settings.default_engine
@@ -142,9 +142,10 @@ def _show_submitted(outcome: Submitted) -> None:
 
 def _watch(settings: Settings, outcome: Submitted, run_id: str, as_json: bool) -> None:
     """Follow a run's log on stderr until it ends, and print how; Ctrl-C leaves the run alone."""
-    from shopfloor import run_records, tracking
     from shopfloor.cli.runs import show_run
-    from shopfloor.flows import control
+    from shopfloor.flows import runs as control
+    from shopfloor.runs import index as run_records
+    from shopfloor.runs import recorder as tracking
 
     client = tracking.connect(settings)
     render.progress(outcome.message)

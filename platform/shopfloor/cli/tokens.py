@@ -29,7 +29,7 @@ def create(
     days: Annotated[int | None, typer.Option(min=1, help="How long it counts. Default: until it is revoked.")] = None,
 ) -> None:
     """Make a token and print it, once: only its hash is kept."""
-    from shopfloor.serving import tokens
+    from shopfloor.serving.replica import tokens
 
     expires = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=days) if days else None
     render.out.print(tokens.create(_file(context), name, use_case or [], expires), markup=False, soft_wrap=True)
@@ -37,7 +37,7 @@ def create(
 
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the tokens by name: what each opens, and until when."""
-    from shopfloor.serving import tokens
+    from shopfloor.serving.replica import tokens
 
     file = _file(context)
     entries = tokens.read(file) if file.exists() else []
@@ -51,7 +51,7 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Whose token it is.")]) -> None:
     """Remove a token; the endpoints know it within a second."""
-    from shopfloor.serving import tokens
+    from shopfloor.serving.replica import tokens
 
     tokens.revoke(_file(context), name)
 

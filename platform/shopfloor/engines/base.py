@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from shopfloor.results import Outputs
+from shopfloor.pipeline.results import Outputs
 
 StepState = Literal["cached", "succeeded", "failed", "killed"]
 RunState = Literal["pending", "running", "succeeded", "gate_missed", "failed", "killed"]

@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from shopfloor import ray_cluster
 from shopfloor.engines.base import StepListener
-from shopfloor.keys import StepKey, component_key
-from shopfloor.results import Outputs, ResultStore
+from shopfloor.pipeline.keys import StepKey, component_key
+from shopfloor.pipeline.results import Outputs, ResultStore
 from shopfloor.settings import Settings
+from shopfloor.training import cluster as ray_cluster
 
 TERMINATION_GRACE_S = 5.0
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")

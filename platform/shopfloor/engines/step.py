@@ -20,8 +20,8 @@ from typing import Any
 
 from shopfloor.engines.local import last_error
 from shopfloor.errors import ServiceError, ShopfloorError
-from shopfloor.keys import component_key
-from shopfloor.results import Outputs, ResultStore, artifacts_of
+from shopfloor.pipeline.keys import component_key
+from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.settings import Settings, load_settings
 from shopfloor.storage import is_remote
 
@@ -120,7 +120,7 @@ class _Step:
     def _begin(self) -> None:
         if self._settings.run_id is None:
             return
-        from shopfloor import tracking
+        from shopfloor.runs import recorder as tracking
 
         self._client = tracking.connect(self._settings)
         with tracking.answering(self._settings):
@@ -131,7 +131,8 @@ class _Step:
     def _end(self, state: str, seconds: float, outputs: Outputs, error: str = "") -> None:
         if self._client is None or self._settings.run_id is None:
             return
-        from shopfloor import run_records, tracking
+        from shopfloor.runs import index as run_records
+        from shopfloor.runs import recorder as tracking
 
         tags = {run_records.ERROR: error[: run_records.TAG_LIMIT]} if error else {}
         log = self._output_file.parent / LOG

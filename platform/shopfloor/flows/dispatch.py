@@ -10,20 +10,21 @@ import importlib
 import shlex
 from typing import Any, Literal, cast
 
-from shopfloor import run_records, tracking
 from shopfloor.engines.base import Engine, Job
 from shopfloor.errors import ShopfloorError, UsageError
-from shopfloor.flows import submission
-from shopfloor.flows.compilation import Compiled
-from shopfloor.flows.submission import Outcome, Submission, View
+from shopfloor.flows import submit as submission
+from shopfloor.flows.submit import Outcome, Submission, View
+from shopfloor.pipeline.compilation import Compiled
 from shopfloor.records import Record
+from shopfloor.runs import index as run_records
+from shopfloor.runs import recorder as tracking
 from shopfloor.settings import Settings
 
 EngineName = Literal["local", "ray", "argo", "kfp"]
 _ENGINES = {
-    "ray": ("shopfloor.engines.ray_jobs", "RayEngine"),
-    "argo": ("shopfloor.engines.argo_engine", "ArgoEngine"),
-    "kfp": ("shopfloor.engines.kfp_engine", "KfpEngine"),
+    "ray": ("shopfloor.engines.ray", "RayEngine"),
+    "argo": ("shopfloor.engines.argo.engine", "ArgoEngine"),
+    "kfp": ("shopfloor.engines.kfp.engine", "KfpEngine"),
 }
 AT_EACH_RUN = "@champion"
 """Value of the parameter `champion` in a schedule: the version that is the champion when a run comes to it."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shopfloor.engines.argo import pods
-from shopfloor.engines.argo.ir import (
+from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant, default_of
+from shopfloor.pipeline.ir import (
     ENVELOPE_SUFFIX,
     STEP_NAME,
     Json,
@@ -18,7 +19,6 @@ from shopfloor.engines.argo.ir import (
     artifacts,
     parameters,
 )
-from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant, default_of
 from shopfloor.settings import Settings
 
 WORKSPACE_VOLUME = "kfp-workspace"

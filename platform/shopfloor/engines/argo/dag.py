@@ -11,10 +11,9 @@ import json
 import re
 from dataclasses import dataclass
 
-from shopfloor.engines.argo import executors, ir, outputs
+from shopfloor.engines.argo import executors, outputs
 from shopfloor.engines.argo.conditions import Operand, translate
 from shopfloor.engines.argo.containers import Use, retry_strategy, type_of
-from shopfloor.engines.argo.ir import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
 from shopfloor.engines.argo.launcher import PLACEHOLDER, protect
 from shopfloor.engines.argo.outputs import ITERATION
 from shopfloor.engines.argo.values import (
@@ -29,6 +28,8 @@ from shopfloor.engines.argo.values import (
     selected,
 )
 from shopfloor.errors import UsageError
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
 from shopfloor.settings import Settings
 
 

@@ -17,9 +17,9 @@ from shopfloor.engines.argo.containers import (
     type_of,
     variable,
 )
-from shopfloor.engines.argo.ir import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
 from shopfloor.engines.argo.launcher import PARAMETER
 from shopfloor.engines.argo.values import ROOT
+from shopfloor.pipeline.ir import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
 
 LAUNCHER = "shopfloor.engines.argo.launcher"
 LAUNCHER_PLACE = "/shopfloor/launcher.py"

@@ -6,7 +6,10 @@ import re
 
 from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.containers import RESTRICTED, Leaf, Use, digest, input_names, pod_template, variable
-from shopfloor.engines.argo.ir import (
+from shopfloor.engines.argo.launched import static
+from shopfloor.engines.argo.launcher import PLACEHOLDER, flatten, parts, protect
+from shopfloor.engines.argo.values import ROOT, WORKSPACE, given_inputs
+from shopfloor.pipeline.ir import (
     ENVELOPE_SUFFIX,
     STEP_NAME,
     Json,
@@ -15,9 +18,6 @@ from shopfloor.engines.argo.ir import (
     outputs,
     parameters,
 )
-from shopfloor.engines.argo.launched import static
-from shopfloor.engines.argo.launcher import PLACEHOLDER, flatten, parts, protect
-from shopfloor.engines.argo.values import ROOT, WORKSPACE, given_inputs
 
 
 def native(use: Use, container: Json, asked: pods.Pod) -> Leaf:

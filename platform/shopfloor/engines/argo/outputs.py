@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from shopfloor.engines.argo import ir
 from shopfloor.engines.argo.conditions import literal
 from shopfloor.engines.argo.containers import NO_ARTIFACT, type_of
-from shopfloor.engines.argo.ir import ENVELOPE_SUFFIX, Json, Source
 from shopfloor.engines.argo.values import default_of, from_task
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import ENVELOPE_SUFFIX, Json, Source
 
 ITERATION = "iteration"
 """Name of the one task in a loop's template."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shopfloor.engines.argo.ir import Json, UnsupportedFeature, broken
 from shopfloor.engines.argo.launcher import PLACEHOLDER, parts
+from shopfloor.pipeline.ir import Json, UnsupportedFeature, broken
 
 _NAMES = {
     "secretAsVolume": ("secretNameParameter", "secretName"),

@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from shopfloor.engines.argo.dag import Templates
-from shopfloor.engines.argo.ir import (
+from shopfloor.engines.argo.launcher import protect
+from shopfloor.engines.argo.values import constant
+from shopfloor.engines.argo.workflow import cron_workflow, settled, workflow
+from shopfloor.errors import UsageError
+from shopfloor.pipeline.ir import (
     ENVELOPE_SUFFIX,
     Json,
     Source,
@@ -19,10 +23,6 @@ from shopfloor.engines.argo.ir import (
     parameters,
     read,
 )
-from shopfloor.engines.argo.launcher import protect
-from shopfloor.engines.argo.values import constant
-from shopfloor.engines.argo.workflow import cron_workflow, settled, workflow
-from shopfloor.errors import UsageError
 from shopfloor.settings import Settings
 
 __all__ = ["UnsupportedFeature", "cron_workflow", "translate"]

@@ -1,0 +1,1 @@
+"""The Kubeflow Pipelines backend as an engine."""

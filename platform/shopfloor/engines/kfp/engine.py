@@ -1,0 +1,391 @@
+"""The `kfp` engine: a run of a Kubeflow Pipelines backend, through KFP's own client.
+
+The pipeline is sent as it was compiled, with what the profile says of the cluster added to it: the team's queue and
+priority, the settings and the secret of the platform's steps. What a pipeline says itself goes before the profile.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import io
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from shopfloor.engines.base import Job, RunState
+from shopfloor.engines.refusals import Api
+from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
+from shopfloor.settings import Settings
+
+TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_LOCAL_ONLY = {"SHOPFLOOR_PROJECT_ROOT", "SHOPFLOOR_STATE_DIR", "SHOPFLOOR_STEP_RUN_ID", "SHOPFLOOR_PUBLISHED_DIR"}
+SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""Keys of the environment secret that steps get where they exist: KFP takes no secret as a whole."""
+_STATES: dict[str, RunState] = {
+    "RUNTIME_STATE_UNSPECIFIED": "pending",
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "PAUSED": "running",
+    "CANCELING": "running",
+    "SUCCEEDED": "succeeded",
+    "SKIPPED": "succeeded",
+    "FAILED": "failed",
+    "CANCELED": "killed",
+}
+_POD = "-system-container-impl-"
+"""In the names of the pods that run components, not those that prepare for them."""
+_LOG_PATH = "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log"
+"""Not in the backend's OpenAPI document, so its client has no call for it. It cannot follow."""
+POLL_S = 5.0
+_Answer = TypeVar("_Answer")
+
+
+class KfpEngine:
+    """Runs pipelines on a Kubeflow Pipelines backend; a run is named by the backend's run id."""
+
+    name: ClassVar[str] = "kfp"
+
+    def __init__(self, settings: Settings) -> None:
+        """Use the API server at `settings.cluster.kfp_url`; nothing is asked yet."""
+        self._settings = settings
+        self._namespace = settings.cluster.namespace
+        self._api = Api(
+            "Kubeflow Pipelines API",
+            settings.cluster.kfp_url.rstrip("/"),
+            self._namespace,
+            TOKEN_VARIABLE,
+            "cluster.kfp_url",
+        )
+
+    def manifest(self, job: Job) -> str:
+        """Return, as YAML of two documents, exactly the pipeline that `submit` would send.
+
+        Raises:
+            UsageError: The pipeline is not one.
+        """
+        import yaml
+
+        ir, platforms = self._configured(job)
+        documents = [ir, platforms] if platforms else [ir]
+        return str(yaml.safe_dump_all(documents, sort_keys=True, width=120))
+
+    def submit(self, job: Job) -> str:
+        """Begin a run, or with a schedule a recurring run, and return its id.
+
+        The experiment is the use case, or the pipeline where there is none.
+
+        Raises:
+            UsageError: The backend refuses the pipeline.
+            ConflictError: The name is taken.
+            ServiceError: The backend does not answer, or refuses the token.
+        """
+        experiment = str(job.arguments.get("use_case") or job.name)
+        name = f"{job.name}-{job.run_id[:12]}" if job.run_id else job.name
+        with tempfile.TemporaryDirectory() as directory:
+            package = Path(directory) / "pipeline.yaml"
+            package.write_text(self.manifest(job), encoding="utf-8")
+            options = {
+                "job_name": name,
+                "pipeline_package_path": str(package),
+                "params": job.arguments,
+                "service_account": self._settings.cluster.service_account,
+            }
+            return str(self._answered(lambda client: self._begin(client, experiment, job, options), "create runs"))
+
+    def _begin(self, client: Any, experiment: str, job: Job, options: dict[str, Any]) -> str:
+        """Create the run or the recurring run in its experiment and return its id."""
+        experiment_id = self._experiment(client, experiment)
+        if job.cron is not None:
+            # KFP's schedules have six fields, the first for the seconds.
+            made = client.create_recurring_run(experiment_id, cron_expression=f"0 {job.cron}", **options)
+            return str(made.recurring_run_id)
+        try:
+            return str(client.run_pipeline(experiment_id, **options).run_id)
+        except _lost():
+            # The answer can be lost on the way; the name holds the id of the MLflow run.
+            found = self._find(client, experiment_id, options["job_name"]) if job.run_id else None
+            if found is None:
+                raise
+            return found
+
+    def _experiment(self, client: Any, name: str) -> str:
+        """Return the id of an experiment; makes it where there is none."""
+        import kfp_server_api
+
+        try:
+            return str(client.create_experiment(name, namespace=self._namespace).experiment_id)
+        except kfp_server_api.ApiException as error:
+            if error.status != 409:
+                raise
+            # Another submit has made it since it was looked for.
+            return str(client.get_experiment(experiment_name=name, namespace=self._namespace).experiment_id)
+
+    def _find(self, client: Any, experiment_id: str, name: str) -> str | None:
+        named = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
+        runs = client.list_runs(experiment_id=experiment_id, namespace=self._namespace, filter=json.dumps(named)).runs
+        return str(runs[0].run_id) if runs else None
+
+    def status(self, engine_run: str) -> RunState:
+        """Return how the run stands.
+
+        Raises:
+            NotFoundError: The backend has no such run.
+            ServiceError: It does not answer, or refuses the token.
+        """
+        return _state(self._answered(lambda client: client.get_run(engine_run), "get runs"))
+
+    def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
+        """Yield what the pods of the run's steps have printed; with `follow`, each step's when it has ended.
+
+        Raises:
+            NotFoundError: The backend has no such run, or no log of it; says the command that shows it.
+            ServiceError: It does not answer, or refuses the token.
+        """
+        shown: set[str] = set()
+        while True:
+            run = self._answered(lambda client: client.get_run(engine_run), "get runs")
+            going = _state(run) in {"pending", "running"}
+            for pod, task in _pods(run).items():
+                if pod in shown or step not in {None, task.display_name}:
+                    continue
+                if follow and going and _state(task) in {"pending", "running"}:
+                    continue
+                text = self._pod_log(engine_run, pod)
+                if text is not None:
+                    shown.add(pod)
+                    yield from [f"--- {task.display_name}"] if step is None else []
+                    yield from text.splitlines()
+            if not (follow and going):
+                break
+            time.sleep(POLL_S)
+        if not shown:
+            which = f"step {step!r} of run" if step else "run"
+            raise NotFoundError(
+                f"Kubeflow Pipelines has no log of {which} {engine_run}.",
+                f"Look with `kubectl logs -n {self._namespace} -l pipeline/runid={engine_run} -c main --prefix`.",
+            )
+
+    def _pod_log(self, engine_run: str, pod: str) -> str | None:
+        """Return what a pod has printed, or `None` where the backend cannot read it (any more)."""
+        import kfp_server_api
+
+        def ask(client: Any) -> Any:
+            return client._run_api.api_client.call_api(
+                _LOG_PATH,
+                "GET",
+                {"run_id": engine_run, "node_id": pod},
+                header_params={"Accept": "text/plain"},
+                auth_settings=["Bearer"],
+                response_type="str",
+                _return_http_data_only=True,
+                _preload_content=False,
+            )
+
+        def read(client: Any) -> str | None:
+            try:
+                return str(ask(client).data.decode(errors="replace"))
+            except kfp_server_api.ApiException as error:
+                if error.status in {401, 403}:
+                    raise
+                return None
+
+        return self._answered(read, "read the log of runs")
+
+    def stop(self, engine_run: str) -> None:
+        """End the run.
+
+        Raises:
+            NotFoundError: The backend has no such run.
+            ServiceError: It does not answer, or refuses the token.
+        """
+        self._answered(lambda client: client.terminate_run(engine_run), "terminate runs")
+
+    def retry(self, engine_run: str) -> str:
+        """Let the backend run again what failed, with the code that it has.
+
+        Raises:
+            NotFoundError: The backend has no such run.
+            UsageError: It has not failed.
+            ServiceError: It does not answer, or refuses the token.
+        """
+        self._answered(lambda client: client._run_api.run_service_retry_run(engine_run), "retry runs")
+        return engine_run
+
+    def _configured(self, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the pipeline and its platform configuration with what the profile adds."""
+        cluster = self._settings.cluster
+        ir, platforms = copy.deepcopy(job.ir), copy.deepcopy(job.platforms)
+        wanted = {QUEUE_LABEL: cluster.queue, PRIORITY_LABEL: cluster.priority_class}
+        labels = {name: value for name, value in wanted.items() if value}
+        executors: dict[str, Any] = ir.get("deploymentSpec", {}).get("executors", {})
+        components = {
+            component["executorLabel"]: component
+            for component in ir.get("components", {}).values()
+            if "executorLabel" in component
+        }
+        uncached = _uncached(ir)
+        for name, executor in executors.items():
+            container = executor.get("container")
+            if container is None:
+                continue
+            ours = container.get("image") == cluster.image and name in components
+            if ours:
+                self._prepare(job, components[name], container, job.use_cache and name not in uncached)
+            secret = cluster.environment_secret if ours else None
+            if labels or secret:
+                kubernetes = platforms.setdefault("platforms", {}).setdefault("kubernetes", {})
+                config = kubernetes.setdefault("deploymentSpec", {}).setdefault("executors", {}).setdefault(name, {})
+                _configure(config, labels, secret)
+        if not job.use_cache:
+            _forbid_cache(ir)
+        return ir, platforms
+
+    def _prepare(self, job: Job, component: dict[str, Any], container: dict[str, Any], cache: bool) -> None:
+        """Give a step of the platform image its settings, and put the content key in front of its command."""
+        own = [*container.get("command", []), *container.get("args", [])]
+        outputs = component.get("outputDefinitions", {})
+        said = {item["name"]: item.get("value", "") for item in container.get("env", [])}
+        task = {
+            "command": own,
+            "environment": said,
+            "cache": cache,
+            "outputs": {
+                "parameters": {name: one["parameterType"] for name, one in outputs.get("parameters", {}).items()},
+                "artifacts": {name: one.get("artifactType", {}) for name, one in outputs.get("artifacts", {}).items()},
+            },
+        }
+        if "--executor_input" in own:
+            encoded = base64.b64encode(json.dumps(task, sort_keys=True).encode()).decode()
+            container["command"] = ["python3", "-m", "shopfloor.engines.kfp.step", encoded]
+            container["args"] = own
+        values = {name: value for name, value in job.environment.items() if name not in _LOCAL_ONLY}
+        values["SHOPFLOOR_STATE_DIR"] = "/tmp/shopfloor"  # noqa: S108  of the step's own container
+        values["SHOPFLOOR_STEP"] = _step_name(component)
+        if job.run_id:
+            values["SHOPFLOOR_RUN_ID"] = job.run_id
+        container["env"] = [{"name": name, "value": value} for name, value in sorted({**values, **said}.items())]
+
+    def _answered(self, ask: Callable[[Any], _Answer], right: str) -> _Answer:
+        """Ask KFP's client, and say in one line what went wrong."""
+        import kfp_server_api
+        import urllib3
+
+        token = self._settings.cluster.token(TOKEN_VARIABLE)
+        try:
+            # The client prints links on stdout, which belongs to the command's result, and warns of its own age.
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return ask(self._client(token))
+        except kfp_server_api.ApiException as error:
+            raise self._refused(error, token, right) from error
+        except urllib3.exceptions.SSLError as error:
+            raise self._api.untrusted() from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            # urllib3 counts a refused connection among those that took too long.
+            late = isinstance(error, urllib3.exceptions.TimeoutError)
+            late = late and not isinstance(error, urllib3.exceptions.NewConnectionError)
+            raise ServiceError(*self._api.silent(self._settings.request_timeout_s if late else None)) from error
+
+    def _client(self, token: str) -> Any:
+        import requests
+        from kfp import Client
+
+        # Where this machine keeps its authorities is known to requests; KFP's client looks nowhere.
+        verify = requests.Session().merge_environment_settings(self._api.url, {}, None, None, None)["verify"]
+        client = Client(
+            host=self._api.url,
+            # Each call names the namespace. With none or "kubeflow" here, the client asks for the server's health
+            # first, for half a minute where it is refused.
+            namespace="-",
+            existing_token=token or None,
+            ssl_ca_cert=verify if isinstance(verify, str) else None,
+        )
+        rest = client._run_api.api_client.rest_client
+        ask = rest.request
+        limit_s = self._settings.request_timeout_s
+
+        def ask_in_time(*arguments: Any, **named: Any) -> Any:
+            # As a pair: the client ignores one number that is not an int, and waits without an end.
+            named["_request_timeout"] = (limit_s, limit_s)
+            return ask(*arguments, **named)
+
+        rest.request = ask_in_time
+        # It tries again by itself what may have been done already.
+        rest.pool_manager.connection_pool_kw["retries"] = False
+        return client
+
+    def _refused(self, error: Any, token: str, right: str) -> ShopfloorError:
+        try:
+            body = json.loads(error.body or "{}")
+        except (ValueError, TypeError):
+            body = None
+        return self._api.refused(
+            int(error.status or 0), body, token, right, "Another command was first; see `shopfloor runs list`."
+        )
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """Return the errors after which nobody knows whether the backend did what it was asked."""
+    import urllib3
+
+    return (urllib3.exceptions.HTTPError, OSError)
+
+
+def _state(found: Any) -> RunState:
+    return _STATES.get(str(found.state), "running")
+
+
+def _pods(run: Any) -> dict[str, Any]:
+    """Return the task of each pod that runs a component: the backend lists them as the children of the task's node."""
+    tasks = (run.run_details.task_details if run.run_details else None) or []
+    return {
+        child.pod_name: task for task in tasks for child in task.child_tasks or [] if _POD in (child.pod_name or "")
+    }
+
+
+def _configure(config: dict[str, Any], labels: dict[str, str], secret: str | None) -> None:
+    """Add labels and the secret to an executor's platform configuration; what stands there already stays."""
+    if labels:
+        metadata = config.setdefault("podMetadata", {})
+        metadata["labels"] = {**labels, **metadata.get("labels", {})}
+    if secret:
+        config.setdefault("secretAsEnv", []).append(
+            {
+                "secretName": secret,
+                "keyToEnv": [{"secretKey": key, "envVar": key} for key in SECRET_KEYS],
+                "optional": True,
+            }
+        )
+
+
+def _uncached(ir: dict[str, Any]) -> set[str]:
+    """Return the executors of tasks that are to take no stored result; tasks of one component share its executor."""
+    components = ir.get("components", {})
+    tasks = [
+        task for dag in (ir["root"], *components.values()) for task in dag.get("dag", {}).get("tasks", {}).values()
+    ]
+    return {
+        components[task["componentRef"]["name"]].get("executorLabel", "")
+        for task in tasks
+        if not task.get("cachingOptions", {}).get("enableCache")
+    }
+
+
+def _forbid_cache(ir: dict[str, Any]) -> None:
+    """Let no task of the pipeline take the backend's own cached result."""
+    dags = [ir["root"], *ir.get("components", {}).values()]
+    for dag in dags:
+        for task in dag.get("dag", {}).get("tasks", {}).values():
+            task["cachingOptions"] = {}
+
+
+def _step_name(component: dict[str, Any]) -> str:
+    return str(component["executorLabel"]).removeprefix("exec-")

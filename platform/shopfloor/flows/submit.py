@@ -1,0 +1,401 @@
+"""`submit`: one run of a pipeline from the command to its outcome, whatever happens to it on the way.
+
+Joins the compiled pipeline, the data version and the champion (resolved once, before the run), the engine, the run's
+record in MLflow and the report. A missed gate is an outcome; a failed step is one too; a service that dies is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from shopfloor.engines.base import StepState
+from shopfloor.engines.local import LocalRun
+from shopfloor.errors import NotFoundError, ShopfloorError
+from shopfloor.flows.promote import effect_holds
+from shopfloor.pipeline.compilation import Compiled, compile_pipeline, parse_parameters, require_parameters, run_key
+from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
+from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
+from shopfloor.registry import register as registry
+from shopfloor.report.page import RunReport, render
+from shopfloor.runs import index as run_records
+from shopfloor.runs import recorder as tracking
+from shopfloor.settings import Settings
+from shopfloor.storage import CONTENT_HASH, local_copy
+from shopfloor.use_case import load_use_case
+
+logger = logging.getLogger(__name__)
+
+State = Literal["succeeded", "gate_missed", "failed", "killed"]
+_FILES: dict[str, tuple[str, type[Record]]] = {
+    "data": ("data_version.json", DataVersion),
+    "checks": ("checks.json", Checks),
+    "features": ("feature_set.json", FeatureSet),
+    "search": ("search.json", Search),
+    "evaluation": ("evaluation.json", Evaluation),
+    "passport": ("passport.json", Passport),
+}
+"""What the report shows of a run, and the file beside an artifact that holds it."""
+
+
+class Submission(Record):
+    """What was asked for. It is recorded with the run, so that it can be asked for again."""
+
+    file: str
+    """Absolute path of the pipeline's file."""
+    use_case: str | None
+    given: list[str]
+    """Parameters as the user gave them, `key=value`."""
+    use_cache: bool = True
+    from_step: str | None = None
+    arguments: dict[str, Any] = {}
+    """Every parameter that was given or resolved."""
+
+
+class Outcome(Record):
+    """How a run ended."""
+
+    run_id: str
+    state: State
+    message: str
+    """One sentence."""
+    use_case: str | None
+    version: str | None
+    """The version that is the champion because of this run."""
+    metrics: dict[str, float]
+    champion: str | None
+    champion_metrics: dict[str, float]
+    endpoint: str | None
+    links: dict[str, str]
+    seconds: float
+    steps: list[StepRecord]
+
+
+class View(Protocol):
+    """Shows a run while it goes on."""
+
+    def begin(self, run_url: str, compiled: Compiled) -> None:
+        """Hear what will run."""
+        ...
+
+    def step(self, step: str, state: str, seconds: float, error: str = "") -> None:
+        """Hear of a step's new state."""
+        ...
+
+
+def submit(
+    settings: Settings,
+    file: str,
+    use_case: str | None,
+    given: list[str],
+    view: View,
+    use_cache: bool = True,
+    run_id: str | None = None,
+    from_step: str | None = None,
+) -> Outcome:
+    """Run a pipeline on the local engine to its end.
+
+    Args:
+        settings: The profile.
+        file: Pipeline file.
+        use_case: Value of the pipeline's parameter `use_case`.
+        given: Further parameters as `key=value`.
+        view: Hears what happens.
+        use_cache: Whether finished steps of earlier runs are reused.
+        run_id: MLflow run to record into: one that failed and goes on, or one that the submitter of a job made.
+        from_step: This step and what follows it run even where their results are known.
+
+    Returns:
+        The outcome, also of a run that failed or missed a gate.
+
+    Raises:
+        UsageError: The command was asked wrongly; nothing ran.
+        ServiceError: A service is down; what was finished is kept.
+        KeyboardInterrupt: The run was stopped and is marked so.
+    """
+    compiled, arguments = read(settings, file, use_case, given)
+    forced = compiled.from_step_on(from_step)
+    client = tracking.connect(settings)
+    run_records.close_dead_runs(client)
+    key = resolve(settings, client, compiled, arguments)
+
+    asked = Submission(
+        file=str(compiled.file),
+        use_case=use_case,
+        given=given,
+        use_cache=use_cache,
+        arguments=arguments,
+        from_step=from_step,
+    )
+    # A step has the run's id too, but what it submits is a run of its own.
+    run_id = run_id or (settings.run_id if settings.step_run_id is None else None)
+    tags = {} if run_id else origin(settings, key, asked)
+    name = arguments.get("use_case")
+    recorder = tracking.RunRecorder(settings, client, name, compiled.name, "local", arguments, run_id, tags)
+    run = _Run(settings, compiled, recorder, view, arguments)
+    view.begin(recorder.url, compiled)
+    local_run = LocalRun(
+        settings.model_copy(update={"run_id": recorder.run_id}),
+        run.directory,
+        ResultStore(settings, effect_holds(settings, client)),
+        run,
+        use_cache,
+        forced,
+    )
+    try:
+        # The result store asks MLflow for what steps have done: it can die between two steps too.
+        with _stoppable(), tracking.answering(settings):
+            local_run.execute(compiled.spec, arguments)
+    except KeyboardInterrupt:
+        with contextlib.suppress(ShopfloorError):
+            run.finish("killed", "Stopped by the user; submit again to go on.")
+        raise
+    except ShopfloorError as error:
+        with contextlib.suppress(ShopfloorError):
+            run.finish("failed", str(error))
+        raise
+    except BaseException as error:
+        with contextlib.suppress(ShopfloorError):
+            run.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    return run.conclude()
+
+
+def read(settings: Settings, file: str, use_case: str | None, given: list[str]) -> tuple[Compiled, dict[str, Any]]:
+    """Compile a pipeline file and check what it is to be run with; asks no service.
+
+    Returns:
+        The pipeline, and its arguments as far as they were given.
+
+    Raises:
+        UsageError: It is not a pipeline, or a parameter or the use case is wrong.
+    """
+    compiled = compile_pipeline(settings, file)
+    arguments = parse_parameters(compiled, given)
+    if use_case is not None:
+        arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
+    require_parameters(compiled, arguments)
+    if "use_case" in arguments:
+        load_use_case(settings, arguments["use_case"])
+    return compiled, arguments
+
+
+def resolve(settings: Settings, client: Any, compiled: Compiled, arguments: dict[str, Any]) -> str:
+    """Fill in the data version and the champion as they are at this moment; return the run's key."""
+    resolve_data(settings, compiled, arguments)
+    key = run_key(settings, compiled, arguments)
+    _resolve_champion(client, compiled, arguments, key)
+    return key
+
+
+def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
+    """Return the tags that say where a run comes from: its key, the code, what was asked for."""
+    commit, dirty = registry.git_state(settings.project_root)
+    return {
+        "shopfloor.run_key": key,
+        "shopfloor.profile": settings.profile,
+        "mlflow.source.git.commit": commit,
+        "shopfloor.git_dirty": str(dirty).lower(),
+        **run_records.submission_tags(asked.model_dump_json()),
+    }
+
+
+def missed_gates(evaluation: Evaluation) -> str:
+    """Return one sentence on the gates that an evaluation missed."""
+    words = "; ".join(
+        f"{gate.gate} must be {gate.bound}, is "
+        + (f"{gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else "unknown")
+        for gate in evaluation.gates
+        if not gate.passed
+    )
+    return f"Gate missed: {words}. The champion is untouched."
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM, with which an engine or `shopfloor runs stop` ends a run, do within the block what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Run:
+    """What is known of the run so far; listens to the engine."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        compiled: Compiled,
+        recorder: tracking.RunRecorder,
+        view: View,
+        arguments: dict[str, Any],
+    ) -> None:
+        self._settings = settings
+        self._compiled = compiled
+        self._recorder = recorder
+        self._view = view
+        self._arguments = arguments
+        self._started = dt.datetime.now(dt.UTC)
+        self._clock = time.monotonic()
+        self._steps = {step: StepRecord(name=step, state="pending") for step in compiled.steps}
+        self._records: dict[str, Record] = {}
+        self._version: str | None = None
+        self.directory = settings.state_dir / "runs" / recorder.run_id
+
+    def step_started(self, step: str) -> dict[str, str]:
+        step_run_id = self._recorder.step_started(step)
+        self._steps[step] = StepRecord(name=step, state="running", run_id=step_run_id)
+        self._view.step(step, "running", 0.0)
+        published = self._published(step)
+        shutil.rmtree(published, ignore_errors=True)
+        return {"SHOPFLOOR_STEP_RUN_ID": step_run_id, "SHOPFLOOR_PUBLISHED_DIR": str(published)}
+
+    def step_finished(
+        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, error: str
+    ) -> None:
+        run_id = self._steps[step].run_id if step in self._steps else None
+        self._steps[step] = StepRecord(name=step, state=state, seconds=seconds, run_id=run_id, error=error)
+        self._view.step(step, state, seconds, error)
+        self._recorder.step_finished(step, state, seconds, outputs, log, error)
+        artifacts = list(artifacts_of(outputs)) or self._left_behind(step)
+        for artifact in artifacts:
+            if CONTENT_HASH in artifact["metadata"]:
+                self._take(step, artifact)
+        self._recorder.check()
+
+    def conclude(self) -> Outcome:
+        """Close a run that went to its end, and say how it ended."""
+        evaluation = self._records.get("evaluation")
+        failed = [step for step in self._steps.values() if step.state == "failed"]
+        if failed:
+            return self.finish("failed", f"Step {failed[0].name} failed: {failed[0].error}")
+        if isinstance(evaluation, Evaluation) and not evaluation.passed:
+            return self.finish("gate_missed", missed_gates(evaluation))
+        if self._version is not None:
+            return self.finish("succeeded", f"Version {self._version} is the champion.")
+        return self.finish("succeeded", "Every step succeeded.")
+
+    def finish(self, state: State, message: str) -> Outcome:
+        """Mark what did not run, log the report and close the run's record."""
+        for step, record in self._steps.items():
+            if record.state in {"pending", "running"}:
+                self._steps[step] = record.model_copy(
+                    update={"state": "killed" if record.state == "running" else "skipped"}
+                )
+                self._view.step(step, self._steps[step].state, record.seconds)
+        evaluation = self._records.get("evaluation")
+        metrics = evaluation.metrics if isinstance(evaluation, Evaluation) else {}
+        use_case = self._arguments.get("use_case")
+        endpoint = f"{self._settings.serve_url}/{use_case}/predict" if self._version else None
+        seconds = time.monotonic() - self._clock
+        links = {"run": self._recorder.url}
+        if self._version:
+            links["model"] = f"{self._settings.tracking_uri}/#/models/{use_case}/versions/{self._version}"
+            links["api"] = f"{self._settings.serve_url}/{use_case}/docs"
+        report = RunReport(
+            run_id=self._recorder.run_id,
+            pipeline=self._compiled.name,
+            use_case=use_case,
+            engine=self._recorder.engine,
+            parameters={name: str(value) for name, value in self._arguments.items()},
+            started=self._started,
+            seconds=seconds,
+            state=state,
+            outcome=message,
+            steps=list(self._steps.values()),
+            edges=self._compiled.edges,
+            endpoint=endpoint,
+            links=links,
+            **cast(Any, {name: self._records.get(name) for name in _FILES}),
+        )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "pipeline.json").write_text(json.dumps(self._compiled.ir, indent=1), encoding="utf-8")
+        (self.directory / "report.html").write_text(render(report), encoding="utf-8")
+        self._recorder.log_artifact(self.directory / "report.html")
+        self._recorder.log_artifact(self.directory / "pipeline.json")
+        self._recorder.finish(state, message, metrics)
+        self._recorder.check()
+        return Outcome(
+            run_id=self._recorder.run_id,
+            state=state,
+            message=message,
+            use_case=use_case,
+            version=self._version,
+            metrics=metrics,
+            champion=evaluation.champion if isinstance(evaluation, Evaluation) else None,
+            champion_metrics=evaluation.champion_metrics if isinstance(evaluation, Evaluation) else {},
+            endpoint=endpoint,
+            links=links,
+            seconds=seconds,
+            steps=list(self._steps.values()),
+        )
+
+    def _take(self, step: str, artifact: dict[str, Any]) -> None:
+        """Read what the report shows of an artifact, and attach the small files to the step's run."""
+        effect = artifact["metadata"].get("effect") or {}
+        if effect.get("kind") == "champion":
+            self._version = effect["version"]
+        try:
+            directory = local_copy(self._settings, artifact["uri"])
+        except NotFoundError:
+            return
+        for name, (file, kind) in _FILES.items():
+            if (directory / file).is_file():
+                self._records[name] = kind.model_validate_json((directory / file).read_text(encoding="utf-8"))
+                self._recorder.log_artifact(directory / file, step=step)
+        if (directory / "data_docs").is_dir():
+            self._recorder.log_artifact(directory / "data_docs", "data_docs", step=step)
+
+    def _left_behind(self, step: str) -> list[dict[str, Any]]:
+        """Return what a failed step had published before it failed."""
+        return [json.loads(note.read_text(encoding="utf-8")) for note in sorted(self._published(step).glob("*.json"))]
+
+    def _published(self, step: str) -> Path:
+        return self.directory / "published" / step
+
+
+def resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -> None:
+    """Fill in the data version that `data_rev` names at this moment, so that the run's key holds the data's content."""
+    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    if "data_version" in declared and "use_case" in arguments and not arguments.get("data_version"):
+        from shopfloor.data.versions import resolve
+
+        arguments["data_version"] = resolve(settings, arguments["use_case"], arguments.get("data_rev", "")).md5
+
+
+def _resolve_champion(client: Any, compiled: Compiled, arguments: dict[str, Any], key: str) -> None:
+    """Fill in the version to compare with: the champion.
+
+    Where a run with this very key had made the champion, it is the version before: then nothing has changed.
+    """
+    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    if "champion" not in declared or "use_case" not in arguments or arguments.get("champion"):
+        return
+    model = arguments["use_case"]
+    version = registry.alias_version(client, model, registry.CHAMPION)
+    if version is not None:
+        with contextlib.suppress(NotFoundError):
+            passport = registry.read_passport(client, model, version)
+            if passport.run_key == key:
+                version = passport.champion
+    arguments["champion"] = version or ""

@@ -1,0 +1,85 @@
+"""The report of a run: one HTML document that needs nothing else, also of a run that failed half-way.
+
+Text and tables come from `report.html.j2`, where everything from the data is escaped; the pictures from `charts.py`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
+from shopfloor.report import charts
+
+TEMPLATE = "report.html.j2"
+
+
+class RunReport(Record):
+    """What a report tells; every part that the run did not reach is absent."""
+
+    run_id: str
+    pipeline: str
+    use_case: str | None
+    engine: str
+    parameters: dict[str, str]
+    started: dt.datetime
+    seconds: float
+    state: Literal["succeeded", "gate_missed", "failed", "killed"]
+    outcome: str
+    """One sentence."""
+    steps: list[StepRecord]
+    edges: list[tuple[str, str]]
+    """Which step waits for which: (before, after)."""
+    data: DataVersion | None = None
+    checks: Checks | None = None
+    features: FeatureSet | None = None
+    search: Search | None = None
+    evaluation: Evaluation | None = None
+    passport: Passport | None = None
+    endpoint: str | None = None
+    links: dict[str, str] = {}
+
+
+def render(run: RunReport) -> str:
+    """Return the report as one self-contained HTML document."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:.4g}"
+    environment.filters["size"] = lambda value: f"{value / 1024**2:.2f} MiB"
+    pictures: dict[str, Callable[[], str]] = {"dag": lambda: charts.dag(run.steps, run.edges)}
+    search, evaluation = run.search, run.evaluation
+    if search is not None and any(search.metric in trial.metrics for trial in search.trials):
+        pictures["search"] = lambda: charts.parallel_coordinates(search)
+    if evaluation is not None:
+        pictures["calibration"] = lambda: charts.calibration(evaluation)
+        if evaluation.roc_curve:
+            pictures["roc"] = lambda: charts.roc(evaluation)
+        if evaluation.importance:
+            pictures["importance"] = lambda: charts.importance(evaluation)
+        if "roc_auc" in evaluation.metrics and evaluation.slices:
+            pictures["slices"] = lambda: charts.slices(evaluation)
+    # matplotlib escapes what it writes into the SVG.
+    drawn = {name: Markup(picture()) for name, picture in pictures.items()}  # noqa: S704
+    longest = max([step.seconds for step in run.steps] or [0.0]) or 1.0
+    return environment.get_template(TEMPLATE).render(
+        run=run, pictures=drawn, longest=longest, colours=charts.COLOURS, passport=_flat(run.passport)
+    )
+
+
+def _flat(passport: Passport | None) -> list[tuple[str, str]]:
+    """Return the passport's fields as text, nested ones with a dotted name."""
+    if passport is None:
+        return []
+    rows: list[tuple[str, str]] = []
+    for name, value in passport.model_dump(mode="json", exclude={"gates", "features"}).items():
+        if isinstance(value, dict):
+            rows += [(f"{name}.{key}", str(item)) for key, item in value.items() if not isinstance(item, list)]
+        else:
+            rows.append((name, str(value)))
+    return rows

@@ -1,0 +1,230 @@
+"""What MLflow knows of runs: how a run is recorded there, found again, and closed when its process no longer can.
+
+The tags here say what MLflow has no field for: the engine and its id of the run, the state, the outcome, what was asked
+for. `recorder.py` writes a run while it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+
+from shopfloor.errors import NotFoundError
+from shopfloor.records import StepRecord
+from shopfloor.settings import Settings
+
+PARENT = "mlflow.parentRunId"
+STATE, STEP, PIPELINE, USE_CASE, ENGINE, ERROR, OUTCOME, PROCESS, SECONDS = (
+    f"shopfloor.{name}"
+    for name in ("state", "step", "pipeline", "use_case", "engine", "error", "outcome", "process", "seconds")
+)
+ENGINE_RUN = "shopfloor.engine_run"
+"""Id under which the engine knows the run."""
+ENGINE_URL = "shopfloor.engine_url"
+"""Where the engine is that has the run."""
+SUBMITTER = "shopfloor.submitter"
+"""Process that hands the run to its engine; it counts until the engine's id stands beside it."""
+SUBMISSION = "shopfloor.submission"
+"""Beginning of the tags that hold what was asked for, in pieces: a tag has a limit."""
+STATUS = {
+    "succeeded": "FINISHED",
+    "cached": "FINISHED",
+    "gate_missed": "FINISHED",
+    "skipped": "FINISHED",
+    "failed": "FAILED",
+    "killed": "KILLED",
+}
+TAG_LIMIT = 4900
+"""MLflow refuses longer tag values."""
+
+
+def create_run(
+    client: Any, use_case: str | None, pipeline: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> Any:
+    """Create the MLflow run of a pipeline's run and return it; its experiment is the use case, or the pipeline."""
+    own = {
+        PIPELINE: pipeline,
+        USE_CASE: use_case or "",
+        STATE: "running",
+        "mlflow.user": os.environ.get("USER", "unknown"),
+        "mlflow.source.name": "shopfloor submit",
+    }
+    name = f"{pipeline} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    run = client.create_run(experiment(client, use_case or pipeline), tags=own | dict(tags), run_name=name)
+    from mlflow.entities import Param
+
+    client.log_batch(run.info.run_id, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
+    return run
+
+
+def run_url(settings: Settings, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run in MLflow's own page."""
+    return f"{settings.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def this_process() -> str:
+    """Return what names this process on this machine, also after its pid was given to another one."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def find_process(run: Any) -> psutil.Process | None:
+    """Return the process that records a run; `None` where it is gone or none was recorded.
+
+    Raises:
+        NotFoundError: It is on another machine.
+    """
+    host, pid, created = _parts(run.data.tags.get(PROCESS, ""))
+    if host and host != socket.gethostname():
+        raise NotFoundError(f"Run {run.info.run_id} belongs to a process on {host}.", "Ask for it there.")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return process if abs(process.create_time() - created) < 2 else None
+    return None
+
+
+def reopen(client: Any, run: Any, tags: Mapping[str, str], forget: tuple[str, ...] = ()) -> None:
+    """Mark a run as running again, with further tags and without those to forget."""
+    from mlflow.entities import RunTag
+
+    for name in run.data.tags.keys() & set(forget):
+        client.delete_tag(run.info.run_id, name)
+    texts = {**tags, STATE: "running", OUTCOME: ""}
+    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in texts.items()])
+    client.update_run(run.info.run_id, status="RUNNING")
+
+
+def close_run(client: Any, run: Any, state: str, outcome: str) -> None:
+    """End the record of a run from outside, with the steps that still count as running."""
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}' and tags.`{STATE}` = 'running'"
+    )
+    # A step of which nobody wrote the end has not succeeded.
+    ends = [(child, state if state == "failed" else "killed") for child in children]
+    for item, end in (*ends, (run, state)):
+        client.set_tag(item.info.run_id, STATE, end)
+        client.set_terminated(item.info.run_id, STATUS[end])
+    client.set_tag(run.info.run_id, OUTCOME, outcome[:TAG_LIMIT])
+
+
+def open_runs(client: Any) -> list[Any]:
+    """Return the runs whose record says that they go on."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, f"tags.`{STATE}` = 'running' and tags.`{PIPELINE}` LIKE '%'"))
+
+
+def close_dead_runs(client: Any) -> list[str]:
+    """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps.
+
+    Returns:
+        The ids of the runs that were closed.
+    """
+    closed: list[str] = []
+    for run in open_runs(client):
+        tags = run.data.tags
+        process = tags.get(PROCESS) or ("" if ENGINE_RUN in tags else tags.get(SUBMITTER, ""))
+        if not process or _process_lives(process):
+            continue
+        close_run(client, run, "killed", "The process of the run was killed.")
+        closed.append(run.info.run_id)
+    return closed
+
+
+def submission_tags(text: str) -> dict[str, str]:
+    """Return the tags that hold what was asked for, a JSON text of any length."""
+    return {
+        f"{SUBMISSION}.{number:03}": text[start : start + TAG_LIMIT]
+        for number, start in enumerate(range(0, len(text), TAG_LIMIT))
+    }
+
+
+def submission_of(run: Any) -> str:
+    """Return what `submission_tags` recorded; empty where a run has none."""
+    return "".join(value for name, value in sorted(run.data.tags.items()) if name.startswith(f"{SUBMISSION}."))
+
+
+def list_runs(client: Any, use_case: str | None, limit: int) -> list[Any]:
+    """Return the newest runs (MLflow `Run` objects), not their steps.
+
+    Raises:
+        NotFoundError: The use case has no run.
+    """
+    experiments = [e for e in client.search_experiments() if use_case is None or e.name == use_case]
+    if use_case is not None and not experiments:
+        raise NotFoundError(f"Use case {use_case!r} has no runs.", "`shopfloor runs list` shows all runs.")
+    ids = [experiment.experiment_id for experiment in experiments]
+    return list(client.search_runs(ids, f"tags.`{PIPELINE}` LIKE '%'", max_results=limit, order_by=["start_time DESC"]))
+
+
+def find_run(client: Any, run_id: str) -> Any:
+    """Return the run of that id, or of that unique beginning of an id; `latest` is the newest.
+
+    Raises:
+        NotFoundError: There is none, or more than one.
+    """
+    runs = list_runs(client, None, 1000)
+    found = runs[:1] if run_id == "latest" else [run for run in runs if run.info.run_id.startswith(run_id)]
+    if len(found) != 1:
+        problem = "There is no run" if not found else f"{len(found)} runs begin with"
+        raise NotFoundError(f"{problem} {run_id!r}.", "`shopfloor runs list` shows the ids.")
+    return found[0]
+
+
+def steps_of(client: Any, run: Any) -> list[StepRecord]:
+    """Return the steps of a run in the order in which they began."""
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", order_by=["start_time ASC"]
+    )
+    return [
+        StepRecord.model_validate(
+            {
+                "name": child.data.tags.get(STEP, child.info.run_name),
+                "state": child.data.tags.get(STATE, "running"),
+                "seconds": float(child.data.tags.get(SECONDS, 0)),
+                "run_id": child.info.run_id,
+                "error": child.data.tags.get(ERROR, ""),
+            }
+        )
+        for child in children
+    ]
+
+
+def experiment(client: Any, name: str) -> str:
+    """Return the id of the experiment of that name, made or brought back where need be."""
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "active":
+        return str(found.experiment_id)
+    if found is not None:
+        client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name))
+    except Exception:  # somebody else created it a moment ago
+        again = client.get_experiment_by_name(name)
+        if again is None:
+            raise
+        return str(again.experiment_id)
+
+
+def _parts(process: str) -> tuple[str, int, float]:
+    """Return host, pid and start time of a recorded process; an empty host where it cannot be read."""
+    try:
+        host, pid, created = process.rsplit(" ", 2)
+        return host, int(pid), float(created)
+    except ValueError:
+        return "", 0, 0.0
+
+
+def _process_lives(text: str) -> bool:
+    """Tell whether a run's process lives; one on another machine is given the benefit of the doubt."""
+    host, pid, created = _parts(text)
+    if host != socket.gethostname():
+        return True
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(abs(psutil.Process(pid).create_time() - created) < 2)
+    return False

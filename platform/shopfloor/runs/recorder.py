@@ -1,0 +1,274 @@
+"""Every run is one MLflow run with a child for each step, so that MLflow's own page is the run list.
+
+The recorder writes in a thread of its own, in order: a step never waits for the record of the step before. When the
+server stops answering, the run is told at its next step. What a dead process left as running is closed by whoever looks
+next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shopfloor.errors import ServiceError, first_line
+from shopfloor.pipeline.results import Outputs, artifacts_of
+from shopfloor.runs.index import (
+    ENGINE,
+    ERROR,
+    OUTCOME,
+    PARENT,
+    PROCESS,
+    SECONDS,
+    STATE,
+    STATUS,
+    STEP,
+    TAG_LIMIT,
+    create_run,
+    reopen,
+    run_url,
+    steps_of,
+    this_process,
+)
+from shopfloor.runs.mlflow import import_mlflow
+from shopfloor.settings import Settings
+
+
+def connect(settings: Settings) -> Any:
+    """Return an `MlflowClient` of the tracking server, after a quick look whether it answers.
+
+    Raises:
+        ServiceError: It does not.
+    """
+    import requests
+
+    try:
+        requests.get(f"{settings.tracking_uri}/health", timeout=5).raise_for_status()
+    except (requests.RequestException, ValueError) as error:
+        remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
+        raise ServiceError(f"The MLflow server {settings.tracking_uri} does not answer.", remedy) from error
+    return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+
+
+@contextlib.contextmanager
+def answering(settings: Settings) -> Iterator[None]:
+    """Turn the exceptions of a tracking server that stopped answering within the block into one line.
+
+    Raises:
+        ServiceError: It stopped.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        raise _stopped_answering(settings, error) from error
+
+
+def _stopped_answering(settings: Settings, error: Exception) -> ServiceError:
+    return ServiceError(
+        f"The MLflow server {settings.tracking_uri} stopped answering: {first_line(error, 200)}.",
+        "Start it (shopfloor up) and submit again: finished steps are kept.",
+    )
+
+
+class RunRecorder:
+    """Writes one run and its steps to MLflow."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: Any,
+        use_case: str | None,
+        pipeline: str,
+        engine: str,
+        params: Mapping[str, Any],
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Create the run, or go on with one.
+
+        Args:
+            settings: Say where the server is.
+            client: From `connect`.
+            use_case: Names the experiment; without one the pipeline does.
+            pipeline: Name of the pipeline.
+            engine: Name of the engine.
+            params: Arguments of the pipeline.
+            run_id: A run that was created for this one to record into; its own engine, parameters and tags stay.
+            tags: Further tags of a new run.
+        """
+        self._settings = settings
+        self._client = client
+        self._steps: dict[str, str] = {}
+        if run_id is None:
+            own = {ENGINE: engine, PROCESS: this_process()}
+            run = create_run(client, use_case, pipeline, params, own | dict(tags or {}))
+        else:
+            run = client.get_run(run_id)
+            reopen(client, run, {PROCESS: this_process()})
+            self._steps = {record.name: record.run_id for record in steps_of(client, run) if record.run_id}
+        self.run_id: str = run.info.run_id
+        self._experiment_id: str = run.info.experiment_id
+        self.engine: str = run.data.tags.get(ENGINE, engine)
+        self._earlier = frozenset(self._steps)
+        self.failure: Exception | None = None
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="run-recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Address of the run in MLflow's own page."""
+        return run_url(self._settings, self._experiment_id, self.run_id)
+
+    def step_started(self, step: str) -> str:
+        """Create the step's run and return its id.
+
+        Raises:
+            ServiceError: The server stopped answering.
+        """
+        self.check()
+        try:
+            self._steps[step] = self._create_step(step)
+        except Exception as error:
+            self.failure = error
+            self.check()
+        return self._steps[step]
+
+    def step_finished(
+        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str
+    ) -> None:
+        """Write how a step ended: its numbers, its log, its error."""
+        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, error))
+
+    def log_artifact(self, local: Path, folder: str | None = None, step: str | None = None) -> None:
+        """Attach a file or a directory to the run, or to a step's run."""
+
+        def write() -> None:
+            run_id = self._steps.get(step, self.run_id) if step else self.run_id
+            if local.is_dir():
+                self._client.log_artifacts(run_id, str(local), folder)
+            else:
+                self._client.log_artifact(run_id, str(local), folder)
+
+        self._queue.put(write)
+
+    def finish(self, state: str, outcome: str, metrics: Mapping[str, float]) -> None:
+        """Close the run: every step that still counts as running ends with it."""
+
+        def write() -> None:
+            self._log(
+                self.run_id, metrics, {STATE: state, OUTCOME: outcome[:TAG_LIMIT], "mlflow.note.content": outcome}
+            )
+            self._client.set_terminated(self.run_id, STATUS[state])
+
+        self._queue.put(write)
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until all is written; the recorder takes nothing more."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def check(self) -> None:
+        """Say when the server stopped answering.
+
+        Raises:
+            ServiceError: A record could not be written.
+        """
+        if self.failure is not None:
+            raise _stopped_answering(self._settings, self.failure) from self.failure
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            if self.failure is None:
+                try:
+                    job()
+                except Exception as error:  # kept, and raised at the run's next step
+                    self.failure = error
+
+    def _create_step(self, step: str) -> str:
+        if step in self._earlier:  # an attempt before this one left it
+            self._client.update_run(self._steps[step], status="RUNNING")
+            self._log(self._steps[step], {}, {STATE: "running", ERROR: ""})
+            return self._steps[step]
+        return create_step(self._client, self._experiment_id, self.run_id, step)
+
+    def _finish_step(
+        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str
+    ) -> None:
+        run_id = self._steps.get(step) or self._create_step(step)
+        self._steps[step] = run_id
+        tags = {ERROR: error[:TAG_LIMIT]} if error or step in self._earlier else {}
+        finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
+
+    def _log(self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        _log(self._client, run_id, metrics, tags)
+
+
+def create_step(client: Any, experiment_id: str, run_id: str, step: str) -> str:
+    """Create the MLflow run of a step of the run `run_id`, and return its id."""
+    tags = {PARENT: run_id, STEP: step, STATE: "running", "mlflow.source.name": "shopfloor submit"}
+    return str(client.create_run(experiment_id, tags=tags, run_name=step).info.run_id)
+
+
+def finish_step(
+    client: Any,
+    run_id: str,
+    step_run_id: str,
+    step: str,
+    state: str,
+    seconds: float,
+    outputs: Outputs,
+    log: Path | None,
+    tags: Mapping[str, str],
+) -> None:
+    """Write how a step ended to its MLflow run, and its numbers to the run's too.
+
+    Args:
+        client: From `connect`.
+        run_id: The run.
+        step_run_id: The step's own.
+        step: Name of the step.
+        state: How it ended.
+        seconds: How long it took.
+        outputs: What it made.
+        log: File with what it printed.
+        tags: Further tags of the step's run.
+    """
+    numbers: dict[str, float] = {"seconds": seconds}
+    for artifact in artifacts_of(outputs):
+        if artifact["type"].get("schemaTitle") == "system.Metrics":
+            numbers |= {
+                name: float(value)
+                for name, value in artifact["metadata"].items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+    _log(client, step_run_id, numbers, {STATE: state, SECONDS: f"{seconds:.2f}", **tags})
+    own = {name: value for name, value in numbers.items() if name != "seconds"}
+    if own:
+        _log(client, run_id, {f"{step}.{name}": value for name, value in own.items()}, {})
+    if log is not None and log.is_file():
+        client.log_artifact(step_run_id, str(log))
+    client.set_terminated(step_run_id, STATUS[state])
+
+
+def _log(client: Any, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    from mlflow.entities import Metric, RunTag
+
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+
+
+def _metric_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in name)

@@ -1,0 +1,1 @@
+"""A registered version that answers: loading it, rows in and predictions out."""

@@ -1,0 +1,299 @@
+"""A registered model, loaded and warm: what turns checked rows into an answer.
+
+Rows skip the DataFrame where the library behind the model has a quick way in, and only where that way gives the same
+answer as the model's pyfunc flavour on the model's own example, and the offline answers to the golden requests that the
+version brings. Whatever has no quick way answers through pyfunc.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shopfloor.errors import first_line
+from shopfloor.judging import golden
+from shopfloor.judging.golden import TOLERANCE, Golden, difference
+from shopfloor.serving.model.native import Matrix, Native, Predictor, in_single_precision, native, one_of
+from shopfloor.serving.model.row import BadRequest, Column, NoRowSchema, RowSchema, Value, columns_of
+from shopfloor.serving.model.rows import ManyRows
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+
+logger = logging.getLogger(__name__)
+
+
+class Unanswerable(BadRequest):
+    """The row is as it must be, and the model refuses it all the same."""
+
+
+class AnswersDifferently(Exception):
+    """A loaded version does not answer its golden requests as its model did offline."""
+
+
+Many = Callable[[list[list[Value]]], list[Any]]
+"""Takes rows, returns a prediction for each; may be called in any thread."""
+
+Fetch = Callable[[str, str, str, Path], Path]
+"""Takes tracking URI, name, version and an empty directory for its files; returns where in it the model lies."""
+
+_to_json = json.JSONEncoder(allow_nan=False).encode
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version of a model, ready to answer."""
+
+    name: str
+    version: str
+    pyfunc: PyFuncModel
+    rows: RowSchema | None
+    """`None` where the signature does not describe rows; `reason` says why."""
+    reason: str
+    example: dict[str, Value]
+    predictor: Predictor
+    many: Many
+    native: Native | None
+    """How rows skip the DataFrame, where they do."""
+    many_rows: ManyRows | None
+    """Checks many rows at once, where they do."""
+
+    def parse(self, body: bytes) -> list[Value]:
+        """Return the values of the JSON object of one row.
+
+        Raises:
+            BadRequest: The body is not a row of this model.
+        """
+        if self.rows is None:
+            raise BadRequest(422, f"Version {self.version} answers /invocations only: {self.reason}.")
+        return self.rows.parse(body)
+
+    def predict(self, body: bytes) -> bytes:
+        """Answer the JSON object of one row.
+
+        Raises:
+            BadRequest: The body is not a row that the model can answer.
+        """
+        values = self.parse(body)
+        try:
+            return self.answer(self.predictor(values))
+        except Exception as error:
+            raise self.unanswerable(error) from error
+
+    def answer(self, prediction: Any, inputs: dict[str, Any] | None = None) -> bytes:
+        """Return the body of an answer, with what the model was given where that was asked for.
+
+        Raises:
+            ValueError: JSON cannot hold the prediction.
+        """
+        text = _to_json(prediction)
+        more = f',"inputs":{_to_json(inputs)}' if inputs is not None else ""
+        return f'{{"prediction":{text},"model":"{self.name}","version":"{self.version}"{more}}}'.encode()
+
+    def unanswerable(self, error: Exception) -> Unanswerable:
+        """Return what a client is told when the model's library fails with `error`."""
+        logger.warning("version %s refused a row", self.version, exc_info=error)
+        return Unanswerable(422, f"The model cannot answer this row: {first_line(error)}.")
+
+
+def load_model(tracking_uri: str, name: str, version: str, fetch: Fetch | None = None) -> ServedModel:
+    """Fetch a version from the MLflow registry, load it and ask it its example and its golden requests once.
+
+    Args:
+        tracking_uri: MLflow's server, the registry of the models too.
+        name: Registered model.
+        version: A version number.
+        fetch: What brings its files here; `None` is `download`.
+
+    Raises:
+        AnswersDifferently: It is not the model that was judged, or does not answer as that did.
+        Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
+    """
+    fetched = tempfile.mkdtemp(prefix="shopfloor-model-")
+    try:
+        model = prepare(name, version, (fetch or download)(tracking_uri, name, version, Path(fetched)))
+    except BaseException:
+        shutil.rmtree(fetched, ignore_errors=True)
+        raise
+    # A model may read its files when it is asked: they go when it does.
+    weakref.finalize(model.pyfunc, shutil.rmtree, fetched, ignore_errors=True)
+    return model
+
+
+def download(tracking_uri: str, name: str, version: str, directory: Path) -> Path:
+    """Copy a version from the MLflow registry under `directory`, and return the model's own directory there.
+
+    Raises:
+        MlflowException: The version is not there, or MLflow does not answer.
+    """
+    import mlflow
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+
+    mlflow.set_tracking_uri(tracking_uri)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # nobody looks on
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(directory)))
+
+
+def prepare(name: str, version: str, directory: Path) -> ServedModel:
+    """Return the model in a directory as one that is ready to answer, and has answered its example and golden requests.
+
+    Raises:
+        AnswersDifferently: As in `load_model`.
+    """
+    import mlflow
+
+    pyfunc = mlflow.pyfunc.load_model(str(directory))
+    try:
+        columns = columns_of(pyfunc.metadata.signature)
+    except NoRowSchema as error:
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, None)
+    rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
+    example = rows.example(_first_row(pyfunc.input_example))
+    values = list(example.values())
+    through_pyfunc = _pyfunc_rows(pyfunc, columns)
+    expected = through_pyfunc([values])[0]
+    requests = golden.read(directory)
+    way = _quick_way(pyfunc, columns, directory, values, expected)
+    if way is not None and requests is not None:
+        try:
+            _require_offline_answers(requests, rows, way.one, _many(way.matrix))
+        except AnswersDifferently as error:
+            logger.warning("no quick way into %s version %s: %s", name, version, error)
+            way = None
+    if way is None:
+        predictor, many = _one(through_pyfunc), through_pyfunc
+        if requests is not None:
+            _require_offline_answers(requests, rows, predictor, many)
+    else:
+        predictor, many = way.one, _many(way.matrix)
+    logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
+    return ServedModel(
+        name, version, pyfunc, rows, "", example, predictor, many, way, ManyRows(rows) if way is not None else None
+    )
+
+
+def answers_of(output: Any) -> Any:
+    """Return what a model's pyfunc answers, an item a row.
+
+    MLflow lets some libraries answer with a frame. One column is a prediction a row, columns without names are a list a
+    row, and named ones an object a row.
+    """
+    import pandas as pd
+
+    if not isinstance(output, pd.DataFrame):
+        return output
+    if output.shape[1] == 1:
+        return output.iloc[:, 0].to_numpy()
+    return output.to_numpy() if isinstance(output.columns, pd.RangeIndex) else output.to_dict("records")
+
+
+def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor, many: Many) -> None:
+    """Ask golden requests one by one and all at once.
+
+    Raises:
+        AnswersDifferently: One is refused, or answered otherwise than offline; says which.
+    """
+
+    def refused(number: int | str, error: Exception) -> AnswersDifferently:
+        return AnswersDifferently(f"golden row {number} is refused: {first_line(error)}")
+
+    parsed, answers = [], []
+    for number, row in enumerate(requests.rows):
+        try:
+            parsed.append(schema.parse(json.dumps(row).encode()))
+            answers.append(one(parsed[-1]))
+        except Exception as error:
+            raise refused(number, error) from error
+    try:
+        together = many(parsed)
+    except Exception as error:
+        raise refused(f"0 to {len(parsed) - 1} at once", error) from error
+    if len(together) != len(parsed):
+        raise AnswersDifferently(f"{len(together)} predictions answer {len(parsed)} golden rows at once")
+    for number, expected in enumerate(requests.predictions):
+        for answer in (answers[number], together[number]):
+            apart = difference(answer, expected)
+            if apart > TOLERANCE:
+                raise AnswersDifferently(
+                    f"golden row {number} is answered {_short(answer)}, and was {_short(expected)} offline "
+                    f"(difference {apart:.3g}, at most {TOLERANCE:g}): {_short(requests.rows[number])}"
+                )
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:500]
+
+
+def _many(matrix: Matrix) -> Many:
+    import numpy as np
+
+    def predict_rows(rows: list[list[Value]]) -> list[Any]:
+        return list(matrix(np.array(rows, dtype=np.float64)).tolist())
+
+    return predict_rows
+
+
+def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
+    import pandas as pd
+    from mlflow.utils.proto_json_utils import _get_jsonable_obj
+
+    dtypes = dict(
+        zip((column.name for column in columns), pyfunc.metadata.get_input_schema().pandas_types(), strict=True)
+    )
+
+    def series(column: Column, values: list[Value]) -> pd.Series:
+        if any(value is None for value in values):
+            absent = math.nan if column.type in {"float", "double"} else None
+            return pd.Series([absent if value is None else value for value in values])
+        return pd.Series(values) if column.type == "datetime" else pd.Series(values, dtype=dtypes[column.name])
+
+    def predict_rows(rows: list[list[Value]]) -> list[Any]:
+        by_column = zip(*rows, strict=True)
+        frame = pd.DataFrame(
+            {column.name: series(column, list(values)) for column, values in zip(columns, by_column, strict=True)}
+        )
+        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame)), pandas_orient="records")
+        if len(answers) != len(rows):
+            raise ValueError(f"the model answers {len(answers)} predictions to {len(rows)} rows")
+        return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
+
+    return predict_rows
+
+
+def _one(many: Many) -> Predictor:
+    return lambda values: many([values])[0]
+
+
+def _quick_way(
+    pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path, values: list[Value], expected: Any
+) -> Native | None:
+    """Return the quick way into a model, where there is one and it answers the example as pyfunc does."""
+    try:
+        way = native(pyfunc, columns, directory)
+        if way is None or any(difference(one(values), expected) > TOLERANCE for one in (way.one, one_of(way.matrix))):
+            return None
+        return way
+    except Exception:  # whatever a library says to a model that it cannot answer: pyfunc can
+        logger.info("no quick way into this model", exc_info=True)
+        return None
+
+
+def _unanswered(values: Any) -> Any:
+    raise AssertionError("a model without rows answers no row")
+
+
+def _first_row(example: Any) -> dict[str, Any] | None:
+    """Return the first row of an input example, where it has named columns."""
+    import pandas as pd
+
+    if isinstance(example, pd.DataFrame) and len(example):
+        return {str(name): example[name].iloc[0] for name in example.columns}
+    return example if isinstance(example, dict) else None

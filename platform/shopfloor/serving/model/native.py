@@ -1,0 +1,232 @@
+"""Quick ways into a model: rows of numbers straight to the library that made it, without a DataFrame on the way.
+
+Each is a function of a matrix, which a single row, a batch of a replica, a scoring request of many rows and a part of a
+batch run all go through. `loading.py` takes one only where it answers the model's own example as pyfunc does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shopfloor.serving.model.row import Column, Value
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow.pyfunc import PyFuncModel
+
+Matrix = Callable[["np.ndarray"], "np.ndarray"]
+"""Takes rows x columns, NaN where a value is missing; returns an array whose items are the rows' predictions."""
+Predictor = Callable[[list[Value]], Any]
+"""Takes a row's values in column order, returns what JSON can hold: a number, a text or a list of them."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """How a model's library answers rows of numbers."""
+
+    matrix: Matrix
+    """May be called by several threads at once."""
+    one: Predictor
+    """Of one row, in the thread that answers requests."""
+    single_precision: bool = False
+    """A matrix of 32 bits is enough: the library makes one of any other."""
+    portable: bool = False
+    """`matrix` can be pickled, and needs nothing but its library where it is loaded again."""
+    record: Callable[[Any], dict[str, Any]] | None = None
+    """Makes of a prediction the record that MLflow answers instead, where it wraps the library in a frame."""
+
+    def as_mlflow(self, rows: np.ndarray) -> list[Any]:
+        """Return the predictions of rows in the form in which MLflow's scoring server answers them."""
+        answers: list[Any] = self.matrix(rows).tolist()
+        return [self.record(answer) for answer in answers] if self.record else answers
+
+
+def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) -> Native | None:
+    """Return the quick way into a model, where its library has one and all of its columns are numbers.
+
+    Args:
+        pyfunc: The model as MLflow loads it.
+        columns: Its inputs.
+        directory: Where MLflow put its files.
+    """
+    try:
+        raw = pyfunc.get_raw_model()
+    except NotImplementedError:
+        return None
+    if any(column.type in {"string", "datetime"} for column in columns):
+        return None
+    flavors = pyfunc.metadata.flavors
+    if is_booster(pyfunc):
+        return _booster(raw, columns)
+    if "onnx" in flavors:
+        return _onnx(raw, columns, directory / flavors["onnx"]["data"])
+    if "pytorch" in flavors:
+        return _pytorch(raw)
+    function = flavors["python_function"].get("predict_fn", "predict")
+    if "sklearn" in flavors and hasattr(raw, function):
+        matrix = _sklearn(getattr(raw, function))
+        return Native(matrix, one_of(matrix))
+    return None
+
+
+def is_booster(pyfunc: PyFuncModel) -> bool:
+    """Tell whether the model is a booster of XGBoost."""
+    return "xgboost" in pyfunc.metadata.flavors and type(pyfunc.get_raw_model()).__name__ == "Booster"
+
+
+def in_single_precision(pyfunc: PyFuncModel) -> bool:
+    """Tell whether the model computes in 32 bits, whichever way its rows come in."""
+    if "onnx" in pyfunc.metadata.flavors:
+        return any(one.type == "tensor(float)" for one in pyfunc.get_raw_model().get_inputs())
+    return "pytorch" in pyfunc.metadata.flavors or is_booster(pyfunc)
+
+
+def one_of(matrix: Matrix) -> Predictor:
+    """Return the predictor of one row that asks for a matrix of one row."""
+    import numpy as np
+
+    def predict(values: list[Value]) -> Any:
+        return matrix(np.array([values], dtype=np.float64)).tolist()[0]
+
+    return predict
+
+
+def _booster(raw: Any, columns: tuple[Column, ...]) -> Native | None:
+    """Return the way into an XGBoost booster, where its features are the columns, in order."""
+    if raw.feature_names not in (None, [column.name for column in columns]):
+        return None
+
+    def copy() -> Any:
+        # Threads help a batch of one client, and hurt the single rows and the other batches beside it.
+        booster = raw.copy()
+        booster.set_param({"nthread": 1})
+        return booster
+
+    matrix = functools.partial(copy().inplace_predict, validate_features=False)
+    one = one_of(matrix)
+    several = isinstance(one([0.0] * len(columns)), list)
+    row = one if several else _BoosterRow(copy(), len(columns))
+    return Native(matrix, row, single_precision=True, portable=True)
+
+
+class _BoosterRow:
+    """One row in, one number out, through XGBoost's C function; not to be called by two threads at a time.
+
+    Half of what `Booster.inplace_predict` costs for one row is spent describing its arrays in JSON. Here they are
+    always the same arrays, and described once.
+    """
+
+    def __init__(self, booster: Any, columns: int) -> None:
+        import ctypes
+
+        import numpy as np
+        from xgboost.core import _LIB
+
+        self._library = _LIB
+        self._booster = booster  # owns what its handle points at
+        self._row: Any = np.zeros((1, columns), dtype=np.float64)
+        self._predictions = ctypes.POINTER(ctypes.c_float)()
+        self._shape, self._dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
+        options = {
+            "type": 0,
+            "training": False,
+            "iteration_begin": 0,
+            "iteration_end": 0,
+            "missing": math.nan,
+            "strict_shape": False,
+            "cache_id": 0,
+        }
+        self._arguments = (
+            booster.handle,
+            json.dumps(self._row.__array_interface__).encode(),
+            json.dumps(options).encode(),
+            ctypes.c_void_p(),
+            ctypes.byref(self._shape),
+            ctypes.byref(self._dimensions),
+            ctypes.byref(self._predictions),
+        )
+
+    def __call__(self, values: list[Value]) -> float:
+        self._row[0] = values  # None becomes NaN, a missing value; XGBoost makes 32 bits of it, as in a DMatrix
+        if self._library.XGBoosterPredictFromDense(*self._arguments):
+            raise ValueError(self._library.XGBGetLastError().decode())
+        return float(self._predictions[0])
+
+
+def _sklearn(function: Callable[[Any], Any]) -> Matrix:
+    def matrix(rows: np.ndarray) -> Any:
+        with warnings.catch_warnings():  # the columns stand in the order of the signature, their names are not needed
+            warnings.simplefilter("ignore", UserWarning)
+            return function(rows)
+
+    return matrix
+
+
+_ONNX_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+"""Others stay with pyfunc: a matrix of floating point numbers holds no large integer, and no missing one."""
+
+
+def _onnx(session: Any, columns: tuple[Column, ...], file: Path) -> Native | None:
+    """Return the way into an ONNX graph: one input takes the whole matrix, several take a column each, by name."""
+    import numpy as np
+    import onnxruntime
+
+    inputs = [(one.name, _ONNX_TYPES.get(one.type)) for one in session.get_inputs()]
+    outputs = [one.name for one in session.get_outputs()]
+    position = {column.name: index for index, column in enumerate(columns)}
+    kinds = {kind for _, kind in inputs}
+    if None in kinds or len(kinds) > 1 or not (len(inputs) == 1 or all(name in position for name, _ in inputs)):
+        return None
+    options, settings = session.get_session_options(), session.get_provider_options()
+    # Threads help one batch and hurt what is answered beside it, as with a booster; a session keeps what it began with.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    alone = onnxruntime.InferenceSession(str(file), options, list(settings), list(settings.values()))
+
+    def feed(rows: np.ndarray) -> dict[str, Any]:
+        if len(inputs) == 1:
+            [(name, kind)] = inputs
+            return {name: np.ascontiguousarray(rows, dtype=kind)}
+        return {name: np.ascontiguousarray(rows[:, position[name]], dtype=kind) for name, kind in inputs}
+
+    def matrix(rows: np.ndarray) -> Any:
+        # An output may be a list, or a column; one that is not a value a row has another size, and fails here.
+        answers = [np.asarray(answer).reshape(len(rows)) for answer in alone.run(outputs, feed(rows))]
+        if len(answers) == 1:
+            return answers[0]
+        by_name = np.empty(len(rows), dtype=object)
+        by_row = zip(*(answer.tolist() for answer in answers), strict=True)
+        by_name[:] = [dict(zip(outputs, row, strict=True)) for row in by_row]
+        return by_name
+
+    def record(prediction: Any) -> dict[str, Any]:
+        return {outputs[0]: prediction} if len(outputs) == 1 else dict(prediction)
+
+    return Native(matrix, one_of(matrix), single_precision=kinds == {"float32"}, record=record)
+
+
+def _pytorch(module: Any) -> Native:
+    """Return the way into a PyTorch module, which MLflow has put into evaluation mode and onto its device."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)  # of this process, a replica or a batch worker; PyTorch has no such setting for a module
+    weight = next(module.parameters(), None)
+    device = "cpu" if weight is None else weight.device
+
+    def matrix(rows: np.ndarray) -> Any:
+        with torch.no_grad():  # the tensor shares the array's memory, which must be its own
+            answers = module(torch.from_numpy(rows.astype(np.float32)).to(device)).cpu().numpy()
+        return answers.reshape(len(rows)) if answers.shape[1:] == (1,) else answers
+
+    def record(prediction: Any) -> dict[str, Any]:
+        columns = prediction if isinstance(prediction, list) else [prediction]
+        return {str(number): value for number, value in enumerate(columns)}
+
+    return Native(matrix, one_of(matrix), single_precision=True, record=record)

@@ -1,0 +1,1 @@
+"""Features that are looked up while a request waits."""

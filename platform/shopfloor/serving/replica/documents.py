@@ -1,0 +1,260 @@
+"""What the endpoint says about itself: its OpenAPI document, and a page that shows it without reaching the internet."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from shopfloor.serving.model.loading import ServedModel
+from shopfloor.serving.online.features import AskedSchema
+from shopfloor.serving.protocols import open_inference
+from shopfloor.serving.replica import feedback
+from shopfloor.serving.replica.http import VERSION_HEADER
+
+_PROBLEM = {
+    "type": "object",
+    "required": ["message"],
+    "properties": {
+        "message": {"type": "string"},
+        "fields": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"field": {"type": "string"}, "problem": {"type": "string"}},
+            },
+        },
+    },
+}
+_INFERENCE_PROBLEM = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}, "fields": _PROBLEM["properties"]["fields"]},  # type: ignore[index]
+}
+_REFUSALS = {
+    "400": "The body is not JSON, or not one of the formats.",
+    "401": "The endpoint asks for a bearer token, and none that counts was sent.",
+    "404": "The version asked for is not loaded.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large, or holds too many rows.",
+    "415": "The content type is none that is understood.",
+    "422": "A field is missing, unknown or wrong; `fields` names it.",
+    "503": "No champion is loaded, or the replica has too many requests; come back after `Retry-After` seconds.",
+    "504": "The model did not answer in time.",
+}
+_AT_THE_DOOR = {"401", "408", "503", "504"}
+"""Said of every request, in the endpoint's own form, before the Open Inference Protocol has its word."""
+
+
+def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the endpoint while `model` answers.
+
+    Args:
+        model: The version whose inputs are described.
+        prefix: Path of the use case, without a slash at its end.
+        asked: What a row may be instead, where features are looked up.
+    """
+    row = model.rows.json_schema() if model.rows else {"type": "object"}
+    if asked is not None:
+        row = {"anyOf": [row, asked.json_schema()]}
+    answer = {
+        "type": "object",
+        "required": ["prediction", "model", "version"],
+        "properties": {
+            "prediction": {},
+            "model": {"type": "string"},
+            "version": {"type": "string"},
+            "inputs": {"type": "object", "description": "With `explain_inputs`: each input's value and source."},
+        },
+    }
+    batch = {
+        "type": "object",
+        "description": "One of MLflow's formats; see the documentation of MLflow's scoring server.",
+        "properties": {name: {} for name in ("dataframe_split", "dataframe_records", "inputs", "instances", "params")},
+    }
+    versions = {
+        "name": VERSION_HEADER,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": "`champion` (the default), `challenger` or the number of a loaded version.",
+    }
+    predict = _operation("Answer one row", _json(row, model.example), _json(answer), versions)
+    invocations = _operation(
+        "Answer rows as MLflow's scoring server does",
+        _json(batch, {"dataframe_records": [model.example]}) | {"text/csv": {"schema": {"type": "string"}}},
+        _json({"type": "object", "properties": {"predictions": {"type": "array", "items": {}}}}),
+        versions,
+    )
+    status = {"summary": "Versions loaded and errors", "responses": {"200": {"description": "The endpoint's state."}}}
+    live = {"summary": "Tell whether the replica lives", "responses": {"200": {"description": "It does."}}}
+    metrics = {
+        "summary": "What this replica counted",
+        "responses": {"200": {"description": "Prometheus' text format."}},
+    }
+    ready = {
+        "summary": "Tell whether a champion answers",
+        "responses": {
+            "200": {"description": "It does."},
+            "503": {"description": "None is loaded.", "content": _json({"$ref": "#/components/schemas/Problem"})},
+        },
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": model.name, "version": model.version},
+        "paths": {
+            f"{prefix}/predict": {"post": predict},
+            f"{prefix}/invocations": {"post": invocations},
+            f"{prefix}/feedback": {"post": feedback.operation({"$ref": "#/components/schemas/Problem"})},
+            f"{prefix}/status": {"get": status},
+            f"{prefix}/healthz": {"get": live},
+            f"{prefix}/readyz": {"get": ready},
+            f"{prefix}/metrics": {"get": metrics},
+            **_open_inference(model, prefix, versions),
+        },
+        "components": {"schemas": {"Problem": _PROBLEM, "InferenceProblem": _INFERENCE_PROBLEM}},
+    }
+
+
+def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -> dict[str, Any]:
+    """Return the paths of the Open Inference Protocol; its own document holds the details."""
+    root = f"{prefix}/v2"
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"type": "string"},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+            "datatype": {"type": "string"},
+            "data": {"type": "array", "items": {}},
+        },
+    }
+    request = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor, "minItems": 1}},
+    }
+    answer = {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": tensor},
+        },
+    }
+    problem = _json({"$ref": "#/components/schemas/InferenceProblem"})
+    either = _json({"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("InferenceProblem", "Problem")]})
+    refusals = {
+        status: {"description": text, "content": either if status in _AT_THE_DOOR else problem}
+        for status, text in _REFUSALS.items()
+    }
+    infer = {
+        "summary": "Answer tensors by the Open Inference Protocol",
+        "parameters": [versions],
+        "requestBody": {"required": True, "content": _json(request, open_inference.example(model))},
+        "responses": {"200": {"description": "The answer.", "content": _json(answer)}} | refusals,
+    }
+
+    def read(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+        answers = {"200": {"description": "The answer.", "content": _json({"type": "object"})}}
+        none = {"503": {"description": "No champion is loaded.", "content": problem}}
+        chosen = {"404": {"description": _REFUSALS["404"], "content": problem}} if parameters else {}
+        return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers | none | chosen}}
+
+    return {
+        root: read("Describe the server"),
+        f"{root}/health/live": read("Tell whether the replica lives"),
+        f"{root}/health/ready": read("Tell whether a champion answers"),
+        f"{root}/models/{model.name}": read("Describe the model's tensors", versions),
+        f"{root}/models/{model.name}/ready": read("Tell whether the model answers", versions),
+        f"{root}/models/{model.name}/infer": {"post": infer},
+    }
+
+
+def page(model: ServedModel, prefix: str, base_url: str) -> str:
+    """Return the documentation page: a command that works as it stands, a form to try it, and the table of inputs.
+
+    It is self-contained on purpose: the usual viewers of OpenAPI load themselves from a CDN, which a factory's network
+    does not reach.
+
+    Args:
+        model: The version whose inputs are described.
+        prefix: Path of the use case, without a slash at its end.
+        base_url: Scheme, host and port under which the reader reached the page.
+    """
+    example = json.dumps(model.example, indent=1)
+    command = (
+        f"curl -X POST {base_url}{prefix}/predict -H 'Content-Type: application/json' -d '{_in_shell(model.example)}'"
+    )
+    inputs = "".join(
+        f"<tr><td><code>{html.escape(column.name)}</code><td>{column.type}<td>{'yes' if column.required else 'no'}"
+        for column in (model.rows.columns if model.rows else ())
+    )
+    return _PAGE.format(
+        name=html.escape(model.name),
+        version=html.escape(model.version),
+        prefix=html.escape(prefix),
+        command=html.escape(command),
+        example=html.escape(example),
+        height=min(30, example.count("\n") + 2),
+        inputs=inputs,
+        note=html.escape(f"This version answers /invocations only: {model.reason}." if model.reason else ""),
+        header=VERSION_HEADER,
+    )
+
+
+def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any], parameter: dict[str, Any]) -> dict[str, Any]:
+    problem = _json({"$ref": "#/components/schemas/Problem"})
+    refusals = {status: {"description": text, "content": problem} for status, text in _REFUSALS.items()}
+    return {
+        "summary": summary,
+        "parameters": [parameter],
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "The answer.", "content": answer}} | refusals,
+    }
+
+
+def _json(schema: dict[str, Any], example: Any = None) -> dict[str, Any]:
+    return {"application/json": {"schema": schema} | ({} if example is None else {"example": example})}
+
+
+def _in_shell(example: dict[str, Any]) -> str:
+    return json.dumps(example).replace("'", "'\\''")
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{name}</title>
+<link rel="service-desc" type="application/vnd.oai.openapi+json" href="{prefix}/openapi.json">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+pre, textarea {{ background: #f5f5f5; padding: .7rem; width: 100%; box-sizing: border-box; font: 13px/1.4 monospace;
+  border: 1px solid #ddd; white-space: pre-wrap; overflow-wrap: anywhere }}
+td, th {{ text-align: left; padding: .1rem 1.5rem .1rem 0 }}
+</style></head><body>
+<h1>{name}</h1>
+<p>Version {version} is the champion. Machine-readable: <a href="{prefix}/openapi.json">openapi.json</a>,
+<a href="{prefix}/status">status</a>. {note}</p>
+<h2>POST {prefix}/predict</h2>
+<p>One row as a JSON object. Another loaded version answers with the header <code>{header}: challenger</code>.</p>
+<pre>{command}</pre>
+<form id="try"><textarea id="body" rows="{height}" spellcheck="false">{example}</textarea>
+<p><button>Send</button></p></form><pre id="answer" hidden></pre>
+<h2>Inputs</h2>
+<table><tr><th>name<th>type<th>required</tr>{inputs}</table>
+<h2>POST {prefix}/invocations</h2>
+<p>Many rows, in the formats of MLflow's scoring server: <code>dataframe_split</code>, <code>dataframe_records</code>,
+<code>inputs</code>, <code>instances</code>, or CSV.</p>
+<script>
+document.getElementById("try").addEventListener("submit", async (event) => {{
+  event.preventDefault();
+  const answer = document.getElementById("answer");
+  const headers = {{"Content-Type": "application/json"}};
+  const body = document.getElementById("body").value;
+  const response = await fetch("{prefix}/predict", {{method: "POST", headers, body}});
+  answer.hidden = false;
+  answer.textContent = response.status + " " + await response.text();
+}});
+</script></body></html>
+"""

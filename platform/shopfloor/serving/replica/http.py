@@ -1,0 +1,200 @@
+"""One HTTP request as ASGI hands it in, its body within the limits, and the forms of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from shopfloor.serving.model.row import BadRequest
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Answer = tuple[int, str, bytes]
+"""Status, content type and body."""
+
+READ = ("GET", "HEAD")
+REQUEST_ID = b"x-request-id"
+VERSION_HEADER = "X-Shopfloor-Version"
+"""Of a request: the version that is to answer; of an answer: the one that did."""
+ASKED_VERSION = VERSION_HEADER.lower().encode()
+JSON_BYTES = b"inference-header-content-length"
+RETRY_AFTER_S = 1
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Of all bodies together, from which on those that are not here as a whole are refused."""
+_GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_process = secrets.token_hex(6)
+_numbers = itertools.count(1)
+
+
+class MethodNotAllowed(BadRequest):
+    """There is such a route, and it takes another method."""
+
+    def __init__(self, route: str, method: str, allowed: str) -> None:
+        super().__init__(405, f"{route} takes {allowed}, not {method[:20]}.")
+        self.allowed = allowed
+
+
+class Reading:
+    """The bodies that a replica holds, those included that are still on their way."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.held = 0
+        """Bytes."""
+
+    def let_go(self, request: Request) -> None:
+        """Count the body of a request that was answered no more."""
+        self.held -= request.held
+        request.held = 0
+
+
+class Request:
+    """What a client asks, and what came of it, for the metrics and the log."""
+
+    __slots__ = (
+        "_reading",
+        "_receive",
+        "admitted",
+        "allowed",
+        "body",
+        "failed",
+        "features",
+        "headers",
+        "held",
+        "json_bytes",
+        "method",
+        "named",
+        "path",
+        "request_id",
+        "role",
+        "root",
+        "route",
+        "scheme",
+        "version",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, reading: Reading) -> None:
+        """Read the head; the body waits."""
+        self.method: str = scope["method"]
+        self.scheme: str = scope["scheme"]
+        self.root: str = scope.get("root_path", "")
+        self.path: str = scope["path"].removeprefix(self.root)
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.body: bytes | None = None
+        """`None` until it is here."""
+        self.route = "other"
+        """One of a few, for the metrics."""
+        self.version = ""
+        """That answered; empty while none does."""
+        self.role = "live"
+        self.admitted = False
+        """Whether it takes a place among those that are answered."""
+        self.allowed = ""
+        """The methods that the route takes, where it does not take this one."""
+        self.failed = False
+        """Whether the model failed, not the client."""
+        given = self.headers.get(REQUEST_ID, b"")
+        self.named = _GIVEN_ID.fullmatch(given) is not None
+        """Whether the id came with the request."""
+        self.request_id = given.decode() if self.named else f"{_process}-{next(_numbers):x}"
+        self.features = b""
+        """The row that the model was given, where it was completed."""
+        self.json_bytes: int | None = None
+        """Of the answer, where tensors follow as bytes."""
+        self.held = 0
+        """Bytes of the body that are here."""
+        self._receive = receive
+        self._reading = reading
+
+    async def read(self, limit: int) -> bytes:
+        """Return the body, and read no more of it than may be.
+
+        Args:
+            limit: In bytes.
+
+        Raises:
+            BadRequest: It is empty or larger, or the replica holds too much already.
+        """
+        length = self.headers.get(b"content-length", b"0")
+        if length.isdigit() and len(length) < 20 and int(length) > limit:
+            raise BadRequest(413, f"The body holds {int(length)} bytes; at most {limit} are read.")
+        parts: list[bytes] = []
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise BadRequest(400, "The body ends too early.")
+            parts.append(message.get("body", b""))
+            self.held += len(parts[-1])
+            self._reading.held += len(parts[-1])
+            if self.held > limit:
+                raise BadRequest(413, f"The body holds more than {limit} bytes.")
+            more = message.get("more_body", False)
+            if more and self._reading.held > MAX_HELD_BYTES:
+                raise BadRequest(503, "Too many large bodies are on their way; come back.")
+        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not self.body:
+            raise BadRequest(400, "The body is empty.")
+        return self.body
+
+    def require_json(self) -> None:
+        """Refuse another content type.
+
+        Raises:
+            BadRequest: It is none or another.
+        """
+        kind = self.headers.get(b"content-type", b"")
+        if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
+            named = kind.decode("latin-1")[:100] or "none"
+            raise BadRequest(415, f"The content type must be application/json, not {named}.")
+
+
+def answer_headers(request: Request, status: int, content_type: str, length: int) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer whose body has `length` bytes."""
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(length).encode()),
+    ]
+    if not request.named:  # Serve names each request and says so in the answer
+        headers.append((REQUEST_ID, request.request_id.encode()))
+    if request.version:
+        headers.append((ASKED_VERSION, request.version.encode()))
+    if request.json_bytes is not None:
+        headers.append((JSON_BYTES, str(request.json_bytes).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    elif status == 405:
+        headers.append((b"allow", request.allowed.encode()))
+    elif status == 503:
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    return headers
+
+
+def as_json(status: int, content: dict[str, Any]) -> Answer:
+    """Return an answer in JSON."""
+    return status, "application/json", json.dumps(content).encode()
+
+
+def problem(status: int, message: str, fields: list[dict[str, str]] | None = None) -> Answer:
+    """Return a refusal."""
+    return as_json(status, {"message": message} | ({"fields": fields} if fields else {}))
+
+
+async def decline(scope: Scope, receive: Receive, send: Send) -> None:
+    """Go through the lifespan that ASGI servers announce; refuse web sockets."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return

@@ -1,0 +1,169 @@
+"""The versions that a replica holds: it follows the assignment in the registry, loads what is new, and swaps it in.
+
+A version is loaded in a process of its own first, then beside those that answer, and warmed. One that does not load
+changes nothing but the errors that the replica shows, and is tried again. While the registry is away, what answers goes
+on answering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+
+from shopfloor.errors import ServiceError
+from shopfloor.serving import assignment as assignments
+from shopfloor.serving.assignment import Assignment
+from shopfloor.serving.beside import rehearsal
+from shopfloor.serving.contract import Config
+from shopfloor.serving.model.loading import ServedModel, load_model
+from shopfloor.serving.model.row import BadRequest
+from shopfloor.serving.replica.http import VERSION_HEADER
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = (5, 15, 60)
+"""Pauses before a version that did not load is tried again; the last one repeats."""
+LOOK_EVERY_S = 1.0
+"""How often a replica looks at its assignment."""
+LOOK_TIMEOUT_S = 10.0
+
+
+class Holding:
+    """The champion, the challenger, and how they came to be."""
+
+    def __init__(self, expect: Callable[[], Awaitable[None]], swapped: Callable[[], None]) -> None:
+        """Begin with nothing; `expect` is awaited before a version is loaded, `swapped` told when others answer."""
+        self.champion: ServedModel | None = None
+        self.challenger: ServedModel | None = None
+        self.loaded: dict[str, ServedModel] = {}
+        """By version."""
+        self.errors: dict[str, str] = {}
+        """Why a version does not load."""
+        self.assignment = Assignment()
+        self._expect = expect
+        self._swapped = swapped
+        self.before: ServedModel | None = None
+        """The champion before, kept warm, so that going back to it costs the requests nothing."""
+        self._following: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def follow(self, config: Config) -> None:
+        """Follow the assignment of a use case from now on; return when a champion answers, or cannot."""
+        if self._following is not None:
+            self._following.cancel()
+        first = asyncio.Event()
+        self._following = asyncio.create_task(self._follow(config, first))
+        if self.champion is None:
+            await first.wait()
+
+    def the_champion(self) -> ServedModel:
+        """Return the version that answers.
+
+        Raises:
+            BadRequest: None does.
+        """
+        if self.champion is None:
+            raise BadRequest(503, self._why_no_champion())
+        return self.champion
+
+    def version(self, name: str) -> ServedModel:
+        """Return the version of a number or an alias.
+
+        Raises:
+            BadRequest: It is not loaded.
+        """
+        if name == "champion":
+            return self.the_champion()
+        model = self.challenger if name == "challenger" else self.loaded.get(name)
+        if model is None:
+            loaded = ", ".join(sorted(self.loaded)) or "none"
+            raise BadRequest(404, f"{VERSION_HEADER}: {name[:100]} is not loaded; loaded versions: {loaded}.")
+        return model
+
+    def loading(self) -> list[str]:
+        """Return the versions that are assigned, and neither loaded nor known not to load."""
+        return [name for name in self.assignment.versions() if name not in {*self.loaded, *self.errors}]
+
+    async def _follow(self, config: Config, tried: asyncio.Event) -> None:
+        """Look at the assignment again and again, and take up what it says; `tried` is set after the first time."""
+        import requests
+
+        taken: Assignment | None = None
+        reachable = True
+        with requests.Session() as session:
+            while True:
+                try:
+                    wanted = await asyncio.to_thread(
+                        assignments.read, session, config.tracking_uri, config.use_case, LOOK_TIMEOUT_S
+                    )
+                    reachable = True
+                    if wanted != taken:
+                        taken = wanted
+                        self._take_up(config, wanted, tried)
+                except ServiceError as error:
+                    if reachable:
+                        logger.warning("%s", error)
+                    reachable = False
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    def _take_up(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
+        self.assignment = wanted
+        for version in wanted.versions():
+            self.errors.pop(version, None)
+        if self._loading is not None:
+            self._loading.cancel()
+        self._loading = asyncio.create_task(self._load_wanted(config, wanted, tried))
+
+    async def _load_wanted(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
+        """Load what is assigned and not loaded, swap it in, and try again what failed."""
+        try:
+            for attempt in itertools.count():
+                for version in wanted.versions():
+                    await self._load(config, version)
+                self._swap(wanted)
+                tried.set()
+                if all(version in self.loaded for version in wanted.versions()):
+                    return
+                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+        finally:  # a newer assignment took over: who waited for this one waits no longer
+            tried.set()
+
+    async def _load(self, config: Config, version: str) -> None:
+        if version in self.loaded:
+            return
+        if self.before is not None and self.before.version == version:
+            self.loaded[version] = self.before
+            return
+        try:
+            await self._expect()
+            # A replica that answers tries elsewhere first what comes; one without a champion has nothing to lose.
+            alone = self.champion is None and version == self.assignment.champion
+            self.loaded[version] = await asyncio.to_thread(
+                load_model, config.tracking_uri, config.use_case, version, None if alone else rehearsal.fetch
+            )
+            self.errors.pop(version, None)
+        except rehearsal.RehearsalFailed as error:
+            logger.error("version %s of %s does not load: %s", version, config.use_case, error)
+            self.errors[version] = str(error)[:2000]
+        except Exception as error:
+            logger.exception("version %s of %s does not load", version, config.use_case)
+            self.errors[version] = f"{type(error).__name__}: {error}"[:2000]
+
+    def _swap(self, wanted: Assignment) -> None:
+        """Let the loaded versions answer, and forget those that nobody names any more."""
+        before = self.champion
+        self.champion = self.loaded.get(wanted.champion, self.champion) if wanted.champion else None
+        if before is not None and before is not self.champion:
+            self.before = before
+        self.challenger = self.loaded.get(wanted.challenger, self.challenger) if wanted.challenger else None
+        self.loaded = {model.version: model for model in (self.champion, self.challenger) if model}
+        self.errors = dict(list(self.errors.items())[-10:])
+        self._swapped()
+
+    def _why_no_champion(self) -> str:
+        wanted = self.assignment.champion
+        if wanted is None:
+            return "No version is champion yet; promote one with `shopfloor models promote`."
+        return f"Version {wanted} is to be champion and does not load: {self.errors.get(wanted, 'it is loading')}."
