@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import requests
-from shopfloor.serving.replica.app import DEPLOYMENT
+from shopfloor.serving.contract import DEPLOYMENT
 from shopfloor.settings import Settings
 from shopfloor.stack import ray_head
 

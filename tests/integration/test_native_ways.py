@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from shopfloor.judging.golden import difference
 from shopfloor.serving.batch import Part, score_part, scoring
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import load_model
-from shopfloor.serving.model.row import BadRequest
 from shopfloor.serving.protocols.mlflow_scoring import invoke
 
 from tests.endpoints import file_registry

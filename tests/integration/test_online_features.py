@@ -22,7 +22,8 @@ from shopfloor.data import materialization
 from shopfloor.errors import ServiceError
 from shopfloor.serving.deploy.applications import log_root
 from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
-from shopfloor.serving.model.row import BadRequest, Column
+from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.row import Column
 from shopfloor.serving.online.features import OnlineFeatures, online_config
 from shopfloor.serving.prediction_log import read_log
 from shopfloor.settings import Settings

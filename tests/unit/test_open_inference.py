@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 from shopfloor.runs.mlflow import import_mlflow
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import prepare
-from shopfloor.serving.model.row import BadRequest
 from shopfloor.serving.protocols import open_inference
 
 FRAME = pd.DataFrame({"stops": [0, 1, 2, 3], "delay": [0.5, -1.0, 2.0, 0.0], "age": [1.0, np.nan, 3.0, 4.0]})

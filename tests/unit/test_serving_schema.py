@@ -6,7 +6,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shopfloor.serving.model.row import FLOAT32_MAX, BadRequest, Column, RowSchema
+from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.row import FLOAT32_MAX, Column, RowSchema
 
 COLUMNS = (
     Column("hour", "long", True),

@@ -1,13 +1,42 @@
-"""What a replica is told for as long as it runs: the `user_config` of a use case's deployment on Ray Serve."""
+"""What a deployer and a replica must agree on: the configuration, the assignment of versions, names and headers.
+
+Both sides import this module, and it imports neither of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from shopfloor.serving.assignment import Assignment
-from shopfloor.serving.online.store import OnlineConfig
+DEPLOYMENT = "predictor"
+"""Name of the one deployment of every application."""
+IMPORT_PATH = "shopfloor.serving.replica.app:build"
+"""Function that Ray Serve builds an application with."""
+VERSION_HEADER = "X-Shopfloor-Version"
+"""Header of a request: the version that is to answer; of an answer: the one that did."""
+TAG = "shopfloor.endpoint"
+"""Of the registered model."""
+
+
+class OnlineConfig(BaseModel):
+    """What a replica needs to know to read features: part of its deployment's configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    use_case: str
+    code_root: str
+    """Directory that has the use case's `pipelines/`; replicas see it under the same path."""
+    service: str
+    """Feast feature service."""
+    entities: dict[str, str]
+    """What a request may send beside the model's inputs, name to MLflow's type."""
+    deadline_ms: float
+    fallback: Literal["missing", "refuse"]
+    feature_registry: str
+    online_store: str
+    s3_endpoint_url: str | None = None
 
 
 class Config(BaseModel):
@@ -41,3 +70,26 @@ class Config(BaseModel):
     def digest(self, assignment: Assignment) -> str:
         """Return a hash of the whole, which tells whether a replica has it."""
         return hashlib.sha256(f"{self.model_dump_json()}{assignment.digest()}".encode()).hexdigest()[:16]
+
+
+class Assignment(BaseModel):
+    """The versions of an endpoint, and what each gets of the requests that name none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    champion: str | None = None
+    """Version that answers."""
+    challenger: str | None = None
+    """Version on trial, which answers whoever asks for it."""
+    canary_percent: float = Field(default=0, ge=0, le=100)
+    """Share of the requests that the challenger answers."""
+    shadow: bool = False
+    """Whether the challenger answers a copy of each row that the champion answers."""
+
+    def versions(self) -> list[str]:
+        """Return the versions that are to be loaded."""
+        return [version for version in (self.champion, self.challenger) if version]
+
+    def digest(self) -> str:
+        """Return a hash of it, which tells whether a replica has it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One step of a run on a Kubeflow Pipelines backend, in the platform image: the same care as `engines/step.py` gives on Argo.
+"""One step of a run on a Kubeflow Pipelines backend, in the platform image: the same care as on Argo.
 
 The engine puts this in front of a component's own command. The backend's launcher fills in the executor input, which
 stands behind `--executor_input` among the component's arguments.

@@ -81,7 +81,7 @@ def main() -> None:
 
 def answer(model: ServedModel, bodies: list[bytes]) -> list[tuple[bytes, int]]:
     """Return answer and status for each of several rows; what is no row of this version, or has no answer, is empty."""
-    from shopfloor.serving.model.row import BadRequest
+    from shopfloor.serving.errors import BadRequest
 
     answers: list[tuple[bytes, int]] = [(b"", 422)] * len(bodies)
     rows = {}

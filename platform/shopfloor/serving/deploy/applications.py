@@ -13,14 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shopfloor.errors import ServiceError
-from shopfloor.serving.contract import Config
-from shopfloor.serving.online.features import online_config
-from shopfloor.serving.replica.app import DEPLOYMENT
+from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
 from shopfloor.settings import Settings
 from shopfloor.storage import is_remote, join
 from shopfloor.use_case import ServingSection, UseCase
 
-IMPORT_PATH = "shopfloor.serving.replica.app:build"
 SPARE_REQUESTS = 1000
 """Requests that Serve lets into a replica beyond those that it answers: it waits for their bodies, or refuses them."""
 
@@ -105,6 +102,24 @@ def _code_hash(settings: Settings, case: UseCase) -> str:
 def _config(application: Any) -> dict[str, Any]:
     config: dict[str, Any] = (application or {}).get("deployed_app_config") or {}
     return config
+
+
+def online_config(settings: Settings, case: UseCase) -> OnlineConfig | None:
+    """Return what a replica needs to read features; `None` for a use case whose requests send them all."""
+    online = case.serving.online
+    if online is None:
+        return None
+    return OnlineConfig(
+        use_case=case.name,
+        code_root=str(settings.project_root.resolve()),
+        service=case.features.service,
+        entities=dict(online.entities),
+        deadline_ms=online.deadline_ms,
+        fallback=online.fallback,
+        feature_registry=settings.feature_registry,
+        online_store=settings.online_store,
+        s3_endpoint_url=settings.s3_endpoint_url,
+    )
 
 
 def fingerprint(application: Any) -> str | None:

@@ -19,11 +19,10 @@ from typing import Any
 
 from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
 from shopfloor.pipeline.results import EFFECT
+from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
-from shopfloor.serving.assignment import Assignment
-from shopfloor.serving.contract import Config
+from shopfloor.serving.contract import DEPLOYMENT, Assignment, Config
 from shopfloor.serving.deploy import applications
-from shopfloor.serving.replica.app import DEPLOYMENT
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, publish
 from shopfloor.use_case import UseCase, load_use_case
@@ -190,15 +189,11 @@ class _DoesNotLoadError(Exception):
 
 
 def _assigned(settings: Settings, use_case: str) -> Assignment:
-    import requests
-
-    return assignments.read(requests, settings.tracking_uri, use_case, settings.request_timeout_s)
+    return assignments.read(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case)
 
 
 def _assign(settings: Settings, use_case: str, assignment: Assignment) -> None:
-    import requests
-
-    assignments.write(requests, settings.tracking_uri, use_case, assignment, settings.request_timeout_s)
+    assignments.write(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case, assignment)
 
 
 def _digest(application: dict[str, Any], assignment: Assignment) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.judging.golden import TOLERANCE, Golden, ask_offline, difference
+from shopfloor.serving.contract import VERSION_HEADER
 from shopfloor.serving.deploy.rollout import endpoint
-from shopfloor.serving.replica.http import VERSION_HEADER
 from shopfloor.settings import Settings
 from shopfloor.storage import Metrics, local_copy
 from shopfloor.use_case import load_use_case

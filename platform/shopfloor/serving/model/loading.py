@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
+from shopfloor.serving.errors import BadRequest, NoRowSchema
 from shopfloor.serving.model.native import Matrix, Native, Predictor, in_single_precision, native, one_of
-from shopfloor.serving.model.row import BadRequest, Column, NoRowSchema, RowSchema, Value, columns_of
+from shopfloor.serving.model.row import Column, RowSchema, Value, columns_of
 from shopfloor.serving.model.rows import ManyRows
 
 if TYPE_CHECKING:

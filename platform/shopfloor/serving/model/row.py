@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
+from shopfloor.serving.errors import BadRequest, NoRowSchema, Problems
+
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 Value = bool | int | float | str | dt.datetime | None
-Problems = list[dict[str, str]]
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
@@ -37,26 +38,6 @@ _WORDS = {
     "extra_forbidden": "is not an input of this model",
     "finite_number": "must be a finite number",
 }
-
-
-class BadRequest(Exception):
-    """The request cannot be answered, and the client can mend it.
-
-    Args:
-        status: HTTP status, 400 to 499.
-        message: What is wrong with the request as a whole.
-        fields: For each wrong field its name and its problem.
-    """
-
-    def __init__(self, status: int, message: str, fields: Problems | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.fields = fields or []
-
-
-class NoRowSchema(Exception):
-    """The model's signature does not describe a row of named scalar columns."""
 
 
 @dataclass(frozen=True)

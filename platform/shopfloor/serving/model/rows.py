@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-from shopfloor.serving.model.row import FLOAT32_MAX, BadRequest, RowSchema, bad_fields
+from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.row import FLOAT32_MAX, RowSchema, bad_fields
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,9 @@ from pydantic_core import SchemaValidator, ValidationError, core_schema, to_json
 
 from shopfloor.data.materialization import shown
 from shopfloor.errors import first_line
+from shopfloor.serving.contract import OnlineConfig
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.row import (
-    BadRequest,
     Column,
     RowSchema,
     Value,
@@ -34,9 +35,8 @@ from shopfloor.serving.model.row import (
     in_words,
     json_schema,
 )
-from shopfloor.serving.online.store import Found, OnlineConfig, OnlineStore, Row, open_store
-from shopfloor.settings import Settings
-from shopfloor.use_case import UseCase, import_code
+from shopfloor.serving.online.store import Found, OnlineStore, Row, open_store
+from shopfloor.use_case import import_code
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +53,6 @@ REOPEN_S = 5.0
 """Pause before a store that failed is opened again."""
 READERS = 4
 """Threads of a replica that read."""
-
-
-def online_config(settings: Settings, use_case: UseCase) -> OnlineConfig | None:
-    """Return what a replica needs to read features; `None` for a use case whose requests send them all."""
-    online = use_case.serving.online
-    if online is None:
-        return None
-    return OnlineConfig(
-        use_case=use_case.name,
-        code_root=str(settings.project_root.resolve()),
-        service=use_case.features.service,
-        entities=dict(online.entities),
-        deadline_ms=online.deadline_ms,
-        fallback=online.fallback,
-        feature_registry=settings.feature_registry,
-        online_store=settings.online_store,
-        s3_endpoint_url=settings.s3_endpoint_url,
-    )
 
 
 @dataclass(frozen=True)

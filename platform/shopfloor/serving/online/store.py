@@ -11,12 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from shopfloor.data.features import TIME, feature_store
 from shopfloor.data.materialization import online_project, sqlite_file
+from shopfloor.serving.contract import OnlineConfig
 from shopfloor.serving.model.row import Value
 from shopfloor.settings import Settings
 
@@ -24,25 +23,6 @@ Row = dict[str, Value]
 
 READ_TIMEOUT_S = 1.0
 """When a thread gives a Redis up that its request has long stopped waiting for."""
-
-
-class OnlineConfig(BaseModel):
-    """What a replica needs to know to read features: part of its deployment's configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    use_case: str
-    code_root: str
-    """Directory that has the use case's `pipelines/`; replicas see it under the same path."""
-    service: str
-    """Feast feature service."""
-    entities: dict[str, str]
-    """What a request may send beside the model's inputs, name to MLflow's type."""
-    deadline_ms: float
-    fallback: Literal["missing", "refuse"]
-    feature_registry: str
-    online_store: str
-    s3_endpoint_url: str | None = None
 
 
 @dataclass(frozen=True)

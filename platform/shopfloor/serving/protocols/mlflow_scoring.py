@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json, to_json
 
 from shopfloor.errors import MAX_CHARACTERS, first_line
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.model.row import BadRequest, bad_fields
+from shopfloor.serving.model.row import bad_fields
 from shopfloor.serving.model.rows import RECORDS, SPLIT, too_many
 from shopfloor.serving.replica.http import Answer
 

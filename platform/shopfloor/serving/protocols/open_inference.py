@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema, from_json, to_json
 
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.model.row import BadRequest, Column
+from shopfloor.serving.model.row import Column
 from shopfloor.serving.model.rows import SPLIT, too_many
 from shopfloor.serving.protocols import tensors
 from shopfloor.serving.protocols.mlflow_scoring import JSON, invoke

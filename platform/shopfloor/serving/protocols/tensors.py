@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.serving.model.row import BadRequest
+from shopfloor.serving.errors import BadRequest
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,9 +16,9 @@ from typing import Any
 
 from shopfloor.runs.mlflow import import_mlflow
 from shopfloor.serving.beside.shadow import Orders, Shadow
-from shopfloor.serving.contract import Config
+from shopfloor.serving.contract import DEPLOYMENT, Config
+from shopfloor.serving.errors import BadRequest, MethodNotAllowed
 from shopfloor.serving.model.loading import ServedModel, Unanswerable
-from shopfloor.serving.model.row import BadRequest
 from shopfloor.serving.prediction_log import Prediction, PredictionLog
 from shopfloor.serving.protocols import open_inference
 from shopfloor.serving.replica import exchange, feedback
@@ -28,7 +28,6 @@ from shopfloor.serving.replica.http import (
     JSON_BYTES,
     READ,
     Answer,
-    MethodNotAllowed,
     Reading,
     Receive,
     Request,
@@ -48,8 +47,6 @@ from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-DEPLOYMENT = "predictor"
-"""Name of the one deployment of every application."""
 CLIENT_GONE = 499
 """Status, in the metrics only, of a request whose client did not wait."""
 SWITCH_INTERVAL_S = 0.0005

@@ -6,11 +6,11 @@ import html
 import json
 from typing import Any
 
+from shopfloor.serving.contract import VERSION_HEADER
 from shopfloor.serving.model.loading import ServedModel
 from shopfloor.serving.online.features import AskedSchema
 from shopfloor.serving.protocols import open_inference
 from shopfloor.serving.replica import feedback
-from shopfloor.serving.replica.http import VERSION_HEADER
 
 _PROBLEM = {
     "type": "object",

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shopfloor.serving.model.row import BadRequest, bad_fields
+from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.row import bad_fields
 from shopfloor.serving.prediction_log import Feedback
 
 

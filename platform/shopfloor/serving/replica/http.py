@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from shopfloor.serving.model.row import BadRequest
+from shopfloor.serving.contract import VERSION_HEADER
+from shopfloor.serving.errors import BadRequest
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -21,8 +22,6 @@ Answer = tuple[int, str, bytes]
 
 READ = ("GET", "HEAD")
 REQUEST_ID = b"x-request-id"
-VERSION_HEADER = "X-Shopfloor-Version"
-"""Of a request: the version that is to answer; of an answer: the one that did."""
 ASKED_VERSION = VERSION_HEADER.lower().encode()
 JSON_BYTES = b"inference-header-content-length"
 RETRY_AFTER_S = 1
@@ -31,14 +30,6 @@ MAX_HELD_BYTES = 512 * 1024 * 1024
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _process = secrets.token_hex(6)
 _numbers = itertools.count(1)
-
-
-class MethodNotAllowed(BadRequest):
-    """There is such a route, and it takes another method."""
-
-    def __init__(self, route: str, method: str, allowed: str) -> None:
-        super().__init__(405, f"{route} takes {allowed}, not {method[:20]}.")
-        self.allowed = allowed
 
 
 class Reading:

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from shopfloor.serving.contract import Config
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.model.row import BadRequest, Value
+from shopfloor.serving.model.row import Value
 from shopfloor.serving.online.features import (
     OUTCOMES,
     AskedSchema,

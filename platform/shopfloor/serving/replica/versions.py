@@ -13,13 +13,12 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from shopfloor.errors import ServiceError
+from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
-from shopfloor.serving.assignment import Assignment
 from shopfloor.serving.beside import rehearsal
-from shopfloor.serving.contract import Config
+from shopfloor.serving.contract import VERSION_HEADER, Assignment, Config
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel, load_model
-from shopfloor.serving.model.row import BadRequest
-from shopfloor.serving.replica.http import VERSION_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +92,10 @@ class Holding:
         taken: Assignment | None = None
         reachable = True
         with requests.Session() as session:
+            mlflow = Mlflow(config.tracking_uri, LOOK_TIMEOUT_S, session)
             while True:
                 try:
-                    wanted = await asyncio.to_thread(
-                        assignments.read, session, config.tracking_uri, config.use_case, LOOK_TIMEOUT_S
-                    )
+                    wanted = await asyncio.to_thread(assignments.read, mlflow, config.use_case)
                     reachable = True
                     if wanted != taken:
                         taken = wanted
