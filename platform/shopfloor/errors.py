@@ -39,6 +39,10 @@ class ServiceError(ShopfloorError):
     """A service that the command needs does not answer."""
 
 
+class AccessError(ServiceError):
+    """A service does not let the caller in, or not do that."""
+
+
 class DataError(ShopfloorError):
     """The data do not meet the expectations of the use case."""
 

@@ -1,16 +1,149 @@
-"""Imports MLflow without importing Feast: every MLflow client asks its plugins for request headers, and Feast is one.
+"""The one way to ask MLflow: its REST API with credentials and a time limit, and the import of its own client.
 
-Feast's plugin adds the tokens of Feast's own auth manager, which nobody uses here, and costs each process that talks to
-MLflow five seconds and 100 MiB. MLflow has no switch for it, so the plugin is left out while MLflow collects them.
+MLflow's client costs three seconds to import and tries a request for minutes; `status`, `plan` and a replica that
+follows its assignment cannot wait for either. What answers is told apart: MLflow itself (by its `error_code`), MLflow
+that refuses the caller, something else at that address, and nobody.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from shopfloor.errors import AccessError, NotFoundError, ServiceError
+
+API = "/api/2.0/mlflow/"
+_ABSENT = "RESOURCE_DOES_NOT_EXIST"
+
+
+class RefusedError(ServiceError):
+    """MLflow answered that it will not do what was asked, and why.
+
+    Args:
+        message: What MLflow says.
+        error_code: MLflow's own, e.g. `RESOURCE_ALREADY_EXISTS`.
+    """
+
+    def __init__(self, message: str, error_code: str) -> None:
+        super().__init__(message, "")
+        self.error_code = error_code
+
+
+class Mlflow:
+    """One MLflow server, asked by its REST API."""
+
+    def __init__(self, tracking_uri: str, timeout_s: float, session: Any = None) -> None:
+        """Remember where the server is; nothing is asked yet.
+
+        Args:
+            tracking_uri: Its address.
+            timeout_s: How long one answer may take.
+            session: Of `requests`, which keeps connections open between questions; without it each opens its own.
+        """
+        self.tracking_uri = tracking_uri.rstrip("/")
+        self._timeout_s = timeout_s
+        self._session = session
+
+    def get(self, path: str, expects: str, **parameters: Any) -> Any:
+        """Return the field `expects` of the answer to a GET.
+
+        Args:
+            path: Below `/api/2.0/mlflow/`, e.g. `registered-models/get`.
+            expects: Field that every answer of MLflow to this question has.
+            **parameters: Of the query.
+
+        Raises:
+            NotFoundError: MLflow says that there is no such thing.
+            AccessError: MLflow refuses the credentials, or what they may do.
+            RefusedError: MLflow says another error.
+            ServiceError: Nobody answers, or something that is no MLflow server, or MLflow failed.
+        """
+        content = self._ask("GET", path, params=parameters)
+        if expects not in content:
+            raise self._foreign(f"an answer without {expects!r}")
+        return content[expects]
+
+    def post(self, path: str, content: dict[str, Any], method: str = "POST") -> dict[str, Any]:
+        """Return the answer to a request with a JSON body; see `get` for the errors."""
+        return self._ask(method, path, json=content)
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        import requests
+
+        session = self._session or requests
+        try:
+            answer = session.request(
+                method,
+                f"{self.tracking_uri}{API}{path}",
+                timeout=self._timeout_s,
+                allow_redirects=False,  # a login page is no answer
+                **options,
+                **credentials(),
+            )
+        except requests.RequestException as error:
+            raise ServiceError(
+                f"The MLflow server at {self.tracking_uri} does not answer: {type(error).__name__}.",
+                "See `shopfloor status`.",
+            ) from error
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if answer.status_code in (401, 403):
+            raise self._denied(answer.status_code)
+        if answer.status_code >= 500:
+            raise ServiceError(
+                f"The MLflow server at {self.tracking_uri} answers {answer.status_code}: {_words(answer, content)}",
+                "Its log says why.",
+            )
+        if not isinstance(content, dict):
+            raise self._foreign(f"status {answer.status_code} and no JSON object")
+        if answer.ok and answer.status_code < 300:
+            return content
+        code = content.get("error_code")
+        if not isinstance(code, str):
+            raise self._foreign(f"status {answer.status_code} without an error code")
+        if code == _ABSENT:
+            raise NotFoundError(f"MLflow has no such thing: {_words(answer, content)}", "")
+        raise RefusedError(f"MLflow refuses: {_words(answer, content)}", code)
+
+    def _denied(self, status: int) -> AccessError:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        if status == 401:
+            return AccessError(
+                f"The MLflow server at {self.tracking_uri} does not accept "
+                + (f"the password of {user!r}." if user else "a request without credentials."),
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+            )
+        return AccessError(
+            f"The MLflow server at {self.tracking_uri} does not let {user or 'this user'!r} do that.",
+            "Ask who administers it for the permission.",
+        )
+
+    def _foreign(self, what: str) -> ServiceError:
+        return ServiceError(f"What answers at {self.tracking_uri} is no MLflow server: {what}.", "Mend tracking_uri.")
+
+
+def credentials() -> dict[str, Any]:
+    """Return what MLflow's own client sends, from the same variables, as options of `requests`."""
+    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    if user:
+        return {"auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))}
+    return {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
+
+
+def _words(answer: Any, content: Any) -> str:
+    text = str(content.get("message", "")) if isinstance(content, dict) else str(answer.text)
+    return " ".join(text.split())[:300] or "nothing more"
 
 
 def import_mlflow() -> Any:
-    """Return the module `mlflow`, its request header plugins collected without Feast's."""
+    """Return the module `mlflow`, its request header plugins collected without Feast's.
+
+    Every MLflow client asks its plugins for request headers, and Feast is one: it adds the tokens of Feast's own auth
+    manager, which nobody uses here, and costs each process that talks to MLflow five seconds and 100 MiB. MLflow has no
+    switch for it, so the plugin is left out while MLflow collects them.
+    """
     import mlflow
     from mlflow.utils import plugins
 

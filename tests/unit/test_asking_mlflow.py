@@ -1,0 +1,109 @@
+"""What MLflow's address answers is told apart: MLflow, MLflow that refuses, something else, nobody."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from shopfloor.errors import AccessError, NotFoundError, ServiceError
+from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.serving import assignment
+from shopfloor.serving.contract import TAG, Assignment
+
+
+@pytest.fixture
+def address():
+    """Give a server's address, and the list whose last element it answers with: status, body."""
+    answers, requests = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(dict(self.headers))
+            status, body = answers[-1]
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/login")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", answers, requests
+    server.shutdown()
+    server.server_close()
+
+
+def model(*tags: dict) -> bytes:
+    return json.dumps({"registered_model": {"name": "flights", "tags": list(tags)}}).encode()
+
+
+ABSENT = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no flights"}).encode()
+
+
+def test_only_mlflows_own_word_means_that_there_is_no_such_model(address):
+    uri, answers, _ = address
+    answers.append((404, ABSENT))
+    assert assignment.read(Mlflow(uri, 5), "flights") == Assignment()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (404, b"<html>default backend - 404</html>", "is no MLflow server: status 404"),
+        (404, b"{}", "is no MLflow server: status 404 without an error code"),
+        (200, b"{}", "is no MLflow server: an answer without 'registered_model'"),
+        (200, b"[]", "is no MLflow server"),
+        (200, b"<html>sign in</html>", "is no MLflow server"),
+        (302, b"", "is no MLflow server: status 302"),
+        (500, b"out of connections", "answers 500: out of connections"),
+        (503, b"", "answers 503"),
+    ],
+)
+def test_any_other_answer_says_nothing_about_the_champion(address, status, body, words):
+    uri, answers, _ = address
+    answers.append((status, body))
+    with pytest.raises(ServiceError, match=words):
+        assignment.read(Mlflow(uri, 5), "flights")
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "MLFLOW_TRACKING_USERNAME"), (403, "permission")])
+def test_a_refused_caller_is_told_what_to_do(address, status, words):
+    uri, answers, _ = address
+    answers.append((status, b"no"))
+    with pytest.raises(AccessError, match=words):
+        Mlflow(uri, 5).get("registered-models/get", "registered_model", name="flights")
+
+
+def test_an_error_of_mlflows_keeps_its_code(address):
+    uri, answers, _ = address
+    answers.append((400, b'{"error_code": "RESOURCE_ALREADY_EXISTS", "message": "there is one"}'))
+    with pytest.raises(RefusedError, match="there is one") as caught:
+        Mlflow(uri, 5).post("registered-models/create", {"name": "flights"})
+    assert caught.value.error_code == "RESOURCE_ALREADY_EXISTS"
+
+
+def test_silence_is_a_service_that_does_not_answer():
+    with pytest.raises(ServiceError, match="does not answer: ConnectionError"):
+        Mlflow("http://127.0.0.1:1", 5).get("registered-models/get", "registered_model")
+
+
+def test_credentials_of_the_environment_go_with_every_question(address, monkeypatch):
+    uri, answers, requests = address
+    answers.append((200, model({"key": TAG, "value": '{"champion": "3"}'})))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    assert assignment.read(Mlflow(uri, 5), "flights").champion == "3"
+    assert requests[-1]["Authorization"].startswith("Basic ")
+
+
+def test_a_model_that_is_unknown_cannot_be_assigned(address):
+    uri, answers, _ = address
+    answers.append((404, ABSENT))
+    with pytest.raises(NotFoundError, match="no model 'flights'"):
+        assignment.write(Mlflow(uri, 5), "flights", Assignment(champion="1"))
