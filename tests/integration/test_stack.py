@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from shopfloor.settings import Settings, load_settings
-from shopfloor.stack import lifecycle, processes, ray_head, services
+from shopfloor.stack import families, lifecycle, ray_head, services
 from shopfloor.stack import state as states
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def family(settings: Settings) -> list[psutil.Process]:
     return [
         process
         for name in services.SERVICES
-        for process in processes.members(services.family(settings, name, recorded.get(name)))
+        for process in families.members(services.family(settings, name, recorded.get(name)))
     ]
 
 

@@ -7,10 +7,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from shopfloor.processes import ProcessId, boot_id
 from shopfloor.settings import load_settings
 from shopfloor.stack import doctor, installation
 from shopfloor.stack import state as states
-from shopfloor.stack.processes import ProcessId, boot_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,7 +151,8 @@ def test_services_of_another_profile_that_do_not_answer_are_failing_lines(projec
 
 def test_a_service_that_died_is_a_failing_line(project):
     settings = load_settings()
-    dead = states.Service(name="mlflow", process=ProcessId(pid=2**22 + 1, create_time=1.0), log=Path("mlflow.log"))
+    gone = ProcessId(pid=2**22 + 1, boot=boot_id(), started=1)
+    dead = states.Service(name="mlflow", process=gone, log=Path("mlflow.log"))
     address = {"tracking_uri": "http://127.0.0.1:9"}
     state = states.StackState(boot_id=boot_id(), addresses=address, services={"mlflow": dead}, ray_dir=project)
     states.write(settings, state)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 from shopfloor.errors import ConflictError, UsageError
+from shopfloor.processes import ProcessId, boot_id
 from shopfloor.settings import Settings, load_settings, stack_state_file
 from shopfloor.stack import lifecycle, ray_head, services
-from shopfloor.stack.processes import ProcessId, boot_id
 from shopfloor.stack.state import Service, StackState, forget, locked, read, write
 
 HOLDER = """
@@ -26,7 +26,7 @@ def settings(tmp_path):
 
 
 def some_state(settings: Settings, **changes: object) -> StackState:
-    process = ProcessId(pid=2**22 + 1, create_time=1.0)  # above the highest pid
+    process = ProcessId(pid=2**22 + 1, boot=boot_id(), started=1)  # above the highest pid
     found = Service(name="mlflow", process=process, log=settings.state_dir / "mlflow.log")
     state = StackState(
         boot_id=boot_id(),

@@ -22,7 +22,7 @@ import psutil
 from shopfloor.errors import ShopfloorError
 from shopfloor.records import Record
 from shopfloor.settings import Settings, load_sourced_settings
-from shopfloor.stack import installation, lifecycle, processes, services
+from shopfloor.stack import families, installation, lifecycle, services
 from shopfloor.stack import state as states
 from shopfloor.stack.services import TITLES, USUAL_PORTS
 
@@ -283,8 +283,8 @@ def _stack(settings: Settings) -> Iterator[Finding]:
         message = "not up"
         yield Finding(subject="stack", verdict="warn", message=message, remedy="Start it: `shopfloor up`.")
         for port in USUAL_PORTS.values():
-            if not processes.port_is_free(port):
-                holder = processes.holder_of(port)
+            if not families.port_is_free(port):
+                holder = families.holder_of(port)
                 message = f"{port} is taken by {holder}; `shopfloor up` takes another one"
                 yield Finding(subject="ports", verdict="warn", message=message)
         return

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from shopfloor import processes
 from shopfloor.errors import ServiceError, UsageError
 from shopfloor.records import Record
 from shopfloor.settings import Settings
-from shopfloor.stack import processes, ray_head, services
+from shopfloor.stack import families, ray_head, services
 from shopfloor.stack import state as states
 from shopfloor.stack.services import ADDRESSES, SERVICES, TITLES, USUAL_PORTS
 from shopfloor.stack.state import Service, StackState
@@ -120,7 +121,7 @@ def up(
         children: dict[str, subprocess.Popen[bytes]] = {}
         for name in missing:
             # What a dead service or a killed `up` left behind holds its ports and files.
-            processes.end([services.family(settings, name, _service(state, name))], GRACE_S)
+            families.end([services.family(settings, name, _service(state, name))], GRACE_S)
         for name in missing:
             state = _plan(settings, state, name, wanted)
             state, children[name] = _start(settings, state, name)
@@ -128,7 +129,7 @@ def up(
         state = _wait(settings, state, children, progress, wanted, deadline)
         if "ray" in missing or _serve_is_gone(state):
             serve_port = services.port_of(state.addresses["serve_url"])
-            if not processes.port_is_free(serve_port) and "serve_url" not in wanted:
+            if not families.port_is_free(serve_port) and "serve_url" not in wanted:
                 state = _move_serve(settings, state)
             with contextlib.suppress(OSError):  # the first deployment starts it as well
                 services.start_serve(state.addresses)
@@ -151,8 +152,8 @@ def down(settings: Settings) -> DownResult:
     with states.locked(settings):
         state = states.read(settings)
         stopped = [name for name in SERVICES if _runs(state, name)]
-        families = [services.family(settings, name, _service(state, name)) for name in SERVICES]
-        count = processes.end(families, GRACE_S)
+        ours = [services.family(settings, name, _service(state, name)) for name in SERVICES]
+        count = families.end(ours, GRACE_S)
         ray_head.remove_sockets(settings.state_dir)
         states.forget(settings)
     return DownResult(stopped=stopped, processes=count)
@@ -207,7 +208,7 @@ def _blank(settings: Settings) -> StackState:
 
 def _serve_is_gone(state: StackState) -> bool:
     """Tell whether a Ray that is no longer young runs no Serve; in a young one it may just be starting."""
-    old = time.time() - state.services["ray"].process.create_time > START_TIMEOUT_S
+    old = processes.age_s(state.services["ray"].process) > START_TIMEOUT_S
     return old and not services.serve_details(state.addresses).get("controller_info")
 
 
@@ -216,7 +217,7 @@ def _keeps_running(state: StackState, name: str, timeout_s: float) -> bool:
     service = _service(state, name)
     if service is None or not processes.alive(service.process):
         return False
-    return services.answers(name, state.addresses) or time.time() - service.process.create_time < timeout_s
+    return services.answers(name, state.addresses) or processes.age_s(service.process) < timeout_s
 
 
 def _refuse_other_ports(state: StackState, wanted: dict[str, int]) -> None:
@@ -237,13 +238,13 @@ def _plan(settings: Settings, state: StackState, name: str, wanted: dict[str, in
     choose = services.port_chooser(settings.state_dir, [*others, *wanted.values()])
     for field in ADDRESSES[name]:
         port = wanted.get(field)
-        if port is not None and not processes.port_is_free(port):
+        if port is not None and not families.port_is_free(port):
             raise UsageError(
-                f"Port {port} is taken by {processes.holder_of(port)}.",
+                f"Port {port} is taken by {families.holder_of(port)}.",
                 "Stop that, or name another port, or none: then a free one is found.",
             )
         previous = services.port_of(addresses.get(field, ""))
-        if port is None and previous and processes.port_is_free(previous):
+        if port is None and previous and families.port_is_free(previous):
             port = previous
         addresses[field] = services.address_on(field, port or choose(USUAL_PORTS[field], services.NEIGHBOURS))
     remaining = {key: service for key, service in state.services.items() if key != name}
@@ -258,7 +259,7 @@ def _start(settings: Settings, state: StackState, name: str) -> tuple[StackState
         log.replace(log.with_suffix(".log.1"))
     with naming_full_disk(settings.state_dir):
         command, environment = services.launch(settings, state, name)
-    child = processes.spawn(command, environment, log, settings.project_root)
+    child = families.spawn(command, environment, log, settings.project_root)
     service = Service(name=name, process=processes.identify(child.pid), log=log)
     updates: dict[str, object] = {"services": {**state.services, name: service}}
     if name == "ray":
@@ -294,8 +295,8 @@ def _wait(
                     progress(f"{TITLES[name]} answers after {time.monotonic() - began:.0f} s")
             elif answered or dead:
                 # Two stacks that start at a time may choose the same port, and then another one answers there.
-                processes.end([services.family(settings, name, state.services[name])], GRACE_S)
-                lost = any(not processes.port_is_free(port) for port in services.listening_ports(state, name))
+                families.end([services.family(settings, name, state.services[name])], GRACE_S)
+                lost = any(not families.port_is_free(port) for port in services.listening_ports(state, name))
                 if not lost or attempts[name] == ATTEMPTS:
                     raise ServiceError(
                         f"{TITLES[name]} ended while it started: {_last_words(state.services[name])}",
@@ -327,8 +328,8 @@ def _move_serve(settings: Settings, state: StackState) -> StackState:
 
 def _listens(settings: Settings, state: StackState, name: str) -> bool:
     """Tell whether it is our service that holds its ports."""
-    running = processes.members(services.family(settings, name, state.services[name]))
-    return services.listening_ports(state, name) <= processes.listening_ports(running)
+    running = families.members(services.family(settings, name, state.services[name]))
+    return services.listening_ports(state, name) <= families.listening_ports(running)
 
 
 def _service_status(
@@ -340,15 +341,15 @@ def _service_status(
         note = f"it died; its log is {service.log}" if service else "not started"
         return ServiceStatus(name=name, address=addresses[field], health="down", note=note)
     healthy = services.answers(name, addresses)
-    uptime_s = max(0.0, time.time() - service.process.create_time)
-    running = processes.members(services.family(settings, name, service))
+    uptime_s = max(0.0, processes.age_s(service.process))
+    running = families.members(services.family(settings, name, service))
     health: Health = "healthy" if healthy else "starting" if uptime_s < START_TIMEOUT_S else "not answering"
     return ServiceStatus(
         name=name,
         address=addresses[field],
         health=health,
         version=services.version_of(name, addresses) if healthy else "",
-        memory_bytes=processes.memory_bytes(running),
+        memory_bytes=families.memory_bytes(running),
         processes=len(running),
         pid=service.process.pid,
         uptime_s=uptime_s,

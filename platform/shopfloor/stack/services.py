@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from shopfloor.errors import ServiceError
 from shopfloor.settings import ENV_PREFIX, Settings
 from shopfloor.stack import ray_head
-from shopfloor.stack.processes import Family, port_is_free
+from shopfloor.stack.families import Family, port_is_free
 from shopfloor.stack.state import Service, StackState
 
 SERVICES = ("mlflow", "ray")

@@ -14,9 +14,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from shopfloor.errors import ConflictError, UsageError
+from shopfloor.processes import ProcessId, boot_id
 from shopfloor.records import Record
 from shopfloor.settings import Settings, stack_state_file
-from shopfloor.stack.processes import ProcessId, boot_id
 from shopfloor.storage import naming_full_disk, write_atomically
 
 LOCK_TIMEOUT_S = 150.0

@@ -1,7 +1,7 @@
-"""Processes and ports of this machine: started detached, known again later, stopped as whole trees.
+"""Families of processes and their ports: started detached, known again later, stopped as whole trees.
 
-A process is ours when its pid and start time are those recorded, or when it carries our marker in its environment; a
-reused pid is never taken for ours. Knows nothing of what the processes do.
+A process is ours when it is the one that was recorded, or when it carries our marker in its environment; a reused pid
+is never taken for ours. Knows nothing of what the processes do.
 """
 
 from __future__ import annotations
@@ -11,26 +11,16 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from shopfloor.records import Record
+from shopfloor.processes import ProcessId, alive, find, own_processes
 from shopfloor.storage import naming_full_disk
 
-CLOCK_SLACK_S = 1.0
-"""How far a start time may move when the clock is set."""
 POLL_S = 0.1
-
-
-class ProcessId(Record):
-    """A process that was ours when it was recorded."""
-
-    pid: int
-    create_time: float
-    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +53,16 @@ def spawn(
             )
 
 
-def identify(pid: int) -> ProcessId:
-    """Return the identity of a running process.
-
-    Raises:
-        psutil.NoSuchProcess: It is gone.
-    """
-    return ProcessId(pid=pid, create_time=psutil.Process(pid).create_time())
-
-
-def boot_id() -> str:
-    """Return what changes when the machine is started anew."""
-    file = Path("/proc/sys/kernel/random/boot_id")
-    return file.read_text().strip() if file.is_file() else f"{psutil.boot_time():.0f}"
-
-
-def alive(process: ProcessId) -> bool:
-    """Tell whether the very process runs: not a zombie, not another one that got its pid."""
-    return _find(process) is not None
-
-
 def members(family: Family) -> list[psutil.Process]:
     """Return the family's running processes: the root first, where it runs; never this process or one above it."""
     found: dict[int, psutil.Process] = {}
-    root = _find(family.root) if family.root else None
+    root = find(family.root) if family.root else None
     if root is not None:
         with contextlib.suppress(psutil.Error):
             found = {process.pid: process for process in (root, *root.children(recursive=True))}
     sessions = {session for pid in found if (session := _session(pid)) is not None}
     others: list[psutil.Process] = []
-    for process in _mine():
+    for process in own_processes():
         if process.pid in found:
             continue
         if _session(process.pid) in sessions or _carries(process, family.marker):
@@ -198,26 +168,10 @@ def holder_of(port: int) -> str:
     return "a process of another user"
 
 
-def _find(process: ProcessId) -> psutil.Process | None:
-    with contextlib.suppress(psutil.Error):
-        found = psutil.Process(process.pid)
-        if abs(found.create_time() - process.create_time) <= CLOCK_SLACK_S and _running(found):
-            return found
-    return None
-
-
 def _running(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False
-
-
-def _mine() -> Iterator[psutil.Process]:
-    """Give this user's processes."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.uids().real == os.getuid():
-                yield process
 
 
 def _session(pid: int) -> int | None:

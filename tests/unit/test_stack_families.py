@@ -10,13 +10,11 @@ import uuid
 
 import psutil
 import pytest
-from shopfloor.stack.processes import (
+from shopfloor.processes import alive, identify
+from shopfloor.stack.families import (
     Family,
-    ProcessId,
-    alive,
     end,
     holder_of,
-    identify,
     listening_ports,
     members,
     memory_bytes,
@@ -75,8 +73,8 @@ def test_a_process_leads_a_session_away_from_the_terminal(start):
 
 
 def test_another_process_with_the_same_pid_is_not_ours(start):
-    family, child = start(SLEEPER)
-    before = ProcessId(pid=child.pid, create_time=family.root.create_time - 100)
+    family, _ = start(SLEEPER)
+    before = family.root.model_copy(update={"started": family.root.started - 100})
 
     assert alive(family.root)
     assert not alive(before)
