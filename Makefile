@@ -36,7 +36,7 @@ $(PEERS_INSTALLED): | $(INSTALLED)
 
 run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve the flight_delays model
 	@$(BIN)/shopfloor up
-	@$(BIN)/shopfloor data prepare --use-case flight_delays
+	@$(BIN)/shopfloor data prepare flight_delays
 	@$(BIN)/shopfloor submit pipelines/training.py --use-case flight_delays
 
 stop: $(INSTALLED)  ## stop what `make run` started

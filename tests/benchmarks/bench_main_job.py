@@ -92,7 +92,7 @@ class Clone:
 
     def run(self) -> float:
         """Do what `make run` does once everything is installed."""
-        return self.shopfloor("up") + self.shopfloor("data", "prepare", "--use-case", "flight_delays") + self.submit()
+        return self.shopfloor("up") + self.shopfloor("data", "prepare", "flight_delays") + self.submit()
 
     def memory(self) -> float:
         """Return the memory of all processes that this clone started, in GiB; shared pages count once."""
@@ -173,7 +173,7 @@ def _stacked(root: Path, timed: Callable[[Clone], float]) -> float:
     clone = Clone(root)
     try:
         clone.shopfloor("up")
-        clone.shopfloor("data", "prepare", "--use-case", "flight_delays")
+        clone.shopfloor("data", "prepare", "flight_delays")
         return timed(clone)
     finally:
         clone.shopfloor("down")

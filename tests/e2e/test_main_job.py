@@ -122,7 +122,7 @@ def _slice_the_data(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def first(clone):
-    clone.run("data", "prepare", "--use-case", "flight_delays")
+    clone.run("data", "prepare", "flight_delays")
     return clone.submit()
 
 

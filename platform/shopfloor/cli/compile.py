@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from shopfloor.cli import render
-from shopfloor.cli.submit import (
+from shopfloor.cli.context import settings_from
+from shopfloor.cli.options import (
     CronOption,
     EngineName,
     FileArgument,
@@ -37,7 +38,6 @@ def compile_(
     from_step: FromOption = None,
 ) -> None:
     """Write exactly what `submit` would send to Argo or Kubeflow Pipelines; asks no service and submits nothing."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.errors import UsageError
     from shopfloor.flows import dispatch
     from shopfloor.flows.submit import Submission

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from shopfloor.cli import render
-
-UseCaseOption = Annotated[str, typer.Option(help="A folder in pipelines/ that holds a use_case.yaml.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+from shopfloor.cli.context import settings_from
+from shopfloor.cli.options import DataRevOption, JsonOption, UseCaseArgument
 
 
 def register(app: typer.Typer) -> None:
@@ -20,9 +17,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-def prepare(context: typer.Context, use_case: UseCaseOption, as_json: JsonOption = False) -> None:
+def prepare(context: typer.Context, use_case: UseCaseArgument, as_json: JsonOption = False) -> None:
     """Bring the tables into the workspace (pull or make them) and fill an empty DVC remote; quick when all is there."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.data.versions import prepare as prepare_data
 
     prepared = prepare_data(settings_from(context), use_case)
@@ -34,15 +30,14 @@ def prepare(context: typer.Context, use_case: UseCaseOption, as_json: JsonOption
 
 def show(
     context: typer.Context,
-    use_case: UseCaseOption,
-    rev: Annotated[str, typer.Option(help="A git revision; the workspace where none is given.")] = "",
+    use_case: UseCaseArgument,
+    data_rev: DataRevOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show the data version that a git revision names."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.data.versions import resolve
 
-    version = resolve(settings_from(context), use_case, rev)
+    version = resolve(settings_from(context), use_case, data_rev)
     if as_json:
         render.emit_json(version)
         return

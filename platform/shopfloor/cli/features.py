@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from shopfloor.cli import render
+from shopfloor.cli.context import settings_from
+from shopfloor.cli.options import DataRevOption, JsonOption, UseCaseArgument
 
 
 def register(app: typer.Typer) -> None:
@@ -19,12 +19,11 @@ def register(app: typer.Typer) -> None:
 
 def materialize(
     context: typer.Context,
-    use_case: Annotated[str, typer.Argument(help="Name of the use case.")],
-    data_rev: Annotated[str, typer.Option(help="A git revision; the workspace where none is given.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    use_case: UseCaseArgument,
+    data_rev: DataRevOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Put the newest feature values of a data version into the online store; doing it again changes nothing."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.data.materialization import materialize_version
 
     with render.activity(f"Materializing the features of {use_case}"):

@@ -7,15 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from shopfloor.cli.context import State
 from shopfloor.errors import ShopfloorError
-
-if TYPE_CHECKING:
-    from shopfloor.settings import Settings
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -28,46 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class State:
-    """What the global options say."""
-
-    def __init__(self, profile: str | None) -> None:
-        """Remember the profile; nothing is read before a command needs it."""
-        self.profile = profile
-
-    def settings(self) -> Settings:
-        """Return the settings of the profile, as they are at this moment."""
-        from shopfloor.settings import load_settings
-
-        return load_settings(self.profile)
-
-    def settings_of_running_stack(self) -> Settings:
-        """Return the settings where the services that they name are up, or are somebody else's to start."""
-        from shopfloor.settings import load_sourced_settings
-        from shopfloor.stack.lifecycle import require_up
-
-        sourced = load_sourced_settings(self.profile)
-        if sourced.sources["tracking_uri"] not in {"argument", "environment"}:
-            require_up(sourced.settings)
-        return sourced.settings
-
-
-def settings_from(context: typer.Context) -> Settings:
-    """Return the settings that the command runs with."""
-    state: State = context.obj
-    return state.settings()
-
-
-def settings_of_running_stack(context: typer.Context) -> Settings:
-    """Return the settings that the command runs with; it needs the services.
-
-    Raises:
-        ServiceError: The embedded stack should run, and does not.
-    """
-    state: State = context.obj
-    return state.settings_of_running_stack()
 
 
 def _version(value: bool) -> None:

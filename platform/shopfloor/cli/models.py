@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shopfloor.cli import render
+from shopfloor.cli.context import settings_of_running_stack
+from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
 
 if TYPE_CHECKING:
     from shopfloor.flows.promote import Change
     from shopfloor.settings import Settings
-
-ReasonOption = Annotated[str, typer.Option(help="Why, for the version's record.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -80,13 +78,12 @@ def show(
 
 def promote(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="`model/version` or `model@alias`; default: the model's challenger.")],
+    model: VersionArgument,
     reason: ReasonOption = "",
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import promote as promotion
 
     settings = settings_of_running_stack(context)
@@ -99,13 +96,12 @@ def promote(
 
 def rollback(
     context: typer.Context,
-    use_case: Annotated[str, typer.Argument(help="Name of the use case.")],
+    use_case: UseCaseArgument,
     reason: ReasonOption = "",
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the champion before the present one champion again."""
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import promote as promotion
 
     settings = settings_of_running_stack(context)
@@ -161,7 +157,6 @@ def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
 
 
 def _client(context: typer.Context) -> Any:
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.runs import recorder as tracking
 
     return tracking.connect(settings_of_running_stack(context))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from shopfloor.cli import render
-from shopfloor.cli.submit import FileArgument, FromOption, JsonOption, NoCacheOption, ParameterOption, UseCaseOption
+from shopfloor.cli.context import settings_from
+from shopfloor.cli.options import FileArgument, FromOption, JsonOption, NoCacheOption, ParameterOption, UseCaseOption
 
 HASH_LENGTH = 64
 SHOWN = 40
@@ -27,7 +28,6 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show for each step whether `submit` would run or reuse it, and what changed; runs nothing."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.flows import plan as planning
 
     found = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step)

@@ -9,12 +9,10 @@ from typing import Annotated
 import typer
 
 from shopfloor.cli import render
+from shopfloor.cli.context import settings_of_running_stack
 from shopfloor.cli.models import named_version
+from shopfloor.cli.options import JsonOption, UseCaseArgument, VersionArgument
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-ModelArgument = Annotated[
-    str, typer.Argument(help="`model/version` or `model@alias`; default: the model's challenger.")
-]
 NO_GATES: tuple[None] = (None,)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -30,13 +28,12 @@ def register(app: typer.Typer) -> None:
 
 def deploy(
     context: typer.Context,
-    model: ModelArgument,
+    model: VersionArgument,
     canary: Annotated[float, typer.Option(help="Percent of the requests that it answers.", min=0, max=100)] = 0,
     shadow: Annotated[bool, typer.Option("--shadow", help="It answers copies of the others, for nobody.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Load a version beside the champion, and give it its part of the requests."""
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import rollout as canaries
     from shopfloor.serving.deploy.rollout import Traffic, endpoint
 
@@ -57,12 +54,11 @@ def deploy(
 
 def status(
     context: typer.Context,
-    use_case: Annotated[str, typer.Argument(help="Name of the use case.")],
+    use_case: UseCaseArgument,
     since: Annotated[str, typer.Option(help="How far to look back: 90s, 15m, 2h, 3d.")] = "1h",
     as_json: JsonOption = False,
 ) -> None:
     """Show bound, value and verdict for the champion and the version on trial."""
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import rollout as canary
 
     found = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - _span(since))
@@ -88,7 +84,7 @@ def status(
 
 def run(
     context: typer.Context,
-    model: ModelArgument,
+    model: VersionArgument,
     stages: Annotated[str, typer.Option(help="Percent of the requests, stage by stage.")] = "5,25,50,100",
     stage_timeout: Annotated[str, typer.Option(help="How long a stage waits for enough requests.")] = "10m",
     as_json: JsonOption = False,
@@ -97,7 +93,6 @@ def run(
 
     Exit code 1 where it did not become champion.
     """
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import rollout as canary
 
     settings = settings_of_running_stack(context)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shopfloor.cli import render
+from shopfloor.cli.context import settings_of_running_stack
+from shopfloor.cli.options import JsonOption, RunArgument, UseCaseOption, WatchOption
 
 if TYPE_CHECKING:
     from shopfloor.settings import Settings
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
-RunId = Annotated[str, typer.Argument(help="Id of the run or its beginning; `latest` for the newest.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(
     context: typer.Context,
-    use_case: Annotated[str | None, typer.Option(help="Only runs of this use case.")] = None,
+    use_case: UseCaseOption = None,
     limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1)] = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +45,7 @@ def list_(
     render.emit_table(columns, [[run[column] for column in columns] for run in runs])
 
 
-def show(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> None:
+def show(context: typer.Context, run_id: RunArgument, as_json: JsonOption = False) -> None:
     """Show a run: outcome, parameters, metrics, steps."""
     from shopfloor.runs import index as run_records
 
@@ -84,7 +82,7 @@ def show_run(client: Any, run: Any, as_json: bool) -> None:
 
 def logs(
     context: typer.Context,
-    run_id: RunId,
+    run_id: RunArgument,
     step: Annotated[str | None, typer.Argument(help="One step; all of them where none is named.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what comes, until the run ends.")] = False,
 ) -> None:
@@ -97,7 +95,7 @@ def logs(
         typer.echo(line)
 
 
-def stop(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> None:
+def stop(context: typer.Context, run_id: RunArgument, as_json: JsonOption = False) -> None:
     """End a run that goes on; what it finished stays finished."""
     from shopfloor.flows import runs as control
     from shopfloor.runs import index as run_records
@@ -112,7 +110,7 @@ def stop(context: typer.Context, run_id: RunId, as_json: JsonOption = False) -> 
         render.progress(f"Run {run.info.run_id} has ended: {state}.")
 
 
-def retry(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_json: JsonOption = False) -> None:
+def retry(context: typer.Context, run_id: RunArgument, watch: WatchOption = False, as_json: JsonOption = False) -> None:
     """Let a run that failed go on, with the very same parameters and in the same record."""
     from shopfloor.cli.submit import LiveView, show_outcome
     from shopfloor.flows import runs as control
@@ -125,7 +123,9 @@ def retry(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_
     show_outcome(settings, outcome, watch, as_json)
 
 
-def resume(context: typer.Context, run_id: RunId, watch: WatchOption = False, as_json: JsonOption = False) -> None:
+def resume(
+    context: typer.Context, run_id: RunArgument, watch: WatchOption = False, as_json: JsonOption = False
+) -> None:
     """Submit what a run was asked for once more: only what changed since, and what follows it, runs."""
     from shopfloor.cli.submit import LiveView, show_outcome
     from shopfloor.flows import runs as control
@@ -140,7 +140,6 @@ def resume(context: typer.Context, run_id: RunId, watch: WatchOption = False, as
 
 def _connect(context: typer.Context) -> tuple[Settings, Any]:
     """Return the settings and a client of MLflow, the records of dead runs closed."""
-    from shopfloor.cli.main import settings_of_running_stack
     from shopfloor.flows import runs as control
     from shopfloor.runs import recorder as tracking
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shopfloor.cli import render
+from shopfloor.cli.context import settings_from
+from shopfloor.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from shopfloor.flows.promote import Standing
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from shopfloor.stack.doctor import Finding
     from shopfloor.stack.lifecycle import StackStatus
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -47,7 +48,6 @@ def up(
     as_json: JsonOption = False,
 ) -> None:
     """Start the local stack (MLflow, Ray) and bring the champions back; does nothing where it already runs."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.stack import lifecycle
 
     given = {
@@ -72,7 +72,6 @@ def up(
 
 def down(context: typer.Context, as_json: JsonOption = False) -> None:
     """Stop what `up` started; data, runs and models stay."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.stack import lifecycle
 
     with render.activity("Stopping the stack"):
@@ -85,7 +84,6 @@ def down(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def status(context: typer.Context, as_json: JsonOption = False) -> None:
     """Show each service: address, health, version, memory. Exit code 1 when one is not healthy."""
-    from shopfloor.cli.main import settings_from
     from shopfloor.stack import lifecycle
 
     settings = settings_from(context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,18 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from shopfloor.cli import render
+from shopfloor.cli.context import settings_from, settings_of_running_stack
+from shopfloor.cli.options import (
+    CronOption,
+    EngineName,
+    FileArgument,
+    FromOption,
+    JsonOption,
+    NoCacheOption,
+    ParameterOption,
+    UseCaseOption,
+    WatchOption,
+)
 
 if TYPE_CHECKING:
     from shopfloor.flows.dispatch import Submitted
@@ -32,31 +43,6 @@ _MARKS = {
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("submit")(submit)
-
-
-FileArgument = Annotated[
-    str, typer.Argument(help="Pipeline file, e.g. pipelines/training.py, or a compiled pipeline in YAML.")
-]
-UseCaseOption = Annotated[str | None, typer.Option(help="A folder in pipelines/ that holds a use_case.yaml.")]
-ParameterOption = Annotated[
-    list[str] | None, typer.Option("--parameter", "-p", help="A pipeline parameter as key=value; repeatable.")
-]
-CronOption = Annotated[str | None, typer.Option(help="A schedule, e.g. '0 3 * * *'; for argo and kfp.")]
-NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Run every step, also those already done.")]
-FromOption = Annotated[
-    str | None, typer.Option("--from", help="This step and what follows it run even where their results are known.")
-]
-WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON document.")]
-
-
-class EngineName(StrEnum):
-    """What runs a pipeline."""
-
-    local = "local"
-    ray = "ray"
-    argo = "argo"
-    kfp = "kfp"
 
 
 def submit(
@@ -81,7 +67,6 @@ def submit(
     The local engine runs it here and now. The others take it, and the command comes back at once.
     Exit code 1 when a step failed or a gate was missed.
     """
-    from shopfloor.cli.main import settings_from, settings_of_running_stack
     from shopfloor.flows import dispatch
     from shopfloor.flows.submit import Submission
 

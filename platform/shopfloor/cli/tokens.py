@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from shopfloor.cli import render
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+from shopfloor.cli.context import settings_from
+from shopfloor.cli.options import JsonOption
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,6 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Who
 
 
 def _file(context: typer.Context) -> Path:
-    from shopfloor.cli.main import settings_from
     from shopfloor.errors import UsageError
 
     file = settings_from(context).serve_tokens_file

@@ -210,7 +210,7 @@ def _dvc(settings: Settings) -> Iterator[Finding]:
         message, remedy = "no dvc.lock: no data version is recorded", "`dvc repro` makes the tables and records them."
         yield Finding(subject="dvc", verdict="warn", message=message, remedy=remedy)
     elif "://" not in url and not (folder / url).resolve().is_dir():
-        message, remedy = f"remote {url} does not exist yet", "`shopfloor data prepare --use-case NAME` fills it."
+        message, remedy = f"remote {url} does not exist yet", "`shopfloor data prepare NAME` fills it."
         yield Finding(subject="dvc", verdict="warn", message=message, remedy=remedy)
     else:
         yield Finding(subject="dvc", verdict="ok", message=f"default remote {name!r} is {url}")
