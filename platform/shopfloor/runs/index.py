@@ -6,7 +6,6 @@ for. `recorder.py` writes a run while it goes on.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -15,7 +14,9 @@ from typing import Any
 
 import psutil
 
+from shopfloor import processes
 from shopfloor.errors import NotFoundError
+from shopfloor.processes import ProcessId
 from shopfloor.records import StepRecord
 from shopfloor.settings import Settings
 
@@ -69,8 +70,8 @@ def run_url(settings: Settings, experiment_id: str, run_id: str) -> str:
 
 
 def this_process() -> str:
-    """Return what names this process on this machine, also after its pid was given to another one."""
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    """Return what names this process for as long as it runs: its host, and what no clock moves."""
+    return f"{socket.gethostname()} {processes.identify()}"
 
 
 def find_process(run: Any) -> psutil.Process | None:
@@ -79,13 +80,10 @@ def find_process(run: Any) -> psutil.Process | None:
     Raises:
         NotFoundError: It is on another machine.
     """
-    host, pid, created = _parts(run.data.tags.get(PROCESS, ""))
-    if host and host != socket.gethostname():
+    host, process = _parts(run.data.tags.get(PROCESS, ""))
+    if process is not None and _is_elsewhere(host, process):
         raise NotFoundError(f"Run {run.info.run_id} belongs to a process on {host}.", "Ask for it there.")
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return process if abs(process.create_time() - created) < 2 else None
-    return None
+    return processes.find(process) if process else None
 
 
 def reopen(client: Any, run: Any, tags: Mapping[str, str], forget: tuple[str, ...] = ()) -> None:
@@ -211,20 +209,20 @@ def experiment(client: Any, name: str) -> str:
         return str(again.experiment_id)
 
 
-def _parts(process: str) -> tuple[str, int, float]:
-    """Return host, pid and start time of a recorded process; an empty host where it cannot be read."""
-    try:
-        host, pid, created = process.rsplit(" ", 2)
-        return host, int(pid), float(created)
-    except ValueError:
-        return "", 0, 0.0
+def _parts(text: str) -> tuple[str, ProcessId | None]:
+    """Return the host and the process in what `this_process` gave; no process where it cannot be read."""
+    host, _, process = text.partition(" ")
+    return host, ProcessId.parse(process)
+
+
+def _is_elsewhere(host: str, process: ProcessId) -> bool:
+    """Tell whether nobody here can see the process: it is no process of this machine, however often it was started."""
+    machine = processes.boot_id().partition("/")[0]
+    rebooted = host == socket.gethostname() and not process.boot.startswith(machine)
+    return not process.is_here and not rebooted
 
 
 def _process_lives(text: str) -> bool:
     """Tell whether a run's process lives; one on another machine is given the benefit of the doubt."""
-    host, pid, created = _parts(text)
-    if host != socket.gethostname():
-        return True
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(abs(psutil.Process(pid).create_time() - created) < 2)
-    return False
+    host, process = _parts(text)
+    return process is not None and (_is_elsewhere(host, process) or processes.alive(process))
