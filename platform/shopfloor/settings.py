@@ -113,6 +113,11 @@ class Settings(BaseModel):
     def _from_environment(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
 
+    @property
+    def lock_file(self) -> Path:
+        """File that pins every package that a step runs with."""
+        return self.project_root / "requirements" / "runtime.txt"
+
     def environment(self) -> dict[str, str]:
         """Return the variables that give a child process the same settings."""
         values = {

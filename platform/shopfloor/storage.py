@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 CONTENT_HASH = "content_hash"
+EFFECT = "effect"
+"""Metadata key of an artifact that stands for something outside the artifact store."""
 STORED = "stored"
 """Metadata key of what the store says of an artifact's files: a hash of their bytes, or of a bucket's listing."""
 

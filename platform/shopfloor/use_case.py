@@ -130,6 +130,9 @@ class ModelSection(_Section):
 
     flavor: Literal["xgboost", "sklearn", "pytorch", "onnx"]
     """MLflow's name for the library that made the model."""
+    trusted: list[str] = []
+    """Types that a model of scikit-learn may hold beside those of scikit-learn, NumPy and SciPy: loading one runs its
+    code, in the replicas too."""
 
 
 class EvaluationSection(_Section):

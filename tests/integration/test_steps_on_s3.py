@@ -29,7 +29,8 @@ from shopfloor.errors import ServiceError
 from shopfloor.judging import evaluate as evaluation
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import FeatureSet, Search
-from shopfloor.registry import register as registry
+from shopfloor.registry import passport as registry
+from shopfloor.registry.register import register
 from shopfloor.runs import recorder as tracking
 from shopfloor.settings import Settings
 from shopfloor.training import tuning
@@ -397,7 +398,7 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
     model, found = search(settings, joined, trials=2)
     passed = evaluation.evaluate(settings, case, joined.uri, model.uri, "@champion", judged, numbers)
     made_of = {"model": model, "evaluation": judged, "features": joined, "checks": checks, "tables": tables}
-    number = registry.register(settings, case, made_of, version)
+    number = register(settings, case, made_of, version)
 
     assert passed
     first = json.loads((storage.local_copy(settings, judged.uri) / "evaluation.json").read_text())

@@ -55,7 +55,7 @@ def show(
 ) -> None:
     """Show the passport of a model version: what it was made of and how it was judged."""
     from shopfloor.flows import promote as promotion
-    from shopfloor.registry import register as registry
+    from shopfloor.registry import passport as registry
 
     client = _client(context)
     name, version = _named(client, model, registry.CHAMPION)
@@ -117,7 +117,7 @@ def named_version(settings: Settings, model: str) -> tuple[str, str]:
     Raises:
         NotFoundError: No version has that alias.
     """
-    from shopfloor.registry import register as registry
+    from shopfloor.registry import passport as registry
     from shopfloor.runs import recorder as tracking
 
     return _named(tracking.connect(settings), model, registry.CHALLENGER)
@@ -142,7 +142,7 @@ def _show_change(change: Change, as_json: bool) -> None:
 def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
     """Return the name and the version of `model`, `model/version` or `model@alias`."""
     from shopfloor.errors import NotFoundError
-    from shopfloor.registry import register as registry
+    from shopfloor.registry import passport as registry
 
     name, _, version = model.partition("/")
     if version:

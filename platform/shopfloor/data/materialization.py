@@ -24,10 +24,9 @@ from pydantic import ValidationError
 from shopfloor.data.features import feature_service, feature_store, keep_sources, locked
 from shopfloor.data.versions import pull
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
-from shopfloor.pipeline.results import EFFECT
 from shopfloor.records import Record
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, Metrics, filesystem, join, local_copy, local_path, publish
+from shopfloor.storage import EFFECT, Artifact, Metrics, filesystem, join, local_copy, local_path, publish
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)

@@ -17,18 +17,14 @@ from shopfloor.data import materialization
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.flows import intents
 from shopfloor.flows.intents import Intent
-from shopfloor.pipeline.results import EFFECT
-from shopfloor.registry import register as registry
+from shopfloor.registry import passport as registry
 from shopfloor.runs import recorder as tracking
+from shopfloor.runs.versions import PROMOTED, ROLLED_BACK
 from shopfloor.serving.deploy import rollout
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, publish
+from shopfloor.storage import EFFECT, Artifact, publish
 from shopfloor.use_case import list_use_cases
 
-PROMOTED = "shopfloor.promoted"
-"""Tag of a version: who made it champion, when, why, from which run, and the champion before."""
-ROLLED_BACK = "shopfloor.rolled_back"
-"""Tag of a version: who took it back, when, why, and the champion since."""
 Step = Callable[[Settings, Any, str, Intent], None]
 
 

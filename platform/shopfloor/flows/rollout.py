@@ -18,7 +18,7 @@ from shopfloor.flows import promote as promotion
 from shopfloor.judging import gates
 from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
-from shopfloor.registry import register as registry
+from shopfloor.registry import passport as registry
 from shopfloor.runs import recorder as tracking
 from shopfloor.serving.deploy import applications, rollout
 from shopfloor.serving.deploy.rollout import Traffic

@@ -25,10 +25,11 @@ from shopfloor.flows.promote import effect_holds
 from shopfloor.pipeline.compilation import Compiled, compile_pipeline, parse_parameters, require_parameters, run_key
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
-from shopfloor.registry import register as registry
+from shopfloor.registry import passport as registry
 from shopfloor.report.page import RunReport, render
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
+from shopfloor.runs.code_version import code_version
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy
 from shopfloor.use_case import load_use_case
@@ -199,12 +200,12 @@ def resolve(settings: Settings, client: Any, compiled: Compiled, arguments: dict
 
 def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
     """Return the tags that say where a run comes from: its key, the code, what was asked for."""
-    commit, dirty = registry.git_state(settings.project_root)
+    code = code_version(settings.project_root)
     return {
         "shopfloor.run_key": key,
         "shopfloor.profile": settings.profile,
-        "mlflow.source.git.commit": commit,
-        "shopfloor.git_dirty": str(dirty).lower(),
+        run_records.COMMIT: code.commit,
+        run_records.DIRTY: str(code.dirty).lower(),
         **run_records.submission_tags(asked.model_dump_json()),
     }
 

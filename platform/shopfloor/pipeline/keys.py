@@ -22,7 +22,6 @@ from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, remembered
 from shopfloor.use_case import UseCase, load_use_case
 
-LOCK_FILE = "requirements/runtime.txt"
 _PACKAGES = {"shopfloor": "platform/shopfloor", "components": "components", "pipelines": "pipelines"}
 
 
@@ -104,7 +103,7 @@ def component_key(
 
 def lock_hash(settings: Settings) -> str:
     """Return the hash of the runtime lock, or of nothing where the project has none."""
-    file = settings.project_root / LOCK_FILE
+    file = settings.lock_file
     return _file_hash(file, file.stat().st_mtime_ns) if file.is_file() else _hash("")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from shopfloor.settings import Settings
 from shopfloor.storage import (
     CONTENT_HASH,
+    EFFECT,
     STORED,
     exists,
     filesystem,
@@ -29,8 +30,6 @@ from shopfloor.storage import (
 
 logger = logging.getLogger(__name__)
 
-EFFECT = "effect"
-"""Metadata key of an artifact that stands for something outside the artifact store."""
 NO_USE_CASE = "-"
 
 Outputs = dict[str, Any]

@@ -25,6 +25,10 @@ STATE, STEP, PIPELINE, USE_CASE, ENGINE, ERROR, OUTCOME, PROCESS, SECONDS = (
     f"shopfloor.{name}"
     for name in ("state", "step", "pipeline", "use_case", "engine", "error", "outcome", "process", "seconds")
 )
+COMMIT = "mlflow.source.git.commit"
+"""Tag of a run, MLflow's own: the commit of the project that it was submitted with."""
+DIRTY = "shopfloor.git_dirty"
+"""Tag of a run: `true` where files differed from that commit."""
 ENGINE_RUN = "shopfloor.engine_run"
 """Id under which the engine knows the run."""
 ENGINE_URL = "shopfloor.engine_url"
@@ -41,6 +45,8 @@ STATUS = {
     "failed": "FAILED",
     "killed": "KILLED",
 }
+EXPERIMENT_KIND = "mlflow.experimentKind"
+"""Tag of an experiment by which MLflow chooses what its page shows: models and metrics, not prompts and traces."""
 TAG_LIMIT = 4900
 """MLflow refuses longer tag values."""
 
@@ -201,7 +207,7 @@ def experiment(client: Any, name: str) -> str:
         client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name))
+        return str(client.create_experiment(name, tags={EXPERIMENT_KIND: "custom_model_development"}))
     except Exception:  # somebody else created it a moment ago
         again = client.get_experiment_by_name(name)
         if again is None:

@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
+from shopfloor.settings import Settings
 
 API = "/api/2.0/mlflow/"
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
@@ -154,3 +155,19 @@ def import_mlflow() -> Any:
     finally:
         plugins.get_entry_points = collect
     return mlflow
+
+
+def connect(settings: Settings) -> Any:
+    """Return an `MlflowClient` of the tracking server, after a quick look whether it answers.
+
+    Raises:
+        ServiceError: It does not.
+    """
+    import requests
+
+    try:
+        requests.get(f"{settings.tracking_uri}/health", timeout=5).raise_for_status()
+    except (requests.RequestException, ValueError) as error:
+        remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
+        raise ServiceError(f"The MLflow server {settings.tracking_uri} does not answer.", remedy) from error
+    return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)

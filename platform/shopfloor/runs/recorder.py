@@ -34,24 +34,8 @@ from shopfloor.runs.index import (
     steps_of,
     this_process,
 )
-from shopfloor.runs.mlflow import import_mlflow
+from shopfloor.runs.mlflow import connect as connect
 from shopfloor.settings import Settings
-
-
-def connect(settings: Settings) -> Any:
-    """Return an `MlflowClient` of the tracking server, after a quick look whether it answers.
-
-    Raises:
-        ServiceError: It does not.
-    """
-    import requests
-
-    try:
-        requests.get(f"{settings.tracking_uri}/health", timeout=5).raise_for_status()
-    except (requests.RequestException, ValueError) as error:
-        remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
-        raise ServiceError(f"The MLflow server {settings.tracking_uri} does not answer.", remedy) from error
-    return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
-from shopfloor.registry import register as registry
+from shopfloor.registry import passport as registry
 from shopfloor.runs import recorder as tracking
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,12 +70,12 @@ def tune(
     directory = local_copy(settings, features_uri)
     with ray_cluster.joined(settings):
         result, best, checkpoint = _search(settings, use_case, directory, trials)
-        code = use_case.code("model")
         with checkpoint.as_directory() as files:
-            best_model = code.load(trial.best_model(Path(files)))
-    with publish(settings, model, "tune-model") as target:
-        code.save(best_model, target)
-        (target / "best_trial.json").write_text(best.model_dump_json(indent=1), encoding="utf-8")
+            made = trial.best_model(Path(files))
+            # By the model's own files: another search that ends with the same model has made the same.
+            with publish(settings, model, "tune-model", content_hash=hash_directory(made)) as target:
+                shutil.copytree(made, target, dirs_exist_ok=True)
+                (target / "best_trial.json").write_text(best.model_dump_json(indent=1), encoding="utf-8")
     with publish(settings, search, "tune-search") as target:
         (target / "search.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
     for name, value in best.metrics.items():

@@ -18,13 +18,12 @@ from enum import Enum
 from typing import Any
 
 from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
-from shopfloor.pipeline.results import EFFECT
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.contract import DEPLOYMENT, Assignment, Config
 from shopfloor.serving.deploy import applications
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, publish
+from shopfloor.storage import EFFECT, Artifact, publish
 from shopfloor.use_case import UseCase, load_use_case
 
 logger = logging.getLogger(__name__)

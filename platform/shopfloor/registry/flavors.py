@@ -1,0 +1,121 @@
+"""What each of MLflow's flavors needs so that a registered model answers as `model.py`'s `predict` does.
+
+scikit-learn is stored in the skops format, which loads only the types that it is told to trust: those of scikit-learn,
+NumPy and SciPy are, whatever else a model holds must be named in use_case.yaml.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from shopfloor.errors import UsageError, first_line
+from shopfloor.use_case import ModelSection
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+_PACKAGES: dict[str, list[tuple[str, ...]]] = {
+    "xgboost": [("xgboost-cpu", "xgboost")],
+    "sklearn": [("scikit-learn",), ("skops",)],
+    "pytorch": [("torch",)],
+    "onnx": [("onnx",), ("onnxruntime", "onnxruntime-gpu")],
+}
+_TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
+_METHODS = ("predict", "predict_proba")
+
+
+def module(flavor: str) -> Any:
+    """Return MLflow's module of a flavor."""
+    return importlib.import_module(f"mlflow.{flavor}")
+
+
+def requirements(flavor: str) -> list[str]:
+    """Return the pinned packages that a server of the model needs; asking MLflow to guess them costs half a minute."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    pinned = [f"mlflow=={version('mlflow')}", f"pandas=={version('pandas')}"]
+    for alternatives in _PACKAGES[flavor]:
+        for package in alternatives:
+            try:
+                pinned.append(f"{package}=={version(package)}")
+                break
+            except PackageNotFoundError:
+                continue
+    return pinned
+
+
+def options(section: ModelSection, model: Any, example: pd.DataFrame, answers: np.ndarray) -> dict[str, Any]:
+    """Return the further arguments of the flavor's `log_model`.
+
+    Args:
+        section: Names the flavor, and the types of its own that a model may hold.
+        model: What `load` of model.py returned.
+        example: Rows.
+        answers: What `predict` of model.py answered to them.
+
+    Raises:
+        UsageError: The model answers otherwise than `predict`, or holds types that nobody said are trusted.
+    """
+    if section.flavor == "pytorch":
+        # What MLflow exports of PyTorch by itself takes one tensor, and no row of named columns.
+        return {"serialization_format": "pickle"}
+    if section.flavor == "sklearn":
+        return {
+            "pyfunc_predict_fn": _method(model, example, answers),
+            "skops_trusted_types": _trusted_types(model, section.trusted),
+        }
+    return {}
+
+
+def _method(model: Any, example: pd.DataFrame, answers: np.ndarray) -> str:
+    """Return the estimator's method that answers as `predict` of model.py: of two probabilities the second counts."""
+    import numpy as np
+
+    expected = np.asarray(answers, dtype=np.float64)
+    for method in _METHODS:
+        if not hasattr(model, method):
+            continue
+        own = np.asarray(getattr(model, method)(example))
+        if own.dtype.kind not in "biuf":
+            continue
+        if own.ndim == 2 and own.shape[1] == 2 and expected.ndim == 1:
+            own = own[:, 1]
+        if own.shape == expected.shape and np.allclose(own, expected, rtol=0, atol=1e-9, equal_nan=True):
+            return method
+    raise UsageError(
+        f"predict in model.py answers otherwise than {' and '.join(_METHODS)} of {type(model).__name__}.",
+        "Let it answer what one of them does: what else it computes belongs into the estimator, e.g. by a Pipeline.",
+    )
+
+
+def _trusted_types(model: Any, trusted: list[str]) -> list[str]:
+    """Return the types of a model that skops must be told to trust."""
+    import skops.io
+
+    try:
+        needed: list[str] = skops.io.get_untrusted_types(data=skops.io.dumps(model))
+    except Exception as error:  # whatever it says of what it does not know
+        raise UsageError(
+            f"skops cannot store the model: {first_line(error)}.",
+            "Use functions and classes that an import finds by name; a lambda has none.",
+        ) from error
+    unknown = [name for name in needed if name not in trusted and not _is_the_libraries_own(name)]
+    if unknown:
+        raise UsageError(
+            f"The model holds types that nobody said are trusted: {', '.join(unknown)}.",
+            "If loading them is safe, add them to model.trusted in use_case.yaml.",
+        )
+    return needed
+
+
+def _is_the_libraries_own(name: str) -> bool:
+    """Tell whether a name is that of a class of scikit-learn, NumPy or SciPy; their functions may do anything."""
+    if not name.startswith(_TRUSTED_LIBRARIES):
+        return False
+    package, _, attribute = name.rpartition(".")
+    try:
+        return isinstance(getattr(importlib.import_module(package), attribute), type)
+    except (ImportError, AttributeError):
+        return False

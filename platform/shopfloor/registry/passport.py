@@ -1,0 +1,64 @@
+"""The passport of a model version: what it was made of and how it was judged, kept beside it in MLflow.
+
+Whoever reads passports needs this module only; `register.py` writes them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shopfloor.errors import NotFoundError
+from shopfloor.records import Passport
+from shopfloor.runs.versions import CHALLENGER as CHALLENGER
+from shopfloor.runs.versions import CHAMPION as CHAMPION
+from shopfloor.runs.versions import alias_version as alias_version
+from shopfloor.runs.versions import version_exists as version_exists
+
+FILE = "passport.json"
+
+
+def read_passport(client: Any, model: str, version: str) -> Passport:
+    """Return the passport of a model version.
+
+    Raises:
+        NotFoundError: There is no such version, or it was registered without a passport.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run_id = client.get_model_version(model, version).run_id
+    except MlflowException as error:
+        raise NotFoundError(
+            f"There is no version {version} of a model {model!r}.", "`shopfloor models list` shows what there is."
+        ) from error
+    passport = find_passport(client, run_id)
+    if passport is None:
+        raise NotFoundError(
+            f"Version {version} of {model!r} has no passport.", "It was not registered by a pipeline; train it by one."
+        )
+    return passport
+
+
+def find_passport(client: Any, run_id: str) -> Passport | None:
+    """Return the passport that a `register` step left at its run, `None` where it left none."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            file = download_artifacts(
+                run_id=run_id, artifact_path=FILE, dst_path=directory, tracking_uri=client.tracking_uri
+            )
+            return Passport.model_validate_json(Path(file).read_text(encoding="utf-8"))
+    except (MlflowException, OSError):
+        return None
+
+
+def write_passport(client: Any, run_id: str, passport: Passport) -> None:
+    """Leave a passport at the run of the `register` step that made the version."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / FILE
+        file.write_text(passport.model_dump_json(indent=1), encoding="utf-8")
+        client.log_artifact(run_id, str(file))
