@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Its makers advertise what comes after it with every build.
+export NO_MKDOCS_2_WARNING := 1
 # The environment is made anew only when a lock or the package's own entry changed: the stamp is named after them.
 LOCK_HASH := $(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed '/^\[tool/,$$d' pyproject.toml; } | \
   sha256sum | cut -c1-16)
@@ -12,7 +14,7 @@ INSTALLED := $(VENV)/installed-$(LOCK_HASH)
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test lint format bench soak lock clean
+.PHONY: help run stop test lint docs format bench soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -45,11 +47,16 @@ stop: $(INSTALLED)  ## stop what `make run` started
 test: $(INSTALLED)  ## every test but the benchmarks
 	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks
 
-lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts
+lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/mkdocs build --quiet --strict
+
+docs: $(INSTALLED)  ## build the documentation into build/site
+	@$(BIN)/mkdocs build --quiet --strict
+	@echo "Open build/site/README.html, or see it live: $(BIN)/mkdocs serve" >&2
 
 format: $(INSTALLED)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .
