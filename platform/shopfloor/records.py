@@ -130,22 +130,43 @@ class SliceResult(Record):
     metrics: dict[str, float]
 
 
+class Line(Record):
+    """One line of a picture."""
+
+    name: str
+    points: list[tuple[float, float]]
+
+
+class Curve(Record):
+    """A picture of how a model predicts: lines in the unit square or less, the diagonal for comparison."""
+
+    title: str
+    x: str
+    """Words along the horizontal axis."""
+    y: str
+    lines: list[Line]
+    """The model's, and where there is one the champion's on the same rows."""
+    marks: bool = False
+    """Whether the points themselves show."""
+
+
 class Evaluation(Record):
     """What the model is worth on the test set."""
 
     rows: int
     metrics: dict[str, float]
-    """roc_auc, pr_auc, log_loss, brier, calibration_error, base_rate."""
+    """By the names of `judging.metrics`; one that is not defined on these rows is absent."""
     champion: str | None
     """Version of the champion that it was compared with."""
     champion_metrics: dict[str, float]
     slices: list[SliceResult]
     gates: list[GateResult]
     passed: bool
-    roc_curve: list[tuple[float, float]]
-    """(false positive rate, true positive rate), at most 200 points."""
-    calibration: list[tuple[float, float, int]]
-    """(mean prediction, observed rate, rows) of each bin."""
+    headlines: list[str] = []
+    """Names of the metrics that tell most, the first of them by slice too."""
+    titles: dict[str, str] = {}
+    """Metric to its name for a person."""
+    curves: list[Curve] = []
     importance: dict[str, float]
     """Feature name to gain, summing to 1."""
 

@@ -186,6 +186,11 @@ class GatesSection(_Section):
     metrics: dict[str, Bound] = {}
     slices: dict[str, SliceBound] = {}
     champion: dict[str, ChampionBound] = {}
+    champion_window: PositiveInt = 5
+    """Champions that `champion` looks at, the present one and those before it that were not rolled back: the best of
+    them counts."""
+    signature: Literal["compatible", "any"] = "compatible"
+    """`compatible`: every row that the champion takes, the model must take too, or its clients would be refused."""
     live: LiveGates = LiveGates()
 
 

@@ -133,7 +133,7 @@ def made(directory, frame, trial):
 def _complete(record):
     content = record.model_dump(mode="json")
     if isinstance(record, Evaluation):
-        empty = {"champion_metrics": {}, "slices": [], "roc_curve": [], "calibration": [], "importance": {}}
+        empty = {"champion_metrics": {}, "slices": [], "importance": {}}
         content |= {"rows": 1, "passed": True, **empty}
     return content
 

@@ -2,7 +2,8 @@
 
 import pytest
 from shopfloor.errors import UsageError
-from shopfloor.judging.gates import judge
+from shopfloor.judging.gates import judge, judge_signature
+from shopfloor.judging.signature import Input
 from shopfloor.records import SliceResult
 from shopfloor.use_case import GatesSection
 
@@ -46,7 +47,7 @@ def test_the_worst_slice_with_enough_rows_stands_for_all():
     ],
 )
 def test_the_champion_may_be_lost_to_by_so_much_in_the_direction_of_the_metric(metric, mine, theirs, passed):
-    (result,) = verdicts({"champion": {metric: {"max_loss": 0.005}}}, {metric: mine}, (), "3", {metric: theirs})
+    (result,) = verdicts({"champion": {metric: {"max_loss": 0.005}}}, {metric: mine}, (), "3", {"3": {metric: theirs}})
     assert result.passed is passed
 
 
@@ -59,3 +60,39 @@ def test_without_a_champion_its_gates_are_met_and_with_one_that_cannot_be_scored
 def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"'auc', which is no metric. Known metrics: .*roc_auc"):
         verdicts({"metrics": {"auc": {"min": 0.7}}}, {})
+
+
+def test_a_loss_is_measured_against_the_best_of_the_champions_so_that_quality_does_not_sink_run_by_run():
+    gates = {"champion": {"roc_auc": {"max_loss": 0.005}}}
+    theirs = {"3": {"roc_auc": 0.694}, "2": {"roc_auc": 0.697}, "1": {"roc_auc": 0.70}}
+    (result,) = verdicts(gates, {"roc_auc": 0.691}, (), "3", theirs)
+    assert not result.passed
+    assert result.note == "version 1, a champion before version 3, has 0.7000"
+    (result,) = verdicts(gates, {"roc_auc": 0.696}, (), "3", theirs)
+    assert result.passed
+
+
+COLUMNS = {"a": Input("double", True), "b": Input("long", True), "c": Input("double", False)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "why"),
+    [
+        (COLUMNS, ""),
+        (COLUMNS | {"d": Input("double", False)}, ""),
+        (COLUMNS | {"b": Input("double", False)}, ""),
+        (COLUMNS | {"d": Input("double", True)}, "'d' is new and required"),
+        (COLUMNS | {"a": Input("long", True)}, "'a' was double and is long"),
+        (COLUMNS | {"c": Input("double", True)}, "'c' may no longer be missing"),
+        ({"a": COLUMNS["a"], "b": COLUMNS["b"]}, "'c' is no input any more"),
+    ],
+)
+def test_a_version_that_refuses_what_the_champion_takes_misses_the_gate_of_the_signature(inputs, why):
+    result = judge_signature(GatesSection(), inputs, "3", COLUMNS)
+    assert result.passed is (why == "")
+    assert why in result.note
+    assert judge_signature(GatesSection(signature="any"), inputs, "3", COLUMNS).passed
+
+
+def test_a_champion_without_a_signature_binds_nobody():
+    assert judge_signature(GatesSection(), COLUMNS, "3", None).passed

@@ -3,7 +3,7 @@
 import datetime as dt
 import re
 
-from shopfloor.records import Evaluation, GateResult, Search, SliceResult, StepRecord, Trial
+from shopfloor.records import Curve, Evaluation, GateResult, Line, Search, SliceResult, StepRecord, Trial
 from shopfloor.report.page import RunReport, render
 
 HOSTILE = "<script>alert('x')</script>&\"'$\\frac"
@@ -41,8 +41,11 @@ def evaluation(**parts):
                 "slices": [SliceResult(column="origin", value=HOSTILE, rows=10, metrics={"roc_auc": 0.6})],
                 "gates": [GateResult(gate="roc_auc", bound=">= 0.9", value=0.7, passed=False, missed_by=0.2)],
                 "passed": False,
-                "roc_curve": [(0, 0), (0.5, 0.7), (1, 1)],
-                "calibration": [(0.2, 0.25, 50), (0.4, 0.35, 50)],
+                "headlines": ["roc_auc"],
+                "curves": [
+                    Curve(title="ROC curve", x="x", y="y", lines=[Line(name=HOSTILE, points=[(0, 0), (1, 1)])]),
+                    Curve(title="Calibration", x="x", y="y", lines=[Line(name="a", points=[(0.2, 0.3)])], marks=True),
+                ],
                 "importance": {HOSTILE: 0.7, "b": 0.3},
             }
             | parts
@@ -90,3 +93,27 @@ def test_a_missed_gate_shows_bound_value_and_distance():
     assert re.search(
         r"&gt;= 0\.9</td><td class=\"n\">0\.7</td>\s*<td class=\"bad\">missed</td>\s*<td class=\"n\">0\.2", page
     )
+
+
+def test_trials_stand_from_the_best_to_the_worst_and_those_that_failed_last():
+    scores = {"a": 0.6, "b": None, "c": 0.8, "d": 0.7}
+    trials = [
+        Trial(
+            trial_id=name,
+            params={},
+            metrics={} if score is None else {"m": score},
+            rounds=1,
+            seconds=1,
+            status="stopped",
+        )
+        for name, score in scores.items()
+    ]
+    for mode, order in (("max", ["c", "d", "a", "b"]), ("min", ["a", "d", "c", "b"])):
+        page = render(run(search=Search(metric="m", mode=mode, best_trial_id=order[0], trials=trials)))
+        assert re.findall(r'<td class="mono">([abcd])\b', page) == order
+
+
+def test_the_outcome_is_said_once():
+    page = render(run(state="gate_missed", outcome="Gate missed: roc_auc must be >= 0.9."))
+    assert page.count("Gate missed") == 1
+    assert "gate missed</td>" in page

@@ -192,7 +192,9 @@ class LiveView:
 def _show(outcome: Any) -> None:
     render.out.print()
     render.out.print(outcome.message, markup=False, style="bold" if outcome.state == "succeeded" else "bold red")
-    for name in ("roc_auc", "pr_auc", "log_loss", "calibration_error"):
+    from shopfloor.judging.metrics import headlines
+
+    for name in headlines("binary"):
         if name in outcome.metrics:
             text = f"  {name:<18}{outcome.metrics[name]:.4f}"
             if name in outcome.champion_metrics:

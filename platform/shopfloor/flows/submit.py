@@ -213,8 +213,8 @@ def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
 def missed_gates(evaluation: Evaluation) -> str:
     """Return one sentence on the gates that an evaluation missed."""
     words = "; ".join(
-        f"{gate.gate} must be {gate.bound}, is "
-        + (f"{gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else "unknown")
+        f"{gate.gate} must be {gate.bound}"
+        + (f", is {gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else f": {gate.note}")
         for gate in evaluation.gates
         if not gate.passed
     )

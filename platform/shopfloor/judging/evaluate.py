@@ -1,17 +1,16 @@
-"""What a model is worth on the test set, beside the champion on the same rows, and whether its gates are met.
-
-The metrics are scikit-learn's; the calibration error is the expected calibration error over bins of equal count
-(Guo et al., On Calibration of Modern Neural Networks, 2017, with the equal-count bins of Nixon et al., 2019).
-"""
+"""What a model is worth on the test set, beside the champions on the same rows, and whether its gates are met."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.judging import gates
+from shopfloor.errors import ShopfloorError, first_line
+from shopfloor.judging import gates, metrics, signature
 from shopfloor.records import Evaluation, FeatureSet, SliceResult
 from shopfloor.runs.mlflow import import_mlflow
+from shopfloor.runs.versions import alias_version, champions
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, Metrics, local_copy, publish
 from shopfloor.use_case import UseCase, load_use_case
@@ -22,8 +21,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_BINS = 10
-CURVE_POINTS = 200
+
+@dataclass(frozen=True)
+class Reference:
+    """A registered version on the test set."""
+
+    version: str
+    inputs: signature.Inputs | None
+    """`None` where its signature does not name them."""
+    scores: np.ndarray | None
+    """Predictions, shape (rows,); `None` where it cannot answer these rows."""
+    note: str
+    """Why it cannot."""
 
 
 def evaluate(
@@ -33,7 +42,7 @@ def evaluate(
     model_uri: str,
     champion: str,
     evaluation: Artifact,
-    metrics: Metrics,
+    log: Metrics,
 ) -> bool:
     """Judge a model on the test split.
 
@@ -43,15 +52,16 @@ def evaluate(
         features_uri: What `build_features` made.
         model_uri: What `tune` made.
         champion: Version of the registered model to compare with, or `@` and an alias: the version that has it at this
-            moment, as a schedule cannot name one; empty means none.
+            moment, as a schedule cannot name one; empty means none. `gates.champion_window` adds champions before it.
         evaluation: Gets `evaluation.json`.
-        metrics: Gets the metrics on all rows.
+        log: Gets the metrics on all rows.
 
     Returns:
         Whether every gate is met; a missed one is no error.
 
     Raises:
         UsageError: A gate bounds an unknown metric.
+        ShopfloorError: The model does not answer one finite number a row.
     """
     import pandas as pd
 
@@ -62,73 +72,40 @@ def evaluate(
     code = use_case.code("model")
     model = code.load(local_copy(settings, model_uri))
     truth = test[features.target].to_numpy()
-    scores = code.predict(model, test[list(features.features)])
-    numbers = measure(truth, scores)
-    champion_metrics: dict[str, float] = {}
-    note = ""
-    if champion.startswith("@"):
-        champion = _version_of(settings, use_case_name, champion.removeprefix("@"))
-    if champion:
-        champion_metrics, note = _champion(settings, use_case, champion, test, truth)
+    scores = metrics.scores_of(code.predict(model, test[list(features.features)]), len(test))
+    numbers = metrics.measure(truth, scores)
+    references = [_reference(settings, use_case, one, test) for one in _references(settings, use_case, champion)]
+    theirs = {one.version: metrics.measure(truth, one.scores) for one in references if one.scores is not None}
     slices = by_slice(test, use_case.evaluation.slices, truth, scores)
-    results = gates.judge(use_case.gates, numbers, slices, champion or None, champion_metrics, note)
+    first = references[0] if references else None
+    version, note = (first.version, first.note) if first else (None, "")
+    results = gates.judge(use_case.gates, numbers, slices, version, theirs, note)
+    models = {"this model": scores}
+    if first is not None:
+        inputs = signature.inputs_of_features(features)
+        results.append(gates.judge_signature(use_case.gates, inputs, first.version, first.inputs))
+        if first.scores is not None:
+            models[f"champion, version {first.version}"] = first.scores
     record = Evaluation(
         rows=len(test),
         metrics=numbers,
-        champion=champion or None,
-        champion_metrics=champion_metrics,
+        champion=version,
+        champion_metrics=theirs.get(version, {}) if version else {},
         slices=slices,
         gates=results,
         passed=all(result.passed for result in results),
-        roc_curve=_roc_curve(truth, scores),
-        calibration=calibration(truth, scores),
+        headlines=metrics.headlines("binary"),
+        titles={metric.name: metric.title for metric in metrics.METRICS if metric.name in numbers},
+        curves=metrics.curves(truth, models),
         importance=code.importance(model) if hasattr(code, "importance") else {},
     )
     with publish(settings, evaluation, "evaluate") as target:
         (target / "evaluation.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     for name, value in numbers.items():
-        metrics.log_metric(name, value)
+        log.log_metric(name, value)
     for result in results:
         logger.info("%s %s: %s", result.gate, result.bound, "met" if result.passed else "missed")
     return record.passed
-
-
-def measure(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Return the metrics of predictions.
-
-    Args:
-        truth: Labels 0 or 1, shape (rows,).
-        scores: Predicted probabilities of 1, shape (rows,).
-
-    Returns:
-        roc_auc and pr_auc (absent where only one label occurs), log_loss, brier, calibration_error, base_rate.
-    """
-    from sklearn import metrics as sk
-
-    numbers = {
-        "log_loss": float(sk.log_loss(truth, scores, labels=[0, 1])),
-        "brier": float(sk.brier_score_loss(truth, scores, pos_label=1)) if len(set(truth)) > 1 else float("nan"),
-        "base_rate": float(truth.mean()),
-        "calibration_error": sum(
-            rows * abs(predicted - observed) for predicted, observed, rows in calibration(truth, scores)
-        )
-        / len(truth),
-    }
-    if len(set(truth)) > 1:
-        numbers["roc_auc"] = float(sk.roc_auc_score(truth, scores))
-        numbers["pr_auc"] = float(sk.average_precision_score(truth, scores))
-    else:
-        del numbers["brier"]
-    return numbers
-
-
-def calibration(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float, float, int]]:
-    """Return (mean prediction, observed rate, rows) of bins of equal count, by rising prediction."""
-    import numpy as np
-
-    order = np.argsort(scores, kind="stable")
-    bins = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
-    return [(float(scores[part].mean()), float(truth[part].mean()), len(part)) for part in bins]
 
 
 def by_slice(test: pd.DataFrame, columns: list[str], truth: np.ndarray, scores: np.ndarray) -> list[SliceResult]:
@@ -137,55 +114,39 @@ def by_slice(test: pd.DataFrame, columns: list[str], truth: np.ndarray, scores: 
     for column in columns:
         positions = test.reset_index(drop=True).groupby(column, observed=True).indices
         for value, index in sorted(positions.items(), key=lambda item: -len(item[1])):
-            results.append(
-                SliceResult(
-                    column=column, value=str(value), rows=len(index), metrics=measure(truth[index], scores[index])
-                )
-            )
+            numbers = metrics.measure(truth[index], scores[index])
+            results.append(SliceResult(column=column, value=str(value), rows=len(index), metrics=numbers))
     return results
 
 
-def _roc_curve(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float, float]]:
-    import numpy as np
-    from sklearn import metrics as sk
-
-    if len(set(truth)) < 2:
+def _references(settings: Settings, use_case: UseCase, champion: str) -> list[str]:
+    """Return the versions that a model is compared with, the champion first."""
+    client = import_mlflow().MlflowClient(settings.tracking_uri)
+    if champion.startswith("@"):
+        champion = alias_version(client, use_case.name, champion.removeprefix("@")) or ""
+    if not champion:
         return []
-    false_positive, true_positive, _ = sk.roc_curve(truth, scores)
-    at = np.linspace(0, len(false_positive) - 1, min(CURVE_POINTS, len(false_positive))).astype(int)
-    return [(float(false_positive[i]), float(true_positive[i])) for i in at]
+    earlier = champions(client, use_case.name, use_case.gates.champion_window) if use_case.gates.champion else []
+    return [champion, *(version for version in earlier if version != champion)][: use_case.gates.champion_window]
 
 
-def _version_of(settings: Settings, model: str, alias: str) -> str:
-    """Return the version that has an alias, empty where none has."""
-    mlflow = import_mlflow()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = mlflow.MlflowClient(settings.tracking_uri).get_model_version_by_alias(model, alias)
-    except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return ""
-        raise
-    return str(found.version)
-
-
-def _champion(
-    settings: Settings, use_case: UseCase, version: str, test: pd.DataFrame, truth: np.ndarray
-) -> tuple[dict[str, float], str]:
-    """Return the champion's metrics on the same rows, or why it cannot be scored on them."""
-    import numpy as np
-
+def _reference(settings: Settings, use_case: UseCase, version: str, test: pd.DataFrame) -> Reference:
+    """Return what a registered version answers to the rows, or why it cannot."""
     mlflow = import_mlflow()
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(settings.tracking_uri)
     model: Any = mlflow.pyfunc.load_model(f"models:/{use_case.name}/{version}")
-    names = model.metadata.get_input_schema().input_names()
-    missing = [name for name in names if name not in test.columns]
+    schema = model.metadata.get_input_schema()
+    if schema is None or not schema.has_input_names():
+        return Reference(version, None, None, f"version {version} has no signature that names its inputs")
+    inputs = signature.inputs_of(schema)
+    missing = [name for name in inputs if name not in test.columns]
     if missing:
-        return {}, f"the champion needs the feature {missing[0]!r}, which these rows lack"
+        note = f"version {version} needs the feature {missing[0]!r}, which these rows lack"
+        return Reference(version, inputs, None, note)
     try:
-        return measure(truth, np.asarray(model.predict(test[names]), dtype=np.float64).reshape(len(test))), ""
-    except MlflowException as error:
-        return {}, f"the champion does not take these rows: {str(error).splitlines()[0]}"
+        answers = metrics.scores_of(model.predict(test[list(inputs)]), len(test), f"Version {version}")
+    except (MlflowException, ShopfloorError) as error:
+        return Reference(version, inputs, None, f"version {version} does not take these rows: {first_line(error)}")
+    return Reference(version, inputs, answers, "")

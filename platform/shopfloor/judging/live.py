@@ -9,7 +9,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.judging.evaluate import measure
+from shopfloor.judging.metrics import measure
 from shopfloor.records import LiveNumbers
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from shopfloor.records import Evaluation, Search, StepRecord
+from shopfloor.records import Curve, Evaluation, Search, StepRecord
 
 COLOURS = {
     "succeeded": "#2e9e5b",
@@ -20,6 +20,8 @@ COLOURS = {
 }
 INK = "#7d8590"
 """Legible on a light page and on a dark one."""
+LINE_COLOURS = ("#2a8fbd", "#e07a1f")
+"""The model's and the champion's."""
 
 
 def dag(steps: list[StepRecord], edges: list[tuple[str, str]]) -> str:
@@ -85,7 +87,7 @@ def parallel_coordinates(search: Search) -> str:
                 zorder=2 if best else 1,
             )
         for number, column in enumerate(columns):
-            axes.axvline(number, color=INK, lw=0.8)
+            axes.plot([number, number], [0, 1], color=INK, lw=0.8)
             numbers = [value for value in column if isinstance(value, int | float)]
             if len(numbers) == len(column):
                 for height, value in ((-0.06, min(numbers)), (1.06, max(numbers))):
@@ -97,29 +99,20 @@ def parallel_coordinates(search: Search) -> str:
     return _svg(draw, (9, 3.4), "The search: one line a trial, the best one thick")
 
 
-def roc(evaluation: Evaluation) -> str:
-    """Return the ROC curve on the test set."""
+def curve(picture: Curve) -> str:
+    """Return a picture of how the model predicts, beside the champion where there is one."""
 
     def draw(axes: Any) -> None:
-        axes.plot(*zip(*evaluation.roc_curve, strict=True), color="#2a8fbd", lw=2)
-        axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls="--")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
-
-    return _svg(draw, (4, 3.6), f"ROC curve, area {evaluation.metrics.get('roc_auc', float('nan')):.4f}")
-
-
-def calibration(evaluation: Evaluation) -> str:
-    """Return predicted against observed rates."""
-
-    def draw(axes: Any) -> None:
-        top = max([max(p, o) for p, o, _ in evaluation.calibration] or [1.0]) * 1.1
+        top = max([1e-9, *(max(point) for line in picture.lines for point in line.points)])
+        top = 1.0 if top > 0.5 else top * 1.1
         axes.plot([0, top], [0, top], color=INK, lw=0.8, ls="--")
-        axes.plot(
-            [p for p, _, _ in evaluation.calibration], [o for _, o, _ in evaluation.calibration], "o-", color="#2e9e5b"
-        )
-        axes.set(xlabel="mean prediction", ylabel="observed rate", xlim=(0, top), ylim=(0, top))
+        for line, color in zip(picture.lines, LINE_COLOURS, strict=False):
+            style = "o-" if picture.marks else "-"
+            axes.plot(*zip(*line.points, strict=True), style, color=color, lw=2, ms=4, label=_plain(line.name))
+        axes.set(xlabel=picture.x, ylabel=picture.y, xlim=(0, top), ylim=(0, top))
+        axes.legend(fontsize=7, frameon=False)
 
-    return _svg(draw, (4, 3.6), "Calibration, ten bins of equal count")
+    return _svg(draw, (4, 3.6), picture.title)
 
 
 def importance(evaluation: Evaluation) -> str:
@@ -134,18 +127,19 @@ def importance(evaluation: Evaluation) -> str:
     return _svg(draw, (5.5, 0.24 * len(shares) + 0.8), "Feature importance")
 
 
-def slices(evaluation: Evaluation, metric: str = "roc_auc") -> str:
+def slices(evaluation: Evaluation, metric: str) -> str:
     """Return a metric by slice, the metric of all rows as a line."""
     shown = [item for item in evaluation.slices if metric in item.metrics][::-1]
+    title = evaluation.titles.get(metric, metric)
 
     def draw(axes: Any) -> None:
         labels = [_plain(f"{item.column} = {item.value} ({item.rows})") for item in shown]
-        axes.plot([item.metrics[metric] for item in shown], labels, "o", color="#2a8fbd")
+        axes.plot([item.metrics[metric] for item in shown], labels, "o", color=LINE_COLOURS[0])
         axes.axvline(evaluation.metrics[metric], color=INK, lw=0.8, ls="--")
-        axes.set_xlabel(metric)
+        axes.set_xlabel(title)
         axes.tick_params(axis="y", labelsize=8)
 
-    return _svg(draw, (5.5, 0.22 * len(shown) + 0.8), f"{metric} by slice (rows); dashed: all rows")
+    return _svg(draw, (5.5, 0.22 * len(shown) + 0.8), f"{title} by slice (rows); dashed: all rows")
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float], title: str) -> str:

@@ -6,11 +6,13 @@ Text and tables come from `report.html.j2`, where everything from the data is es
 from __future__ import annotations
 
 import datetime as dt
+import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
+from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord, Trial
 from shopfloor.report import charts
 
 TEMPLATE = "report.html.j2"
@@ -56,20 +58,34 @@ def render(run: RunReport) -> str:
     search, evaluation = run.search, run.evaluation
     if search is not None and any(search.metric in trial.metrics for trial in search.trials):
         pictures["search"] = lambda: charts.parallel_coordinates(search)
+    figures: list[tuple[str, Callable[[], str]]] = []
     if evaluation is not None:
-        pictures["calibration"] = lambda: charts.calibration(evaluation)
-        if evaluation.roc_curve:
-            pictures["roc"] = lambda: charts.roc(evaluation)
+        figures += [(picture.title, functools.partial(charts.curve, picture)) for picture in evaluation.curves]
+        telling = next((name for name in evaluation.headlines if name in evaluation.metrics), None)
+        if telling is not None and any(telling in item.metrics for item in evaluation.slices):
+            title = f"{evaluation.titles.get(telling, telling)} by slice; dashed: all rows"
+            figures.append((title, functools.partial(charts.slices, evaluation, telling)))
         if evaluation.importance:
-            pictures["importance"] = lambda: charts.importance(evaluation)
-        if "roc_auc" in evaluation.metrics and evaluation.slices:
-            pictures["slices"] = lambda: charts.slices(evaluation)
+            figures.append(("Feature importance by gain", functools.partial(charts.importance, evaluation)))
     # matplotlib escapes what it writes into the SVG.
     drawn = {name: Markup(picture()) for name, picture in pictures.items()}  # noqa: S704
+    shown = [(title, Markup(picture())) for title, picture in figures]  # noqa: S704
     longest = max([step.seconds for step in run.steps] or [0.0]) or 1.0
     return environment.get_template(TEMPLATE).render(
-        run=run, pictures=drawn, longest=longest, colours=charts.COLOURS, passport=_flat(run.passport)
+        run=run,
+        pictures=drawn,
+        figures=shown,
+        trials=_best_first(search) if search else [],
+        longest=longest,
+        colours=charts.COLOURS,
+        passport=_flat(run.passport),
     )
+
+
+def _best_first(search: Search) -> list[Trial]:
+    """Return the trials from the best to the worst; those without the metric are the last."""
+    sign = 1 if search.mode == "min" else -1
+    return sorted(search.trials, key=lambda trial: sign * trial.metrics.get(search.metric, sign * math.inf))
 
 
 def _flat(passport: Passport | None) -> list[tuple[str, str]]:

@@ -22,7 +22,15 @@ from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
 from shopfloor.serving.errors import BadRequest, NoRowSchema
-from shopfloor.serving.model.native import Matrix, Native, Predictor, in_single_precision, native, one_of
+from shopfloor.serving.model.native import (
+    Matrix,
+    Native,
+    Predictor,
+    answers_one_of_two,
+    in_single_precision,
+    native,
+    one_of,
+)
 from shopfloor.serving.model.row import Column, RowSchema, Value, columns_of
 from shopfloor.serving.model.rows import ManyRows
 
@@ -152,6 +160,8 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     import mlflow
 
     pyfunc = mlflow.pyfunc.load_model(str(directory))
+    if answers_one_of_two(pyfunc):
+        pyfunc = _OfLabel1(pyfunc)
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
@@ -179,6 +189,19 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     return ServedModel(
         name, version, pyfunc, rows, "", example, predictor, many, way, ManyRows(rows) if way is not None else None
     )
+
+
+class _OfLabel1:
+    """A model of MLflow's whose prediction is the second of the two probabilities that it answers."""
+
+    def __init__(self, pyfunc: PyFuncModel) -> None:
+        self._pyfunc = pyfunc
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        return self._pyfunc.predict(data, params=params)[:, 1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pyfunc, name)
 
 
 def answers_of(output: Any) -> Any:

@@ -69,11 +69,28 @@ def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) ->
         return _onnx(raw, columns, directory / flavors["onnx"]["data"])
     if "pytorch" in flavors:
         return _pytorch(raw)
-    function = flavors["python_function"].get("predict_fn", "predict")
+    function = _method(pyfunc)
     if "sklearn" in flavors and hasattr(raw, function):
-        matrix = _sklearn(getattr(raw, function))
+        matrix = _sklearn(getattr(raw, function), of_label_1=answers_one_of_two(pyfunc))
         return Native(matrix, one_of(matrix))
     return None
+
+
+def _method(pyfunc: PyFuncModel) -> str:
+    return str(pyfunc.metadata.flavors["python_function"].get("predict_fn", "predict"))
+
+
+def answers_one_of_two(pyfunc: PyFuncModel) -> bool:
+    """Tell whether a prediction is the second of the two probabilities that scikit-learn's `predict_proba` answers.
+
+    The signature decides: it says one number a row where `predict` in model.py, which was judged, answers one.
+    """
+    if "sklearn" not in pyfunc.metadata.flavors or _method(pyfunc) != "predict_proba":
+        return False
+    outputs = pyfunc.metadata.signature.outputs if pyfunc.metadata.signature else None
+    if outputs is None or not outputs.is_tensor_spec() or len(outputs.inputs) != 1:
+        return False
+    return len(outputs.inputs[0].shape) == 1 and len(getattr(pyfunc.get_raw_model(), "classes_", ())) == 2
 
 
 def is_booster(pyfunc: PyFuncModel) -> bool:
@@ -160,11 +177,12 @@ class _BoosterRow:
         return float(self._predictions[0])
 
 
-def _sklearn(function: Callable[[Any], Any]) -> Matrix:
+def _sklearn(function: Callable[[Any], Any], of_label_1: bool) -> Matrix:
     def matrix(rows: np.ndarray) -> Any:
         with warnings.catch_warnings():  # the columns stand in the order of the signature, their names are not needed
             warnings.simplefilter("ignore", UserWarning)
-            return function(rows)
+            answers = function(rows)
+        return answers[:, 1] if of_label_1 else answers
 
     return matrix
 

@@ -1,0 +1,52 @@
+"""Whether clients of one version can ask another one: every row that the first takes, the second must take too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shopfloor.records import FeatureSet
+
+_MLFLOW_TYPES = {"int": "long", "float": "double"}
+_WIDER = {("integer", "long"), ("integer", "float"), ("integer", "double"), ("long", "double"), ("float", "double")}
+"""Pairs (from, to) of MLflow's types where every value of the first is one of the second."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One column of a model's rows."""
+
+    type: str
+    """MLflow's name of it, e.g. `double`."""
+    required: bool
+    """Whether a row must have a value."""
+
+
+Inputs = Mapping[str, Input]
+
+
+def inputs_of(schema: Any) -> dict[str, Input]:
+    """Return the named columns of an MLflow input schema."""
+    return {column.name: Input(column.type.name, bool(column.required)) for column in schema.inputs}
+
+
+def inputs_of_features(features: FeatureSet) -> dict[str, Input]:
+    """Return the columns of a model that is trained on these features."""
+    return {name: Input(_MLFLOW_TYPES[kind], name not in features.optional) for name, kind in features.features.items()}
+
+
+def incompatibility(new: Inputs, old: Inputs) -> str:
+    """Return why a client of the old version cannot ask the new one; empty where each can."""
+    for name, column in new.items():
+        if name not in old:
+            if column.required:
+                return f"{name!r} is new and required"
+            continue
+        before = old[name]
+        if column.type != before.type and (before.type, column.type) not in _WIDER:
+            return f"{name!r} was {before.type} and is {column.type}"
+        if column.required and not before.required:
+            return f"{name!r} may no longer be missing"
+    gone = sorted(old.keys() - new.keys())
+    return f"{gone[0]!r} is no input any more" if gone else ""
