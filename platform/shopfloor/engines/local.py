@@ -2,13 +2,15 @@
 
 kfp.local schedules, resolves conditions, loops, retries and exit handlers. We put our own part in three places of it:
 the cache (the content key and the result store instead of the artifacts' names), the process (its log, its
-environment, its end when the run is stopped) and the task (telling the listener). It has no public hook for them, so
-`_installed` replaces three module attributes for the time of a run; the tests fail when an update of kfp moves them.
+environment, its end when the run is stopped) and the task (telling the listener); `kfp_local.py` puts right where its
+flow is not KFP's. It has no public hook for them, so `_installed` replaces module attributes for the time of a run; the
+tests fail when an update of kfp moves them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import signal
@@ -20,6 +22,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from shopfloor.engines import kfp_local
 from shopfloor.engines.base import StepListener
 from shopfloor.pipeline.keys import StepKey, component_key
 from shopfloor.pipeline.results import Outputs, ResultStore
@@ -87,12 +90,14 @@ class LocalRun:
             Whether every step that had to run succeeded.
 
         Raises:
+            UsageError: The pipeline has a condition that nobody can read; nothing ran.
             ShopfloorError: The listener gave the run up (a service died).
             KeyboardInterrupt: Somebody stopped the run; its processes are gone.
         """
         from kfp import local
         from kfp.local import pipeline_orchestrator
 
+        kfp_local.check(pipeline_spec)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._defaults = _defaults(pipeline_spec)
         local.init(
@@ -172,8 +177,9 @@ class LocalRun:
             (cache, "get_local_cache", lambda: the_cache),
             (subprocess_task_handler, "run_local_subprocess", self._run_process),
             (task_executor, "execute_single_task", lambda **kwargs: self._run_task(run_task, **kwargs)),
+            *kfp_local.replacements(),
         ]
-        originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
+        originals = [(module, name, inspect.getattr_static(module, name)) for module, name, _ in replacements]
         for module, name, replacement in replacements:
             setattr(module, name, replacement)
         try:

@@ -7,15 +7,13 @@ API, because its client takes longer to import than all of this takes; without i
 
 from __future__ import annotations
 
-import ast
-import operator
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from shopfloor.data import materialization
 from shopfloor.flows.submit import read, resolve_data
+from shopfloor.pipeline import conditions
 from shopfloor.pipeline.compilation import Compiled, run_key
 from shopfloor.pipeline.keys import StepKey, component_key
 from shopfloor.pipeline.results import ResultStore
@@ -23,15 +21,6 @@ from shopfloor.records import Record
 from shopfloor.settings import Settings
 
 Action = Literal["reuse", "run", "skip", "unknown"]
-_PARAMETER = re.compile(r"inputs\.parameter_values\[(['\"])(.+?)\1\]")
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
 
 
 class Change(Record):
@@ -347,38 +336,11 @@ def _in_words(changes: list[Change]) -> str:
 
 
 def _holds(condition: str, inputs: Mapping[str, Any]) -> bool | None:
-    """Evaluate a condition of KFP (a small part of CEL), `None` where nobody can tell yet."""
-    values: dict[str, Any] = {}
-
-    def name(found: re.Match[str]) -> str:
-        values[f"_{len(values)}"] = inputs.get(found[2])
-        return f"_{len(values) - 1}"
-
-    text = _PARAMETER.sub(name, condition).replace("&&", " and ").replace("||", " or ")
-    text = re.sub(r"!(?!=)", " not ", text).strip()
-    if any(isinstance(value, _Unknown) for value in values.values()):
-        return None
+    """Tell whether a condition holds, `None` where nobody can tell yet."""
+    unknown = {name for name, value in inputs.items() if isinstance(value, _Unknown)}
     try:
-        return bool(_value(ast.parse(text, mode="eval").body, {**values, "true": True, "false": False}))
-    except (SyntaxError, ValueError, TypeError, KeyError):
+        tree = conditions.parse(condition)
+        values = dict.fromkeys(conditions.parameters(tree), None) | dict(inputs)
+        return conditions.evaluate(tree, {name: value for name, value in values.items() if name not in unknown})
+    except conditions.ConditionError:
         return None
-
-
-def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name():
-            return names[node.id]
-        case ast.UnaryOp(op=ast.Not()):
-            return not _value(node.operand, names)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_value(node.operand, names)
-        case ast.BoolOp():
-            values = [_value(one, names) for one in node.values]
-            return all(values) if isinstance(node.op, ast.And) else any(values)
-        case ast.Call(func=ast.Name(id="int" | "double" | "float"), args=[argument]):
-            return float(_value(argument, names))
-        case ast.Compare(ops=[sign], comparators=[right]):
-            return _COMPARISONS[type(sign)](_value(node.left, names), _value(right, names))
-    raise ValueError(ast.dump(node))

@@ -93,7 +93,7 @@ def component_key(
         )
         for name, items in artifacts.items()
     }
-    values = {name: _plain(value) for name, value in parameters.items() if value is not None}
+    values = {name: plain(value) for name, value in parameters.items() if value is not None}
     # The component's source is the one multi-line argument of the command that KFP makes of a function.
     source = next((part for part in command if "\nfrom kfp import dsl" in part), repr(list(command)))
     flag = "--function_to_execute"
@@ -229,13 +229,13 @@ def _normalized(source: str) -> str:
     return ast.dump(tree)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a JSON value with whole numbers as such: what passes through KFP's messages comes out as floats."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return [plain(item) for item in value]
+    return {name: plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _hash(text: str) -> str:

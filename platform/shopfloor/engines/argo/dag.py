@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass
 
 from shopfloor.engines.argo import executors, outputs
-from shopfloor.engines.argo.conditions import Operand, translate
 from shopfloor.engines.argo.containers import Use, retry_strategy, type_of
 from shopfloor.engines.argo.launcher import PLACEHOLDER, protect
 from shopfloor.engines.argo.outputs import ITERATION
@@ -28,7 +27,7 @@ from shopfloor.engines.argo.values import (
     selected,
 )
 from shopfloor.errors import UsageError
-from shopfloor.pipeline import ir
+from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.ir import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
 from shopfloor.settings import Settings
 
@@ -356,17 +355,20 @@ class Templates:
     def _condition(self, name: str, condition: str, component: Json, given: dict[str, Value]) -> str:
         declared = ir.parameters(component)
 
-        def parameter(input_name: str) -> Operand | None:
-            if input_name in given:
-                return Operand("text", given[input_name].expression)
+        def argument(input_name: str) -> conditions.Argument | None:
+            kind = type_of(declared.get(input_name, {}))
             default = declared.get(input_name, {}).get("defaultValue")
-            return (
-                None
-                if default is None
-                else Operand("text", constant(default, type_of(declared[input_name])).expression)
-            )
+            if input_name in given:
+                expression = given[input_name].expression
+            elif default is not None:
+                expression = constant(default, kind).expression
+            else:
+                return None
+            if kind in {"NUMBER_INTEGER", "NUMBER_DOUBLE"}:
+                return conditions.Argument("number", f"asFloat({expression})")
+            return conditions.Argument("text", expression)
 
         try:
-            return computed(translate(condition, parameter)).text
+            return computed(conditions.to_argo(conditions.parse(condition), argument, protect)).text
         except ValueError as error:
             raise UnsupportedFeature(name, f"the {error}") from error

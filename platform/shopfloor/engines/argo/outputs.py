@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from shopfloor.engines.argo.conditions import literal
 from shopfloor.engines.argo.containers import NO_ARTIFACT, type_of
 from shopfloor.engines.argo.values import default_of, from_task
 from shopfloor.pipeline import ir
+from shopfloor.pipeline.conditions import literal
 from shopfloor.pipeline.ir import ENVELOPE_SUFFIX, Json, Source
 
 ITERATION = "iteration"

@@ -1,7 +1,7 @@
 """From KFP's intermediate representation to one Argo Workflow, with nothing asked of any server.
 
 The same pipeline, arguments and settings always give the same manifest. What cannot be translated is refused with the
-name of the task and the feature. `conditions.py` lists what the workflow's expressions are made of.
+name of the task and the feature. `pipeline/conditions.py` lists what the workflow's expressions are made of.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from shopfloor.engines.argo.conditions import literal
 from shopfloor.engines.argo.launcher import PLACEHOLDER, encode, parts, protect
+from shopfloor.pipeline.conditions import literal
 from shopfloor.pipeline.ir import Json, UnsupportedFeature
 
 ROOT = "/tmp/shopfloor-step"  # noqa: S108  a volume of the pod's own

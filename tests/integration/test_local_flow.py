@@ -1,0 +1,186 @@
+"""The local engine decides and repeats as KFP does, where `kfp.local` by itself would not."""
+
+import pytest
+from shopfloor.engines.local import LocalRun
+from shopfloor.errors import UsageError
+from shopfloor.pipeline.compilation import compile_pipeline
+from shopfloor.pipeline.results import ResultStore
+from shopfloor.settings import Settings
+
+HEAD = """
+from typing import Dict, List, NamedTuple, Optional
+from kfp import dsl
+
+def component(function):
+    return dsl.component(base_image="python:3.11", install_kfp_package=False)(function)
+
+@component
+def say(text: str) -> str:
+    print("GOT", text)
+    return text
+"""
+BRANCHES = """
+@component
+def answer(text: str) -> NamedTuple("Answers", [("first", str), ("second", str)]):
+    return (text, "second")
+
+@dsl.pipeline(name="branches")
+def pipeline(name: str = "a", none: Optional[str] = None):
+    answers = answer(text=name)
+    with dsl.If(answers.outputs["first"] == "a"):
+        say(text="same").set_display_name("same")
+    with dsl.Else():
+        say(text="other")
+    with dsl.If(answers.outputs["second"] == "R&&D"):
+        say(text="never")
+    with dsl.If(none == "x"):
+        say(text="never")
+    with dsl.Else():
+        say(text="none")
+"""
+
+
+class Listener:
+    """Keeps what every step gave."""
+
+    def __init__(self):
+        self.outputs = []
+        self.logs = []
+
+    def step_started(self, step):
+        return {}
+
+    def step_finished(self, step, state, seconds, outputs, log, error):
+        self.outputs.append((step, outputs.get("Output"), error) if error else (step, outputs.get("Output")))
+        self.logs.append(log.read_text() if log else "")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a pipeline of this text and return what its steps gave, in their order."""
+
+    def run(text, **arguments):
+        file = tmp_path / "pipeline.py"
+        file.write_text(HEAD + text)
+        settings = Settings(project_root=tmp_path, state_dir=tmp_path / "state", artifact_root=str(tmp_path / "store"))
+        listener = Listener()
+        engine = LocalRun(settings, tmp_path / "run", ResultStore(settings, lambda effect: True), listener)
+        run.succeeded = engine.execute(compile_pipeline(settings, str(file)).spec, arguments)
+        run.logs = listener.logs
+        return listener.outputs
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [("a", "same"), ("it's", "other"), ("a\nb", "other"), ("x' or 'a' == 'a", "other"), ("C:\\new", "other")],
+)
+def test_what_a_step_answers_is_compared_and_never_run(run, name, branch):
+    steps = run(BRANCHES, name=name)
+
+    assert run.succeeded
+    assert {output for step, output in steps if step != "answer"} == {branch, "none"}
+
+
+def test_a_condition_that_nobody_can_read_is_refused_before_anything_runs(run):
+    with pytest.raises(UsageError, match=r"Nobody can read the condition .* of task 'condition-1'"):
+        run(
+            "@dsl.pipeline(name='quotes')\ndef pipeline(name: str = 'a'):\n"
+            '    with dsl.If(say(text=name).output == "it\'s"):\n        say(text="same")\n'
+        )
+
+
+NONE = """
+@component
+def think(depth: Optional[int] = None, rate: Optional[float] = None, names: Optional[List[str]] = None,
+          extra: Optional[Dict[str, str]] = None, on: Optional[bool] = None, note: Optional[str] = None,
+          tries: int = 3, sizes: List[int] = [1, 2]) -> str:
+    return repr((depth, rate, names, extra, on, note, tries, sizes))
+
+@dsl.pipeline(name="none")
+def pipeline(depth: Optional[int] = None, note: str = None):
+    think()
+    think(depth=depth, note=note, names=["a"])
+"""
+
+
+def test_a_parameter_without_a_value_is_none_and_whole_numbers_stay_whole(run):
+    steps = run(NONE)
+
+    assert run.succeeded
+    assert [output for _, output in steps] == [
+        "(None, None, None, None, None, None, 3, [1, 2])",
+        "(None, None, ['a'], None, None, None, 3, [1, 2])",
+    ]
+
+
+LOOPS = """
+@component
+def words() -> List[str]:
+    return []
+
+@component
+def join(texts: List[str]) -> str:
+    return "+".join(texts) or "nothing"
+
+@component
+def tell(text: str, status: dsl.PipelineTaskFinalStatus) -> str:
+    return status.state
+
+@dsl.pipeline(name="loops")
+def pipeline(items: List[str] = ["a", "b"]):
+    before = say(text="before")
+    with dsl.ExitHandler(exit_task=tell(text="over")):
+        with dsl.ParallelFor(items) as item:
+            say(text=f"item: {item}")
+    with dsl.ParallelFor(["c"]) as item:
+        both = say(text=f"{before.output} {item}")
+    join(texts=dsl.Collected(both.output))
+    with dsl.ParallelFor(words().output) as word:
+        one = say(text=word)
+    join(texts=dsl.Collected(one.output))
+"""
+
+
+def test_loops_take_what_stands_around_them_and_collect_nothing_from_nothing(run):
+    steps = run(LOOPS)
+
+    assert run.succeeded
+    outputs = [output for _, output in steps]
+    for expected in ("item: a", "item: b", "SUCCEEDED", "before c", "nothing"):
+        assert expected in outputs
+    assert ("join", "before c") in steps
+
+
+ARTIFACTS = """
+@component
+def write(text: str, file: dsl.Output[dsl.Dataset]):
+    open(file.path, "w").write(text)
+
+@component
+def read(file: dsl.Input[dsl.Dataset]) -> str:
+    return open(file.path).read()
+
+@dsl.pipeline(name="inner")
+def inner(file: dsl.Input[dsl.Dataset]) -> str:
+    return read(file=file).output
+
+@dsl.pipeline(name="artifacts")
+def pipeline(which: str = "two"):
+    one = write(text="one")
+    two = write(text="two")
+    inner(file=one.outputs["file"]).after(two)
+    with dsl.If(which == "one"):
+        first = write(text="chosen one")
+    with dsl.Else():
+        second = write(text="chosen two")
+    read(file=dsl.OneOf(first.outputs["file"], second.outputs["file"]))
+"""
+
+
+def test_artifacts_of_one_component_stay_apart_and_reach_inner_pipelines(run):
+    steps = run(ARTIFACTS)
+
+    assert run.succeeded
+    assert [output for step, output in steps if step.startswith("read")] == ["one", "chosen two"]
