@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shopfloor.engines.argo.translation import translate
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import dispatch
 from shopfloor.flows.submit import Submission
@@ -68,6 +69,88 @@ def test_compiled_yaml_is_the_same_pipeline_as_the_python_that_it_was_made_of(se
     assert from_yaml.platforms == from_python.platforms
     assert from_yaml.file == output.resolve()
     assert run_key(settings, from_yaml, {"text": "a"}) == run_key(settings, from_python, {"text": "a"})
+
+
+SEVERAL = """
+from kfp import dsl
+from names_of_several import NAME
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def echo(text: str) -> str:
+    return text
+
+@dsl.pipeline(name="inner one")
+def inner(text: str) -> str:
+    return echo(text=text).output
+
+@dsl.pipeline(name=NAME)
+def outer(text: str = "a"):
+    inner(text=text)
+    inner(text="b")
+"""
+OTHER = """
+@dsl.pipeline(name="other")
+def other():
+    echo(text="c")
+"""
+
+
+def test_of_several_pipelines_the_one_that_uses_the_others_or_is_named_is_taken(settings, tmp_path):
+    file = tmp_path / "several.py"
+    file.write_text(SEVERAL)
+    (tmp_path / "names_of_several.py").write_text('NAME = "outer"\n')
+
+    assert compile_pipeline(settings, str(file)).name == "outer"
+    assert compile_pipeline(settings, str(file), "inner").name == "inner-one"
+    assert "names_of_several" not in sys.modules
+    assert str(tmp_path) not in sys.path
+
+    file.write_text(SEVERAL + OTHER)
+    with pytest.raises(UsageError, match=r"defines 2 pipelines: outer, other. Choose one with --function."):
+        compile_pipeline(settings, str(file))
+    with pytest.raises(NotFoundError, match="defines no pipeline 'echo'"):
+        compile_pipeline(settings, str(file), "echo")
+    assert compile_pipeline(settings, str(file), "other").name == "other"
+
+
+GROUP = """
+from typing import Dict, List
+from kfp import dsl
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def say(text: str):
+    print(text)
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def tell(status: dsl.PipelineTaskFinalStatus):
+    print(status.state)
+
+@dsl.pipeline(name="group")
+def group(items: List[Dict[str, str]] = [{"region": "a"}]):
+    with dsl.ExitHandler(exit_task=tell()):
+        with dsl.ParallelFor(items) as item:
+            say(text=f"{item.region}!")
+"""
+
+
+def test_a_loop_in_an_exit_handler_is_given_its_list_and_a_text_the_field_of_an_item(settings, tmp_path):
+    (tmp_path / "group.py").write_text(GROUP)
+
+    ir = compile_pipeline(settings, str(tmp_path / "group.py")).ir
+
+    assert ir["root"]["dag"]["tasks"]["exit-handler-1"]["inputs"]["parameters"] == {
+        "pipelinechannel--items": {"componentInputParameter": "items"}
+    }
+    say = ir["components"]["comp-for-loop-2"]["dag"]["tasks"]["say"]["inputs"]["parameters"]
+    assert say["pipelinechannel--items-loop-item-subvar-region"] == {
+        "componentInputParameter": "pipelinechannel--items-loop-item",
+        "parameterExpressionSelector": 'parseJson(string_value)["region"]',
+    }
+    assert translate(ir, {}, {}, settings)["kind"] == "Workflow"
+
+    (tmp_path / "group.py").write_text(GROUP.replace('f"{item.region}!"', '"each"'))
+    ir = compile_pipeline(settings, str(tmp_path / "group.py")).ir
+    assert translate(ir, {}, {}, settings)["kind"] == "Workflow"
 
 
 @pytest.mark.skipif(not IR.is_dir(), reason="the compiled pipelines of the KFP project are not here")

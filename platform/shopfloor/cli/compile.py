@@ -15,6 +15,7 @@ from shopfloor.cli.options import (
     EngineName,
     FileArgument,
     FromOption,
+    FunctionOption,
     NoCacheOption,
     ParameterOption,
     UseCaseOption,
@@ -36,13 +37,21 @@ def compile_(
     cron: CronOption = None,
     no_cache: NoCacheOption = False,
     from_step: FromOption = None,
+    function: FunctionOption = None,
 ) -> None:
     """Write exactly what `submit` would send to Argo or Kubeflow Pipelines; asks no service and submits nothing."""
     from shopfloor.errors import UsageError
     from shopfloor.flows import dispatch
     from shopfloor.flows.submit import Submission
 
-    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache, from_step=from_step)
+    asked = Submission(
+        file=file,
+        use_case=use_case,
+        given=parameter or [],
+        use_cache=not no_cache,
+        from_step=from_step,
+        function=function,
+    )
     text = dispatch.manifest(settings_from(context), engine.value, asked, cron)
     if output == "-":
         sys.stdout.write(text)

@@ -25,6 +25,9 @@ ParameterOption = Annotated[
 DataRevOption = Annotated[str, typer.Option("--data-rev", help="A git revision; the workspace where none is given.")]
 CronOption = Annotated[str | None, typer.Option("--cron", help="A schedule, e.g. '0 3 * * *'; for argo and kfp.")]
 NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Run every step, also those already done.")]
+FunctionOption = Annotated[
+    str | None, typer.Option("--function", help="The pipeline, by its function, where the file defines several.")
+]
 FromOption = Annotated[
     str | None, typer.Option("--from", help="This step and what follows it run even where their results are known.")
 ]

@@ -6,7 +6,15 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_from
-from shopfloor.cli.options import FileArgument, FromOption, JsonOption, NoCacheOption, ParameterOption, UseCaseOption
+from shopfloor.cli.options import (
+    FileArgument,
+    FromOption,
+    FunctionOption,
+    JsonOption,
+    NoCacheOption,
+    ParameterOption,
+    UseCaseOption,
+)
 
 HASH_LENGTH = 64
 SHOWN = 40
@@ -25,12 +33,13 @@ def plan(
     parameter: ParameterOption = None,
     no_cache: NoCacheOption = False,
     from_step: FromOption = None,
+    function: FunctionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show for each step whether `submit` would run or reuse it, and what changed; runs nothing."""
     from shopfloor.flows import plan as planning
 
-    found = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step)
+    found = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step, function)
     if as_json:
         render.emit_json(found)
         return

@@ -18,6 +18,7 @@ from shopfloor.cli.options import (
     EngineName,
     FileArgument,
     FromOption,
+    FunctionOption,
     JsonOption,
     NoCacheOption,
     ParameterOption,
@@ -60,6 +61,7 @@ def submit(
     cron: CronOption = None,
     no_cache: NoCacheOption = False,
     from_step: FromOption = None,
+    function: FunctionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline from the data to its outcome; a run that stopped goes on where it stopped.
@@ -72,7 +74,14 @@ def submit(
 
     settings = settings_from(context)
     name = engine.value if engine else settings.default_engine
-    asked = Submission(file=file, use_case=use_case, given=parameter or [], use_cache=not no_cache, from_step=from_step)
+    asked = Submission(
+        file=file,
+        use_case=use_case,
+        given=parameter or [],
+        use_cache=not no_cache,
+        from_step=from_step,
+        function=function,
+    )
     if ray_address is not None:
         settings = with_ray_address(settings, name, ray_address)
     if cron is None and name in {"local", "ray"}:

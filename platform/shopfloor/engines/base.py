@@ -50,6 +50,8 @@ class Job:
     """The pipeline's file, for an engine that submits it anew somewhere else."""
     from_step: str | None = None
     """This step and what follows it run even where their results are known."""
+    function: str | None = None
+    """Which of the file's pipelines."""
 
 
 class Engine(Protocol):

@@ -120,7 +120,7 @@ def replacements() -> list[Replacement]:
         (executor_input_utils, "construct_executor_input", input_with_values),
         # PATCH kfp 2.17: whole numbers in lists and dictionaries become floats.
         (executor_input_utils, "executor_input_to_dict", input_with_whole_numbers),
-        # PATCH kfp 2.17: tasks of one component share a directory: a later one overwrites the artifacts of an earlier one.
+        # PATCH kfp 2.17: tasks of one component share a directory, so a later one overwrites what an earlier one wrote.
         (executor_input_utils, "construct_local_task_root", lambda **kwargs: f"{task_root(**kwargs)}-{next(numbers)}"),
         # PATCH kfp 2.17: in a loop, what comes from a task before the loop is replaced by the loop's item.
         (task_spec_utils, "create_parameter_loop_iteration_task_spec", iteration_with_inputs),

@@ -146,6 +146,7 @@ class RayEngine:
             for part in ("-p", f"{name}={value if isinstance(value, str) else json.dumps(value)}")
         ]
         options = [*([] if job.use_cache else ["--no-cache"]), *(["--from", job.from_step] if job.from_step else [])]
+        options += ["--function", job.function] if job.function else []
         return [str(file), "--engine", "local", *given, *options]
 
     def _carried(self) -> dict[str, Any]:

@@ -65,7 +65,15 @@ def start(
         _check_schedule(settings, engine, asked, cron)
     if engine == "local":
         return submission.submit(
-            settings, asked.file, asked.use_case, asked.given, view, asked.use_cache, run_id, asked.from_step
+            settings,
+            asked.file,
+            asked.use_case,
+            asked.given,
+            view,
+            asked.use_cache,
+            run_id,
+            asked.from_step,
+            asked.function,
         )
     return _hand_over(settings, engine, asked, cron)
 
@@ -80,7 +88,7 @@ def manifest(settings: Settings, engine: str, asked: Submission, cron: str | Non
     """
     if engine not in {"argo", "kfp"}:
         raise UsageError(f"The {engine} engine takes no manifest.", "Name --engine argo or kfp.")
-    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given)
+    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given, asked.function)
     if cron is not None:
         _check_schedule(settings, engine, asked, cron)
         _leave_open(compiled, arguments)
@@ -108,7 +116,7 @@ def engine_url(settings: Settings, name: str) -> str:
 
 
 def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | None) -> Submitted:
-    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given)
+    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given, asked.function)
     if cron is not None:
         _leave_open(compiled, arguments)
         schedule = engine_of(settings, engine).submit(_job(settings, compiled, arguments, asked, cron))
@@ -171,6 +179,7 @@ def _job(settings: Settings, compiled: Compiled, arguments: dict[str, Any], aske
         cron=cron,
         file=compiled.file,
         from_step=asked.from_step,
+        function=asked.function,
     )
 
 

@@ -72,6 +72,7 @@ def plan(
     given: list[str],
     use_cache: bool = True,
     from_step: str | None = None,
+    function: str | None = None,
 ) -> Plan:
     """Say for every step whether `submit` with the same arguments would run it.
 
@@ -82,11 +83,12 @@ def plan(
         given: Further parameters as `key=value`.
         use_cache: Whether finished steps are reused at all.
         from_step: This step and what follows it run in any case.
+        function: Which of the file's pipelines.
 
     Raises:
         UsageError: The pipeline, a parameter or the step is wrong.
     """
-    compiled, arguments = read(settings, file, use_case, given)
+    compiled, arguments = read(settings, file, use_case, given, function)
     forced = compiled.from_step_on(from_step) if use_cache else frozenset(compiled.steps)
     resolve_data(settings, compiled, arguments)
     notes: list[str] = []

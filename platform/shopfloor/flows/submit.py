@@ -58,6 +58,8 @@ class Submission(Record):
     """Parameters as the user gave them, `key=value`."""
     use_cache: bool = True
     from_step: str | None = None
+    function: str | None = None
+    """Which of the file's pipelines."""
     arguments: dict[str, Any] = {}
     """Every parameter that was given or resolved."""
 
@@ -102,6 +104,7 @@ def submit(
     use_cache: bool = True,
     run_id: str | None = None,
     from_step: str | None = None,
+    function: str | None = None,
 ) -> Outcome:
     """Run a pipeline on the local engine to its end.
 
@@ -114,6 +117,7 @@ def submit(
         use_cache: Whether finished steps of earlier runs are reused.
         run_id: MLflow run to record into: one that failed and goes on, or one that the submitter of a job made.
         from_step: This step and what follows it run even where their results are known.
+        function: Which of the file's pipelines.
 
     Returns:
         The outcome, also of a run that failed or missed a gate.
@@ -123,7 +127,7 @@ def submit(
         ServiceError: A service is down; what was finished is kept.
         KeyboardInterrupt: The run was stopped and is marked so.
     """
-    compiled, arguments = read(settings, file, use_case, given)
+    compiled, arguments = read(settings, file, use_case, given, function)
     forced = compiled.from_step_on(from_step)
     client = tracking.connect(settings)
     run_records.close_dead_runs(client)
@@ -136,6 +140,7 @@ def submit(
         use_cache=use_cache,
         arguments=arguments,
         from_step=from_step,
+        function=function,
     )
     # A step has the run's id too, but what it submits is a run of its own.
     run_id = run_id or (settings.run_id if settings.step_run_id is None else None)
@@ -171,7 +176,9 @@ def submit(
     return run.conclude()
 
 
-def read(settings: Settings, file: str, use_case: str | None, given: list[str]) -> tuple[Compiled, dict[str, Any]]:
+def read(
+    settings: Settings, file: str, use_case: str | None, given: list[str], function: str | None = None
+) -> tuple[Compiled, dict[str, Any]]:
     """Compile a pipeline file and check what it is to be run with; asks no service.
 
     Returns:
@@ -180,7 +187,7 @@ def read(settings: Settings, file: str, use_case: str | None, given: list[str]) 
     Raises:
         UsageError: It is not a pipeline, or a parameter or the use case is wrong.
     """
-    compiled = compile_pipeline(settings, file)
+    compiled = compile_pipeline(settings, file, function)
     arguments = parse_parameters(compiled, given)
     if use_case is not None:
         arguments |= parse_parameters(compiled, [f"use_case={use_case}"])

@@ -5,16 +5,19 @@ The file is a pipeline in Python, or one that somebody has compiled already: KFP
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 import sys
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.pipeline.ir import mend
 from shopfloor.pipeline.keys import step_key
 from shopfloor.settings import Settings
 
@@ -78,15 +81,16 @@ class Compiled:
         return ir
 
 
-def compile_pipeline(settings: Settings, file: str) -> Compiled:
-    """Compile the one pipeline that a Python file defines, or read one that was compiled before.
+def compile_pipeline(settings: Settings, file: str, function: str | None = None) -> Compiled:
+    """Compile a pipeline that a Python file defines, or read one that was compiled before.
 
     Args:
-        settings: Its project's modules can be imported by the file.
+        settings: Its project's modules can be imported by the file, and so can those beside it.
         file: Path of a Python or YAML file, relative to the working directory or the project.
+        function: Which pipeline of a Python file; needed only where there are several that none of the others uses.
 
     Raises:
-        NotFoundError: There is no such file.
+        NotFoundError: There is no such file, or no such pipeline in it.
         UsageError: It is not a pipeline, or more than one, or KFP refuses it.
     """
     path = next((p for p in (Path(file), settings.project_root / file) if p.is_file()), None)
@@ -96,8 +100,10 @@ def compile_pipeline(settings: Settings, file: str) -> Compiled:
         )
         raise NotFoundError(f"There is no pipeline file {file}.", f"Known pipelines: {known}.")
     if path.suffix == ".py":
-        spec, platforms = _from_python(settings, path, file)
+        spec, platforms = _from_python(settings, path, file, function)
     elif path.suffix in {".yaml", ".yml", ".json"}:
+        if function is not None:
+            raise UsageError(f"{file} is one compiled pipeline.", "Leave --function out.")
         spec, platforms = _from_ir(path, file)
     else:
         raise UsageError(
@@ -105,6 +111,7 @@ def compile_pipeline(settings: Settings, file: str) -> Compiled:
         )
     from google.protobuf import json_format
 
+    mend(spec)
     ir = json_format.MessageToDict(spec)
     steps, edges = _leaves(ir, ir["root"]["dag"]["tasks"])
     return Compiled(
@@ -171,22 +178,34 @@ def run_key(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _from_python(settings: Settings, path: Path, file: str) -> tuple[Any, Any]:
-    """Return the `PipelineSpec` and the `PlatformSpec` of the one pipeline that a Python file defines."""
-    from kfp import compiler
+def _from_python(settings: Settings, path: Path, file: str, function: str | None) -> tuple[Any, Any]:
+    """Return the `PipelineSpec` and the `PlatformSpec` of a pipeline that a Python file defines."""
     from kfp.dsl.graph_component import GraphComponent
 
-    found = [value for value in vars(_load(settings, path)).values() if isinstance(value, GraphComponent)]
-    if len(found) != 1:
-        raise UsageError(
-            f"{file} defines {len(found)} pipelines, not one.", "A pipeline is a function with @dsl.pipeline."
-        )
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            compiler.Compiler().compile(found[0], str(Path(directory) / "pipeline.yaml"))
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UsageError(f"{file} does not compile: {error}", "Mend the pipeline.") from error
-    return found[0].pipeline_spec, found[0].platform_spec
+    pipelines = {
+        id(value): (name, value)
+        for name, value in vars(_load(settings, path)).items()
+        if isinstance(value, GraphComponent) and function in {None, name}
+    }
+    chosen = [value for _, value in pipelines.values()]
+    if len(chosen) > 1:
+        chosen = [value for value in chosen if not any(_is_step_of(value, other) for other in chosen)]
+    if function is not None and not chosen:
+        raise NotFoundError(f"{file} defines no pipeline {function!r}.", "Name a function with @dsl.pipeline.")
+    if len(chosen) > 1:
+        names = ", ".join(name for name, value in pipelines.values() if value in chosen)
+        raise UsageError(f"{file} defines {len(chosen)} pipelines: {names}.", "Choose one with --function.")
+    if not chosen:
+        raise UsageError(f"{file} defines 0 pipelines, not one.", "A pipeline is a function with @dsl.pipeline.")
+    return chosen[0].pipeline_spec, chosen[0].platform_spec
+
+
+def _is_step_of(inner: Any, outer: Any) -> bool:
+    """Tell whether one pipeline is a step of another: KFP names the component of a step after it."""
+    step = re.compile(re.escape(f"comp-{inner.pipeline_spec.pipeline_info.name}") + r"(-\d+)?")
+    return inner is not outer and any(
+        step.fullmatch(name) and component.HasField("dag") for name, component in outer.pipeline_spec.components.items()
+    )
 
 
 def _from_ir(path: Path, file: str) -> tuple[Any, Any]:
@@ -229,18 +248,37 @@ def _one_line(error: Exception) -> str:
 
 
 def _load(settings: Settings, path: Path) -> Any:
-    root = str(settings.project_root)
-    if root not in sys.path:
-        sys.path.insert(0, root)
     specification = importlib.util.spec_from_file_location(f"_pipeline_{path.stem}", path)
     if specification is None or specification.loader is None:
         raise UsageError(f"{path} is not a Python file.", "Name a file such as pipelines/training.py.")
     module = importlib.util.module_from_spec(specification)
     try:
-        specification.loader.exec_module(module)
+        with _importable(settings, path.parent):
+            specification.loader.exec_module(module)
     except Exception as error:
-        raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {error}", "Mend the file.") from error
+        raise UsageError(
+            f"{path} cannot be loaded: {type(error).__name__}: {_one_line(error)}", "Mend the file."
+        ) from error
     return module
+
+
+@contextlib.contextmanager
+def _importable(settings: Settings, folder: Path) -> Iterator[None]:
+    """Let modules of the project be imported, and those beside a pipeline's file, which are forgotten afterwards."""
+    root, beside = str(settings.project_root), str(folder.resolve())
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    before = set(sys.modules)
+    # Behind all others: a file that happens to be called as a library is must not stand in for it.
+    sys.path.append(beside)
+    try:
+        yield
+    finally:
+        sys.path.remove(beside)
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == Path(beside) and "." not in name:
+                del sys.modules[name]
 
 
 def _convert(name: str, text: str, kind: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ STEP_NAME = "task-name"
 """Argo parameter that tells a template shared by many tasks which task it is."""
 _NAME = re.compile(r"[A-Za-z][-A-Za-z0-9]*")
 _INPUT = re.compile(r"[-A-Za-z0-9_]+")
+_CHANNEL, _ITEM, _FIELD = "pipelinechannel--", "-loop-item", "-subvar-"
+"""What KFP's compiler adds to the name of a parameter for a group, of a list for its items, of an item for a field."""
 ALWAYS = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
@@ -104,6 +107,64 @@ def read(ir: Json, platforms: Json) -> Source:
     )
     _check(source, "root", source.root, ())
     return source
+
+
+def mend(spec: Any) -> None:
+    """Mend in a pipeline what KFP's compiler gets wrong, so that every engine is given what its author wrote.
+
+    PATCH kfp 2.17: where a loop goes over a list that stands outside the group around it (an exit handler), the group
+    is given the item instead of the list. A field of an item within a text becomes an input that nobody gives.
+
+    Args:
+        spec: KFP's `PipelineSpec` message; it is changed.
+    """
+    components = {name: component for name, component in spec.components.items() if component.HasField("dag")}
+    for component in (spec.root, *components.values()):
+        for task in component.dag.tasks.values():
+            if (item := task.parameter_iterator.item_input) and task.component_ref.name in components:
+                _take_fields(task, components[task.component_ref.name], item)
+    waiting = [spec.root]
+    while waiting:
+        component = waiting.pop()
+        for task in component.dag.tasks.values():
+            if task.component_ref.name in components:
+                inner = components[task.component_ref.name]
+                _give_lists(component, task, inner)
+                waiting.append(inner)
+
+
+def _take_fields(task: Any, body: Any, item: str) -> None:
+    """Let the tasks of a loop's body take the fields of an item from the item."""
+    for name in [name for name in body.input_definitions.parameters if name.startswith(f"{item}{_FIELD}")]:
+        field = name.removeprefix(f"{item}{_FIELD}")
+        body.input_definitions.parameters[item].parameter_type = body.input_definitions.parameters[item].parameter_type
+        del body.input_definitions.parameters[name]
+        task.inputs.parameters.pop(name, None)
+        for user in body.dag.tasks.values():
+            for source in user.inputs.parameters.values():
+                if source.component_input_parameter == name:
+                    source.component_input_parameter = item
+                    source.parameter_expression_selector = f"parseJson(string_value)[{json.dumps(field)}]"
+
+
+def _give_lists(component: Any, task: Any, group: Any) -> None:
+    """Give a group of tasks the list that a loop in it goes over, and take from it an item that nobody has."""
+    declared, inputs = component.input_definitions.parameters, group.input_definitions.parameters
+    for name, source in list(task.inputs.parameters.items()):
+        outer, is_item, _ = source.component_input_parameter.partition(_ITEM)
+        if is_item and source.component_input_parameter not in declared and outer in declared:
+            del task.inputs.parameters[name]
+            del inputs[name]
+    needed = {
+        task.inputs.parameters[task.parameter_iterator.items.input_parameter].component_input_parameter
+        for task in group.dag.tasks.values()
+        if task.parameter_iterator.items.input_parameter in task.inputs.parameters
+    }
+    for name in sorted(needed - inputs.keys() - {""}):
+        outer = name if name in declared else name.removeprefix(_CHANNEL)
+        if outer in declared:
+            task.inputs.parameters[name].component_input_parameter = outer
+            inputs[name].parameter_type = declared[outer].parameter_type
 
 
 def parameters(component: Json) -> dict[str, Json]:
