@@ -1,64 +1,74 @@
 """Data versions: from a git revision to DVC's hashes, and from the hashes to a run's tables.
 
-A run reads the objects that DVC keeps (its cache, or the remote) and never the workspace, so it takes no lock of DVC's
-and changes nothing of the user's. `dvc` itself remains the tool for everything else.
+DVC itself is asked what it tracks and where the bytes are, in the workspace or at a commit. A run reads the objects
+that DVC keeps and never the workspace, so it takes no lock of DVC's and changes nothing of the user's; what it reads is
+hashed again. `dvc` remains the tool for everything else.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from shopfloor.errors import DataError, NotFoundError, ShopfloorError
+from shopfloor.data.revisions import commit_of
+from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageError, first_line
 from shopfloor.records import DataVersion, Record, TableVersion
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, Metrics, publish
-from shopfloor.use_case import load_use_case
+from shopfloor.use_case import UseCase, load_use_case
 
 logger = logging.getLogger(__name__)
 
+VERSION_FILE = "data_version.json"
+
 
 class PreparedData(Record):
-    """What `prepare` found and did."""
+    """What `prepare` did."""
 
     version: DataVersion
     made: bool
-    """The tables were made or pulled into the workspace."""
+    """Whether tables were made or pulled into the workspace."""
     pushed: bool
-    """The remote got the objects."""
+    """Whether the remote got objects."""
+
+
+class _Nowhere(DataError):
+    """An object is neither in DVC's cache nor in its remote."""
 
 
 def prepare(settings: Settings, use_case_name: str) -> PreparedData:
     """Bring the tables into the workspace and into the remote, where they are not there yet.
 
     Raises:
-        DataError: The remote lacks the tables and no stage makes them.
-        ShopfloorError: A stage or a push failed; DVC's own words are on stderr.
+        DataError: The remote cannot be read, or lacks the tables and no stage makes them.
+        ShopfloorError: A stage, a pull or a push failed; DVC's own words are on stderr.
     """
     use_case = load_use_case(settings, use_case_name)
     folder = settings.project_root / use_case.data.path
-    made = False
-    if not all((folder / f"{table}.parquet").is_file() for table in use_case.data.tables):
-        made = True
-        if not _dvc(settings, "pull", "--quiet", use_case.data.path, check=False):
-            stage = _stage(settings, use_case.data.path)
-            if stage is None:
-                raise DataError(
-                    f"The DVC remote lacks {use_case.data.path}, and no stage in dvc.yaml makes it.",
-                    "Run `dvc push` where the data are.",
-                )
-            _dvc(settings, "repro", stage)
-    version = resolve(settings, use_case_name, "")
-    store = _Objects(settings)
-    pushed = not all(store.in_remote(md5) for md5 in [version.md5, *(table.md5 for table in version.tables)])
-    if pushed:
-        _dvc(settings, "push", use_case.data.path)
+    made = not all((folder / f"{table}.parquet").is_file() for table in use_case.data.tables)
+    if made:
+        with _tracked(settings, use_case) as data:
+            data.keep_site_cache()
+            try:
+                data.require_all()
+                data.do("pull")
+            except _Nowhere as error:
+                if not data.can_be_made:
+                    raise DataError(f"{error.message} No stage in dvc.yaml makes it.", error.remedy) from error
+                _reproduce(settings, data.targets)
+    with _tracked(settings, use_case) as data:
+        data.keep_site_cache()
+        version = data.version(use_case)
+        pushed = data.lacks_in_remote()
+        if pushed:
+            data.do("push")
     return PreparedData(version=version, made=made, pushed=pushed)
 
 
@@ -75,211 +85,321 @@ def resolve(settings: Settings, use_case_name: str, rev: str) -> DataVersion:
         DataError: The workspace's files differ from what DVC recorded, or the objects are nowhere.
     """
     use_case = load_use_case(settings, use_case_name)
-    commit = _commit(settings, rev) if rev else ""
-    md5 = _tracked_md5(settings, use_case.data.path, commit)
-    if md5 is None:
-        where = f"revision {rev!r}" if rev else "the workspace"
-        raise NotFoundError(
-            f"DVC does not track {use_case.data.path} in {where}.", "Track it: dvc add, or a stage in dvc.yaml."
-        )
-    store = _Objects(settings)
-    entries = store.directory(md5)
-    tables: list[TableVersion] = []
-    for table in use_case.data.tables:
-        found = entries.get(f"{table}.parquet")
-        if found is None:
-            raise DataError(
-                f"Data version {md5} of {use_case.data.path} has no {table}.parquet.",
-                "Name the tables that it has under data.tables in use_case.yaml.",
-            )
-        tables.append(TableVersion(name=table, md5=found, size_bytes=store.size(found)))
-    if not rev:
-        _require_unchanged(store, settings.project_root / use_case.data.path, tables)
-    return DataVersion(path=use_case.data.path, md5=md5, rev=rev, commit=commit, tables=tables)
+    with _tracked(settings, use_case, rev) as data:
+        return data.version(use_case)
 
 
 def pull(
     settings: Settings, use_case_name: str, data_rev: str, data_version: str, tables: Artifact, metrics: Metrics
 ) -> None:
-    """Hand on the tables of a data version; the user's workspace stays as it is.
+    """Hand on all files of a data version; the user's workspace stays as it is.
 
     Args:
         settings: Say where the project and the artifacts are.
         use_case_name: Its `data` section says what to pull.
         data_rev: Git revision; empty means what DVC recorded in the workspace.
         data_version: DVC's hash that the revision must have; empty means any.
-        tables: Gets `<table>.parquet` and `data_version.json`; its content hash is DVC's.
+        tables: Gets the files as they lie under `data.path`, and `data_version.json`; its content hash is DVC's.
         metrics: Gets the number of tables and their size.
 
     Raises:
         NotFoundError: There is no such revision.
-        DataError: The revision has other data than `data_version`, or its objects are nowhere.
+        DataError: The revision has other data than `data_version`, or its objects are nowhere or were changed.
     """
-    version = resolve(settings, use_case_name, data_rev)
-    if data_version and version.md5 != data_version:
-        raise DataError(f"The data changed while the run began: {version.md5} is not {data_version}.", "Submit again.")
-    store = _Objects(settings)
-    with publish(settings, tables, "pull_data", content_hash=version.md5) as directory:
-        for table in version.tables:
-            store.copy(table.md5, directory / f"{table.name}.parquet")
-        (directory / "data_version.json").write_text(version.model_dump_json(indent=1), encoding="utf-8")
+    use_case = load_use_case(settings, use_case_name)
+    with _tracked(settings, use_case, data_rev) as data:
+        version = data.version(use_case)
+        if data_version and version.md5 != data_version:
+            raise DataError(
+                f"The data changed while the run began: {version.md5} is not {data_version}.", "Submit again."
+            )
+        with publish(settings, tables, "pull_data", content_hash=version.md5) as directory:
+            for name in data.files:
+                data.copy(name, directory / name)
+            (directory / VERSION_FILE).write_text(version.model_dump_json(indent=1), encoding="utf-8")
     metrics.log_metric("tables", len(version.tables))
     metrics.log_metric("size_bytes", sum(table.size_bytes for table in version.tables))
 
 
-class _Objects:
-    """DVC's objects, from the cache or else from the default remote."""
+class _Tracked:
+    """What DVC tracks at a path: its files by name, and where their bytes are."""
 
-    def __init__(self, settings: Settings) -> None:
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
+    def __init__(self, repo: Any, root: Path, path: str, rev: str, commit: str, key: tuple[str, ...]) -> None:
+        """Take what says where to look.
 
-        try:
-            self._repo = Repo(str(settings.project_root))
-        except DvcException as error:
-            raise NotFoundError(f"{settings.project_root} is no DVC repository.", "Run: dvc init") from error
-        self._cache = self._repo.cache.local
-        self._remote: Any = None
+        Args:
+            repo: DVC's repository, in the workspace or at a commit.
+            root: The project.
+            path: Relative to the project.
+            rev: The revision as the user named it; empty for the workspace.
+            commit: The commit that it names.
+            key: The path's parts, from the root of DVC's repository on.
+        """
+        self._repo, self._root, self._path, self._rev, self._commit, self._key = repo, root, path, rev, commit, key
+
+    @cached_property
+    def _outs(self) -> list[Any]:
+        """Outputs of DVC's stages that the path is, is part of, or holds."""
+        outs = [out for out in self._repo.index.outs if out.index_key[0] == "repo"]
+        ours = [out for out in outs if all(a == b for a, b in zip(out.index_key[1], self._key, strict=False))]
+        if not ours:
+            where = f"revision {self._rev!r}" if self._rev else "the workspace"
+            raise NotFoundError(
+                f"DVC does not track {self._path} in {where}.", "Track it: dvc add, or a stage in dvc.yaml."
+            )
+        return ours
 
     @property
-    def state(self) -> Any:
-        """DVC's own record of file hashes by size, time and inode."""
-        return self._repo.state
+    def targets(self) -> list[str]:
+        """Stages that make or track the files, as a dvc command in the project takes them."""
+        stages = [(os.path.relpath(out.stage.path, self._root), getattr(out.stage, "name", None)) for out in self._outs]
+        return list(dict.fromkeys(f"{file}:{name}" if name else file for file, name in stages))
 
-    def directory(self, md5: str) -> dict[str, str]:
-        """Return relative path to hash for a directory object."""
-        return {item["relpath"]: item["md5"] for item in json.loads(self._read(md5))}
+    def do(self, command: Literal["pull", "push"]) -> None:
+        """Let DVC pull the files into the workspace, or push them into the remote, its progress on stderr.
 
-    def size(self, md5: str) -> int:
-        """Return the size of an object in bytes."""
-        place = Path(self._cache.oid_to_path(md5))
-        if place.is_file():
-            return place.stat().st_size
-        remote = self._remote_odb(md5)
-        return int(remote.fs.size(remote.oid_to_path(md5)))
-
-    def in_remote(self, md5: str) -> bool:
-        """Tell whether the default remote holds an object; without a remote there is nothing to fill."""
+        Raises:
+            ShopfloorError: It failed.
+        """
         from dvc.exceptions import DvcException
 
         try:
-            remote = self._repo.cloud.get_remote_odb()
-        except DvcException:
-            return True
-        return bool(remote.fs.exists(remote.oid_to_path(md5)))
+            getattr(self._repo, command)(targets=[out.stage.addressing for out in self._outs])
+        except DvcException as error:
+            words = " ".join(str(error).split())
+            raise ShopfloorError(
+                f"`dvc {command} {' '.join(self.targets)}` failed: {words}.", "Mend that; the command says more."
+            ) from error
 
-    def copy(self, md5: str, target: Path) -> None:
-        """Write an object to `target`: a copy, so that nobody can change DVC's cache through it."""
-        place = Path(self._cache.oid_to_path(md5))
-        if place.is_file():
-            shutil.copyfile(place, target)
-        else:
-            remote = self._remote_odb(md5)
-            remote.fs.get_file(remote.oid_to_path(md5), str(target))
+    def keep_site_cache(self) -> None:
+        """Let the user's own `dvc` in this clone keep its pickles where ours does."""
+        place = self._repo.config["core"]["site_cache_dir"]
+        if self._repo.config.read("local")["core"].get("site_cache_dir") != place:
+            with self._repo.config.edit("local") as config:
+                config["core"]["site_cache_dir"] = place
 
-    def _read(self, md5: str) -> str:
-        place = Path(self._cache.oid_to_path(md5))
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-        remote = self._remote_odb(md5)
-        with remote.fs.open(remote.oid_to_path(md5), "r") as handle:
-            return str(handle.read())
+    @property
+    def can_be_made(self) -> bool:
+        """Whether a stage makes each of the files."""
+        return all(out.stage.cmd for out in self._outs)
 
-    def _remote_odb(self, md5: str) -> Any:
-        """Return the remote that holds an object."""
-        from dvc.exceptions import DvcException
+    @cached_property
+    def _index(self) -> Any:
+        return self._repo.index.data["repo"]
 
+    @cached_property
+    def files(self) -> dict[str, Any]:
+        """DVC's entries of the files, by their name relative to the path."""
+        from dvc_data.index.index import DataIndexDirError
+
+        if any(not out.hash_info for out in self._outs):
+            raise _Nowhere(f"DVC has recorded no hash of {self._path} yet.", "Run `dvc repro` or `dvc commit`.")
         try:
-            self._remote = self._remote or self._repo.cloud.get_remote_odb()
-            if self._remote.fs.exists(self._remote.oid_to_path(md5)):
-                return self._remote
-        except (DvcException, OSError) as error:
-            raise DataError(f"The DVC remote cannot be read: {error}", "Look at it: dvc remote list") from error
-        raise DataError(
-            f"DVC object {md5} is neither in the cache nor in the remote {self._remote.path}.",
+            items = list(self._index.iteritems(prefix=self._key))
+        except DataIndexDirError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise self._unreadable(error.__cause__ or error) from error
+            raise self._nowhere(f"The list of the files of {self._path}") from error
+        files = [(key[len(self._key) :], entry) for key, entry in items if not (entry.meta and entry.meta.isdir)]
+        for _, entry in files:
+            if not entry.hash_info:  # of an import that is read from its own repository, which knows the hash
+                with self._reading():
+                    system, place = self._index.storage_map[entry.key].remote.get(entry)
+                    entry.hash_info = _hash_info(place, system)
+        return {"/".join(parts): entry for parts, entry in sorted(files, key=lambda item: item[0])}
+
+    @cached_property
+    def md5(self) -> str:
+        """DVC's hash of the directory, computed from those of its files."""
+        from dvc_data.hashfile.tree import Tree
+
+        tree = Tree()  # type: ignore[no-untyped-call]
+        for name, entry in self.files.items():
+            tree.add(tuple(name.split("/")), entry.meta, entry.hash_info)
+        tree.digest()
+        computed = str(tree.hash_info.value)
+        recorded = [str(out.hash_info.value) for out in self._outs if out.index_key[1] == self._key]
+        if recorded and recorded[0] != computed:
+            raise DataError(
+                f"The list of the files of {self._path} in DVC's cache is not what DVC recorded: {computed} is not "
+                f"{recorded[0]}.",
+                "Remove it from the cache and fetch it anew: dvc fetch",
+            )
+        return computed
+
+    def version(self, use_case: UseCase) -> DataVersion:
+        """Return the data version; in the workspace, files that lie there must be what DVC recorded.
+
+        Raises:
+            DataError: It lacks a table, the bytes of one are nowhere, or the workspace has other files.
+        """
+        tables: list[TableVersion] = []
+        for table in use_case.data.tables:
+            entry = self.files.get(f"{table}.parquet")
+            if entry is None:
+                raise DataError(
+                    f"Data version {self.md5} of {self._path} has no {table}.parquet.",
+                    "Name the tables that it has under data.tables in use_case.yaml.",
+                )
+            tables.append(TableVersion(name=table, md5=entry.hash_info.value, size_bytes=self._size(entry)))
+        if not self._commit:
+            self._require_unchanged()
+        return DataVersion(path=self._path, md5=self.md5, rev=self._rev, commit=self._commit, tables=tables)
+
+    def copy(self, name: str, target: Path) -> None:
+        """Write a file to `target`: a copy, so that nobody can change DVC's cache through it.
+
+        Raises:
+            DataError: The bytes are nowhere, or are not those that DVC recorded.
+        """
+        entry = self.files[name]
+        system, place = self._place(entry)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._reading():
+            system.get_file(place, str(target))
+        if _hash_info(str(target), kind=entry.hash_info.name) != entry.hash_info:
+            raise DataError(
+                f"{name} is not what DVC recorded: {place} was changed.",
+                "Remove that file and fetch it anew: dvc fetch",
+            )
+
+    def require_all(self) -> None:
+        """Raise `DataError` where the bytes of a file are nowhere."""
+        for entry in self.files.values():
+            self._place(entry)
+
+    def lacks_in_remote(self) -> bool:
+        """Tell whether the remote lacks an object; where there is none, or only one to read, it lacks nothing.
+
+        Raises:
+            DataError: The remote cannot be read.
+        """
+        entries = [*self.files.values(), *(self._index[out.index_key[1]] for out in self._outs)]
+        with self._reading():
+            for entry in entries:
+                remote = self._index.storage_map[entry.key].remote
+                if remote is not None and not remote.read_only and not remote.exists(entry, refresh=True):
+                    return True
+        return False
+
+    def _size(self, entry: Any) -> int:
+        system, place = self._place(entry)
+        with self._reading():
+            if (size := system.size(place)) is not None:
+                return int(size)
+            with system.open(place, "rb") as handle:  # of an import: a directory's listing holds no sizes
+                return int(handle.seek(0, os.SEEK_END))
+
+    def _place(self, entry: Any) -> tuple[Any, str]:
+        """Return the file system and the path of a file's bytes: in the cache, or else in the remote."""
+        storage = self._index.storage_map[entry.key]
+        with self._reading():
+            for source in filter(None, (storage.cache, storage.remote)):
+                if (place := source.get(entry)) and place[0].exists(place[1]):
+                    return place[0], place[1]
+        raise self._nowhere(f"{'/'.join(entry.key)} (md5 {entry.hash_info.value})")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each file system has its own
+            if isinstance(error, OSError) and error.filename and not isinstance(error, ConnectionError):
+                raise  # of this machine, such as a full disk
+            raise self._unreadable(error) from error
+
+    @property
+    def _remote(self) -> str:
+        """The remote in words."""
+        names = {out.remote or self._repo.config["core"].get("remote") for out in self._outs} - {None}
+        if not names:
+            return "a remote (none is the default)"
+        urls = self._repo.config["remote"]
+        return ", ".join(f"the remote {name!r} ({urls.get(name, {}).get('url', '?')})" for name in sorted(names))
+
+    def _unreadable(self, error: BaseException) -> DataError:
+        return DataError(f"{self._remote} of DVC cannot be read: {first_line(error)}.", "Look at it: dvc remote list")
+
+    def _nowhere(self, what: str) -> _Nowhere:
+        return _Nowhere(
+            f"{what} is neither in DVC's cache nor in {self._remote}.",
             "Run `dvc push` where the data are, or `dvc repro` here.",
         )
 
-
-def _commit(settings: Settings, rev: str) -> str:
-    answer = _git(settings, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}")
-    if answer is None:
-        raise NotFoundError(f"There is no git revision {rev!r}.", "`git tag` and `git log` show what there is.")
-    return answer.strip()
-
-
-def _tracked_md5(settings: Settings, path: str, commit: str) -> str | None:
-    """Return the hash that dvc.lock or `<path>.dvc` records for `path`, at a commit or in the workspace."""
-    import yaml
-
-    def content(file: str) -> dict[str, Any]:
-        if commit:
-            text = _git(settings, "show", f"{commit}:{file}")
-        else:
-            place = settings.project_root / file
-            text = place.read_text(encoding="utf-8") if place.is_file() else None
-        return yaml.safe_load(text) or {} if text else {}
-
-    lock = content("dvc.lock")
-    outs = [out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs", [])]
-    name = Path(path).name
-    outs += [{**out, "path": path} for out in content(f"{path}.dvc").get("outs", []) if out.get("path") == name]
-    return next((str(out["md5"]) for out in outs if out.get("path") == path and "md5" in out), None)
+    def _require_unchanged(self) -> None:
+        """Refuse a workspace whose files are not what DVC recorded; files that are not there are fine."""
+        for name, entry in self.files.items():
+            file = self._root / self._path / name
+            kind = entry.hash_info.name
+            if file.is_file() and _hash_info(str(file), kind=kind, state=self._repo.state) != entry.hash_info:
+                raise DataError(
+                    f"{file} is not what DVC recorded.",
+                    "Record it (dvc commit), or bring back what was recorded (dvc checkout).",
+                )
 
 
-def _stage(settings: Settings, path: str) -> str | None:
-    """Return the stage whose output is `path`: `dvc repro` takes a stage's name and no path."""
-    import yaml
+@contextlib.contextmanager
+def _tracked(settings: Settings, use_case: UseCase, rev: str = "") -> Iterator[_Tracked]:
+    """Give what DVC tracks at the use case's `data.path`, in the workspace or at a git revision."""
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.fs import GitFileSystem
+    from dvc.repo import Repo
 
-    file = settings.project_root / "dvc.lock"
-    lock = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
-    stages: dict[str, Any] = lock.get("stages") or {}
-    return next(
-        (name for name, stage in stages.items() if any(out.get("path") == path for out in stage.get("outs", []))), None
-    )
+    root, path = Path(os.path.realpath(settings.project_root)), os.path.normpath(use_case.data.path)
+    commit = commit_of(root, rev) if rev else ""
+    here = {"core": {"site_cache_dir": str(_site_cache(settings))}}
+    with contextlib.ExitStack() as stack:
+        try:
+            repo = stack.enter_context(Repo(str(root), config=here))
+            top = Path(os.path.realpath(repo.root_dir))
+            key = Path(os.path.relpath(root / path, top)).parts
+            if os.pardir in key:
+                raise UsageError(f"data.path {path!r} is outside of the DVC repository {top}.", "Mend it.")
+            if commit:
+                # The remotes are today's: a path in .dvc/config means nothing in a tree of git's.
+                here = {section: {**repo.config[section]} for section in ("core", "cache", "remote")}
+                system = GitFileSystem(scm=repo.scm, rev=commit)
+                at = os.path.normpath("/" + os.path.relpath(top, os.path.realpath(repo.scm.root_dir)))
+                repo = stack.enter_context(Repo(at, fs=system, scm=repo.scm, config=here))
+            yield _Tracked(repo, root, path, rev, commit, key)
+        except NotDvcRepoError as error:
+            where = f"at revision {rev!r}" if commit else "here"
+            raise NotFoundError(f"{root} is no DVC repository {where}.", "Run: dvc init") from error
+        except DvcException as error:
+            raise DataError(
+                f"DVC cannot say what it tracks: {first_line(error)}.", "Mend that; `dvc status`."
+            ) from error
 
 
-def _require_unchanged(store: _Objects, folder: Path, tables: list[TableVersion]) -> None:
-    """Refuse a workspace whose files are not what DVC recorded; files that are not there are fine."""
+def _hash_info(place: str, system: Any = None, kind: str = "md5", state: Any = None) -> Any:
+    """Return DVC's hash of a file, on this machine where no file system is given."""
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile.hash import hash_file
 
-    for table in tables:
-        file = folder / f"{table.name}.parquet"
-        if not file.is_file():
-            continue
-        _, found = hash_file(str(file), LocalFileSystem(), "md5", state=store.state)
-        if found.value != table.md5:
-            raise DataError(
-                f"{file} is not what DVC recorded.",
-                "Record it (dvc commit), or bring back what was recorded (dvc checkout).",
-            )
+    return hash_file(place, system or LocalFileSystem(), kind, state=state)[1]
 
 
-def _git(settings: Settings, *arguments: str) -> str | None:
-    """Return what git prints, `None` where it fails."""
-    answer = subprocess.run(
-        ["git", "-C", str(settings.project_root), *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
-    return answer.stdout if answer.returncode == 0 else None
+def _site_cache(settings: Settings) -> Path:
+    """Return where DVC keeps its pickles: in the state directory, and not in one that all accounts may write to."""
+    directory = settings.state_dir / "dvc"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
 
 
-def _dvc(settings: Settings, *arguments: str, check: bool = True) -> bool:
-    """Run a dvc command in the project, its progress on stderr.
+def _reproduce(settings: Settings, targets: list[str]) -> None:
+    """Run the stages in a process of their own, so that what they print is on stderr.
 
     Raises:
-        ShopfloorError: It failed and `check` is set.
+        ShopfloorError: One failed.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     answer = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-m", "dvc", "repro", *targets],
         cwd=settings.project_root,
         env={**os.environ, "PATH": path},
-        stdout=sys.stderr if check else subprocess.DEVNULL,
-        stderr=None if check else subprocess.DEVNULL,
+        stdout=sys.stderr,
         stdin=subprocess.DEVNULL,
         check=False,
     )
-    if answer.returncode != 0 and check:
-        raise ShopfloorError(f"`dvc {' '.join(arguments)}` failed.", "Its own words stand above.")
-    return answer.returncode == 0
+    if answer.returncode != 0:
+        raise ShopfloorError(f"`dvc repro {' '.join(targets)}` failed.", "Its own words stand above.")
