@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shopfloor.errors import NotFoundError, ShopfloorError
+from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 from shopfloor.settings import Settings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
                 target = local_path(uri)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 staging.chmod(0o755)
-                staging.rename(target)
+                move_synced(staging, target)
         artifact.uri = uri
         artifact.metadata[CONTENT_HASH] = content
         artifact.metadata[STORED] = stored(settings, uri)
@@ -130,10 +130,11 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
 
 
 def local_copy(settings: Settings, uri: str) -> Path:
-    """Return a directory that holds what is behind `uri`; what is remote is fetched once and kept.
+    """Return a directory that holds what is behind `uri`; what is remote is fetched once, kept, and looked at again.
 
     Raises:
         NotFoundError: Nothing is there.
+        ServiceError: What came from the store is not what it lists.
     """
     if not is_remote(uri):
         path = local_path(uri)
@@ -141,17 +142,55 @@ def local_copy(settings: Settings, uri: str) -> Path:
             raise NotFoundError(f"Artifact {uri} is gone.", "Submit again: the step that made it will run.")
         return path
     target = settings.state_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        if stored(settings, str(target / "files")) == _text(target / "sha256"):
+            return target / "files"
+        # Changed by somebody, or half gone: who still reads it goes on with what it has open.
+        with contextlib.suppress(OSError):
+            target.rename(target.with_name(f".stale-{uuid.uuid4().hex[:8]}"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(target.parent):
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
         try:
-            _download(settings, uri, staging)
+            _download(settings, uri, staging / "files")
+            (staging / "sha256").write_text(hash_directory(staging / "files"), encoding="utf-8")
             # Two readers may fetch the same thing: the second rename finds the target there, which is as good.
             with contextlib.suppress(OSError):
-                staging.rename(target)
+                move_synced(staging, target)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return target
+            for left in (staging, *target.parent.glob(".stale-*")):
+                shutil.rmtree(left, ignore_errors=True)
+    return target / "files"
+
+
+def _text(file: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return file.read_text(encoding="utf-8")
+    return None
+
+
+def move_synced(source: Path, target: Path) -> None:
+    """Rename a file or a directory so that after a power cut its bytes are on the disk where its name is.
+
+    Raises:
+        OSError: The disk refuses to keep it, or `target` is a directory that holds something.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    inside = [source, *source.rglob("*")] if source.is_dir() else [source]
+    with ThreadPoolExecutor(16) as pool:  # a disk writes many files at once as fast as one
+        list(pool.map(sync, inside))
+    source.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def exists(settings: Settings, uri: str) -> bool:
@@ -177,10 +216,16 @@ def stored(settings: Settings, uri: str) -> str | None:
     if not path.exists():
         return None
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    stamps = [
-        (str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file in files for status in [file.stat()]
-    ]
-    return remembered(settings, json.dumps(stamps), lambda: hash_directory(path))
+    return remembered(settings, json.dumps([file_stamp(file) for file in files]), lambda: hash_directory(path))
+
+
+def file_stamp(file: Path) -> list[str | int]:
+    """Return what another content of a file cannot have: path, size, inode, and the times of content and inode.
+
+    The time of the content can be set by anybody, and that of the inode by nobody.
+    """
+    status = file.stat()
+    return [str(file), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def remembered(settings: Settings, stamp: str, compute: Callable[[], str]) -> str:
@@ -234,17 +279,28 @@ def naming_full_disk(place: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` by `text` so that a reader or a crash sees the old text or the new, never a part."""
+def write_atomically(file: Path, text: str, mode: int = 0o600) -> None:
+    """Replace `file` by `text` so that a reader or a crash sees the old text or the new, never a part.
+
+    Args:
+        file: Its directory is made where there is none.
+        text: The new content.
+        mode: Permissions of the new file.
+
+    Raises:
+        ShopfloorError: The disk is full.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(file.parent):
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+                os.fchmod(descriptor, mode)
                 handle.write(text)
                 handle.flush()
                 os.fsync(handle.fileno())
             Path(name).replace(file)
+            sync(file.parent)
         finally:
             Path(name).unlink(missing_ok=True)
 
@@ -257,9 +313,20 @@ def _upload(settings: Settings, directory: Path, uri: str) -> None:
 
 
 def _download(settings: Settings, uri: str, directory: Path) -> None:
+    """Copy what is behind a remote URI to a new directory.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        ServiceError: A file came in another size than the store lists it with.
+    """
     from pyarrow import fs
 
     source, path = filesystem(settings, uri)
     if not exists(settings, uri):
         raise NotFoundError(f"Artifact {uri} is gone.", "Submit again: the step that made it will run.")
+    directory.mkdir()
     fs.copy_files(path, str(directory), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
+    for item in source.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True)):
+        copy = directory / item.path.removeprefix(path).lstrip("/")
+        if item.is_file and (not copy.is_file() or copy.stat().st_size != item.size):
+            raise ServiceError(f"{item.path} came incomplete from the store of {uri}.", "Do it again.")

@@ -92,6 +92,24 @@ def s3(tmp_path_factory):
     server.wait()
 
 
+def test_a_fetched_copy_that_was_changed_or_cut_is_fetched_again(s3, tmp_path):
+    settings = Settings(
+        project_root=tmp_path, state_dir=tmp_path, artifact_root=f"s3://lake/{tmp_path.name}", s3_endpoint_url=s3
+    )
+    item = artifact("rows")
+    with storage.publish(settings, item, "step") as directory:
+        (directory / "part").mkdir()
+        (directory / "part/rows").write_text("the rows")
+
+    copy = storage.local_copy(settings, item.uri) / "part/rows"
+    first = copy.stat().st_ino
+    assert (storage.local_copy(settings, item.uri) / "part/rows").stat().st_ino == first
+    for change in (lambda: copy.write_text("the cows"), lambda: copy.write_text("the"), copy.unlink):
+        change()
+        assert (storage.local_copy(settings, item.uri) / "part/rows").read_text() == "the rows"
+    assert len(list((tmp_path / "fetched").iterdir())) == 1
+
+
 @pytest.fixture(scope="module")
 def ray_address(ray_head):
     return ray_head.address

@@ -1,5 +1,6 @@
 """Artifacts stand behind their URI complete or not at all; a full disk is named."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,3 +56,26 @@ def test_writing_atomically_replaces_the_whole_text(tmp_path):
     storage.write_atomically(file, "new")
     assert file.read_text() == "new"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_whose_size_inode_and_time_are_kept_is_hashed_again_all_the_same(settings, tmp_path):
+    file = tmp_path / "rows.parquet"
+    file.write_text("old")
+    before, status = storage.stored(settings, str(file)), file.stat()
+    with file.open("r+") as handle:
+        handle.write("new")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert storage.stored(settings, str(file)) != before
+
+
+def test_an_artifact_gets_its_name_when_its_bytes_are_on_the_disk(settings, monkeypatch):
+    synced, named = set(), []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.readlink(f"/proc/self/fd/{number}")), sync(number)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (named.append(set(synced)), rename(path, to))[1])
+    item = artifact()
+    with storage.publish(settings, item, "step") as directory:
+        (directory / "part").mkdir()
+        (directory / "part/file").write_text("text")
+    assert named == [{str(directory), f"{directory}/part", f"{directory}/part/file"}]
+    assert str(Path(item.uri).parent) in synced

@@ -20,6 +20,7 @@ from shopfloor.cli.options import (
     ParameterOption,
     UseCaseOption,
 )
+from shopfloor.storage import write_atomically
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +57,12 @@ def compile_(
     if output == "-":
         sys.stdout.write(text)
         return
+    target = Path(output).resolve()
     try:
-        Path(output).write_text(text, encoding="utf-8")
+        if target.exists() and not target.is_file():  # a pipe or a device keeps its name
+            Path(output).write_text(text, encoding="utf-8")
+        else:
+            write_atomically(target, text, target.stat().st_mode & 0o777 if target.exists() else 0o644)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.", "Name another file with -o.") from error
     render.progress(f"Wrote {output}")

@@ -31,7 +31,7 @@ from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 from shopfloor.runs.code_version import code_version
 from shopfloor.settings import Settings
-from shopfloor.storage import CONTENT_HASH, local_copy
+from shopfloor.storage import CONTENT_HASH, local_copy, write_atomically
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
@@ -336,11 +336,15 @@ class _Run:
             links=links,
             **cast(Any, {name: self._records.get(name) for name in _FILES}),
         )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "pipeline.json").write_text(json.dumps(self._compiled.ir, indent=1), encoding="utf-8")
-        (self.directory / "report.html").write_text(render(report), encoding="utf-8")
-        self._recorder.log_artifact(self.directory / "report.html")
-        self._recorder.log_artifact(self.directory / "pipeline.json")
+        try:
+            for name, text in (
+                ("report.html", render(report)),
+                ("pipeline.json", json.dumps(self._compiled.ir, indent=1)),
+            ):
+                write_atomically(self.directory / name, text)
+                self._recorder.log_artifact(self.directory / name)
+        except ShopfloorError as error:  # a full disk must not hide how the run ended
+            logger.warning("The run has no report: %s", error)
         self._recorder.finish(state, message, metrics)
         self._recorder.check()
         return Outcome(

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.settings import Settings
-from shopfloor.storage import CONTENT_HASH, remembered
+from shopfloor.storage import CONTENT_HASH, file_stamp, remembered
 from shopfloor.use_case import UseCase, load_use_case
 
 _PACKAGES = {"shopfloor": "platform/shopfloor", "components": "components", "pipelines": "pipelines"}
@@ -176,8 +176,7 @@ def _imported_code(settings: Settings, source: str) -> dict[str, str]:
 
 def _module(settings: Settings, file: Path) -> tuple[str, tuple[str, ...]]:
     """Return the hash of a module's code and the modules that it imports; parsed again only when the file changed."""
-    status = file.stat()
-    stamp = f"module {sys.version_info[:2]} {file} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    stamp = f"module {sys.version_info[:2]} {file_stamp(file)}"
     return _module_at(settings, stamp, file)
 
 
