@@ -10,6 +10,7 @@ from shopfloor.engines.argo.translation import translate
 from shopfloor.settings import Settings
 
 from tests.argo import interpreter
+from tests.argo.interpreter import FAILED, ON_EXIT
 from tests.argo.steps import Artifact, Outcome, Step, content
 
 
@@ -35,6 +36,7 @@ def run(
     """
     manifest = translate(ir, platforms, arguments, settings)
     result = interpreter.run(manifest, place, secrets, environment)
+    handler_failed = any(node.path[-1:] == (ON_EXIT,) and node.phase in FAILED for node in result.nodes.values())
     name = manifest["metadata"]["generateName"] + "x1y2z"
     steps: dict[tuple[str, ...], Step] = {}
     outputs: dict[str, Any] = {}
@@ -43,7 +45,7 @@ def run(
     for node in result.nodes.values():
         if node.attempt or node.kind not in {"Pod", "Retry", "DAG"}:
             continue
-        path = tuple(_names(node.path))
+        path = tuple(_names(node.path, ir))
         component = _component(ir, path)
         if not node.path:
             outputs = _outputs(component, node, bucket) if node.phase == "Succeeded" else {}
@@ -51,18 +53,27 @@ def run(
             succeeded = node.phase == "Succeeded"
             steps[path] = Step(succeeded, _outputs(component, node, bucket) if succeeded else {})
             logs.append(f"--- {'/'.join(path)}: {node.phase} {node.message}\n{node.log()}")
-    return Outcome(result.phase == "Succeeded", steps, outputs, "\n".join(logs)), result
+    # As the engine has it: Argo itself lets a run succeed whose exit task failed.
+    return Outcome(result.phase == "Succeeded" and not handler_failed, steps, outputs, "\n".join(logs)), result
 
 
-def _names(path: tuple[str | int, ...]) -> list[str]:
+def _names(path: tuple[str | int, ...], ir: dict[str, Any]) -> list[str]:
     """Return KFP's path of a node: a loop's task, the one task in its template and the number are one name."""
     found: list[str] = []
     for part in path:
         if isinstance(part, int):
             found[-1] += f"-iteration-{part}"
+        elif part == ON_EXIT:
+            group = found.pop()
+            found.append(_handler(_component(ir, tuple(found)), group))
         elif part != ITERATION:
             found.append(part)
     return found
+
+
+def _handler(component: dict[str, Any], group: str) -> str:
+    """Return the exit task of a group."""
+    return next(name for name, task in component["dag"]["tasks"].items() if group in task.get("dependentTasks", []))
 
 
 def _component(ir: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

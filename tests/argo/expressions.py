@@ -5,6 +5,7 @@ https://expr-lang.org/docs/language-definition, argo-workflows util/expr/env/env
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from tests.argo import golang
@@ -63,6 +64,15 @@ def evaluate(expression: str, env: dict[str, Any]) -> Any:
         if name not in env:
             raise ExpressionError(f"unknown name {name}")
     return _value(tree, env, [])
+
+
+def static_paths(expression: str) -> set[str]:
+    """Return what an expression names by constant keys alone, as `tasks.a.outputs.parameters.b`.
+
+    Raises:
+        ExpressionError: It is none.
+    """
+    return set(_paths(_Parser(expression).whole()))
 
 
 def expand(flat: dict[str, Any]) -> dict[str, Any]:
@@ -254,6 +264,28 @@ def _names(tree: Any) -> set[str]:
     return {name for part in tree[1:] if isinstance(part, tuple | list) for name in _names(part)}
 
 
+def _paths(tree: Any) -> Iterator[str]:
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _paths(item)
+    elif isinstance(tree, tuple) and tree:
+        path = _path(tree)
+        if path:
+            yield path
+        for part in tree[1:]:
+            yield from _paths(part)
+
+
+def _path(tree: Any) -> str:
+    match tree:
+        case ("name", name):
+            return str(name)
+        case ("member", inner, ("constant", str(key))):
+            above = _path(inner)
+            return f"{above}.{key}" if above else ""
+    return ""
+
+
 def _value(tree: Any, env: dict[str, Any], items: list[Any]) -> Any:
     match tree:
         case ("constant", value):
@@ -439,6 +471,10 @@ def _string(value: Any) -> str:
     return value if isinstance(value, str) else golang.dump(value)
 
 
+def _flat(items: list[Any]) -> list[Any]:
+    return [one for item in items for one in (_flat(item) if isinstance(item, list) else [item])]
+
+
 _FUNCTIONS = {
     "asFloat": _as_float,
     "float": _as_float,
@@ -450,4 +486,7 @@ _FUNCTIONS = {
     "jsonpath": _json_path,
     "type": _type,
     "len": lambda value: len(value),
+    "replace": lambda text, old, new: _typed(text, str, "replace").replace(old, new),
+    "concat": lambda *lists: [item for one in lists for item in _typed(one, list, "concat")],
+    "flatten": lambda items: _flat(_typed(items, list, "flatten")),
 }

@@ -1,8 +1,9 @@
 """Executes an Argo Workflow on this machine: Argo's controller in small, with processes for the containers.
 
 It follows argo-workflows 4 (workflow/controller/{dag,operator,scope,steps,exit_handler}.go, workflow/common/util.go).
-Where the supported versions 3.7 to 4.1 differ, it does what the strictest of them does: an expression that is not
-among a DAG's tasks and needs both the inputs and the workflow is never resolved. Waiting is not waited for.
+Where the supported versions 3.7 to 4.1 differ, it does what the strictest of them does: a task that names an output
+which is not there is put off for ever, also where the name stands in a branch not taken, and a skipped task gives none.
+Waiting is not waited for.
 """
 
 import copy
@@ -23,6 +24,7 @@ from tests.argo.expressions import ExpressionError, UnknownFeature
 from tests.argo.manifest import Json
 from tests.argo.tags import ArgoError, holds, substitute, tags
 
+ON_EXIT = "onExit"
 FAILED = ("Failed", "Error")
 COMPLETED = ("Succeeded", *FAILED)
 Known = dict[str, str | None]
@@ -169,15 +171,16 @@ class _Controller:
     ) -> Node:
         """Run a template; what goes wrong with it is the node's phase."""
         original = self._templates[template_name]
-        kind = next(kind for kind in ("container", "dag", "resource", "suspend") if kind in original)
-        node = Node(name, {"container": "Pod", "dag": "DAG"}.get(kind, kind.title()), path, template_name)
+        kind = next(kind for kind in ("container", "containerSet", "dag", "resource", "suspend") if kind in original)
+        kinds = {"container": "Pod", "containerSet": "Pod", "dag": "DAG"}
+        node = Node(name, kinds.get(kind, kind.title()), path, template_name)
         retried = "retryStrategy" in original
         if retried:
             node.kind = "Retry"
         self._add(node)
         try:
             local: Known = {"node.name": name}
-            if kind == "container" and not retried:
+            if kind in {"container", "containerSet", "resource"} and not retried:
                 local["pod.name"] = node.pod = self._pod_name(name, template_name)
             template = self._filled(original, arguments, local)
             node.inputs = {item["name"]: item["value"] for item in template.get("inputs", {}).get("parameters", [])}
@@ -197,7 +200,7 @@ class _Controller:
         left = [tag for tag in tags(original) if tag.startswith("=") and tag in set(tags(template))]
         if left:
             raise ArgoError(f"unresolved: {{{{{left[0]}}}}}")
-        if "container" in template:
+        if "container" in template or "containerSet" in template:
             self._pod(node, template)
         elif "resource" in template:
             self._resource(node, template)
@@ -370,10 +373,10 @@ class _Dag:
                 return self._skipped(full, path, task, "Omitted", "omitted: depends condition not met")
             known = self._controller._globals | self._scope(self._ancestors(name))
             task = self._without_absent(task, known)
-            filled = substitute(task, known)
+            filled = substitute({key: value for key, value in task.items() if key != "hooks"}, known)
             loop = "withItems" in task or "withParam" in task
             if not loop:
-                self._check_resolved(task, filled)
+                self._check_resolved(task, filled, known)
             tasks = self._expanded(filled) if loop else [(full, filled)]
         except (ArgoError, ExpressionError) as error:
             return self._skipped(full, path, task, "Error", str(error))
@@ -428,7 +431,8 @@ class _Dag:
         if hook:
             known = self._controller._globals | self._scope(self._ancestors(name)) | self._of_task(name, node)
             given = substitute(hook.get("arguments", {}), known)
-            self._controller._execute(f"{full}.onExit", hook["template"], given, (*path, "onExit"))
+            # How it ends changes nothing of the task that it follows.
+            self._controller._execute(f"{full}.onExit", hook["template"], given, (*path, ON_EXIT))
         return node
 
     def _skipped(self, full: str, path: tuple[str | int, ...], task: Json, phase: str, message: str) -> Node:
@@ -489,7 +493,7 @@ class _Dag:
                 known[f"{prefix}.outputs.parameters"] = golang.dump(made)
         elif node.phase in {"Skipped", "Omitted"}:
             declared = self._controller._templates[node.template].get("outputs", {}).get("parameters", [])
-            values = {item["name"]: item.get("valueFrom", {}).get("default") for item in declared}
+            values = {item["name"]: None for item in declared}
         return known | {f"{prefix}.outputs.parameters.{key}": value for key, value in values.items()}
 
     def _without_absent(self, task: Json, known: Known) -> Json:
@@ -504,9 +508,15 @@ class _Dag:
         ]
         return task | {"arguments": task["arguments"] | {"parameters": kept}} if "arguments" in task else task
 
-    def _check_resolved(self, task: Json, filled: Json) -> None:
+    def _check_resolved(self, task: Json, filled: Json, known: Known) -> None:
+        for tag in tags({key: value for key, value in task.items() if key != "hooks"}):
+            paths = expressions.static_paths(json.loads(f'"{tag[1:]}"')) if tag.startswith("=") else set()
+            there = {".".join(key.split(".")[: count + 1]) for key in known for count in range(key.count(".") + 1)}
+            missing = sorted(path for path in paths if path.startswith("tasks.") and path not in there)
+            if missing:
+                raise ArgoError(f"failed to evaluate expression: {missing[0]} is missing")
         left = set(tags(filled))
-        for tag in tags(task):
+        for tag in tags({key: value for key, value in task.items() if key != "hooks"}):
             if tag in left and (tag.startswith("=") or tag.strip().startswith(("tasks.", "inputs.", "workflow."))):
                 raise ArgoError(f"failed to resolve {{{{{tag}}}}}")
 
@@ -621,7 +631,8 @@ def _substituted(template: Json, global_: Known, local: Known) -> Json:
     # A mistake in one of the tags is found when what it stands in is used.
     half = substitute(template, global_ | local)
     inputs, outputs = half.get("inputs", {}), half.get("outputs", {})
-    known: Known = {f"inputs.parameters.{item['name']}": item["value"] for item in inputs.get("parameters", [])}
+    known: Known = global_ | local
+    known |= {f"inputs.parameters.{item['name']}": item["value"] for item in inputs.get("parameters", [])}
     known["inputs.parameters"] = golang.dump(inputs.get("parameters", []))
     known |= {
         f"inputs.artifacts.{item['name']}.path": item["path"] for item in inputs.get("artifacts", []) if "path" in item

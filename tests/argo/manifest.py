@@ -11,8 +11,8 @@ Json = dict[str, Any]
 FIELDS = {
     "spec": "entrypoint arguments templates onExit hooks parallelism volumeClaimTemplates",
     "arguments": "parameters artifacts",
-    "template": "name inputs outputs container dag suspend resource initContainers volumes parallelism retryStrategy "
-    "activeDeadlineSeconds podSpecPatch",
+    "template": "name inputs outputs container containerSet dag suspend resource initContainers volumes parallelism "
+    "retryStrategy activeDeadlineSeconds podSpecPatch",
     "inputs": "parameters artifacts",
     "outputs": "parameters artifacts",
     "parameter": "name value default valueFrom globalName",
@@ -24,6 +24,8 @@ FIELDS = {
     "task": "name template arguments depends dependencies when withItems withParam hooks onExit",
     "hook": "template arguments",
     "container": "name command args env envFrom volumeMounts",
+    "containerSet": "containers volumeMounts",
+    "member": "name command args env envFrom volumeMounts dependencies",
     "variable": "name value valueFrom",
     "mount": "name mountPath subPath",
     "volume": "name emptyDir persistentVolumeClaim secret configMap ephemeral",
@@ -39,6 +41,7 @@ NO_EFFECT = {
     "template": "metadata nodeSelector tolerations affinity securityContext",
     "parameter": "description",
     "container": "image imagePullPolicy resources securityContext",
+    "member": "image imagePullPolicy resources securityContext",
     "resource": "setOwnerReference",
 }
 """Known, and without an effect on one machine."""
@@ -120,7 +123,7 @@ def ancestors(dag: Json, name: str) -> list[str]:
 
 def _template(template: Json, named: dict[str, Json]) -> None:
     _fields("template", template)
-    kinds = [kind for kind in ("container", "dag", "resource", "suspend") if kind in template]
+    kinds = [kind for kind in ("container", "containerSet", "dag", "resource", "suspend") if kind in template]
     if len(kinds) != 1:
         raise UnknownFeature(f"template {template['name']!r} is {kinds or 'of no kind'}")
     for side in ("inputs", "outputs"):
@@ -132,11 +135,16 @@ def _template(template: Json, named: dict[str, Json]) -> None:
         _fields("backoff", template["retryStrategy"].get("backoff", {}))
     for volume in template.get("volumes", []):
         _fields("volume", volume)
+    members = template.get("containerSet", {}).get("containers", [])
+    _fields("containerSet", template.get("containerSet", {}))
+    if kinds == ["containerSet"] and "main" not in {member["name"] for member in members}:
+        raise ArgoError(f'templates.{template["name"]}.containerSet.containers must have a container named "main"')
     for container in (
         *template.get("initContainers", []),
         *([template["container"]] if kinds == ["container"] else []),
+        *members,
     ):
-        _fields("container", container)
+        _fields("member" if container in members else "container", container)
         for variable in container.get("env", []):
             _fields("variable", variable)
         for mount in container.get("volumeMounts", []):
@@ -224,7 +232,7 @@ def _tags(template: Json, spec: Json) -> None:
     known |= {f"outputs.{kind}.{item['name']}.path" for kind in outputs for item in outputs[kind]}
     known |= {f"workflow.{name}" for name in _GLOBALS} | {"workflow.creationTimestamp.RFC3339", "inputs.parameters"}
     known |= {f"workflow.parameters.{item['name']}" for item in spec.get("arguments", {}).get("parameters", [])}
-    if "container" in template or "resource" in template:
+    if {"container", "containerSet", "resource"} & template.keys():
         known.add("pod.name")
     tasks = {task["name"]: task for task in template.get("dag", {}).get("tasks", [])}
     loops = any("withItems" in task or "withParam" in task for task in tasks.values())

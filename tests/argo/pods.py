@@ -77,12 +77,14 @@ def run(machine: Machine, pod: str, template: Json, claims: list[str]) -> tuple[
     volumes |= {name: machine.place / "claims" / name for name in claims}
     for place in volumes.values():
         place.mkdir(parents=True, exist_ok=True)
-    paths = _Paths(volumes, template["container"])
+    containers = _containers(template)
+    paths = _Paths(volumes, containers[0])
     log = here / "log"
     for artifact in template.get("inputs", {}).get("artifacts", []):
         _load(machine, artifact, Path(paths.real(artifact["path"])))
     code = 0
-    for container in (*template.get("initContainers", []), template["container"]):
+    # The members of a set stand in the order in which they wait for one another.
+    for container in (*template.get("initContainers", []), *containers):
         # The interpreter runs the repository's own launcher: nothing to copy.
         if code == 0 and container.get("name") != "launcher":
             own = _Paths(volumes, container)
@@ -100,6 +102,16 @@ def run(machine: Machine, pod: str, template: Json, claims: list[str]) -> tuple[
         elif not artifact.get("optional") and not ended.problem:
             ended.problem = f"failed to save output artifact {artifact['name']!r}: {artifact['path']}: no such file"
     return ended, lambda: log.read_text(errors="replace") if log.exists() else ""
+
+
+def _containers(template: Json) -> list[Json]:
+    if "container" in template:
+        return [template["container"]]
+    shared = template["containerSet"].get("volumeMounts", [])
+    return [
+        {**member, "volumeMounts": [*member.get("volumeMounts", []), *shared]}
+        for member in template["containerSet"]["containers"]
+    ]
 
 
 class _Paths:
@@ -203,14 +215,20 @@ def _process(
     words = [*container.get("command", []), *container.get("args", [])]
     if not container.get("command"):
         raise UnknownFeature("a container whose command only its image knows")
-    words = [expand(word, given) for word in words]
+    whole = {
+        key: value
+        for source in container.get("envFrom", [])
+        for key, value in machine.secrets.get(source["secretRef"]["name"], {}).items()
+    }
+    # The kubelet expands in a command what it knows by then: the variables, and those of whole secrets.
+    words = [expand(word, whole | given) for word in words]
     for known, own in _LAUNCHERS.items():
         if tuple(words[: len(known)]) == known:
             words = [*own, *words[len(known) :]]
             break
     else:
         words = [paths.real(word) for word in words]
-    environment |= {name: paths.real(value) for name, value in given.items()}
+    environment |= whole | {name: paths.real(value) for name, value in given.items()}
     with log.open("ab") as output:
         try:
             process = subprocess.Popen(

@@ -19,8 +19,9 @@ from tests.argo import argo_runs, local_runs
 from tests.argo.pods import PROJECT
 from tests.argo.steps import plain
 from tests.contract.random_dags import PIPELINES, compiled
+from tests.shared import SHARED
 
-DIRECTORY = PROJECT.parent / "shared" / "kfp-ir"
+DIRECTORY = SHARED / "kfp-ir"
 FILES = sorted(DIRECTORY.glob("*.yaml"))
 pytestmark = pytest.mark.skipif(not FILES, reason=f"no compiled pipelines in {DIRECTORY}")
 

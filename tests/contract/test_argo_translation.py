@@ -11,8 +11,9 @@ from shopfloor.errors import UsageError
 from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import load_settings
 
+from tests.shared import SHARED
+
 PROJECT = Path(__file__).resolve().parents[2]
-SHARED = PROJECT.parent / "shared"
 FILES = sorted((SHARED / "kfp-ir").glob("*.yaml"))
 pytestmark = pytest.mark.skipif(not FILES, reason=f"no compiled pipelines in {SHARED / 'kfp-ir'}")
 
@@ -164,11 +165,12 @@ def dangling(manifest):
     used, problems = {manifest["spec"]["entrypoint"]}, []
     for template in templates.values():
         for task in template.get("dag", {}).get("tasks", []):
-            used.add(task["template"])
-            inputs = templates[task["template"]].get("inputs", {}).get("parameters", [])
-            given = {item["name"] for item in task.get("arguments", {}).get("parameters", [])}
-            missing = {item["name"] for item in inputs if "default" not in item} - given
-            problems += [f"{template['name']}.{task['name']} lacks {name}" for name in sorted(missing)]
+            for use in (task, *task.get("hooks", {}).values()):
+                used.add(use["template"])
+                inputs = templates[use["template"]].get("inputs", {}).get("parameters", [])
+                given = {item["name"] for item in use.get("arguments", {}).get("parameters", [])}
+                missing = {item["name"] for item in inputs if "default" not in item} - given
+                problems += [f"{template['name']}.{task['name']} lacks {name}" for name in sorted(missing)]
     return problems + [f"{name} is unused" for name in templates.keys() - used]
 
 

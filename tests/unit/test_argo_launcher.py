@@ -1,5 +1,6 @@
 """The launcher runs a component as KFP's own does, in a process that has nothing but Python."""
 
+import ast
 import base64
 import json
 import os
@@ -23,7 +24,6 @@ def task(command, **changes):
         "command": command,
         "environment": {},
         "inputs": {"parameters": {}, "artifacts": {}},
-        "defaults": {},
         "outputs": {"parameters": {}, "artifacts": {}},
         "cache": False,
         "platform": False,
@@ -58,9 +58,9 @@ def launch(root, task, inputs=None):
     )
 
 
-def arguments(root, words, texts=None, **changes):
+def arguments(root, words, texts=None, fails=False, **changes):
     done = launch(root, task([sys.executable, "-c", SHOW, *words], **changes), texts)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode != 0) == fails, done.stderr
     return json.loads(done.stdout)
 
 
@@ -75,6 +75,8 @@ def test_every_placeholder_is_filled_in(tmp_path):
         '{"IfPresent": {"InputName": "missing", "Then": "yes", "Else": "absent"}}',
         "{{$.inputs.artifacts['data'].path}}",
         "{{$.inputs.artifacts['data'].metadata['rows']}}",
+        "{{$.inputs.artifacts['data'].metadata}}",
+        "{{$.outputs.artifacts['model'].metadata}}",
         "{{$.outputs.artifacts['model'].uri}}/weights",
         "{{$.outputs.parameters['score'].output_file}}",
         "{{$.pipeline_job_name}} {{$.pipeline_task_name}} {{$.pipeline_job_uuid}} {{$.pipeline_task_uuid}}",
@@ -94,6 +96,7 @@ def test_every_placeholder_is_filled_in(tmp_path):
             "artifacts": {"data": False},
         },
         outputs={"parameters": {"score": "STRING"}, "artifacts": {"model": ARTIFACT}},
+        fails=True,
     )
 
     assert shown == [
@@ -106,6 +109,8 @@ def test_every_placeholder_is_filled_in(tmp_path):
         "absent",
         str(place),
         "3",
+        '{"rows": 3}',
+        "{}",
         f"{tmp_path}/outputs/artifacts/model/weights",
         f"{tmp_path}/outputs/parameters/score",
         "run-x7 the-step 0-1-2 run-x7-pod-1",
@@ -184,7 +189,6 @@ json.dump({"parameterValues": {"text": "ends\\n", "whole": 3.0, "real": 2, "item
         "whole": "NUMBER_INTEGER",
         "real": "NUMBER_DOUBLE",
         "items": "LIST",
-        "none": "STRING",
     }
 
     done = launch(
@@ -232,6 +236,67 @@ json.dump({"artifacts": {"data": {"artifacts": [artifact]}}}, open(made["outputF
 @pytest.mark.parametrize("code", [3, 64])
 def test_the_components_exit_code_is_the_steps(tmp_path, code):
     assert launch(tmp_path, task([sys.executable, "-c", f"raise SystemExit({code})"])).returncode == code
+
+
+@pytest.mark.parametrize("kind", ["STRING", "LIST"])
+def test_an_output_that_was_never_written_fails_the_step(tmp_path, kind):
+    done = launch(tmp_path, task(["true"], outputs={"parameters": {"n": kind}, "artifacts": {}}))
+
+    assert (done.returncode, done.stderr) == (1, "Output 'n' was not written.\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "read"),
+    [
+        ("STRING", "ends \n", "ends \n\n"),
+        ("BOOLEAN", " True\n", "true"),
+        ("BOOLEAN", "f", "false"),
+        ("NUMBER_INTEGER", "5 \n", "5"),
+        ("NUMBER_DOUBLE", "5\n", "5.0"),
+        ("LIST", "[1]\n", "[1]"),
+        ("NUMBER_INTEGER", "5.5", None),
+        ("BOOLEAN", "yes", None),
+        ("STRING", None, None),
+    ],
+)
+def test_what_the_program_of_another_image_wrote_is_read_as_kfp_reads_it(tmp_path, kind, text, read):
+    file = tmp_path / "outputs/parameters/n"
+    file.parent.mkdir(parents=True)
+    if text is not None:
+        file.write_text(text)
+
+    done = launch(tmp_path, task([], native=True, outputs={"parameters": {"n": kind}, "artifacts": {}}))
+
+    assert (file.read_text() if done.returncode == 0 else None) == read
+
+
+def test_an_input_whose_producer_gave_nothing_is_not_there(tmp_path):
+    nobody = {"name": "", "type": {}, "uri": "", "metadata": {}, "key": "none"}
+
+    shown = arguments(
+        tmp_path,
+        ["{{$}}", '{"IfPresent": {"InputName": "text", "Then": "yes", "Else": "no"}}'],
+        {"text": launcher.ABSENT, "data-artifact": json.dumps(nobody)},
+        inputs={"parameters": {"text": "STRING"}, "artifacts": {"data": False}},
+    )
+
+    assert json.loads(shown[0])["inputs"] == {"parameterValues": {}, "artifacts": {}}
+    assert shown[1] == "no"
+
+
+def test_an_importer_of_what_nobody_can_read_fails_with_its_address(tmp_path):
+    done = launch(
+        tmp_path,
+        task(
+            [],
+            importer={"uri": "{{$.inputs.parameters['uri']}}", "metadata": {}},
+            inputs={"parameters": {"uri": "STRING"}, "artifacts": {}},
+            outputs={"parameters": {}, "artifacts": {"artifact": ARTIFACT}},
+        ),
+        {"uri": "gs://b/k"},
+    )
+
+    assert (done.returncode, done.stderr) == (1, "The argo engine does not import gs:// artifacts: gs://b/k\n")
 
 
 def test_a_wrong_output_fails_the_step_in_one_line(tmp_path):
@@ -317,7 +382,7 @@ def test_protected_text_holds_nothing_to_substitute_and_comes_back_whole(text):
     protected = launcher.protect(text)
 
     assert "{{" not in protected
-    assert "$$" not in protected
+    assert protected != launcher.ABSENT
     assert launcher.reveal(protected) == text
 
 
@@ -336,6 +401,11 @@ def test_a_json_value_comes_back_from_its_text(value):
     assert launcher.decode(launcher.encode(value, "STRUCT"), "STRUCT") == value
 
 
+def test_whole_numbers_in_lists_and_dicts_are_integers():
+    assert launcher.encode([0.0, 1.5, {"a": 2.0}], "LIST") == '[0, 1.5, {"a": 2}]'
+    assert launcher.encode(1e300, "STRUCT") == "1e+300"
+
+
 def test_the_file_stands_alone():
     source = Path(launcher.__file__).read_text()
     imports = {
@@ -343,3 +413,14 @@ def test_the_file_stands_alone():
     }
 
     assert imports <= {*sys.stdlib_module_names, "__future__"}
+
+
+def test_the_file_runs_in_the_pythons_that_older_images_have():
+    # python:3.7 was the SDK's default image for long.
+    tree = ast.parse(Path(launcher.__file__).read_text(), feature_version=(3, 7))
+
+    newer = {"removeprefix", "removesuffix", "is_relative_to", "readlink", "with_stem", "pairwise", "batched"}
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    merged = [node for node in ast.walk(tree) if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.BitOr)]
+    assert not names & newer
+    assert not merged

@@ -7,6 +7,7 @@ from typing import Optional
 import pytest
 from google.protobuf import json_format
 from kfp import dsl, kubernetes
+from shopfloor.engines.argo import launcher
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.argo.values import ROOT, from_input, selected
 from shopfloor.errors import UsageError
@@ -114,7 +115,7 @@ def test_text_that_looks_like_argos_tags_travels_apart():
 
     manifest = workflow(one, {"given": "{{workflow.name}}"})
 
-    assert given(manifest, "one", "say")["text"] == "{\u2060{ inputs.x }} costs $\u2060$"
+    assert given(manifest, "one", "say")["text"] == "{\u2060{ inputs.x }} costs $$"
     assert manifest["spec"]["arguments"]["parameters"] == [{"name": "given", "value": "{\u2060{workflow.name}}"}]
 
 
@@ -229,16 +230,27 @@ def test_retries_are_argos_own():
     ]
 
 
-def test_a_backoff_that_argo_cannot_keep_is_refused():
+def test_a_backoff_that_argo_cannot_keep_is_rounded_up_and_said(caplog):
     @dsl.pipeline
     def one():
         say().set_retry(3, backoff_duration="10s", backoff_factor=1.5)
 
-    with pytest.raises(UnsupportedFeature, match=r"Task 'say' uses a retry with the backoff factor 1\.5"):
+    manifest = workflow(one)
+
+    assert template(manifest, "comp-say")["retryStrategy"]["backoff"]["factor"] == "2"
+    assert "the backoff factor 1.5 of task say becomes 2" in caplog.text
+
+
+def test_a_retry_that_is_less_than_none_is_refused():
+    @dsl.pipeline
+    def one():
+        say().set_retry(-5)
+
+    with pytest.raises(UsageError, match="Task 'say' is to be tried again -5 times"):
         workflow(one)
 
 
-def test_an_exit_task_runs_whatever_happened_and_the_failure_counts_still():
+def test_an_exit_task_is_a_hook_which_argo_runs_also_when_a_run_is_stopped():
     @dsl.pipeline
     def one():
         with dsl.ExitHandler(report()):
@@ -247,9 +259,13 @@ def test_an_exit_task_runs_whatever_happened_and_the_failure_counts_still():
     manifest = workflow(one)
 
     dag = template(manifest, "one")["dag"]
-    assert (dag["target"], dag["failFast"]) == ("exit-handler-1 report", False)
-    assert task(manifest, "one", "report")["depends"] == ALWAYS.format("exit-handler-1")
-    status = given(manifest, "one", "report")["status"]
+    assert [item["name"] for item in dag["tasks"]] == ["exit-handler-1"]
+    assert "target" not in dag
+    hook = task(manifest, "one", "exit-handler-1")["hooks"]["exit"]
+    assert hook["template"] == "comp-report"
+    arguments = {item["name"]: item["value"] for item in hook["arguments"]["parameters"]}
+    assert arguments["task-name"] == "report"
+    status = arguments["status"]
     assert status.startswith("{{=")
     assert status.index("}}") == len(status) - 2
     assert "tasks['exit-handler-1'].status == 'Succeeded'" in status
@@ -266,6 +282,10 @@ def test_a_task_that_ignores_failures_runs_after_them():
 
     assert task(manifest, "one", "say-2")["depends"] == ALWAYS.format("say")
     assert template(manifest, "one")["dag"]["target"] == "say say-2"
+    # A name that is computed: Argo would wait for ever for an output that is not there.
+    assert given(manifest, "one", "say-2")["text"] == (
+        "{{=(tasks['say'].status == 'Succeeded' ? tasks['say']['out' + 'puts'].parameters['Output'] : 'hello')}}"
+    )
 
 
 def test_conditions_and_their_alternatives():
@@ -294,8 +314,8 @@ def test_conditions_and_their_alternatives():
     names = [f"pipelinechannel--say{end}-Output" for end in ("", "-2", "-3")]
     assert value == {
         "expression": "".join("(" + picked.format(number, name) for number, name in zip((2, 3, 4), names, strict=True))
-        + "'')))",
-        "default": "",
+        + "'\\u2060')))",
+        "default": launcher.ABSENT,
     }
 
 
@@ -341,15 +361,15 @@ def test_a_loop_has_a_limit_and_collects_values_and_artifacts():
     # Each string is JSON on its way into the list: Argo would parse one that looks like JSON.
     assert template(manifest, "comp-for-loop-1")["outputs"]["parameters"][0]["valueFrom"] == {
         "expression": "(tasks['say'].status == 'Succeeded' ? toJson(tasks['say'].outputs.parameters['Output']) : "
-        "'\\u0022\\u0022')",
-        "default": '""',
+        "'\\u2060')",
+        "default": launcher.ABSENT,
     }
     texts, data = loop["outputs"]["parameters"]
     assert (texts["valueFrom"]["default"], texts["valueFrom"]["expression"]) == (
         "[]",
-        "tasks['iteration'].status == 'Succeeded' ? toJson(map(fromJSON("
+        "tasks['iteration'].status == 'Succeeded' ? toJson(map(filter(fromJSON("
         "tasks['iteration'].outputs.parameters['pipelinechannel--say-Output']), "
-        "type(#) == 'string' ? fromJSON(#) : #)) : '[]'",
+        "!(# in ['\\u2060', '\\u0022\\u2060\\u0022'])), type(#) == 'string' ? fromJSON(#) : #)) : '[]'",
     )
     prefix = json.loads(data["valueFrom"]["default"])["prefix"]
     written = template(manifest, "comp-make")["outputs"]["artifacts"][0]
@@ -421,24 +441,28 @@ def test_an_image_without_python_runs_by_argos_own_means():
 
     first, second = (template(manifest, task(manifest, "one", name)["template"]) for name in ("shell", "shell-2"))
     root = f"{ROOT}/outputs"
-    assert first["container"]["command"] == ["sh", "-c", 'echo "$0" $$$$ > "$1"']
-    assert first["container"]["args"] == [
-        "<{{inputs.parameters.text}}>",
+    main, reader = first["containerSet"]["containers"]
+    text = "{{=replace(inputs.parameters['text'], '$', '$$')}}"
+    assert main["command"] == ["sh", "-c", 'echo "$$0" $$$$ > "$$1"']
+    assert main["args"] == [
+        f"<{text}>",
         f"{root}/artifacts/data",
         f"{root}/parameters/code",
         "--less",
-        "prefix-{{inputs.parameters.text}}",
+        f"prefix-{text}",
     ]
-    assert second["container"]["args"][3:5] == ["--more", "{{inputs.parameters.more}}"]
-    assert [item["name"] for item in first["initContainers"]] == ["directories"]
-    assert {item["name"] for item in first["outputs"]["parameters"]} == {"code", "data-artifact"}
+    assert second["containerSet"]["containers"][0]["args"][3:5] == ["--more", text.replace("text", "more")]
+    assert (reader["dependencies"], reader["image"], reader["command"][0]) == (["main"], IMAGE, "python3")
+    # As the pod's own user: the volume's root belongs to root.
+    assert [item["command"][2] for item in first["initContainers"]] == ['umask 0 && mkdir -p "$@"']
+    # No default: what was never written is missed.
+    assert first["outputs"]["parameters"][0] == {"name": "code", "valueFrom": {"path": f"{root}/parameters/code"}}
 
 
-@pytest.mark.parametrize("text", ["{{ x }}", "$$"])
-def test_text_that_an_image_without_python_could_not_get_whole_is_refused(text):
+def test_text_that_an_image_without_python_could_not_get_whole_is_refused():
     @dsl.pipeline
     def one():
-        shell(text=text)
+        shell(text="{{ x }}")
 
     with pytest.raises(UnsupportedFeature, match="in the input 'text' of an image without Python"):
         workflow(one)
@@ -615,7 +639,7 @@ def test_volume_claims_are_made_and_deleted_by_argo():
     resource = template(manifest, "comp-createpvc")["resource"]
     filled = resource["manifest"]
     for tag, value in (
-        ("{{=toJson(workflow.name + inputs.parameters['pvc_name_suffix'])}}", '"run-x"'),
+        ("{{=toJson(pod.name + inputs.parameters['pvc_name_suffix'])}}", '"run-x"'),
         ("{{inputs.parameters.access_modes}}", given(manifest, "one", "createpvc")["access_modes"]),
         ("{{=toJson(inputs.parameters['size'])}}", '"5Gi"'),
         ("{{=toJson(inputs.parameters['storage_class_name'])}}", '"fast"'),
@@ -644,10 +668,6 @@ def test_volume_claims_are_made_and_deleted_by_argo():
             "a custom job",
         ),
         (lambda ir: ir["deploymentSpec"]["executors"].update({"exec-say": {"resolver": {}}}), "a resolver"),
-        (
-            lambda ir: ir["root"]["dag"]["tasks"]["say"].update(artifactIterator={"itemInput": "x"}),
-            r"a loop over artifacts \(artifactIterator\)",
-        ),
         (
             lambda ir: ir["root"]["dag"]["tasks"]["say"].update(triggerPolicy={"condition": "size('a') == 1"}),
             "the condition",

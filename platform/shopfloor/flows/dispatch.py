@@ -11,6 +11,7 @@ import shlex
 from typing import Any, Literal, cast
 
 from shopfloor.engines.base import Engine, Job
+from shopfloor.engines.manifests import check_schedule
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.flows import submit as submission
 from shopfloor.flows.submit import Outcome, Submission, View
@@ -204,7 +205,4 @@ def _check_schedule(settings: Settings, engine: str, asked: Submission, cron: st
             f"The {engine} engine keeps no schedule.",
             f"Put this into your crontab: {cron} cd {shlex.quote(str(settings.project_root))} && {command}",
         )
-    if len(cron.split()) != 5:
-        raise UsageError(
-            f"{cron!r} is not a schedule.", "Write minute, hour, day, month, weekday, as in --cron '0 3 * * *'."
-        )
+    check_schedule(cron)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from shopfloor.engines.argo import pods
-from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant, default_of
+from shopfloor.engines.argo.launcher import ABSENT
+from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant
+from shopfloor.errors import UsageError
 from shopfloor.pipeline.ir import (
     ENVELOPE_SUFFIX,
     STEP_NAME,
@@ -21,10 +24,16 @@ from shopfloor.pipeline.ir import (
 )
 from shopfloor.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 WORKSPACE_VOLUME = "kfp-workspace"
-NO_ARTIFACT = json.dumps({"name": "", "type": {}, "uri": "", "metadata": {}, "key": "none"})
-"""Envelope of an artifact that nobody made."""
+STEP_MOUNT: Json = {"name": "step", "mountPath": ROOT}
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+HELPER: Json = {
+    "securityContext": RESTRICTED,
+    "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}},
+}
+"""What a container of ours beside the task's own has: a quota refuses pods in which one says no limits."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Use:
     component: Json
     absent: frozenset[str]
     """Optional inputs that have no value here."""
+    above_absent: frozenset[str]
+    """Inputs of the DAG around the task that have no value."""
     run_id: str | None
     use_cache: bool
     pipeline_root: str
@@ -59,30 +70,45 @@ class Leaf:
 def retry_strategy(name: str, task: Json, queue: str | None) -> Json | None:
     """Return Argo's retry strategy of a task.
 
+    Argo takes whole numbers alone as the factor of a backoff: another one is rounded up, and a warning says so.
+
     Raises:
-        UnsupportedFeature: The backoff's factor is no whole number: Argo takes no other.
+        UsageError: It is to be tried less than no times.
     """
     policy = task.get("retryPolicy")
     if not policy or not policy.get("maxRetryCount"):
         # Kueue preempts a pod by deleting it, which Argo counts as an error of the pod, not of its program.
         return {"limit": "3", "retryPolicy": "OnError"} if queue else None
+    if int(policy["maxRetryCount"]) < 0:
+        raise UsageError(
+            f"Task {name!r} is to be tried again {policy['maxRetryCount']} times.", "Write set_retry(0) or more."
+        )
     strategy: Json = {"limit": str(policy["maxRetryCount"]), "retryPolicy": "Always"}
     duration = float(str(policy.get("backoffDuration", "0s")).removesuffix("s") or 0)
     if duration:
         factor = float(policy.get("backoffFactor") or 2.0)
         if not factor.is_integer():
-            raise UnsupportedFeature(name, f"a retry with the backoff factor {factor:g}")
+            logger.warning(
+                "Argo knows no fractions: the backoff factor %g of task %s becomes %d.", factor, name, math.ceil(factor)
+            )
         longest = float(str(policy.get("backoffMaxDuration", "3600s")).removesuffix("s") or 3600)
         strategy["backoff"] = {
             "duration": f"{math.ceil(duration)}s",
-            "factor": str(int(factor)),
+            "factor": str(math.ceil(factor)),
             "maxDuration": f"{math.ceil(longest)}s",
         }
     return strategy
 
 
 def pod_template(
-    use: Use, main: Json, asked: pods.Pod, made: Json, key: str, envelope: str | None, names: list[str]
+    use: Use,
+    main: Json,
+    asked: pods.Pod,
+    made: Json,
+    key: str,
+    envelope: str | None,
+    names: list[str],
+    reader: Json | None = None,
 ) -> Json:
     """Return a template around a main container; adds to it what all of them have.
 
@@ -94,9 +120,10 @@ def pod_template(
         key: First segment of the artifacts' keys.
         envelope: What stands for an artifact that was not made; `None`: nobody but the template describes them.
         names: Inputs of the template.
+        reader: A container that runs after the main one, and without which no output parameter is there.
     """
     main["env"] = [*main.get("env", []), *asked.env]
-    main["volumeMounts"] = [{"name": "step", "mountPath": ROOT}, *asked.mounts]
+    main["volumeMounts"] = [*([] if reader else [STEP_MOUNT]), *asked.mounts]
     volumes: list[Json] = [{"name": "step", "emptyDir": {}}, *asked.volumes]
     if use.source.pipeline_config.get("workspace"):
         main["volumeMounts"].append({"name": WORKSPACE_VOLUME, "mountPath": WORKSPACE})
@@ -112,15 +139,23 @@ def pod_template(
             "parameters": [
                 {
                     "name": name,
-                    "valueFrom": {"path": f"{ROOT}/outputs/parameters/{name}", "default": default_of(kind)},
+                    "valueFrom": {
+                        "path": f"{ROOT}/outputs/parameters/{name}",
+                        **({} if reader else {"default": ABSENT}),
+                    },
                 }
-                for name, kind in made["parameters"].items()
+                for name in made["parameters"]
             ]
         },
-        "container": main,
         "volumes": volumes,
         **asked.template,
     }
+    if reader:
+        # The two share the step's directory by a mount of the set: only there Argo looks for outputs in a volume.
+        containers = [{"name": "main", **main}, {**reader, "dependencies": ["main"]}]
+        template["containerSet"] = {"containers": containers, "volumeMounts": [STEP_MOUNT]}
+    else:
+        template["container"] = main
     for name, kind in made["artifacts"].items():
         place = f"{ROOT}/outputs/artifacts/{name}"
         described = {"name": name, "type": kind, "uri": place, "metadata": {}, "key": f"{key}/{name}/{{{{pod.name}}}}"}
@@ -195,8 +230,18 @@ def template_inputs(use: Use, names: list[str], references: dict[str, Json]) -> 
 
 
 def variable(name: str, value: str) -> Json:
-    """Return an environment variable."""
+    """Return an environment variable with a value that is known now, or that Argo's tags make."""
     return {"name": name, "value": value}
+
+
+def for_kubelet(text: str) -> str:
+    """Return text for a command, an argument or a variable: the kubelet halves `$$` and expands `$(NAME)`."""
+    return text.replace("$", "$$")
+
+
+def input_for_kubelet(name: str) -> str:
+    """Return the tag of an input for a command, an argument or a variable."""
+    return f"{{{{=replace(inputs.parameters['{name}'], '$', '$$')}}}}"
 
 
 def type_of(definition: Json) -> str:

@@ -12,20 +12,11 @@ import re
 from dataclasses import dataclass
 
 from shopfloor.engines.argo import executors, outputs
+from shopfloor.engines.argo.arguments import arguments, value_of
 from shopfloor.engines.argo.containers import Use, retry_strategy, type_of
 from shopfloor.engines.argo.launcher import PLACEHOLDER, protect
 from shopfloor.engines.argo.outputs import ITERATION
-from shopfloor.engines.argo.values import (
-    Value,
-    computed,
-    constant,
-    embedded,
-    final_status,
-    from_input,
-    from_task,
-    given_inputs,
-    selected,
-)
+from shopfloor.engines.argo.values import Value, computed, constant, given_inputs
 from shopfloor.errors import UsageError
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.ir import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
@@ -88,14 +79,18 @@ class Templates:
         memo = json.dumps(["dag", name, sorted(absent), as_json, retry])
         if memo not in self._made:
             prefixes: dict[tuple[str, str], str] = {}
-            tasks = [
-                self._task(component, task_name, task, absent, prefixes)
+            tasks = {
+                task_name: self._task(component, task_name, task, absent, prefixes)
                 for task_name, task in ir.tasks(component).items()
-            ]
-            dag: Json = {"tasks": tasks}
-            if any(task.get("triggerPolicy", {}).get("strategy") == ALWAYS for task in ir.tasks(component).values()):
+            }
+            for group, handler in _exit_handlers(component).items():
+                # Argo runs hooks, and nothing else, when a workflow is stopped.
+                hook = tasks.pop(handler)
+                tasks[group]["hooks"] = {"exit": {key: hook[key] for key in ("template", "arguments") if key in hook}}
+            dag: Json = {"tasks": list(tasks.values())}
+            if any(ir.tasks(component)[name].get("triggerPolicy", {}).get("strategy") == ALWAYS for name in tasks):
                 # What failed fails the DAG even where a later task was there to run all the same, after that task.
-                dag |= {"target": " ".join(ir.tasks(component)), "failFast": False}
+                dag |= {"target": " ".join(tasks), "failFast": False}
             template: Json = {"inputs": {"parameters": self._inputs(component, absent)}, "dag": dag}
             if retry:
                 template["retryStrategy"] = retry
@@ -137,12 +132,10 @@ class Templates:
         self, dag: Json, name: str, task: Json, absent: frozenset[str], prefixes: dict[tuple[str, str], str]
     ) -> Json:
         """Return one task of a DAG."""
-        if "artifactIterator" in task:
-            raise UnsupportedFeature(name, "a loop over artifacts (artifactIterator)")
         component = self._source.component(task)
-        given = self._arguments(dag, name, task, component, absent)
+        given = arguments(dag, name, task, component, absent, self._pipeline_root)
         declared = {**ir.parameters(component), **ir.artifacts(component)}
-        item = task.get("parameterIterator", {}).get("itemInput")
+        item = _iterator(task).get("itemInput")
         without = frozenset(
             input_name
             for input_name, definition in declared.items()
@@ -152,23 +145,23 @@ class Templates:
         for input_name in sorted(without - told.keys()):
             if not declared[input_name].get("isOptional"):
                 raise broken(f"task {name!r} lacks the input {input_name!r}")
-        made = self._template(name, task, component, without, given)
+        made = self._template(name, task, component, without, absent)
         for output, prefix in made.prefixes:
             prefixes[name, output] = prefix
         needed = self._needed(made.template)
-        arguments = {
+        texts = {
             input_name + (ENVELOPE_SUFFIX if input_name in ir.artifacts(component) else ""): value.text
             for input_name, value in given.items()
         }
         for extra, text in made.references:
             ir.check_references(self._source, dag, name, {"inputs": {"parameters": {extra: json.loads(text)}}})
-            value = self._value(dag, name, json.loads(text), "STRING", absent, given)
+            value = value_of(dag, name, task, json.loads(text), None, absent, given, self._pipeline_root)
             if value is None:
                 raise broken(f"a setting of task {name!r} takes the input {extra!r}, which has no value")
-            arguments[extra] = value.text
-        arguments[STEP_NAME] = name
+            texts[extra] = value.text
+        texts[STEP_NAME] = name
         result: Json = {"name": name, "template": made.template}
-        parameters = [{"name": key, "value": value} for key, value in sorted(arguments.items()) if key in needed]
+        parameters = [{"name": key, "value": value} for key, value in sorted(texts.items()) if key in needed]
         if parameters:
             result["arguments"] = {"parameters": parameters}
         if depends := self._depends(dag, task, [json.loads(text) for _, text in made.references]):
@@ -181,25 +174,23 @@ class Templates:
         return {item["name"] for item in self._by_name[template].get("inputs", {}).get("parameters", [])}
 
     def _template(
-        self, name: str, task: Json, component: Json, absent: frozenset[str], given: dict[str, Value]
+        self, name: str, task: Json, component: Json, absent: frozenset[str], above_absent: frozenset[str]
     ) -> Made:
         """Return the template that a task uses."""
-        if "parameterIterator" in task:
-            return self._loop(name, task, component, absent)
+        if _iterator(task):
+            return self._loop(name, task, component, absent, above_absent)
         used = task["componentRef"]["name"]
         if "dag" not in component:
-            return self._leaf(name, task, component, absent)
+            return self._leaf(name, task, component, absent, above_absent)
         return self.dag(used, component, absent, retry=retry_strategy(name, task, None))
 
-    def _leaf(self, name: str, task: Json, component: Json, absent: frozenset[str]) -> Made:
-        settled = (
-            ("retryPolicy", "cachingOptions", "inputs")
-            if self._varies(component)
-            else ("retryPolicy", "cachingOptions")
-        )
-        memo = json.dumps(
-            ["leaf", task["componentRef"]["name"], sorted(absent), [task.get(key) for key in settled]], sort_keys=True
-        )
+    def _leaf(
+        self, name: str, task: Json, component: Json, absent: frozenset[str], above_absent: frozenset[str]
+    ) -> Made:
+        settled: list[object] = [task.get(key) for key in ("retryPolicy", "cachingOptions")]
+        if self._varies(component):
+            settled += [task.get("inputs"), sorted(above_absent)]
+        memo = json.dumps(["leaf", task["componentRef"]["name"], sorted(absent), settled], sort_keys=True)
         if memo not in self._made:
             use = Use(
                 self._source,
@@ -208,6 +199,7 @@ class Templates:
                 task,
                 component,
                 absent,
+                above_absent,
                 self._run_id,
                 self._use_cache,
                 self._pipeline_root,
@@ -224,116 +216,51 @@ class Templates:
     def _varies(self, component: Json) -> bool:
         """Tell whether a task's inputs can change its template or be refused by it: then no two share it unseen."""
         executor = self._source.executor(component)
-        words = [*executor.get("container", {}).get("command", []), *executor.get("container", {}).get("args", [])]
-        launched = any("{{$}}" in word for word in words) and "resources" not in executor["container"]
-        return not launched or component["executorLabel"] in self._source.platform
+        container = executor.get("container", {})
+        words = [*container.get("command", []), *container.get("args", [])]
+        launched = any("{{$}}" in word for word in words) and "resources" not in container
+        named = not PLACEHOLDER.search(container.get("image", ""))
+        return not (launched and named) or component["executorLabel"] in self._source.platform
 
-    def _loop(self, name: str, task: Json, component: Json, absent: frozenset[str]) -> Made:
+    def _loop(
+        self, name: str, task: Json, component: Json, absent: frozenset[str], above_absent: frozenset[str]
+    ) -> Made:
         """Return the template of a loop over a task."""
-        iterator = task["parameterIterator"]
-        item, items = iterator.get("itemInput", ""), iterator.get("items", {})
-        if item not in ir.parameters(component):
+        item = _iterator(task).get("itemInput", "")
+        if item not in ir.parameters(component) | ir.artifacts(component):
             raise broken(f"the loop {name!r} has no input {item!r}")
         if "dag" not in component and (component.get("outputDefinitions")):
             raise UnsupportedFeature(name, "a loop over a component with outputs, without a DAG around it")
         body = (
             self.dag(task["componentRef"]["name"], component, absent, as_json=True)
             if "dag" in component
-            else self._leaf(name, task, component, absent)
+            else self._leaf(name, task, component, absent, above_absent)
         )
+        item += ENVELOPE_SUFFIX if "artifactIterator" in task else ""
         needed = self._needed(body.template)
         passed = [n for n in sorted(needed | {key for key, _ in body.references}) if n not in {item, STEP_NAME}]
-        arguments = [{"name": n, "value": f"{{{{inputs.parameters.{n}}}}}"} for n in passed]
+        given = [{"name": n, "value": f"{{{{inputs.parameters.{n}}}}}"} for n in passed]
         if item in needed:
-            arguments.append({"name": item, "value": "{{item}}"})
+            given.append({"name": item, "value": "{{item}}"})
         if STEP_NAME in needed:
-            arguments.append({"name": STEP_NAME, "value": name})
-        inputs = [{"name": n} for n in passed]
-        if "raw" in items:
-            try:
-                found = json.loads(items["raw"])
-            except ValueError as error:
-                raise broken(f"the items of the loop {name!r} are no JSON") from error
-            if not isinstance(found, list):
-                raise broken(f"the items of the loop {name!r} are no list")
-            if PLACEHOLDER.search(items["raw"]):
-                raise UnsupportedFeature(name, "a placeholder among the items of a loop")
-            over = protect(items["raw"])
-        else:
-            source = items.get("inputParameter", "")
-            if source not in given_inputs(task, "parameters"):
-                raise broken(f"the loop {name!r} has no items")
-            if source in absent:
-                raise UsageError(f"The loop {name!r} is over an input without a value.", "Give the parameter a list.")
-            over = f"{{{{inputs.parameters.{source}}}}}"
-            inputs += [{"name": source}] if source not in passed else []
+            given.append({"name": STEP_NAME, "value": name})
+        over, source = _items(name, task, absent)
+        inputs = [{"name": n} for n in (*passed, *({source} - {"", *passed}))]
         inner: Json = {"name": ITERATION, "template": body.template, "withParam": over}
-        if arguments:
-            inner["arguments"] = {"parameters": arguments}
+        if given:
+            inner["arguments"] = {"parameters": given}
         template: Json = {"inputs": {"parameters": inputs}, "dag": {"tasks": [inner]}}
         if limit := task.get("iteratorPolicy", {}).get("parallelismLimit"):
             template["parallelism"] = int(limit)
         prefixes = dict(body.prefixes)
-        given = [outputs.of_loop(output, "") for output in ir.outputs(component, "parameters")]
+        collected = [outputs.of_loop(output, "") for output in ir.outputs(component, "parameters")]
         for output in ir.outputs(component, "artifacts"):
             if output not in prefixes:
                 raise UnsupportedFeature(name, f"the collected artifact {output!r}, which several tasks may make")
-            given.append(outputs.of_loop(output, prefixes[output]))
-        if given:
-            template["outputs"] = {"parameters": given}
+            collected.append(outputs.of_loop(output, prefixes[output]))
+        if collected:
+            template["outputs"] = {"parameters": collected}
         return Made(self._add(f"{task['componentRef']['name']}-loop", template), body.references, body.prefixes)
-
-    def _arguments(self, dag: Json, name: str, task: Json, component: Json, absent: frozenset[str]) -> dict[str, Value]:
-        """Return what a task is given; an input that refers to something without a value is left out."""
-        declared = ir.parameters(component)
-        found: dict[str, Value] = {}
-        waiting = given_inputs(task, "parameters")
-        # Constants may embed the others.
-        for embedding in (False, True):
-            for input_name, spec in waiting.items():
-                text = spec.get("runtimeValue", {}).get("constant")
-                if (isinstance(text, str) and bool(PLACEHOLDER.search(text))) != embedding:
-                    continue
-                value = self._value(dag, name, spec, type_of(declared.get(input_name, {})), absent, found)
-                if value is not None:
-                    found[input_name] = value
-        for input_name, spec in given_inputs(task, "artifacts").items():
-            if "taskOutputArtifact" in spec:
-                made = spec["taskOutputArtifact"]
-                found[input_name] = from_task(made["producerTask"], made["outputArtifactKey"] + ENVELOPE_SUFFIX)
-            elif spec.get("componentInputArtifact") and spec["componentInputArtifact"] not in absent:
-                found[input_name] = from_input(spec["componentInputArtifact"] + ENVELOPE_SUFFIX)
-        return found
-
-    def _value(
-        self, dag: Json, task: str, spec: Json, kind: str, absent: frozenset[str], others: dict[str, Value]
-    ) -> Value | None:
-        """Return what KFP's `InputParameterSpec` stands for in a DAG."""
-        if "taskFinalStatus" in spec:
-            return final_status(spec["taskFinalStatus"].get("producerTask", ""))
-        value: Value | None
-        if "taskOutputParameter" in spec:
-            made = spec["taskOutputParameter"]
-            value = from_task(made["producerTask"], made["outputParameterKey"])
-        elif "componentInputParameter" in spec:
-            name = spec["componentInputParameter"]
-            if name in absent:
-                return None
-            if name not in ir.parameters(dag):
-                raise broken(f"task {task!r} refers to the input {name!r}, which nobody declares")
-            value = from_input(name)
-        elif "constant" in spec.get("runtimeValue", {}):
-            text = spec["runtimeValue"]["constant"]
-            if text is None:
-                return None
-            if isinstance(text, str) and PLACEHOLDER.search(text):
-                value = embedded(text, others, task, self._pipeline_root)
-            else:
-                value = constant(text, kind)
-        else:
-            raise UnsupportedFeature(task, f"an input that is given as {', '.join(spec) or 'nothing'}")
-        selector = spec.get("parameterExpressionSelector")
-        return selected(value, selector, kind, task) if selector else value
 
     def _depends(self, dag: Json, task: Json, references: list[Json]) -> str:
         """Return what a task waits for, and with which outcome."""
@@ -372,3 +299,65 @@ class Templates:
             return computed(conditions.to_argo(conditions.parse(condition), argument, protect)).text
         except ValueError as error:
             raise UnsupportedFeature(name, f"the {error}") from error
+
+
+def _iterator(task: Json) -> Json:
+    """Return how a task loops; nothing where it does not."""
+    found: Json = task.get("parameterIterator") or task.get("artifactIterator") or {}
+    return found
+
+
+def _items(name: str, task: Json, absent: frozenset[str]) -> tuple[str, str]:
+    """Return over what a loop goes, and the input that its template needs for that."""
+    items = _iterator(task).get("items", {})
+    if "artifactIterator" in task:
+        source = items.get("inputArtifact", "")
+        if source not in given_inputs(task, "artifacts") or source in absent:
+            raise broken(f"the loop {name!r} has no items")
+        # What a loop in a loop collected is a list that holds lists.
+        envelope = source + ENVELOPE_SUFFIX
+        listed = f"fromJSON(inputs.parameters['{envelope}']).items"
+        return computed(f"toJson(flatten(map({listed}, #.items ?? [#])))").text, envelope
+    if "raw" in items:
+        try:
+            values = json.loads(items["raw"])
+        except ValueError as error:
+            raise broken(f"the items of the loop {name!r} are no JSON") from error
+        if not isinstance(values, list):
+            raise broken(f"the items of the loop {name!r} are no list")
+        if PLACEHOLDER.search(items["raw"]):
+            raise UnsupportedFeature(name, "a placeholder among the items of a loop")
+        return protect(items["raw"]), ""
+    source = items.get("inputParameter", "")
+    if source not in given_inputs(task, "parameters"):
+        raise broken(f"the loop {name!r} has no items")
+    if source in absent:
+        raise UsageError(f"The loop {name!r} is over an input without a value.", "Give the parameter a list.")
+    return f"{{{{inputs.parameters.{source}}}}}", source
+
+
+def _exit_handlers(component: Json) -> dict[str, str]:
+    """Return the groups of tasks that an exit task follows, and that task."""
+    tasks = ir.tasks(component)
+    found: dict[str, str] = {}
+    for name, task in tasks.items():
+        before = ir.producers(task)
+        if task.get("triggerPolicy", {}).get("strategy") != ALWAYS or len(before) != 1 or _iterator(task):
+            continue
+        [group] = before
+        # The compiler calls so what stands within `dsl.ExitHandler`.
+        if not group.startswith("exit-handler-") or group in found:
+            continue
+        if not any(name in ir.producers(other) for other in tasks.values()) and not _gives(component, name):
+            found[group] = name
+    return found
+
+
+def _gives(component: Json, task: str) -> bool:
+    """Tell whether an output of a DAG is taken from a task."""
+    return any(
+        task == producer
+        for kind in ("parameters", "artifacts")
+        for output in ir.outputs(component, kind)
+        for producer, _ in ir.selectors(component, kind, output)
+    )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from shopfloor.engines.argo.client import ENDED, ArgoClient
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.base import Job, RunState
+from shopfloor.engines.manifests import text_of
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.settings import Settings
 
@@ -43,9 +44,7 @@ class ArgoEngine:
         Raises:
             UsageError: The engine cannot run such a pipeline.
         """
-        import yaml
-
-        return str(yaml.safe_dump(self._manifest(job), sort_keys=False, width=120))
+        return text_of(self._manifest(job))
 
     def submit(self, job: Job) -> str:
         """Create the workflow, or for a job with a schedule the CronWorkflow, and return its name.

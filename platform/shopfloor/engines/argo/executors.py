@@ -40,12 +40,10 @@ def leaf(use: Use) -> Leaf:
     if container["image"] in CLAIM_STUBS:
         return _claim(use, create=container["image"].endswith("createpvc"))
     words = [*container.get("command", []), *container.get("args", [])]
-    asked = pods.pod(
-        use.name,
-        container,
-        use.source.platform.get(use.component["executorLabel"], {}),
-        given_inputs(use.task, "parameters"),
-    )
+    inputs = given_inputs(use.task, "parameters")
+    platform = use.source.platform.get(use.component["executorLabel"], {})
+    asked = pods.pod(use.name, container, platform, inputs, use.above_absent)
+    container = {**container, "image": asked.image(container["image"], use.name, inputs)}
     interpreter = words[0].rpartition("/")[2] if words else ""
     if any("{{$}}" in word for word in words) or interpreter.startswith("python"):
         return launched(use, container["image"], static(use, container), asked)
@@ -61,14 +59,8 @@ def _importer(use: Use, importer: Json) -> Leaf:
         address = str(uri["constant"])
     elif uri.get("runtimeParameter") in parameters(use.component):
         address = f"{{{{$.inputs.parameters['{uri['runtimeParameter']}']}}}}"
-        given = given_inputs(use.task, "parameters").get(uri["runtimeParameter"], {})
-        known = given.get("runtimeValue", {}).get("constant")
-        address = known if isinstance(known, str) and "://" in known else address
     else:
         raise broken(f"the importer of task {use.name!r} has no address")
-    scheme = address.partition("://")[0] if "://" in address else ""
-    if scheme and scheme != "s3":
-        raise UnsupportedFeature(use.name, f"an importer of {scheme}:// artifacts")
     container = {"image": use.settings.cluster.image}
     task = static(use, container)
     task["importer"] = {"uri": address, "metadata": importer.get("metadata", {})}
@@ -92,7 +84,8 @@ def _claim(use: Use, create: bool) -> Leaf:
         )
         template["resource"] = {"action": "delete", "manifest": manifest}
         return Leaf(template)
-    name = text("pvc_name") or "{{=toJson(workflow.name + inputs.parameters['pvc_name_suffix'])}}"
+    # The pod's name has that of the workflow in front, and no two tasks or items of a loop share it.
+    name = text("pvc_name") or "{{=toJson(pod.name + inputs.parameters['pvc_name_suffix'])}}"
     if {"pvc_name", "pvc_name_suffix"} <= use.absent:
         raise broken(f"task {use.name!r} names no volume claim")
     metadata = f'"name": {name}' + ("" if "annotations" in use.absent else f', "annotations": {value("annotations")}')

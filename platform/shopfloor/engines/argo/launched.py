@@ -7,24 +7,26 @@ import json
 
 from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.containers import (
-    NO_ARTIFACT,
-    RESTRICTED,
+    HELPER,
     Leaf,
     Use,
     digest,
+    for_kubelet,
+    input_for_kubelet,
     input_names,
     pod_template,
     type_of,
     variable,
 )
-from shopfloor.engines.argo.launcher import PARAMETER
-from shopfloor.engines.argo.values import ROOT
+from shopfloor.engines.argo.launcher import PARAMETER, protect
+from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT
 from shopfloor.pipeline.ir import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
 
 LAUNCHER = "shopfloor.engines.argo.launcher"
 LAUNCHER_PLACE = "/shopfloor/launcher.py"
 ENV_LIMIT_BYTES = 128 * 1024 - 32
 """Linux takes no longer string in an environment."""
+_DEBUG = ("ARGO_DEBUG_PAUSE_BEFORE", "ARGO_DEBUG_PAUSE_AFTER")
 _LOCAL_SETTINGS = ("PROJECT_ROOT", "STATE_DIR", "PUBLISHED_DIR", "RUN_ID", "STEP_RUN_ID")
 
 
@@ -44,11 +46,6 @@ def static(use: Use, container: Json) -> Json:
                 for name, definition in artifacts(use.component).items()
                 if name not in use.absent
             },
-        },
-        "defaults": {
-            name: definition["defaultValue"]
-            for name, definition in parameters(use.component).items()
-            if "defaultValue" in definition and name not in use.absent
         },
         "outputs": {
             "parameters": {name: type_of(output) for name, output in outputs(use.component, "parameters").items()},
@@ -78,17 +75,12 @@ def launched(use: Use, image: str, task: Json, asked: pods.Pod) -> Leaf:
     encoded = base64.b64encode(json.dumps({**task, "key": key}, sort_keys=True).encode()).decode()
     if len(encoded) > ENV_LIMIT_BYTES:
         raise UnsupportedFeature(use.name, f"{len(encoded) // 1024} KiB of source, over the 128 KiB of a variable")
-    # The inputs first: in a variable's value the kubelet expands `$(NAME)` of those that stand before it.
-    env = [variable(PARAMETER + name, f"{{{{inputs.parameters.{name}}}}}") for name in input_names(use)]
+    env = [variable(PARAMETER + name, input_for_kubelet(name)) for name in input_names(use)]
     env += [
-        variable("SHOPFLOOR_STEP", f"{{{{inputs.parameters.{STEP_NAME}}}}}"),
-        variable("SHOPFLOOR_ROOT", ROOT),
-        variable("SHOPFLOOR_WORKFLOW", "{{workflow.name}}"),
-        variable("SHOPFLOOR_WORKFLOW_UID", "{{workflow.uid}}"),
-        variable("SHOPFLOOR_POD", "{{pod.name}}"),
-        variable("SHOPFLOOR_PIPELINE_ROOT", use.pipeline_root),
-        variable("SHOPFLOOR_TASK", encoded),
+        *_facts(use, encoded),
         *(_platform_env(use) if platform else [variable("HOME", f"{ROOT}/home")]),
+        # Argo's own executor reads these of the container, not of the component's process.
+        *(variable(name, for_kubelet(value)) for name, value in task["environment"].items() if name in _DEBUG),
     ]
     main: Json = {
         "image": image,
@@ -106,11 +98,44 @@ def launched(use: Use, image: str, task: Json, asked: pods.Pod) -> Leaf:
                 "name": "launcher",
                 "image": use.settings.cluster.image,
                 "command": ["python3", "-c", copy],
-                "securityContext": RESTRICTED,
                 "volumeMounts": [mount],
+                **HELPER,
             }
         ]
     return Leaf(template, asked.references, asked.pull_secrets, key)
+
+
+def reader(use: Use, task: Json, key: str) -> Json:
+    """Return the container that reads, as KFP's launcher does, what the program of another image left as outputs.
+
+    Args:
+        use: The task.
+        task: What `static` gives.
+        key: First segment of the artifacts' keys.
+    """
+    told = {**task, "key": key, "native": True, "command": [], "environment": {}, "platform": False}
+    told["inputs"] = {"parameters": {}, "artifacts": {}}
+    encoded = base64.b64encode(json.dumps(told, sort_keys=True).encode()).decode()
+    return {
+        "name": "outputs",
+        "image": use.settings.cluster.image,
+        "command": ["python3", "-m", LAUNCHER],
+        "env": _facts(use, encoded),
+        **HELPER,
+    }
+
+
+def _facts(use: Use, encoded: str) -> list[Json]:
+    """Return the variables that the launcher reads."""
+    return [
+        variable("SHOPFLOOR_STEP", f"{{{{inputs.parameters.{STEP_NAME}}}}}"),
+        variable("SHOPFLOOR_ROOT", ROOT),
+        variable("SHOPFLOOR_WORKFLOW", "{{workflow.name}}"),
+        variable("SHOPFLOOR_WORKFLOW_UID", "{{workflow.uid}}"),
+        variable("SHOPFLOOR_POD", "{{pod.name}}"),
+        variable("SHOPFLOOR_PIPELINE_ROOT", for_kubelet(use.pipeline_root)),
+        variable("SHOPFLOOR_TASK", encoded),
+    ]
 
 
 def _platform_env(use: Use) -> list[Json]:
@@ -123,4 +148,4 @@ def _platform_env(use: Use) -> list[Json]:
     env["SHOPFLOOR_STATE_DIR"] = f"{ROOT}/state"
     if use.run_id:
         env["SHOPFLOOR_RUN_ID"] = use.run_id
-    return [variable(name, value) for name, value in sorted(env.items())]
+    return [variable(name, for_kubelet(protect(value))) for name, value in sorted(env.items())]

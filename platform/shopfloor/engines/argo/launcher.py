@@ -1,7 +1,8 @@
-"""Runs one KFP component in a container of an Argo step. This file stands alone: Python 3.9 and its standard library.
+"""Runs one KFP component in a container of an Argo step. This file stands alone: Python 3.7 and its standard library.
 
 It does what KFP's launcher does: builds the executor input from what Argo hands in, fills it into the component's
-command, runs that, and writes every output where Argo collects it. It reads only its environment:
+command, runs that, and writes every output where Argo collects it. Beside a container whose image may hold anything it
+only reads the outputs (a task with `native`). It reads only its environment:
 
     SHOPFLOOR_TASK              what never changes of the task: JSON in base64, so that Argo substitutes nothing in it
     SHOPFLOOR_ROOT              directory of the step: inputs/artifacts, outputs/artifacts, outputs/parameters
@@ -29,36 +30,59 @@ OWN = tuple(f"SHOPFLOOR_{name}" for name in ("TASK", "ROOT", "POD", "WORKFLOW", 
 OUTPUT_FILE = "executor_output.json"
 ENVELOPE = "-artifact"
 """Ending of the parameter that carries an artifact's name, type, URI, metadata and key."""
+IMPORTED = ("s3",)
+"""Schemes of addresses that an importer may name."""
+NOWHERE = "none"
+"""Key of an artifact whose bytes Argo does not have; nobody made one that has no address either."""
 
 PLACEHOLDER = re.compile(r"\{\{\$(.*?)\}\}")
 _PART = re.compile(r"\.(\w+)|\['([^']*)'\]|\[\"([^\"]*)\"\]")
 _JOINER = "\u2060"
-_PROTECT = re.compile(r"([{$])(\u2060*)(?=\1)")
-_REVEAL = re.compile(r"([{$])\u2060(\u2060*)(?=\1)")
+_PROTECT = re.compile(r"\{(\u2060*)(?=\{)")
+_REVEAL = re.compile(r"\{\u2060(\u2060*)(?=\{)")
+ABSENT = _JOINER
+"""Text of a parameter that has no value: what gives it did not run, or failed."""
+_WHOLE = 2**53
+_TRUE = {"1", "t", "T", "TRUE", "true", "True"}
+_FALSE = {"0", "f", "F", "FALSE", "false", "False"}
 
 
 def protect(text: str) -> str:
-    """Make `text` safe to travel: Argo would substitute `{{...}}` in it, the kubelet would halve `$$`.
+    """Make `text` safe to travel through Argo, which would substitute `{{...}}` in it.
 
     A word joiner goes between the two characters; one that stands there already is doubled. `reveal` takes it out.
+    Text of joiners alone gets one more, so that none is `ABSENT`.
     """
-    return _PROTECT.sub(r"\1\2" + _JOINER, text)
+    if text and not text.strip(_JOINER):
+        return text + _JOINER
+    return _PROTECT.sub("{\\1" + _JOINER, text)
 
 
 def reveal(text: str) -> str:
     """Return what `protect` was given."""
-    return _REVEAL.sub(r"\1\2", text)
+    if text and not text.strip(_JOINER):
+        return text[1:]
+    return _REVEAL.sub(r"{\1", text)
 
 
 def encode(value: Any, kind: str) -> str:
     """Return the text of a parameter's value: a string as it is, anything else as JSON; protected."""
     if kind == "STRING" and isinstance(value, str):
         return protect(value)
-    if kind == "NUMBER_INTEGER" and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    elif kind == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
+    if kind == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    elif kind != "NUMBER_DOUBLE":
+        value = whole(value)
     return protect(json.dumps(value))
+
+
+def whole(value: Any) -> Any:
+    """Return a JSON value in which whole numbers are integers: the protobuf that carries it knows floats alone."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= _WHOLE else value
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return {key: whole(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def decode(text: str, kind: str) -> Any:
@@ -74,6 +98,26 @@ def decode(text: str, kind: str) -> Any:
     if kind == "NUMBER_INTEGER" and value is not None:
         return int(value)
     return float(value) if kind == "NUMBER_DOUBLE" and value is not None else value
+
+
+def parse(text: str, kind: str) -> Any:
+    """Return the value of what a program wrote into the file of an output parameter, as KFP's launcher reads it.
+
+    Raises:
+        ValueError: It is no value of its type.
+    """
+    if kind == "STRING":
+        return text
+    text = text.strip()
+    if kind == "NUMBER_INTEGER":
+        return int(text)
+    if kind == "NUMBER_DOUBLE":
+        return float(text)
+    if kind == "BOOLEAN":
+        if text not in _TRUE | _FALSE:
+            raise ValueError("no boolean")
+        return text in _TRUE
+    return json.loads(text)
 
 
 def parts(placeholder: str) -> list[str]:
@@ -126,8 +170,8 @@ def _lookup(path: list[str], executor_input: dict[str, Any], constants: dict[str
     artifacts = side["artifacts"][path[2]]["artifacts"]
     if len(path) == 3:
         return artifacts
-    if len(path) == 5 and path[3] == "metadata":
-        return artifacts[0]["metadata"].get(path[4])
+    if path[3] == "metadata":
+        return artifacts[0]["metadata"] if len(path) == 4 else artifacts[0]["metadata"].get(path[4])
     return artifacts[0].get({"path": "uri", "uri": "uri", "name": "name"}.get(path[3], ""))
 
 
@@ -145,16 +189,21 @@ def build_executor_input(task: dict[str, Any], root: Path, environment: dict[str
     inputs, outputs = task["inputs"], task["outputs"]
     values: dict[str, Any] = {}
     for name, kind in inputs["parameters"].items():
+        text = environment[PARAMETER + name]
+        if text == ABSENT:
+            continue
         try:
-            values[name] = decode(environment[PARAMETER + name], kind)
+            values[name] = decode(text, kind)
         except ValueError as error:
-            raise ValueError(f"Input {name!r} is no {kind}: {environment[PARAMETER + name][:200]!r}.") from error
+            raise ValueError(f"Input {name!r} is no {kind}: {text[:200]!r}.") from error
     artifacts: dict[str, Any] = {}
     for name, is_list in inputs["artifacts"].items():
         envelope = json.loads(reveal(environment[PARAMETER + name + ENVELOPE]))
         place = root / "inputs" / "artifacts" / name
         if is_list:
             found = [_received(item, place / item["key"].rpartition("/")[2]) for item in _items(envelope)]
+        elif envelope["key"] == NOWHERE and not envelope["uri"]:
+            continue
         else:
             found = [_received(envelope, place)]
         artifacts[name] = {"artifacts": found}
@@ -206,7 +255,7 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     environment = {
         name: value for name, value in os.environ.items() if name not in OWN and not name.startswith(PARAMETER)
     }
-    environment |= task["environment"]
+    environment.update(task["environment"])
     sys.stdout.flush()
     kept = task["platform"]
     process = subprocess.Popen(
@@ -217,10 +266,11 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
-    if kept and process.stdout:
+    if process.stdout:
+        read = process.stdout.fileno()
         # What it prints goes on as it comes; a copy stays for whoever records the step.
         with (Path(executor_input["outputs"]["outputFile"]).parent / "step.log").open("ab") as copy:
-            while chunk := os.read(process.stdout.fileno(), 65536):
+            for chunk in iter(lambda: os.read(read, 65536), b""):
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
                 copy.write(chunk)
@@ -244,16 +294,17 @@ def collect(task: dict[str, Any], executor_input: dict[str, Any], key_end: str) 
     written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name, kind in task["outputs"]["parameters"].items():
         place = Path(outputs["parameters"][name]["outputFile"])
+        values = written.get("parameterValues", {})
+        if name not in values and not place.is_file():
+            raise ValueError(f"Output {name!r} was not written.")
         try:
-            if place.is_file():
-                value = decode(place.read_text(encoding="utf-8"), kind)
-            elif name in written.get("parameterValues", {}):
-                value = written["parameterValues"][name]
-            else:
-                continue
+            value = values[name] if name in values else parse(place.read_text(encoding="utf-8"), kind)
             _write(place, encode(value, kind))
         except ValueError as error:
             raise ValueError(f"Output {name!r} is no {kind}.") from error
+    if task.get("native"):
+        # What Argo is told of its artifacts stands in the template.
+        return
     for name, kind in task["outputs"]["artifacts"].items():
         given = outputs["artifacts"][name]["artifacts"][0]
         made = {**given, **next(iter(written.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})}
@@ -285,18 +336,31 @@ def _write(place: Path, text: str) -> None:
     place.write_text(text + "\n" if text.endswith("\n") else text, encoding="utf-8")
 
 
+def _filled(value: Any, executor_input: dict[str, Any], constants: dict[str, str]) -> Any:
+    """Return a JSON value with the placeholders in all its texts filled in."""
+    if isinstance(value, str):
+        return resolve(value, executor_input, constants)
+    if isinstance(value, list):
+        return [_filled(item, executor_input, constants) for item in value]
+    if isinstance(value, dict):
+        return {
+            _filled(key, executor_input, constants): _filled(item, executor_input, constants)
+            for key, item in value.items()
+        }
+    return value
+
+
 def _import_artifact(task: dict[str, Any], executor_input: dict[str, Any], constants: dict[str, str]) -> int:
-    """Stand in for KFP's importer: the artifact is what its address and its metadata say."""
-    importer = task["importer"]
+    """Stand in for KFP's importer: the artifact is what its address and its metadata say.
 
-    def fill(value: Any) -> Any:
-        if isinstance(value, str):
-            return resolve(value, executor_input, constants)
-        if isinstance(value, list):
-            return [fill(item) for item in value]
-        return {fill(key): fill(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    artifact = {"name": "artifact", "uri": fill(importer["uri"]), "metadata": fill(importer["metadata"])}
+    Raises:
+        ValueError: Nobody here can read what is at such an address.
+    """
+    importer = _filled(task["importer"], executor_input, constants)
+    scheme, _, rest = importer["uri"].partition("://")
+    if rest and scheme not in IMPORTED:
+        raise ValueError(f"The argo engine does not import {scheme}:// artifacts: {importer['uri']}")
+    artifact = {"name": "artifact", "uri": importer["uri"], "metadata": importer["metadata"]}
     Path(executor_input["outputs"]["outputFile"]).write_text(
         json.dumps({"artifacts": {"artifact": {"artifacts": [artifact]}}}), encoding="utf-8"
     )
@@ -324,10 +388,12 @@ def main() -> int:
         (root / folder).mkdir(parents=True, exist_ok=True)
     try:
         executor_input = build_executor_input(task, root, dict(os.environ))
+        if task.get("native"):
+            collect(task, executor_input, pod)
+            return 0
         values = executor_input["inputs"]["parameterValues"]
         for name, value in values.items():
-            if isinstance(value, str):
-                values[name] = resolve(value, executor_input, constants)
+            values[name] = _filled(value, executor_input, constants)
 
         def execute() -> int:
             if "importer" in task:

@@ -1,14 +1,30 @@
-"""Templates of tasks whose image may hold anything: placeholders become Argo's tags, outputs are files."""
+"""Templates of tasks whose image may hold anything: placeholders become Argo's tags, outputs are files.
+
+Where there are output parameters, a container of ours reads them after the program has ended.
+"""
 
 from __future__ import annotations
 
-import re
+import json
+from typing import Any
 
 from shopfloor.engines.argo import pods
-from shopfloor.engines.argo.containers import RESTRICTED, Leaf, Use, digest, input_names, pod_template, variable
-from shopfloor.engines.argo.launched import static
+from shopfloor.engines.argo.containers import (
+    HELPER,
+    STEP_MOUNT,
+    Leaf,
+    Use,
+    digest,
+    for_kubelet,
+    input_for_kubelet,
+    input_names,
+    pod_template,
+    variable,
+)
+from shopfloor.engines.argo.launched import reader, static
 from shopfloor.engines.argo.launcher import PLACEHOLDER, flatten, parts, protect
 from shopfloor.engines.argo.values import ROOT, WORKSPACE, given_inputs
+from shopfloor.pipeline.conditions import literal
 from shopfloor.pipeline.ir import (
     ENVELOPE_SUFFIX,
     STEP_NAME,
@@ -18,6 +34,8 @@ from shopfloor.pipeline.ir import (
     outputs,
     parameters,
 )
+
+PLACES = (f"{ROOT}/outputs/parameters", f"{ROOT}/outputs/artifacts")
 
 
 def native(use: Use, container: Json, asked: pods.Pod) -> Leaf:
@@ -33,57 +51,58 @@ def native(use: Use, container: Json, asked: pods.Pod) -> Leaf:
     """
     provided = {name for name in (*parameters(use.component), *artifacts(use.component)) if name not in use.absent}
     for name, given in given_inputs(use.task, "parameters").items():
-        value = given.get("runtimeValue", {}).get("constant")
-        if isinstance(value, str) and protect(PLACEHOLDER.sub("", value)) != PLACEHOLDER.sub("", value):
-            raise UnsupportedFeature(use.name, f"'{{{{' or '$$' in the input {name!r} of an image without Python")
-    env_names = {item["name"] for item in (*container.get("env", []), *asked.env)}
+        if _holds_tags(given.get("runtimeValue", {}).get("constant")):
+            raise UnsupportedFeature(use.name, f"'{{{{' in the input {name!r} of an image without Python")
     words = {
-        part: [
-            _tags(use, text, env_names) for element in container.get(part, []) for text in flatten(element, provided)
-        ]
+        part: [_tags(use, text) for element in container.get(part, []) for text in flatten(element, provided)]
         for part in ("command", "args")
     }
     main: Json = {"image": container["image"], **{part: texts for part, texts in words.items() if texts}}
-    env = [variable(item["name"], _tags(use, item.get("value", ""), set())) for item in container.get("env", [])]
+    env = [variable(item["name"], _tags(use, item.get("value", ""))) for item in container.get("env", [])]
     if env:
         main["env"] = env
     names = [*input_names(use)]
-    task = static(use, container)["outputs"]
+    told = static(use, container)
+    task = told["outputs"]
     key = digest({"image": container["image"], "words": words, "outputs": task})
-    template = pod_template(use, main, asked, task, key, None, names)
-    places = sorted({f"{ROOT}/outputs/parameters", f"{ROOT}/outputs/artifacts"}) if any(task.values()) else []
-    if places:
+    beside = reader(use, told, key) if task["parameters"] else None
+    template = pod_template(use, main, asked, task, key, None, names, beside)
+    if any(task.values()):
         template["initContainers"] = [
             {
                 "name": "directories",
                 "image": use.settings.cluster.image,
-                # The main container may run as another user.
-                "command": ["sh", "-c", 'mkdir -p "$@" && chmod -R a+rwX "$0"', ROOT, *places],
-                "securityContext": RESTRICTED,
-                "volumeMounts": [{"name": "step", "mountPath": ROOT}],
+                # The volume's root belongs to root, and the main container may run as another user than this one.
+                "command": ["sh", "-c", 'umask 0 && mkdir -p "$@"', "sh", *PLACES],
+                "volumeMounts": [STEP_MOUNT],
+                **HELPER,
             }
         ]
     return Leaf(template, asked.references, asked.pull_secrets, key)
 
 
-def _tags(use: Use, text: str, env_names: set[str]) -> str:
+def _holds_tags(constant: Any) -> bool:
+    """Tell whether Argo would see a tag in a constant."""
+    text = PLACEHOLDER.sub("", constant if isinstance(constant, str) else json.dumps(constant))
+    return protect(text) != text
+
+
+def _tags(use: Use, text: str) -> str:
     """Turn KFP's placeholders into Argo's tags and keep everything else from being substituted."""
     made: list[str] = []
     at = 0
     for match in PLACEHOLDER.finditer(text):
-        made += [_plain(use, text[at : match.start()], env_names), _tag(use, match[0], parts(match[1]))]
+        made += [_plain(use, text[at : match.start()]), _tag(use, match[0], parts(match[1]))]
         at = match.end()
-    return "".join([*made, _plain(use, text[at:], env_names)])
+    return "".join([*made, _plain(use, text[at:])])
 
 
-def _plain(use: Use, text: str, env_names: set[str]) -> str:
+def _plain(use: Use, text: str) -> str:
     if "{{" in text:
         raise UnsupportedFeature(
             use.name, "'{{' in the command of an image without Python, where Argo would substitute"
         )
-    # The kubelet halves `$$`, and expands `$(NAME)` where it knows the name.
-    text = text.replace("$$", "$$$$")
-    return re.sub(r"\$\((\w+)\)", lambda match: f"${match[0]}" if match[1] in env_names else match[0], text)
+    return for_kubelet(text)
 
 
 def _tag(use: Use, placeholder: str, path: list[str]) -> str:
@@ -93,7 +112,7 @@ def _tag(use: Use, placeholder: str, path: list[str]) -> str:
         "pipeline_job_uuid": "{{workflow.uid}}",
         "pipeline_task_name": f"{{{{inputs.parameters.{STEP_NAME}}}}}",
         "pipeline_task_uuid": "{{pod.name}}",
-        "pipeline_root": use.pipeline_root,
+        "pipeline_root": for_kubelet(use.pipeline_root),
         "workspace_path": WORKSPACE,
     }
     if len(path) == 1 and path[0] in facts:
@@ -103,13 +122,18 @@ def _tag(use: Use, placeholder: str, path: list[str]) -> str:
         if side == "inputs" and name in use.absent:
             return "null"
         if [side, kind] == ["inputs", "parameters"] and not rest and name in parameters(use.component):
-            return f"{{{{inputs.parameters.{name}}}}}"
+            return input_for_kubelet(name)
         if [side, kind] == ["outputs", "parameters"] and rest == ["output_file"]:
             return f"{ROOT}/outputs/parameters/{name}"
         declared = artifacts(use.component) if side == "inputs" else outputs(use.component, "artifacts")
         if kind == "artifacts" and name in declared and not declared[name].get("isArtifactList"):
             if rest in (["path"], ["uri"]):
                 return f"{ROOT}/{side}/artifacts/{name}"
-            if side == "inputs" and len(rest) == 2 and rest[0] == "metadata" and rest[1].isidentifier():
-                return f"{{{{=jsonpath(inputs.parameters['{name}{ENVELOPE_SUFFIX}'], '$.metadata.{rest[1]}')}}}}"
+            metadata = f"jsonpath(inputs.parameters['{name}{ENVELOPE_SUFFIX}'], '$.metadata')"
+            if rest == ["metadata"]:
+                # An output has none before its program has run.
+                return f"{{{{=replace(toJson({metadata}), '$', '$$')}}}}" if side == "inputs" else "{}"
+            if side == "inputs" and len(rest) == 2 and rest[0] == "metadata":
+                picked = f"{metadata}[{literal(rest[1])}]"
+                return f"{{{{=replace(type({picked}) == 'string' ? {picked} : toJson({picked}), '$', '$$')}}}}"
     raise UnsupportedFeature(use.name, f"the placeholder {placeholder!r} in the command of an image without Python")

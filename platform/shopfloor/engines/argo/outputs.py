@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from shopfloor.engines.argo.containers import NO_ARTIFACT, type_of
-from shopfloor.engines.argo.values import default_of, from_task
+from shopfloor.engines.argo.containers import type_of
+from shopfloor.engines.argo.launcher import ABSENT, NOWHERE
+from shopfloor.engines.argo.values import NO_ARTIFACT, Value, from_task
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.conditions import literal
 from shopfloor.pipeline.ir import ENVELOPE_SUFFIX, Json, Source
@@ -15,7 +16,7 @@ ITERATION = "iteration"
 
 
 def of_dag(source: Source, component: Json, as_json: bool) -> list[Json]:
-    """Return the output parameters of a DAG's template.
+    """Return the output parameters of a DAG's template; what did not run gives `ABSENT`, or no artifact.
 
     Args:
         source: The pipeline.
@@ -25,20 +26,18 @@ def of_dag(source: Source, component: Json, as_json: bool) -> list[Json]:
     found: list[Json] = []
     for output in ir.outputs(component, "parameters"):
         chosen = ir.selectors(component, "parameters", output)
-        kind = _kind(source, component, chosen)
-        quoted = as_json and kind == "STRING"
-        default = json.dumps(default_of(kind)) if quoted else default_of(kind)
-        found.append(_first(output, chosen, default, quoted))
+        quoted = as_json and kind_of(source, component, chosen) == "STRING"
+        found.append(_first(component, output, chosen, ABSENT, quoted))
     for output in ir.outputs(component, "artifacts"):
         chosen = ir.selectors(component, "artifacts", output)
-        default = _no_artifacts("none") if _is_list(source, component, chosen) else NO_ARTIFACT
+        default = _no_artifacts(NOWHERE) if is_list(source, component, chosen) else NO_ARTIFACT
         envelopes = [(task, key + ENVELOPE_SUFFIX) for task, key in chosen]
-        found.append(_first(output + ENVELOPE_SUFFIX, envelopes, default, False))
+        found.append(_first(component, output + ENVELOPE_SUFFIX, envelopes, default, False))
     return found
 
 
 def of_loop(output: str, prefix: str) -> Json:
-    """Return the output of a loop: the list of what its iterations gave.
+    """Return the output of a loop: the list of what its iterations gave; one that gave nothing is left out.
 
     Argo lists the texts of parameters, and parses them where all are lists or objects. So each is JSON when it comes,
     and what still is a text in the list is parsed here.
@@ -48,20 +47,24 @@ def of_loop(output: str, prefix: str) -> Json:
         prefix: What the keys of the artifacts in the list have in common; empty for a parameter.
     """
     name = output + (ENVELOPE_SUFFIX if prefix else "")
-    values = from_task(ITERATION, name).expression
-    full = f"toJson(map(fromJSON({values}), type(#) == 'string' ? fromJSON(#) : #))"
-    default = "[]"
+    values = f"fromJSON({from_task(ITERATION, name).expression})"
     if prefix:
         default = _no_artifacts(prefix)
         before, after = default[: -len("[]}")], "}"
+        full = f"toJson(filter({values}, #.key != {literal(NOWHERE)} || #.uri != ''))"
         full = f"{literal(before)} + {full} + {literal(after)}"
+    else:
+        default = "[]"
+        absent = f"[{literal(ABSENT)}, {literal(json.dumps(ABSENT, ensure_ascii=False))}]"
+        full = f"toJson(map(filter({values}, !(# in {absent})), type(#) == 'string' ? fromJSON(#) : #))"
     expression = f"tasks['{ITERATION}'].status == 'Succeeded' ? {full} : {literal(default)}"
     return {"name": name, "valueFrom": {"expression": expression, "default": default}}
 
 
-def _first(output: str, chosen: list[tuple[str, str]], default: str, quoted: bool) -> Json:
-    values = [(task, from_task(task, key)) for task, key in chosen]
-    if len(values) == 1 and not quoted:
+def _first(component: Json, output: str, chosen: list[tuple[str, str]], default: str, quoted: bool) -> Json:
+    values: list[tuple[str, Value]] = [(task, from_task(task, key)) for task, key in chosen]
+    tasks = component["dag"]["tasks"]
+    if len(values) == 1 and not quoted and not tasks[values[0][0]].get("triggerPolicy", {}).get("condition"):
         return {"name": output, "valueFrom": {"parameter": values[0][1].text, "default": default}}
     expression = literal(default)
     for task, value in reversed(values):
@@ -70,22 +73,31 @@ def _first(output: str, chosen: list[tuple[str, str]], default: str, quoted: boo
     return {"name": output, "valueFrom": {"expression": expression, "default": default}}
 
 
-def _kind(source: Source, component: Json, chosen: list[tuple[str, str]]) -> str:
+def kind_of(source: Source, component: Json, chosen: list[tuple[str, str]]) -> str:
+    """Return the type of a DAG's output parameter: that of the task which gives it, however deep it stands.
+
+    What a group around it declares is the type of the list into which a loop further up collects.
+    """
     if not chosen:
         return "STRING"
     task = component["dag"]["tasks"][chosen[0][0]]
-    if "parameterIterator" in task:
+    if "parameterIterator" in task or "artifactIterator" in task:
         return "LIST"
-    return type_of(ir.outputs(source.component(task), "parameters").get(chosen[0][1], {}))
+    inner = source.component(task)
+    if "dag" in inner:
+        return kind_of(source, inner, ir.selectors(inner, "parameters", chosen[0][1]))
+    return type_of(ir.outputs(inner, "parameters").get(chosen[0][1], {}))
 
 
-def _is_list(source: Source, component: Json, chosen: list[tuple[str, str]]) -> bool:
+def is_list(source: Source, component: Json, chosen: list[tuple[str, str]]) -> bool:
     """Tell whether an output artifact is a list; the body of a loop declares one where it gives a single artifact."""
     for name, key in chosen:
         task = component["dag"]["tasks"][name]
         inner = source.component(task)
-        if "parameterIterator" in task or (
-            "dag" in inner and _is_list(source, inner, ir.selectors(inner, "artifacts", key))
+        if (
+            "parameterIterator" in task
+            or "artifactIterator" in task
+            or ("dag" in inner and is_list(source, inner, ir.selectors(inner, "artifacts", key)))
         ):
             return True
     return False

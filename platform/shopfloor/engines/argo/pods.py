@@ -1,17 +1,23 @@
 """What a task asks of its pod: resources, accelerators and the kfp-kubernetes settings, as fields of an Argo template.
 
-A value that comes from the pipeline becomes an input of the template; `Pod.references` says which, for the caller.
+A value that comes from the pipeline becomes an input of the template; `Pod.references` says which, for the caller. One
+that has no value is left out where the setting is optional.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shopfloor.engines.argo.launcher import PLACEHOLDER, parts
+from shopfloor.errors import UsageError
+from shopfloor.pipeline.conditions import literal
 from shopfloor.pipeline.ir import Json, UnsupportedFeature, broken
+
+_QUANTITY = re.compile(r"\+?(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?\d+)?")
 
 _NAMES = {
     "secretAsVolume": ("secretNameParameter", "secretName"),
@@ -34,9 +40,19 @@ class Pod:
     pull_secrets: list[str] = field(default_factory=list)
     references: dict[str, Json] = field(default_factory=dict)
     """Input of the template to what the task's DAG gives for it (KFP's `InputParameterSpec`)."""
+    patch: Json = field(default_factory=dict)
+    """Fields of the pod's specification that are known only at run time; tags stand in the texts."""
+    documents: list[str] = field(default_factory=list)
+    """Tags that give JSON; `_document` puts them into the patch."""
+    absent: frozenset[str] = frozenset()
+    """Inputs of the task's DAG that have no value."""
+
+    def image(self, text: str, task: str, inputs: Mapping[str, Json]) -> str:
+        """Return the image of the task's container, with the tags of inputs that name it."""
+        return PLACEHOLDER.sub(lambda match: _tag(self, task, inputs, match), text)
 
 
-def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json]) -> Pod:
+def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json], absent: frozenset[str]) -> Pod:
     """Return what a task asks of its pod.
 
     Args:
@@ -44,13 +60,15 @@ def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json]) 
         container: The executor's container.
         settings: The executor's kfp-kubernetes settings.
         inputs: The inputs that the task is given, for placeholders.
+        absent: Inputs of the task's DAG that have no value.
 
     Raises:
         UnsupportedFeature: A setting has no counterpart here.
+        UsageError: A setting has no value and is not optional, or a resource is no amount.
     """
     if "{{" in json.dumps(settings):
         raise UnsupportedFeature(task, "'{{' in its platform settings, where Argo would substitute")
-    made = Pod()
+    made = Pod(absent=absent)
     _resources(made, task, container.get("resources", {}), inputs)
     for name in sorted(settings):
         translate = _SETTINGS.get(name)
@@ -60,6 +78,11 @@ def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json]) 
             translate(made, task, settings[name])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise broken(f"the platform setting {name!r} of task {task!r} lacks or misplaces {error}") from error
+    if made.patch:
+        text = json.dumps(made.patch, sort_keys=True)
+        for number, tag in enumerate(made.documents):
+            text = text.replace(json.dumps(_document(number)), tag)
+        made.template["podSpecPatch"] = text
     return made
 
 
@@ -78,23 +101,58 @@ def _resources(made: Pod, task: str, resources: Json, inputs: Mapping[str, Json]
         if "/" not in kind and not PLACEHOLDER.search(kind):
             raise UnsupportedFeature(task, f"the accelerator {kind!r}, which is no resource of Kubernetes")
         wanted["limits"][kind] = count
-    wanted = {kind: amounts for kind, amounts in wanted.items() if amounts}
-    text = json.dumps(wanted, sort_keys=True)
-    if not PLACEHOLDER.search(text):
-        if wanted:
-            made.container["resources"] = wanted
-        return
+    known: dict[str, dict[str, str]] = {}
+    patched: dict[str, dict[str, str]] = {}
+    for side, amounts in wanted.items():
+        for what, amount in amounts.items():
+            matches = [*PLACEHOLDER.finditer(what + amount)]
+            if any(_given(made, task, inputs, match) is None for match in matches):
+                continue
+            if matches:
+                name, filled = (made.image(text, task, inputs) for text in (what, amount))
+                patched.setdefault(side, {})[name] = filled
+            elif _QUANTITY.fullmatch(amount) is None:
+                raise UsageError(
+                    f"Task {task!r} asks for {amount!r} of {what}, which is no amount.",
+                    "Write it as Kubernetes does: 500m, 2, 1Gi.",
+                )
+            else:
+                known.setdefault(side, {})[what] = amount
+    if known:
+        made.container["resources"] = known
+    if patched:
+        # A tag is no quantity for the API server: the patch is applied when all is known.
+        made.patch["containers"] = [{"name": "main", "resources": patched}]
 
-    def fill(match: Any) -> str:
-        path = parts(match[1])
-        if path[:2] != ["inputs", "parameters"] or path[2] not in inputs:
-            raise UnsupportedFeature(task, f"the resource placeholder {match[0]!r}")
-        made.references[path[2]] = inputs[path[2]]
-        return f"{{{{inputs.parameters.{path[2]}}}}}"
 
-    # A tag is no quantity for the API server: the patch is applied when all is known.
-    patch = {"containers": [{"name": "main", "resources": json.loads(PLACEHOLDER.sub(fill, text))}]}
-    made.template["podSpecPatch"] = json.dumps(patch, sort_keys=True)
+def _given(made: Pod, task: str, inputs: Mapping[str, Json], match: re.Match[str]) -> Json | None:
+    """Return what a placeholder's input is given, `None` where it has no value."""
+    path = parts(match[1])
+    if path[:2] != ["inputs", "parameters"] or len(path) != 3 or path[2] not in inputs:
+        raise UnsupportedFeature(task, f"the placeholder {match[0]!r} in what it asks of its pod")
+    return inputs[path[2]] if _has_value(made, inputs[path[2]]) else None
+
+
+def _tag(made: Pod, task: str, inputs: Mapping[str, Json], match: re.Match[str]) -> str:
+    """Return the tag of the input that a placeholder names."""
+    given = _given(made, task, inputs, match)
+    name = parts(match[1])[2]
+    if given is None:
+        raise _valueless(task, "image", inputs[name])
+    made.references[name] = given
+    return f"{{{{inputs.parameters.{name}}}}}"
+
+
+def _has_value(made: Pod, given: Json) -> bool:
+    return given.get("componentInputParameter") not in made.absent
+
+
+def _valueless(task: str, setting: str, given: Json) -> UsageError:
+    name = str(given.get("componentInputParameter"))
+    return UsageError(
+        f"Task {task!r} takes its {setting} from the parameter {name!r}, which has no value.",
+        "Give the pipeline's parameter a value with -p.",
+    )
 
 
 def _value(made: Pod, given: Any) -> str:
@@ -103,23 +161,52 @@ def _value(made: Pod, given: Any) -> str:
         return str(given)
     if "constant" in given.get("runtimeValue", {}):
         return str(given["runtimeValue"]["constant"])
+    return f"{{{{inputs.parameters.{_reference(made, given)}}}}}"
+
+
+def _reference(made: Pod, given: Json) -> str:
+    """Return the input that holds a value."""
     name = f"kubernetes-{len(made.references)}"
     made.references[name] = given
-    return f"{{{{inputs.parameters.{name}}}}}"
+    return name
 
 
-def _name(made: Pod, setting: str, item: Json) -> str:
+def _named(made: Pod, task: str, setting: str, items: list[Json]) -> list[tuple[Json, str]]:
+    """Return the items of a setting that name something, with its name.
+
+    Raises:
+        UsageError: One has no value and is not optional.
+    """
     by_parameter, plain = _NAMES[setting]
-    return _value(made, item[by_parameter] if item.get(by_parameter) else item[plain])
+    found: list[tuple[Json, str]] = []
+    for item in items:
+        given = item[by_parameter] if item.get(by_parameter) else item[plain]
+        if isinstance(given, dict) and not _has_value(made, given):
+            if not item.get("optional") and setting != "imagePullSecret":
+                raise _valueless(task, setting, given)
+            continue
+        found.append((item, _value(made, given)))
+    return found
 
 
-def _constant(task: str, item: Json, key: str) -> Any:
-    """Return the JSON that a setting gives as a parameter; it must be a constant."""
+def _document(number: int) -> str:
+    """Return what stands in a patch for the JSON of a tag."""
+    return f"\0{number}"
+
+
+def _known(item: Json, key: str) -> Any:
+    """Return the JSON that a setting gives as a constant; `None` where it comes from a parameter."""
     given = item[key]
     if "constant" not in given.get("runtimeValue", {}):
-        raise UnsupportedFeature(task, f"the platform setting {key!r} from a parameter")
+        return None
     value = given["runtimeValue"]["constant"]
     return json.loads(value) if isinstance(value, str) else value
+
+
+def _from_parameter(made: Pod, given: Json) -> str:
+    """Return what stands in the patch for the JSON of a parameter."""
+    made.documents.append(f"{{{{inputs.parameters.{_reference(made, given)}}}}}")
+    return _document(len(made.documents) - 1)
 
 
 def _mount(made: Pod, volume: Json, path: str, **more: Any) -> None:
@@ -129,28 +216,27 @@ def _mount(made: Pod, volume: Json, path: str, **more: Any) -> None:
 
 
 def _secret_volume(made: Pod, task: str, items: list[Json]) -> None:
-    for item in items:
-        secret = {"secretName": _name(made, "secretAsVolume", item), "optional": bool(item.get("optional"))}
+    for item, name in _named(made, task, "secretAsVolume", items):
+        secret = {"secretName": name, "optional": bool(item.get("optional"))}
         _mount(made, {"secret": secret}, item["mountPath"])
 
 
 def _config_map_volume(made: Pod, task: str, items: list[Json]) -> None:
-    for item in items:
-        config_map = {"name": _name(made, "configMapAsVolume", item), "optional": bool(item.get("optional"))}
+    for item, name in _named(made, task, "configMapAsVolume", items):
+        config_map = {"name": name, "optional": bool(item.get("optional"))}
         _mount(made, {"configMap": config_map}, item["mountPath"])
 
 
 def _secret_env(made: Pod, task: str, items: list[Json]) -> None:
-    _key_env(made, items, "secretAsEnv", "secretKeyRef", "secretKey")
+    _key_env(made, _named(made, task, "secretAsEnv", items), "secretKeyRef", "secretKey")
 
 
 def _config_map_env(made: Pod, task: str, items: list[Json]) -> None:
-    _key_env(made, items, "configMapAsEnv", "configMapKeyRef", "configMapKey")
+    _key_env(made, _named(made, task, "configMapAsEnv", items), "configMapKeyRef", "configMapKey")
 
 
-def _key_env(made: Pod, items: list[Json], setting: str, reference: str, key: str) -> None:
-    for item in items:
-        name = _name(made, setting, item)
+def _key_env(made: Pod, items: list[tuple[Json, str]], reference: str, key: str) -> None:
+    for item, name in items:
         for pair in item["keyToEnv"]:
             source = {"name": name, "key": pair[key], "optional": bool(item.get("optional"))}
             made.env.append({"name": pair["envVar"], "valueFrom": {reference: source}})
@@ -164,6 +250,8 @@ def _claim(made: Pod, task: str, items: list[Json]) -> None:
             given = item["constant"]
         else:
             given = {key: item[key] for key in ("taskOutputParameter", "componentInputParameter") if key in item}
+        if isinstance(given, dict) and not _has_value(made, given):
+            raise _valueless(task, "volume claim", given)
         claim = {"persistentVolumeClaim": {"claimName": _value(made, given)}}
         _mount(made, claim, item["mountPath"], subPath=item.get("subPath"))
 
@@ -194,18 +282,36 @@ def _field_env(made: Pod, task: str, items: list[Json]) -> None:
 
 
 def _node_selector(made: Pod, task: str, item: Json) -> None:
-    labels = _constant(task, item, "nodeSelectorJson") if "nodeSelectorJson" in item else item.get("labels", {})
+    labels = item.get("labels", {})
+    if "nodeSelectorJson" in item:
+        labels = _known(item, "nodeSelectorJson")
+        if labels is None:
+            if _has_value(made, item["nodeSelectorJson"]):
+                made.patch["nodeSelector"] = _from_parameter(made, item["nodeSelectorJson"])
+            return
     made.template["nodeSelector"] = {str(key): str(value) for key, value in labels.items()}
 
 
 def _tolerations(made: Pod, task: str, items: list[Json]) -> None:
     found: list[Json] = []
+    later: list[str] = []
     for item in items:
-        given = _constant(task, item, "tolerationJson") if "tolerationJson" in item else item
+        given = _known(item, "tolerationJson") if "tolerationJson" in item else item
+        if given is None:
+            if _has_value(made, item["tolerationJson"]):
+                name = f"fromJSON(inputs.parameters['{_reference(made, item['tolerationJson'])}'])"
+                later.append(f"type({name}) == 'array' ? {name} : [{name}]")
+            continue
         for one in given if isinstance(given, list) else [given]:
             seconds = {"tolerationSeconds": int(one["tolerationSeconds"])} if "tolerationSeconds" in one else {}
             found.append({key: one[key] for key in ("key", "operator", "value", "effect") if one.get(key)} | seconds)
-    made.template["tolerations"] = found
+    if later:
+        # One or a list of them; an empty one is none, as in KFP.
+        lists = ", ".join([f"fromJSON({literal(json.dumps(found))})", *later])
+        made.documents.append(f"{{{{=toJson(filter(concat({lists}), len(#) > 0))}}}}")
+        made.patch["tolerations"] = _document(len(made.documents) - 1)
+    else:
+        made.template["tolerations"] = found
 
 
 def _node_affinity(made: Pod, task: str, items: list[Json]) -> None:
@@ -213,7 +319,11 @@ def _node_affinity(made: Pod, task: str, items: list[Json]) -> None:
     required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": []})
     for item in items:
         if "nodeAffinityJson" in item:
-            affinity.update(_constant(task, item, "nodeAffinityJson"))
+            known = _known(item, "nodeAffinityJson")
+            if known is not None:
+                affinity.update(known)
+            elif _has_value(made, item["nodeAffinityJson"]):
+                made.patch["affinity"] = {"nodeAffinity": _from_parameter(made, item["nodeAffinityJson"])}
             continue
         term = {key: item[key] for key in ("matchExpressions", "matchFields") if item.get(key)}
         if "weight" in item:
@@ -223,6 +333,10 @@ def _node_affinity(made: Pod, task: str, items: list[Json]) -> None:
             required["nodeSelectorTerms"].append(term)
     if required == {"nodeSelectorTerms": []}:
         affinity.pop("requiredDuringSchedulingIgnoredDuringExecution", None)
+    if not affinity:
+        del made.template["affinity"]["nodeAffinity"]
+    if not made.template["affinity"]:
+        del made.template["affinity"]
 
 
 def _pod_affinity(made: Pod, task: str, items: list[Json]) -> None:
@@ -251,11 +365,11 @@ def _metadata(made: Pod, task: str, item: Json) -> None:
 
 
 def _pull_secret(made: Pod, task: str, items: list[Json]) -> None:
-    for item in items:
-        reference = item.get("secretNameParameter", {})
-        if reference and "constant" not in reference.get("runtimeValue", {}):
-            raise UnsupportedFeature(task, "the platform setting 'imagePullSecret' from a parameter")
-        made.pull_secrets.append(_name(made, "imagePullSecret", item))
+    for _, name in _named(made, task, "imagePullSecret", items):
+        if "{{" in name:
+            made.patch.setdefault("imagePullSecrets", []).append({"name": name})
+        else:
+            made.pull_secrets.append(name)
 
 
 def _pull_policy(made: Pod, task: str, value: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shopfloor.engines.argo import importers
 from shopfloor.engines.argo.dag import Templates
 from shopfloor.engines.argo.launcher import protect
 from shopfloor.engines.argo.values import constant
@@ -64,6 +65,7 @@ def translate(
     """
     source = read(ir, platforms)
     given, absent = _arguments(source, arguments)
+    importers.check(source, source.root, _defaults(source) | arguments)
     default_root = ir.get("defaultPipelineRoot") or f"{settings.artifact_root}/kfp"
     templates = Templates(source, settings, run_id, use_cache, f"{protect(default_root)}/{{{{workflow.name}}}}")
     try:
@@ -74,13 +76,22 @@ def translate(
     return settled(manifest)
 
 
+def _defaults(source: Source) -> dict[str, Any]:
+    return {
+        name: definition["defaultValue"]
+        for name, definition in parameters(source.root).items()
+        if "defaultValue" in definition
+    }
+
+
 def _arguments(source: Source, arguments: dict[str, Any]) -> tuple[list[Json], frozenset[str]]:
     """Return the workflow's arguments, and the inputs of the pipeline that have no value."""
     declared, declared_artifacts = parameters(source.root), artifacts(source.root)
     unknown = sorted(arguments.keys() - declared.keys() - declared_artifacts.keys())
     if unknown:
-        known = ", ".join([*declared, *declared_artifacts]) or "none"
-        raise UsageError(f"Pipeline {source.name!r} has no parameter {unknown[0]!r}.", f"It has {known}.")
+        known = ", ".join([*declared, *declared_artifacts])
+        remedy = f"It has {known}." if known else "It has no parameters."
+        raise UsageError(f"Pipeline {source.name!r} has no parameter {unknown[0]!r}.", remedy)
     given: list[Json] = []
     absent: set[str] = set()
     for name, definition in declared.items():

@@ -15,7 +15,8 @@ ROOT = "/tmp/shopfloor-step"  # noqa: S108  a volume of the pod's own
 WORKSPACE = "/kfp-workspace"
 _SELECTOR = re.compile(r"""parseJson\(string_value\)((?:\[(?:"[^"]*"|'[^']*')\])+)""")
 _KEY = re.compile(r"""\[(?:"([^"]*)"|'([^']*)')\]""")
-_DEFAULTS = {"STRING": "", "LIST": "[]", "STRUCT": "{}", "BOOLEAN": "false"}
+NO_ARTIFACT = json.dumps({"name": "", "type": {}, "uri": "", "metadata": {}, "key": "none"})
+"""Envelope of an artifact that nobody made."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ def from_task(task: str, name: str) -> Value:
     return Value(f"{{{{tasks.{task}.outputs.parameters.{name}}}}}", f"tasks['{task}'].outputs.parameters['{name}']")
 
 
+def from_task_if_any(task: str, name: str) -> Value:
+    """Return an output of a task that may have none; what stands around it must ask whether the task succeeded."""
+    # Argo puts a task off for ever whose expressions name an output that is not there, also in a branch not taken.
+    # It does not look into a name that is computed.
+    return computed(f"tasks['{task}']['out' + 'puts'].parameters['{name}']")
+
+
+def if_succeeded(task: str, value: Value, otherwise: str) -> Value:
+    """Return `value` where a task succeeded, else the text `otherwise`."""
+    return computed(f"(tasks['{task}'].status == 'Succeeded' ? {value.expression} : {literal(otherwise)})")
+
+
 def computed(expression: str) -> Value:
     """Return the value of an expression."""
     return Value(f"{{{{={expression}}}}}", expression)
@@ -62,11 +75,6 @@ def selected(value: Value, selector: str, kind: str, task: str) -> Value:
     path = "$" + "".join(f".{key}" if key.isidentifier() else f"['{key}']" for key in keys)
     picked = f"jsonpath({value.expression}, {literal(path)})"
     return computed(picked if kind == "STRING" else f"toJson({picked})")
-
-
-def default_of(kind: str) -> str:
-    """Return what an output has whose task did not run."""
-    return _DEFAULTS.get(kind, "null")
 
 
 def final_status(task: str) -> Value:
@@ -125,6 +133,49 @@ def embedded(text: str, inputs: dict[str, Value], task: str, pipeline_root: str)
     if rest or not expressions:
         expressions.append(literal(rest))
     return Value("".join([*texts, rest]), expressions[0] if len(expressions) == 1 else f"({' + '.join(expressions)})")
+
+
+def holds_placeholder(constant: Any) -> bool:
+    """Tell whether KFP fills something in somewhere in a constant."""
+    return bool(PLACEHOLDER.search(constant if isinstance(constant, str) else json.dumps(constant)))
+
+
+def filled(constant: Any, inputs: dict[str, Value], task: str, pipeline_root: str) -> Value:
+    """Return a constant in whose texts KFP fills other inputs of the task and facts of the run in.
+
+    Args:
+        constant: The constant: text, or a list or dict that holds text.
+        inputs: The task's inputs by name.
+        task: Its name.
+        pipeline_root: Value of `{{$.pipeline_root}}`.
+    """
+    if isinstance(constant, str):
+        return embedded(constant, inputs, task, pipeline_root)
+    pieces: list[str] = []
+
+    def text(plain: str) -> None:
+        pieces.append(literal(protect(plain)))
+
+    def add(value: Any) -> None:
+        if isinstance(value, str) and PLACEHOLDER.search(value):
+            pieces.append(f"toJson({embedded(value, inputs, task, pipeline_root).expression})")
+        elif isinstance(value, dict) and value:
+            for number, (key, item) in enumerate(value.items()):
+                text(", " if number else "{")
+                add(key)
+                text(": ")
+                add(item)
+            text("}")
+        elif isinstance(value, list) and value:
+            for number, item in enumerate(value):
+                text(", " if number else "[")
+                add(item)
+            text("]")
+        else:
+            pieces.append(literal(encode(value, "STRUCT")))
+
+    add(constant)
+    return computed(f"({' + '.join(pieces)})")
 
 
 def given_inputs(task: Json, kind: str) -> dict[str, Json]:

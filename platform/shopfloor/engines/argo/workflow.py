@@ -14,6 +14,11 @@ from shopfloor.settings import Settings
 
 API_VERSION = "argoproj.io/v1alpha1"
 LIMIT_BYTES = 1024 * 1024
+_LIFETIMES = {
+    "resourceTtlOnCompletion": "secondsAfterCompletion",
+    "resourceTtlOnSuccess": "secondsAfterSuccess",
+    "resourceTtlOnFailure": "secondsAfterFailure",
+}
 USER = 1000
 """Who a step runs as whose image does not say it: no image's root."""
 
@@ -42,12 +47,13 @@ def workflow(
     if cluster.priority_class:
         pod_labels["kueue.x-k8s.io/priority-class"] = cluster.priority_class
     config = source.pipeline_config
-    lifetime = {
-        "secondsAfterSuccess": int(config.get("resourceTtlOnSuccess", cluster.ttl_success_s)),
-        "secondsAfterFailure": int(config.get("resourceTtlOnFailure", cluster.ttl_failure_s)),
-    }
-    if "resourceTtlOnCompletion" in config:
-        lifetime = {"secondsAfterCompletion": int(config["resourceTtlOnCompletion"])}
+    lifetime = {argo: int(config[kfp]) for kfp, argo in _LIFETIMES.items() if kfp in config}
+    if "secondsAfterCompletion" not in lifetime:
+        lifetime = {
+            "secondsAfterSuccess": cluster.ttl_success_s,
+            "secondsAfterFailure": cluster.ttl_failure_s,
+            **lifetime,
+        }
     spec: Json = {
         "entrypoint": root.template,
         "serviceAccountName": cluster.service_account,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from shopfloor.engines.base import Job, RunState
+from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 from shopfloor.settings import Settings
@@ -71,11 +72,8 @@ class KfpEngine:
         Raises:
             UsageError: The pipeline is not one.
         """
-        import yaml
-
         ir, platforms = self._configured(job)
-        documents = [ir, platforms] if platforms else [ir]
-        return str(yaml.safe_dump_all(documents, sort_keys=True, width=120))
+        return text_of(*([ir, platforms] if platforms else [ir]), sort_keys=True)
 
     def submit(self, job: Job) -> str:
         """Begin a run, or with a schedule a recurring run, and return its id.
@@ -271,7 +269,9 @@ class KfpEngine:
         values["SHOPFLOOR_STEP"] = _step_name(component)
         if job.run_id:
             values["SHOPFLOOR_RUN_ID"] = job.run_id
-        container["env"] = [{"name": name, "value": value} for name, value in sorted({**values, **said}.items())]
+        # The kubelet halves `$$` and expands `$(NAME)` in a variable's value.
+        ours = {name: value.replace("$", "$$") for name, value in values.items()}
+        container["env"] = [{"name": name, "value": value} for name, value in sorted({**ours, **said}.items())]
 
     def _answered(self, ask: Callable[[Any], _Answer], right: str) -> _Answer:
         """Ask KFP's client, and say in one line what went wrong."""
