@@ -1,4 +1,8 @@
-"""Every compiled pipeline of the KFP project becomes a Workflow that the cluster would take, or is refused by name."""
+"""A pipeline becomes a Workflow that the cluster would take, or is refused by name.
+
+Pipelines of our own are checked against the models of Argo's client; those that the KFP project compiled, and the
+cluster's own schemas, are a second judge where they are there.
+"""
 
 import copy
 import json
@@ -6,22 +10,26 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp import dsl
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.errors import UsageError
 from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import load_settings
 
+from tests.pipelines import CASES
+from tests.pipelines.parts import read
 from tests.shared import SHARED
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((SHARED / "kfp-ir").glob("*.yaml"))
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no compiled pipelines in {SHARED / 'kfp-ir'}")
+theirs = pytest.mark.skipif(not FILES, reason=f"no compiled pipelines in {SHARED / 'kfp-ir'}")
 
 REFUSED = {
     "component_with_metadata_fields": ("dataset-joiner", "the input artifact 'dataset_a' without a URI"),
     "components_with_optional_artifacts": ("importer", "an importer of gs:// artifacts"),
     "input_artifact": ("input-artifact", "the input artifact 'data' without a URI"),
-    "pipeline_with_dynamic_importer_metadata": ("importer-2", "an importer of gs:// artifacts"),
+    "pipeline_with_dynamic_importer_metadata": ("importer", "an importer of gs:// artifacts"),
     "pipeline_with_google_artifact_type": ("importer", "an importer of gs:// artifacts"),
     "pipeline_with_importer_and_gcpc_types": ("importer", "an importer of gs:// artifacts"),
     "pipeline_with_importer_workspace": ("importer", "an importer that downloads to the workspace"),
@@ -43,7 +51,7 @@ def settings():
     return load_settings("cluster", project_root=PROJECT)
 
 
-def read(file):
+def compiled(file):
     documents = list(yaml.load_all(file.read_text(), yaml.CSafeLoader))
     inputs = documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
     arguments = {
@@ -117,9 +125,40 @@ def as_model(manifest):
     )
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_pipeline_of_our_own_becomes_a_workflow_that_argos_models_take(name, settings):
+    case = CASES[name]
+
+    manifest = translate(case.ir, case.platforms, case.arguments, settings, run_id="0123abc")
+
+    assert list(unknown_fields(as_model(manifest))) == []
+    assert dangling(manifest) == []
+    assert translate(case.ir, case.platforms, case.arguments, settings, run_id="0123abc") == manifest
+
+
+def test_argos_models_refuse_what_they_do_not_know(settings):
+    case = CASES["nested"]
+    manifest = translate(case.ir, {}, {}, settings)
+    manifest["spec"]["templates"][0]["containr"] = {}
+
+    assert list(unknown_fields(as_model(manifest))) == ["workflow.spec.templates[0].containr"]
+
+
+@theirs
+@pytest.mark.parametrize("name", CASES)
+def test_a_pipeline_of_our_own_becomes_a_workflow_that_the_clusters_schema_takes(name, settings, validator):
+    case = CASES[name]
+
+    manifest = translate(case.ir, case.platforms, case.arguments, settings, run_id="0123abc")
+
+    assert validator(manifest) == []
+    assert validator(cron_workflow(manifest, "0 3 * * *")) == []
+
+
+@theirs
 @pytest.mark.parametrize("file", [file for file in FILES if file.stem not in REFUSED], ids=lambda file: file.stem)
 def test_a_pipeline_becomes_a_workflow_that_schema_and_client_take(file, settings, validator):
-    ir, platforms, arguments = read(file)
+    ir, platforms, arguments = compiled(file)
 
     manifest = translate(ir, platforms, arguments, settings, run_id="0123abc")
 
@@ -130,9 +169,10 @@ def test_a_pipeline_becomes_a_workflow_that_schema_and_client_take(file, setting
     assert translate(ir, platforms, arguments, settings, run_id="0123abc") == manifest
 
 
+@theirs
 @pytest.mark.parametrize("file", [file for file in FILES if file.stem in REFUSED], ids=lambda file: file.stem)
 def test_what_cannot_be_translated_is_refused_with_task_and_feature(file, settings):
-    ir, platforms, arguments = read(file)
+    ir, platforms, arguments = compiled(file)
 
     with pytest.raises(UnsupportedFeature) as refused:
         translate(ir, platforms, arguments, settings)
@@ -141,22 +181,28 @@ def test_what_cannot_be_translated_is_refused_with_task_and_feature(file, settin
     assert all(word in str(refused.value) for word in REFUSED[file.stem])
 
 
-def test_the_schema_and_the_models_refuse_what_they_do_not_know(settings, validator):
-    manifest = translate(*read(SHARED / "kfp-ir" / "hello_world.yaml"), settings)
+@theirs
+def test_the_schema_refuses_what_it_does_not_know(settings, validator):
+    case = CASES["nested"]
+    manifest = translate(case.ir, {}, {}, settings)
     manifest["spec"]["templates"][0]["containr"] = {}
 
     assert len(validator(manifest)) == 1
-    assert list(unknown_fields(as_model(manifest))) == ["workflow.spec.templates[0].containr"]
 
 
-def test_pipelines_whose_input_artifact_is_given_are_translated(settings, validator):
-    ir, platforms, arguments = read(SHARED / "kfp-ir" / "input_artifact.yaml")
+def test_a_pipeline_whose_input_artifact_is_given_is_translated(settings):
+    @dsl.pipeline(name="given")
+    def given(data: dsl.Input[dsl.Dataset]):
+        read(data=data)
 
-    manifest = translate(ir, platforms, arguments | {"data": "s3://bucket/data"}, settings)
+    ir = json_format.MessageToDict(given.pipeline_spec)
 
-    assert validator(manifest) == []
-    given = json.loads(manifest["spec"]["arguments"]["parameters"][0]["value"])
-    assert (given["uri"], given["type"]["schemaTitle"]) == ("s3://bucket/data", "system.Dataset")
+    manifest = translate(ir, {}, {"data": "s3://bucket/data"}, settings)
+
+    envelope = json.loads(manifest["spec"]["arguments"]["parameters"][0]["value"])
+    assert (envelope["uri"], envelope["type"]["schemaTitle"]) == ("s3://bucket/data", "system.Dataset")
+    with pytest.raises(UnsupportedFeature, match="the input artifact 'data' without a URI"):
+        translate(ir, {}, {}, settings)
 
 
 def dangling(manifest):
@@ -187,11 +233,11 @@ BROKEN = [
 
 @pytest.mark.parametrize("number", range(len(BROKEN)))
 def test_broken_ir_is_a_usage_error(number, settings):
-    ir, platforms, arguments = read(SHARED / "kfp-ir" / "pipeline_with_condition.yaml")
+    ir = CASES["branches"].ir
     BROKEN[number](ir)
 
     with pytest.raises(UsageError, match="broken"):
-        translate(ir, platforms, arguments, settings)
+        translate(ir, {}, {}, settings)
 
 
 def places(value, path=()):
@@ -207,12 +253,12 @@ def places(value, path=()):
 
 
 @pytest.mark.parametrize(
-    "name", ["pipeline_with_volume", "pipeline_as_exit_task", "pipeline_with_loops", "if_else_with_oneof_artifacts"]
+    "name", ["claims", "exit_handler_after_a_failure", "collected_over_skipped", "branches", "settings_from_parameters"]
 )
 @pytest.mark.parametrize("change", ["taken out", "put wrong"])
 def test_a_pipeline_with_any_one_thing_missing_or_wrong_is_translated_or_refused(name, change, settings):
-    ir, platforms, arguments = read(SHARED / "kfp-ir" / f"{name}.yaml")
-    whole = {"ir": ir, "platforms": platforms}
+    case = CASES[name]
+    whole = {"ir": case.ir, "platforms": case.platforms}
     refused = 0
 
     for path in list(places(whole)):
@@ -225,7 +271,7 @@ def test_a_pipeline_with_any_one_thing_missing_or_wrong_is_translated_or_refused
         elif isinstance(parent, dict):
             del parent[path[-1]]
         try:
-            translate(damaged.get("ir", {}), damaged.get("platforms", {}), arguments, settings)
+            translate(damaged.get("ir", {}), damaged.get("platforms", {}), case.arguments, settings)
         except UsageError:
             refused += 1
 

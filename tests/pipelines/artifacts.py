@@ -21,11 +21,16 @@ def metadata():
     describe(data=write(number=7).outputs["data"])
 
 
-@dsl.pipeline(name="over-artifacts")
-def over_artifacts():
+@dsl.pipeline(name="parts")
+def parts() -> list[dsl.Dataset]:
     with dsl.ParallelFor([1, 2]) as item:
         part = write(number=item)
-    with dsl.ParallelFor(dsl.Collected(part.outputs["data"])) as one:
+    return dsl.Collected(part.outputs["data"])
+
+
+@dsl.pipeline(name="over-artifacts")
+def over_artifacts():
+    with dsl.ParallelFor(parts().output) as one:
         read(data=one)
 
 
@@ -45,7 +50,7 @@ CASES = {
     "metadata": Case(metadata, {"describe.text": '{"number":7} 7 {}'}, on_local=False),
     "over_artifacts": Case(
         over_artifacts,
-        {"for-loop-3-iteration-0/read.Output": "1", "for-loop-3-iteration-1/read.Output": "2"},
+        {"for-loop-1-iteration-0/read.Output": "1", "for-loop-3-iteration-1/read.Output": "2"},
         on_local=False,
     ),
     "collected_in_collected": Case(collected_in_collected, {"read-all.Output": "3 4 3 4"}, on_local=False),

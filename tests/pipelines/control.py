@@ -12,11 +12,11 @@ def branches(count: int = 2) -> str:
     with dsl.If(doubled.output > 10):
         many = say(text="many")
     with dsl.Elif(doubled.output == 4):
-        four = say(text="it's four")
+        four = say(text="four")
     with dsl.Else():
         few = say(text="few")
     chosen = say(text=dsl.OneOf(many.output, four.output, few.output))
-    with dsl.If(chosen.output == "it's four"):
+    with dsl.If(chosen.output == "four"):
         say(text="met")
     return chosen.output
 
@@ -32,7 +32,7 @@ def named(items: list) -> str:
 @dsl.pipeline(name="loops")
 def loops(items: list = [{"a": "x"}, {"a": "y"}]):  # noqa: B006
     with dsl.ParallelFor(items, parallelism=1) as item:
-        said = say(text=f"<{item.a}>")
+        said = say(text=item.a)
     named(items=dsl.Collected(said.output))
     with dsl.ParallelFor([[1, 2], [3]]) as outer, dsl.ParallelFor(outer) as inner:
         double(number=inner)
@@ -85,9 +85,9 @@ CASES = {
         branches,
         {
             "condition-branches-1/condition-2/say.Output": None,
-            "condition-branches-1/condition-3/say-2.Output": "it's four",
+            "condition-branches-1/condition-3/say-2.Output": "four",
             "condition-branches-1/condition-4/say-3.Output": None,
-            "say-4.Output": "it's four",
+            "say-4.Output": "four",
             "condition-5/say-5.Output": "met",
         },
         on_local=False,
@@ -95,9 +95,9 @@ CASES = {
     "loops": Case(
         loops,
         {
-            "for-loop-1-iteration-0/say.Output": "<x>",
-            "for-loop-1-iteration-1/say.Output": "<y>",
-            "named.Output": '["<x>", "<y>"]',
+            "for-loop-1-iteration-0/say.Output": "x",
+            "for-loop-1-iteration-1/say.Output": "y",
+            "named.Output": '["x", "y"]',
         },
         on_local=False,
     ),

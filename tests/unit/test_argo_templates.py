@@ -603,7 +603,7 @@ def test_resources_and_kubernetes_settings_reach_the_pod():
     assert made["nodeSelector"] == {"pool": "gpu"}
     assert made["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert made["metadata"] == {"labels": {"kueue.x-k8s.io/queue-name": "other"}}
-    assert (made["activeDeadlineSeconds"], container["imagePullPolicy"]) == (60, "Always")
+    assert (made["activeDeadlineSeconds"], container["imagePullPolicy"]) == ("60", "Always")
     assert manifest["spec"]["imagePullSecrets"] == [{"name": "pull"}]
     assert container["securityContext"]["runAsUser"] == 7
     terms = made["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]

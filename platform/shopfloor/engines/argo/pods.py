@@ -377,7 +377,7 @@ def _pull_policy(made: Pod, task: str, value: str) -> None:
 
 
 def _deadline(made: Pod, task: str, value: Any) -> None:
-    made.template["activeDeadlineSeconds"] = int(value)
+    made.template["activeDeadlineSeconds"] = str(int(value))
 
 
 def _security(made: Pod, task: str, item: Json) -> None:
