@@ -70,7 +70,11 @@ class ArgoEngine:
             ServiceError: The server does not answer, or refuses.
         """
         workflow = self._client.get(self._name(engine_run))
-        state = _STATES.get(workflow.get("status", {}).get("phase", ""), "running")
+        status = workflow.get("status") or {}
+        state = _STATES.get(status.get("phase", ""), "running")
+        if state == "succeeded" and any(_failed_hook(node) for node in (status.get("nodes") or {}).values()):
+            # Argo lets a workflow succeed whose exit task failed.
+            return "failed"
         if state == "failed" and workflow.get("spec", {}).get("shutdown"):
             return "killed"
         pods = _pods(workflow)
@@ -210,6 +214,11 @@ class _Steps:
             raise NotFoundError(
                 f"Workflow {engine_run} has no pod of a step {step!r}.", f"It has {', '.join(known) or 'none yet'}."
             )
+
+
+def _failed_hook(node: dict[str, Any]) -> bool:
+    """Tell whether a node is that of an exit task, and failed."""
+    return bool((node.get("nodeFlag") or {}).get("hooked")) and node.get("phase") in {"Failed", "Error"}
 
 
 def _pods(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
