@@ -180,6 +180,11 @@ class StepRecord(Record):
     run_id: str | None = None
     error: str = ""
 
+    @property
+    def task(self) -> str:
+        """Name of the pipeline's task, the same for all executions of it (`train` of `inner.train.0`)."""
+        return next((part for part in reversed(self.name.split(".")) if not part.isdigit()), self.name)
+
 
 class Passport(Record):
     """What made a model version: enough to trace it, to verify it and to make it again."""

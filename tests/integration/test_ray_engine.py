@@ -76,6 +76,20 @@ cluster = Cluster(initialize_head=True, head_node_args={**node, **dashboard})
 cluster.add_node(**node)
 time.sleep(600)
 """
+LOOP = """
+from kfp import dsl
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def show(text: str) -> None:
+    print("GOT", text)
+    if text == "b":
+        raise RuntimeError("bad item")
+
+@dsl.pipeline(name="loop")
+def loop():
+    with dsl.ParallelFor(["a", "b", "c"], parallelism=1) as item:
+        show(text=item)
+"""
 DEFECT = 'raise ValueError("the work is broken")'
 
 
@@ -238,6 +252,29 @@ def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(s
     assert (found["run_id"], found["state"], found["engine"]) == (run_id, "succeeded", "ray")
     assert [step["state"] for step in found["steps"]] == ["cached"] * 3
     assert all(step["error"] == "" for step in found["steps"])
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_loop_of_which_one_item_fails_is_a_run_that_failed(shopfloor, mlflow_run, tmp_path, engine):
+    file = tmp_path / "loop.py"
+    file.write_text(LOOP)
+
+    failed = shopfloor("submit", file, "--engine", engine, "--watch", "--json")
+
+    assert failed.returncode == 1, failed.stderr
+    answer = json.loads(failed.stdout)
+    assert (answer["state"], answer.get("message") or answer["outcome"]) == (
+        "failed",
+        "Step show.1 failed: RuntimeError: bad item",
+    )
+    # Another engine has them done already.
+    states = {step["name"]: step["state"] for step in answer["steps"]}
+    assert states.pop("show.1") == "failed"
+    assert set(states) == {"show.0", "show.2"}
+    assert set(states.values()) <= {"succeeded", "cached"}
+    run = mlflow_run(answer["run_id"])
+    assert (run.info.status, set(run.steps)) == ("FAILED", {"show.0", "show.1", "show.2"})
+    assert "GOT b" in shopfloor("runs", "logs", answer["run_id"], "show.1").stdout
 
 
 def test_ctrl_c_while_watching_leaves_the_run_and_stop_ends_it_with_its_steps(

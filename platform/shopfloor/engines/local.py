@@ -1,49 +1,42 @@
-"""The `local` engine: `kfp.local` runs the compiled pipeline on this machine, each step a process.
+"""The `local` engine: the compiled pipeline runs on this machine, each step a process.
 
-kfp.local schedules, resolves conditions, loops, retries and exit handlers. We put our own part in three places of it:
-the cache (the content key and the result store instead of the artifacts' names), the process (its log, its
-environment, its end when the run is stopped) and the task (telling the listener); `kfp_local.py` puts right where its
-flow is not KFP's. It has no public hook for them, so `_installed` replaces module attributes for the time of a run; the
-tests fail when an update of kfp moves them.
+What runs when is `walk.py`'s. Here one step runs: its content key, the result store, its tries, its process with a log
+and an environment of its own, and what the listener is told. KFP's own library makes a step's input and reads its
+output, so that a component finds what it finds on any engine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import threading
+import sys
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from shopfloor.engines import kfp_local
 from shopfloor.engines.base import StepListener
-from shopfloor.pipeline.keys import StepKey, component_key
+from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
+from shopfloor.errors import UsageError
+from shopfloor.pipeline import conditions
+from shopfloor.pipeline.keys import StepKey, component_key, plain
 from shopfloor.pipeline.results import Outputs, ResultStore
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
 
 TERMINATION_GRACE_S = 5.0
+PARALLEL = max(2, min(8, os.cpu_count() or 1))
+"""Steps that run at once."""
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
 SILENT = "The step's process ended without a word."
 RAY_ENDED = "Ray ended the step:"
 _RAY_LINE = re.compile(r"\[[\d:, -]+ [CEFW] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
-
-
-class _Task(threading.local):
-    """What this thread is about: kfp.local runs the tasks of a parallel loop in threads."""
-
-    name: str = ""
-    key: StepKey | None = None
-    cached: bool = False
-    log: Path | None = None
-    environment: dict[str, str]
 
 
 class LocalRun:
@@ -74,10 +67,10 @@ class LocalRun:
         self._listener = listener
         self._use_cache = use_cache
         self._forced = frozenset(forced)
-        self._task = _Task()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._defaults: dict[str, dict[str, Any]] = {}
         self._stopped = False
+        self.failures: list[str] = []
+        """Why tasks failed, each with the task's name; the run's listener has heard of those that began."""
 
     def execute(self, pipeline_spec: Any, arguments: dict[str, Any]) -> bool:
         """Run the pipeline to its end.
@@ -90,44 +83,29 @@ class LocalRun:
             Whether every step that had to run succeeded.
 
         Raises:
-            UsageError: The pipeline has a condition that nobody can read; nothing ran.
+            UsageError: It has a component that only a container engine can run, or a condition that nobody can read;
+                nothing ran.
             ShopfloorError: The listener gave the run up (a service died).
             KeyboardInterrupt: Somebody stopped the run; its processes are gone.
         """
-        from kfp import local
-        from kfp.local import pipeline_orchestrator
-
-        kfp_local.check(pipeline_spec)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._defaults = _defaults(pipeline_spec)
-        local.init(
-            runner=local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(self._run_dir / "steps"),
-            workspace_root=str(self._run_dir / "workspace"),
-            raise_on_error=True,
-            enable_caching=True,
-            cache_root=str(self._run_dir / "kfp-cache"),
-        )
+        check(pipeline_spec)
+        self._spec = pipeline_spec
+        self._executors = _executors(pipeline_spec)
+        workspace = self._run_dir / "workspace"
+        constants = {
+            "{{$.pipeline_job_name}}": f"{pipeline_spec.pipeline_info.name}-{self._run_dir.name}",
+            "{{$.pipeline_job_resource_name}}": f"{pipeline_spec.pipeline_info.name}-{self._run_dir.name}",
+            "{{$.pipeline_job_uuid}}": self._run_dir.name,
+            "{{$.pipeline_root}}": str(self._run_dir / "steps"),
+            "{{$.workspace_path}}": str(workspace),
+        }
+        workspace.mkdir(parents=True, exist_ok=True)
         try:
-            # kfp.local talks on stdout, which belongs to the command's result.
-            with (
-                (self._run_dir / "kfp.log").open("a") as log,
-                contextlib.redirect_stdout(log),
-                warnings.catch_warnings(),
-                self._installed(),
-            ):
-                # It warns of every setting that means nothing on one machine: the image, the resources.
-                warnings.simplefilter("ignore", RuntimeWarning)
-                warnings.simplefilter("ignore", UserWarning)
-                pipeline_orchestrator.run_local_pipeline(pipeline_spec=pipeline_spec, arguments=arguments)
-        except RuntimeError as error:
-            if "finished with status" not in str(error):
-                raise
-            return False
-        except BaseException:
-            self.stop()
-            raise
-        return True
+            walk = Walk(pipeline_spec, self._run_step, self.stop, constants, PARALLEL)
+            self.failures = walk.failures
+            return walk.run(arguments)
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
 
     def stop(self) -> None:
         """End every process of the run: first asked, after some seconds made to."""
@@ -135,81 +113,68 @@ class LocalRun:
         for process in list(self._processes.values()):
             end_process_group(process.pid)
 
-    @contextlib.contextmanager
-    def _installed(self) -> Iterator[None]:
-        """Put our parts into kfp.local, and take them out again."""
-        from kfp.local import cache, subprocess_task_handler
-        from kfp.local.orchestrator import task_executor
-
-        run_task = task_executor.execute_single_task
-        owner = self
-
-        class Cache(cache.LocalCache):  # type: ignore[misc]
-            """KFP's cache with our key and our store."""
-
-            def compute_key(
-                self,
-                component_name: str,
-                image: str,
-                full_command: list[str],
-                arguments: dict[str, Any],
-                env_vars: dict[str, str] | None = None,
-                custom_cache_key: str | None = None,
-            ) -> str:
-                owner._task.key = owner._key(component_name, full_command, arguments, env_vars or {})
-                return owner._task.key.key
-
-            def get(self, key: str) -> dict[str, Any] | None:
-                reuse = owner._use_cache and owner._task.name not in owner._forced
-                outputs = owner._results.get(key) if reuse else None
-                owner._task.cached = outputs is not None
-                if outputs is not None and owner._task.key:
-                    owner._results.used(owner._task.name, key, owner._task.key.parts)
-                return None if outputs is None else _to_kfp(outputs)
-
-            def put(self, key: str, outputs: dict[str, Any]) -> None:
-                parts = owner._task.key.parts if owner._task.key else {}
-                owner._results.put(key, parts, _from_kfp(outputs))
-                owner._results.used(owner._task.name, key, parts)
-
-        the_cache = Cache(cache_root=str(self._run_dir / "kfp-cache"))
-        replacements: list[tuple[Any, str, Any]] = [
-            (cache, "get_local_cache", lambda: the_cache),
-            (subprocess_task_handler, "run_local_subprocess", self._run_process),
-            (task_executor, "execute_single_task", lambda **kwargs: self._run_task(run_task, **kwargs)),
-            *kfp_local.replacements(),
-        ]
-        originals = [(module, name, inspect.getattr_static(module, name)) for module, name, _ in replacements]
-        for module, name, replacement in replacements:
-            setattr(module, name, replacement)
-        try:
-            yield
-        finally:
-            for module, name, original in originals:
-                setattr(module, name, original)
-
-    def _run_task(self, run_task: Any, **kwargs: Any) -> Any:
-        from kfp.local import status
-
-        if self._stopped:
-            return {}, status.Status.FAILURE
-        task = self._task
-        task.name, task.key, task.cached, task.log, task.environment = kwargs["task_name"], None, False, None, {}
+    def _run_step(self, step: Execution) -> Outputs:
+        """Run one execution, or take its result from the store; the listener hears of both."""
         started = time.monotonic()
+        log = self._run_dir / "logs" / f"{step.name}.log"
+        component = self._spec.components[step.component]
+        executor = self._executors[component.executor_label]
         try:
-            outputs, outcome = run_task(**kwargs)
-        except KeyboardInterrupt:
-            self._listener.step_finished(task.name, "killed", time.monotonic() - started, {}, task.log, "Stopped.")
+            if executor.WhichOneof("spec") == "importer":
+                outputs: Outputs = {"artifact": _imported(executor.importer, step.arguments)}
+            else:
+                key = self._key(step, component, executor.container)
+                known = self._known(step, key)
+                if known is not None:
+                    self._listener.step_finished(step.name, "cached", time.monotonic() - started, known, None, "")
+                    return known
+                outputs = self._try(step, component, executor.container, log)
+                if step.spec.caching_options.enable_cache:
+                    self._results.put(key.key, key.parts, outputs)
+                    self._results.used(step.task, key.key, key.parts)
+        except TaskFailed as error:
+            state, text = ("killed", "Stopped.") if self._stopped else ("failed", str(error))
+            self._listener.step_finished(step.name, state, time.monotonic() - started, {}, log, text)  # type: ignore[arg-type]
             raise
-        seconds = time.monotonic() - started
-        if outcome == status.Status.SUCCESS:
-            state = "cached" if task.cached else "succeeded"
-            self._listener.step_finished(task.name, state, seconds, _from_kfp(outputs), task.log, "")  # type: ignore[arg-type]
-        else:
-            self._listener.step_finished(task.name, "failed", seconds, {}, task.log, self._error(task.log))
-        return outputs, outcome
+        self._listener.step_finished(step.name, "succeeded", time.monotonic() - started, outputs, log, "")
+        return outputs
 
-    def _error(self, log: Path | None) -> str:
+    def _key(self, step: Execution, component: Any, container: Any) -> StepKey:
+        artifacts = {
+            name: value if isinstance(value, list) else [value]
+            for name, value in step.arguments.items()
+            if name in component.input_definitions.artifacts
+        }
+        parameters = {name: value for name, value in step.arguments.items() if name not in artifacts}
+        command = [*container.command, *container.args]
+        return component_key(self._settings, command, parameters, artifacts, _environment(container))
+
+    def _known(self, step: Execution, key: StepKey) -> Outputs | None:
+        """Return what the store holds for a step that takes it."""
+        if not self._use_cache or step.task in self._forced or not step.spec.caching_options.enable_cache:
+            return None
+        outputs = self._results.get(key.key)
+        if outputs is not None:
+            self._results.used(step.task, key.key, key.parts)
+        return outputs
+
+    def _try(self, step: Execution, component: Any, container: Any, log: Path) -> Outputs:
+        """Run a step's process, again as often as the pipeline says."""
+        policy = step.spec.retry_policy
+        delay_s = policy.backoff_duration.seconds
+        for attempt in range(policy.max_retry_count + 1):
+            place = self._run_dir / "steps" / step.name / str(attempt)
+            message = _executor_input(component, step.arguments, place)
+            code = self._run_process(step.name, _command(container, message, component), _environment(container), log)
+            if code == 0:
+                return _outputs(component, message)
+            if self._stopped or attempt == policy.max_retry_count:
+                break
+            time.sleep(min(delay_s, policy.backoff_max_duration.seconds or 3600))
+            delay_s *= policy.backoff_factor or 2
+        raise TaskFailed(self._error(log))
+
+    def _error(self, log: Path) -> str:
         """Return why a step failed, also where its process was ended without a word."""
         said = last_error(log)
         # Ray's own code ends a driver whose cluster dies while it joins: no exception, often no line either.
@@ -218,24 +183,22 @@ class LocalRun:
             return str(ray_cluster.lost(self._settings))
         return said
 
-    def _run_process(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-        """Run one attempt of the current task; its output goes to the task's log."""
-        task = self._task
-        task.log = self._run_dir / "logs" / f"{task.name}.log"
-        task.log.parent.mkdir(parents=True, exist_ok=True)
+    def _run_process(self, step: str, command: list[str], variables: Mapping[str, str], log: Path) -> int:
+        """Run one attempt of a step; its output goes to the end of its log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
         root = self._settings.project_root
         environment = {
             **os.environ,
             **self._settings.environment(),
-            **(env_vars or {}),
-            **self._listener.step_started(task.name),
+            **variables,
+            **self._listener.step_started(step),
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "platform")]),
             "PYTHONUNBUFFERED": "1",
         }
-        with task.log.open("ab") as log:
+        with log.open("ab") as output:
             process = subprocess.Popen(
-                full_command,
-                stdout=log,
+                command,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=environment,
@@ -244,37 +207,134 @@ class LocalRun:
             )
             self._processes[process.pid] = process
             try:
+                if self._stopped:
+                    end_process_group(process.pid)
                 return process.wait()
-            except BaseException:
-                end_process_group(process.pid)
-                raise
             finally:
                 del self._processes[process.pid]
 
-    def _key(
-        self, component: str, full_command: list[str], arguments: dict[str, Any], environment: dict[str, str]
-    ) -> StepKey:
-        given = {**self._defaults.get(component, {}), **_from_kfp(arguments)}
-        artifacts = {
-            name: given[name] if isinstance(value, list) else [given[name]]
-            for name, value in arguments.items()
-            if _is_artifact(value[0] if isinstance(value, list) and value else value)
-        }
-        parameters = {name: value for name, value in given.items() if name not in artifacts}
-        return component_key(self._settings, full_command, parameters, artifacts, environment)
+
+def check(pipeline_spec: Any) -> None:
+    """Refuse a pipeline with a condition that nobody can read, before anything runs.
+
+    Args:
+        pipeline_spec: KFP's `PipelineSpec` message.
+
+    Raises:
+        UsageError: A condition is not of the part of CEL that KFP writes.
+    """
+    for component in (pipeline_spec.root, *pipeline_spec.components.values()):
+        for name, task in component.dag.tasks.items():
+            if task.trigger_policy.condition:
+                try:
+                    conditions.parse(task.trigger_policy.condition)
+                except conditions.ConditionError as error:
+                    raise UsageError(
+                        f"Nobody can read the {error} of task {name!r}.",
+                        "KFP's compiler escapes nothing in a condition: compare with a text without ' and \\.",
+                    ) from error
 
 
-def _defaults(pipeline_spec: Any) -> dict[str, dict[str, Any]]:
-    """Return the default values of each component's parameters."""
+def _executors(pipeline_spec: Any) -> dict[str, Any]:
+    """Return the executors by name.
+
+    Raises:
+        UsageError: One is a container, which this machine does not run.
+    """
+    from kfp.local import config, subprocess_task_handler, utils
+
+    executors = {
+        name: utils.struct_to_executor_spec(executor)
+        for name, executor in pipeline_spec.deployment_spec["executors"].items()
+    }
+    for name, executor in executors.items():
+        command = [*executor.container.command, *executor.container.args]
+        try:
+            if executor.WhichOneof("spec") == "container":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of images that mean nothing on this machine
+                    subprocess_task_handler.SubprocessTaskHandler(
+                        executor.container.image, command, "", config.SubprocessRunner(use_venv=False)
+                    )
+        except RuntimeError as error:
+            raise UsageError(
+                f"Component {name.removeprefix('exec-')!r} is a container, which the local engine does not run.",
+                "Submit it with --engine argo or kfp, or make it a Python component.",
+            ) from error
+    return executors
+
+
+def _environment(container: Any) -> dict[str, str]:
+    return {variable.name: variable.value for variable in container.env}
+
+
+def _executor_input(component: Any, arguments: Mapping[str, Any], place: Path) -> Any:
+    """Return KFP's `ExecutorInput` of one try, whose outputs lie in `place`.
+
+    Raises:
+        TaskFailed: An input has neither a value nor a default.
+    """
+    from kfp.local import executor_input_utils
+
+    declared = component.input_definitions
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for kind in (declared.parameters, declared.artifacts):
+        missing = [name for name, input_ in kind.items() if name not in given and not input_.is_optional]
+        if missing:
+            raise TaskFailed(f"No step before it gave {', '.join(missing)}.")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    objects = _to_kfp({name: value for name, value in given.items() if name in declared.artifacts})
+    message = executor_input_utils.construct_executor_input(
+        component_spec=component, arguments={**given, **objects}, task_root=str(place), block_input_artifact=False
+    )
+    for name in set(message.inputs.parameter_values) - set(given):
+        del message.inputs.parameter_values[name]
+    return message
+
+
+def _command(container: Any, message: Any, component: Any) -> list[str]:
+    """Return the command of a Python component with its input filled in."""
+    from kfp.local import executor_input_utils, subprocess_task_handler
+
+    content = executor_input_utils.executor_input_to_dict(message, component)
+    values = content.get("inputs", {}).get("parameterValues", {})
+    for name, value in values.items():
+        values[name] = plain(value) if isinstance(value, list | dict) else value
+    command = subprocess_task_handler.replace_python_executable([*container.command, *container.args], sys.executable)
+    return [json.dumps(content) if part == "{{$}}" else part for part in command]
+
+
+def _outputs(component: Any, message: Any) -> Outputs:
+    """Return what a step's process left.
+
+    Raises:
+        TaskFailed: It is not what the component declares.
+    """
+    from google.protobuf import json_format
+    from kfp.local import executor_output_utils
+
+    try:
+        outputs = executor_output_utils.get_outputs_for_task(executor_input=message, component_spec=component)
+    except (ValueError, json_format.ParseError) as error:
+        raise TaskFailed(f"Its outputs are not what it declares: {error}") from error
+    return _from_kfp(outputs)
+
+
+def _imported(importer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the artifact that an importer stands for."""
     from google.protobuf import json_format
 
+    uri = importer.artifact_uri
+    constant = uri.WhichOneof("value") == "constant"
     return {
-        name: {
-            parameter: json_format.MessageToDict(definition.default_value)
-            for parameter, definition in component.input_definitions.parameters.items()
-            if definition.HasField("default_value")
-        }
-        for name, component in pipeline_spec.components.items()
+        "name": "artifact",
+        "uri": uri.constant.string_value if constant else arguments[uri.runtime_parameter],
+        "metadata": filled(json_format.MessageToDict(importer.metadata), arguments, {}),
+        "type": {
+            "schemaTitle": importer.type_schema.schema_title,
+            "schemaVersion": importer.type_schema.schema_version,
+        },
     }
 
 
@@ -311,12 +371,6 @@ def last_error(log: Path | None) -> str:
             return f"{RAY_ENDED} {match['message'].rstrip('.:{ ')}. See `shopfloor status`, then submit again."
     # KFP prints what a step is given, as JSON: its last line says nothing.
     return lines[-1] if lines and any(letter.isalnum() for letter in lines[-1]) else SILENT
-
-
-def _is_artifact(value: Any) -> bool:
-    from kfp import dsl
-
-    return isinstance(value, dsl.Artifact)
 
 
 def _from_kfp(outputs: dict[str, Any]) -> Outputs:

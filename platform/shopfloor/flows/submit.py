@@ -160,7 +160,7 @@ def submit(
     try:
         # The result store asks MLflow for what steps have done: it can die between two steps too.
         with _stoppable(), tracking.answering(settings):
-            local_run.execute(compiled.spec, arguments)
+            succeeded = local_run.execute(compiled.spec, arguments)
     except KeyboardInterrupt:
         with contextlib.suppress(ShopfloorError):
             run.finish("killed", "Stopped by the user; submit again to go on.")
@@ -173,7 +173,7 @@ def submit(
         with contextlib.suppress(ShopfloorError):
             run.finish("failed", f"{type(error).__name__}: {error}")
         raise
-    return run.conclude()
+    return run.conclude(None if succeeded else "; ".join(local_run.failures))
 
 
 def read(
@@ -268,12 +268,12 @@ class _Run:
         self._steps = {step: StepRecord(name=step, state="pending") for step in compiled.steps}
         self._records: dict[str, Record] = {}
         self._version: str | None = None
+        self._lock = threading.Lock()
         self.directory = settings.state_dir / "runs" / recorder.run_id
 
     def step_started(self, step: str) -> dict[str, str]:
         step_run_id = self._recorder.step_started(step)
-        self._steps[step] = StepRecord(name=step, state="running", run_id=step_run_id)
-        self._view.step(step, "running", 0.0)
+        self._note(StepRecord(name=step, state="running", run_id=step_run_id))
         published = self._published(step)
         shutil.rmtree(published, ignore_errors=True)
         return {"SHOPFLOOR_STEP_RUN_ID": step_run_id, "SHOPFLOOR_PUBLISHED_DIR": str(published)}
@@ -282,8 +282,7 @@ class _Run:
         self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, error: str
     ) -> None:
         run_id = self._steps[step].run_id if step in self._steps else None
-        self._steps[step] = StepRecord(name=step, state=state, seconds=seconds, run_id=run_id, error=error)
-        self._view.step(step, state, seconds, error)
+        self._note(StepRecord(name=step, state=state, seconds=seconds, run_id=run_id, error=error))
         self._recorder.step_finished(step, state, seconds, outputs, log, error)
         artifacts = list(artifacts_of(outputs)) or self._left_behind(step)
         for artifact in artifacts:
@@ -291,12 +290,32 @@ class _Run:
                 self._take(step, artifact)
         self._recorder.check()
 
-    def conclude(self) -> Outcome:
-        """Close a run that went to its end, and say how it ended."""
+    def _note(self, record: StepRecord) -> None:
+        """Take a step's new state; the executions of one task stand where the pipeline has the task."""
+        with self._lock:
+            if record.name not in self._steps:
+                steps = list(self._steps.values())
+                places = [number for number, step in enumerate(steps) if step.task == record.task]
+                end = places[-1] + 1 if places else len(steps)
+                # The task itself stood for what was to come.
+                begin = end - 1 if places and steps[places[0]].name == record.task else end
+                self._steps = {step.name: step for step in [*steps[:begin], record, *steps[end:]]}
+            self._steps[record.name] = record
+        self._view.step(record.name, record.state, record.seconds, record.error)
+
+    def conclude(self, failure: str | None) -> Outcome:
+        """Close a run that went to its end, and say how it ended.
+
+        Args:
+            failure: Why the engine says that it failed; `None` where it says that all succeeded.
+        """
         evaluation = self._records.get("evaluation")
         failed = [step for step in self._steps.values() if step.state == "failed"]
         if failed:
-            return self.finish("failed", f"Step {failed[0].name} failed: {failed[0].error}")
+            others = f" ({len(failed) - 1} more failed.)" if len(failed) > 1 else ""
+            return self.finish("failed", f"Step {failed[0].name} failed: {failed[0].error}{others}")
+        if failure is not None:
+            return self.finish("failed", f"The run failed: {failure}")
         if isinstance(evaluation, Evaluation) and not evaluation.passed:
             return self.finish("gate_missed", missed_gates(evaluation))
         if self._version is not None:

@@ -54,7 +54,7 @@ def render(run: RunReport) -> str:
     )
     environment.filters["number"] = lambda value: "" if value is None else f"{value:.4g}"
     environment.filters["size"] = lambda value: f"{value / 1024**2:.2f} MiB"
-    pictures: dict[str, Callable[[], str]] = {"dag": lambda: charts.dag(run.steps, run.edges)}
+    pictures: dict[str, Callable[[], str]] = {"dag": lambda: charts.dag(_by_task(run.steps), run.edges)}
     search, evaluation = run.search, run.evaluation
     if search is not None and any(search.metric in trial.metrics for trial in search.trials):
         pictures["search"] = lambda: charts.parallel_coordinates(search)
@@ -86,6 +86,24 @@ def _best_first(search: Search) -> list[Trial]:
     """Return the trials from the best to the worst; those without the metric are the last."""
     sign = 1 if search.mode == "min" else -1
     return sorted(search.trials, key=lambda trial: sign * trial.metrics.get(search.metric, sign * math.inf))
+
+
+_WORST = ("failed", "killed", "running", "pending", "succeeded", "cached", "skipped")
+
+
+def _by_task(steps: list[StepRecord]) -> list[StepRecord]:
+    """Return one step for each task of the pipeline: how its executions ended together, and their time in all."""
+    tasks: dict[str, list[StepRecord]] = {}
+    for step in steps:
+        tasks.setdefault(step.task, []).append(step)
+    return [
+        StepRecord(
+            name=task,
+            state=min((step.state for step in executions), key=_WORST.index),
+            seconds=sum(step.seconds for step in executions),
+        )
+        for task, executions in tasks.items()
+    ]
 
 
 def _flat(passport: Passport | None) -> list[tuple[str, str]]:

@@ -1,0 +1,337 @@
+"""Walks through a compiled pipeline on this machine: which task runs when, with what, and under which name.
+
+`kfp.local` runs one task after another, reads conditions as Python and keeps one result for each name, so that a task
+of a loop hides what the others did. Here every execution has a name of its own, and what waits for nothing runs at
+once. How one task runs is somebody else's: see `local.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shopfloor.errors import UsageError
+from shopfloor.pipeline import conditions
+from shopfloor.pipeline.keys import plain
+
+Values = dict[str, Any]
+TaskState = Literal["SUCCEEDED", "FAILED", "SKIPPED"]
+_GROUP = re.compile(r"(condition|condition-branches|for-loop|exit-handler)-\d+")
+_PLACEHOLDER = re.compile(r"\{\{\$\.(?:inputs\.parameters\[(['\"])(?P<input>.+?)\1\]|\w+)\}\}")
+_FIELD = re.compile(r"parseJson\(string_value\)\[\"(.+)\"\]")
+
+
+class TaskFailed(Exception):
+    """A task failed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of a task that is no group of tasks."""
+
+    name: str
+    """Unlike that of any other execution of the run, e.g. `train`, `train.0` in a loop, `inner.train`."""
+    task: str
+    """As the pipeline has it."""
+    component: str
+    spec: Any
+    """KFP's `PipelineTaskSpec`."""
+    arguments: Values
+    """Parameters as plain values, artifacts as the executions before gave them."""
+
+
+@dataclass
+class _Scope:
+    """What is known within one group of tasks: its arguments, and what its tasks gave so far."""
+
+    path: tuple[str, ...]
+    arguments: Values
+    parent: _Scope | None = None
+    outputs: dict[str, Values] = field(default_factory=dict)
+    states: dict[str, TaskState] = field(default_factory=dict)
+
+    def output(self, task: str, key: str) -> Any:
+        """Return an output of a task here or in a group around this one, else a KeyError."""
+        scope: _Scope | None = self
+        while scope is not None:
+            if task in scope.states:
+                return scope.outputs.get(task, {})[key]
+            scope = scope.parent
+        raise KeyError(task)
+
+
+class Walk:
+    """One walk through a pipeline."""
+
+    def __init__(
+        self,
+        pipeline_spec: Any,
+        execute: Callable[[Execution], Values],
+        stop: Callable[[], None],
+        constants: Mapping[str, str],
+        parallel: int,
+    ) -> None:
+        """Prepare a walk.
+
+        Args:
+            pipeline_spec: KFP's `PipelineSpec` message.
+            execute: Runs one task, in a thread, and returns its outputs or raises `TaskFailed`.
+            stop: Ends what runs, so that `execute` comes back.
+            constants: What stands for KFP's placeholders, e.g. `{{$.pipeline_job_name}}`.
+            parallel: How many tasks run at once.
+        """
+        self._spec = pipeline_spec
+        self._execute = execute
+        self._stop = stop
+        self._constants = constants
+        self._parallel = parallel
+        self._places = threading.BoundedSemaphore(parallel)
+        self._ended = threading.Event()
+        self.failures: list[str] = []
+        """Why tasks failed, each with the task's name."""
+        self._uses = Counter(_leaf_tasks(pipeline_spec, pipeline_spec.root))
+
+    def run(self, arguments: Values) -> bool:
+        """Walk to the end; independent tasks go on where one fails.
+
+        Returns:
+            Whether all tasks that had to run succeeded.
+
+        Raises:
+            ShopfloorError: From `execute`; nothing more was begun.
+            KeyboardInterrupt: Somebody stopped the walk; nothing runs any more.
+        """
+        root = self._spec.root
+        with ThreadPoolExecutor(1, "walk") as pool:
+            future = pool.submit(self._group, root, _Scope((), _with_defaults(root, arguments)))
+            try:
+                return future.result()[0] != "FAILED"
+            except BaseException:
+                # The pool waits for its threads, and those for what runs.
+                self._end()
+                raise
+
+    def _end(self) -> None:
+        """Begin nothing more, and end what runs."""
+        self._ended.set()
+        self._stop()
+
+    def _group(self, component: Any, scope: _Scope) -> tuple[TaskState, Values]:
+        """Run the tasks of a group; a task begins when all that it waits for have ended."""
+        waiting = dict(component.dag.tasks)
+        running: dict[Future[tuple[TaskState, Values]], str] = {}
+        with ThreadPoolExecutor(self._parallel, "walk") as pool:
+            while waiting or running:
+                unfinished = {*waiting, *running.values()}
+                for name in [n for n, task in waiting.items() if unfinished.isdisjoint(task.dependent_tasks)]:
+                    running[pool.submit(self._task, name, waiting.pop(name), scope)] = name
+                if not running:
+                    raise UsageError(
+                        f"Tasks wait for one another: {', '.join(waiting)}.", "Compile the pipeline again."
+                    )
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    state, scope.outputs[name] = future.result()
+                    scope.states[name] = state
+        return "FAILED" if "FAILED" in scope.states.values() else "SUCCEEDED", _group_outputs(component, scope)
+
+    def _task(self, name: str, task: Any, scope: _Scope) -> tuple[TaskState, Values]:
+        policy = task.trigger_policy
+        always = policy.strategy == policy.ALL_UPSTREAM_TASKS_COMPLETED
+        if self._ended.is_set() or (not always and any(scope.states.get(n) == "FAILED" for n in task.dependent_tasks)):
+            return "FAILED", {}
+        component = self._spec.components[task.component_ref.name]
+        try:
+            arguments = self._arguments(task, scope)
+            if policy.condition and not _holds(policy.condition, _with_defaults(component, arguments)):
+                return "SKIPPED", {}
+            if task.WhichOneof("iterator"):
+                return self._loop(name, task, component, arguments, scope)
+            if component.WhichOneof("implementation") == "dag":
+                return self._group(component, _Scope((*scope.path, name), _with_defaults(component, arguments), scope))
+            declared = {*component.input_definitions.parameters, *component.input_definitions.artifacts}
+            own = {n: value for n, value in _with_defaults(component, arguments).items() if n in declared}
+            with self._places:
+                if self._ended.is_set():
+                    return "FAILED", {}
+                execution = Execution(self._name(name, scope), name, task.component_ref.name, task, own)
+                return "SUCCEEDED", self._execute(execution)
+        except TaskFailed as error:
+            self.failures.append(f"{name}: {error}")
+            return "FAILED", {}
+        except BaseException:
+            self._end()
+            raise
+
+    def _loop(self, name: str, task: Any, component: Any, arguments: Values, scope: _Scope) -> tuple[TaskState, Values]:
+        """Run a group once for each item; its outputs are lists in the items' order, without those of skipped tasks."""
+        items, item_input = _items(task, arguments)
+        limit = min(self._parallel, task.iterator_policy.parallelism_limit or self._parallel)
+
+        def one(number: int, item: Any) -> tuple[TaskState, Values]:
+            own = {**arguments, item_input: item}
+            return self._group(
+                component, _Scope((*scope.path, name, str(number)), _with_defaults(component, own), scope)
+            )
+
+        with ThreadPoolExecutor(limit, "walk") as pool:
+            results = list(pool.map(one, range(len(items)), items))
+        declared = component.output_definitions
+        names = [*declared.parameters, *declared.artifacts]
+        collected = {n: [outputs[n] for _, outputs in results if n in outputs] for n in names}
+        return "FAILED" if any(state == "FAILED" for state, _ in results) else "SUCCEEDED", collected
+
+    def _name(self, task: str, scope: _Scope) -> str:
+        """Return the name of an execution: the task's own, where it has but one."""
+        numbers = [part for part in scope.path if part.isdigit()]
+        groups = [part for part in scope.path if not part.isdigit() and not _GROUP.fullmatch(part)]
+        return ".".join([*(groups if self._uses[task] > 1 else []), task, *numbers])
+
+    def _arguments(self, task: Any, scope: _Scope) -> Values:
+        """Return what a task is given; what no task gave is left out, so that a default counts."""
+        values: Values = {}
+        constants: list[str] = []
+        for name, source in task.inputs.parameters.items():
+            kind = source.WhichOneof("kind")
+            try:
+                if kind == "runtime_value":
+                    constants.append(name)
+                    values[name] = _plain(source.runtime_value.constant)
+                elif kind == "task_output_parameter":
+                    values[name] = scope.output(
+                        source.task_output_parameter.producer_task, source.task_output_parameter.output_parameter_key
+                    )
+                elif kind == "component_input_parameter":
+                    values[name] = scope.arguments[source.component_input_parameter]
+                else:
+                    values[name] = self._final_status(source.task_final_status.producer_task, scope)
+            except KeyError:
+                continue
+            selected = _FIELD.fullmatch(source.parameter_expression_selector)
+            if selected:
+                values[name] = _field(values[name], selected[1])
+        for name, source in task.inputs.artifacts.items():
+            try:
+                if source.WhichOneof("kind") == "task_output_artifact":
+                    values[name] = scope.output(
+                        source.task_output_artifact.producer_task, source.task_output_artifact.output_artifact_key
+                    )
+                else:
+                    values[name] = scope.arguments[source.component_input_artifact]
+            except KeyError:
+                continue
+        # Only what the pipeline itself says is filled in: what a task gave is no template.
+        texts = {**self._constants, "{{$.pipeline_task_name}}": task.task_info.name}
+        return values | {name: filled(values[name], values, texts) for name in constants}
+
+    def _final_status(self, task: str, scope: _Scope) -> Values:
+        state = scope.states.get(task, "SUCCEEDED")
+        return {
+            "state": state,
+            "pipeline_job_resource_name": self._spec.pipeline_info.name,
+            "pipeline_task_name": task,
+            "error": {"code": 1, "message": "; ".join(self.failures)} if state == "FAILED" else {},
+        }
+
+
+def _with_defaults(component: Any, arguments: Values) -> Values:
+    """Return arguments with the defaults of the parameters that have no value."""
+    defaults = {
+        name: _plain(definition.default_value)
+        for name, definition in component.input_definitions.parameters.items()
+        if name not in arguments and definition.HasField("default_value")
+    }
+    return defaults | arguments
+
+
+def _plain(value: Any) -> Any:
+    """Return a protobuf `Value` as Python has it, whole numbers as such."""
+    from google.protobuf import json_format
+
+    return None if value.WhichOneof("kind") is None else plain(json_format.MessageToDict(value))
+
+
+def _holds(text: str, values: Mapping[str, Any]) -> bool:
+    """Tell whether a condition holds; a parameter that no task gave has no value."""
+    condition = conditions.parse(text)
+    try:
+        return bool(conditions.evaluate(condition, {**dict.fromkeys(conditions.parameters(condition)), **values}))
+    except conditions.ConditionError as error:
+        raise UsageError(
+            f"The condition {text!r} cannot be decided: it meets {error}.",
+            "Compare texts with texts and numbers with numbers.",
+        ) from error
+
+
+def filled(value: Any, values: Mapping[str, Any], constants: Mapping[str, str]) -> Any:
+    """Return a constant with its placeholders replaced, wherever in it they stand."""
+    if isinstance(value, str):
+
+        def text(match: re.Match[str]) -> str:
+            if match["input"] is None:
+                return constants.get(match[0], match[0])
+            given = values.get(match["input"], "")
+            return given if isinstance(given, str) else json.dumps(given)
+
+        return _PLACEHOLDER.sub(text, value)
+    if isinstance(value, list):
+        return [filled(item, values, constants) for item in value]
+    if isinstance(value, dict):
+        return {filled(k, values, constants): filled(v, values, constants) for k, v in value.items()}
+    return value
+
+
+def _field(value: Any, name: str) -> Any:
+    content = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(content, dict) or name not in content:
+        raise TaskFailed(f"{json.dumps(content)[:200]} has no field {name!r}.")
+    return content[name]
+
+
+def _items(task: Any, arguments: Values) -> tuple[list[Any], str]:
+    """Return what a loop goes over, and the input that takes one of it."""
+    if task.WhichOneof("iterator") == "artifact_iterator":
+        iterator = task.artifact_iterator
+        items = arguments.get(iterator.items.input_artifact)
+    else:
+        iterator = task.parameter_iterator
+        kind = iterator.items.WhichOneof("kind")
+        items = json.loads(iterator.items.raw) if kind == "raw" else arguments.get(iterator.items.input_parameter)
+        items = json.loads(items) if isinstance(items, str) else items
+    if not isinstance(items, list):
+        raise TaskFailed(f"A loop goes over a list, not over {json.dumps(items)[:200]}.")
+    return items, iterator.item_input
+
+
+def _group_outputs(component: Any, scope: _Scope) -> Values:
+    """Return what a group gives: of the alternatives of a `OneOf` the one that ran."""
+    outputs: Values = {}
+    declared = component.dag.outputs
+    for name, source in declared.parameters.items():
+        one = source.WhichOneof("kind") == "value_from_parameter"
+        selectors = [source.value_from_parameter] if one else source.value_from_oneof.parameter_selectors
+        for selector in selectors:
+            given = scope.outputs.get(selector.producer_subtask, {})
+            if selector.output_parameter_key in given:
+                outputs[name] = given[selector.output_parameter_key]
+    for name, source in declared.artifacts.items():
+        for selector in source.artifact_selectors:
+            given = scope.outputs.get(selector.producer_subtask, {})
+            if selector.output_artifact_key in given:
+                outputs[name] = given[selector.output_artifact_key]
+    return outputs
+
+
+def _leaf_tasks(spec: Any, component: Any) -> Iterator[str]:
+    for name, task in component.dag.tasks.items():
+        inner = spec.components[task.component_ref.name]
+        if inner.WhichOneof("implementation") == "dag":
+            yield from _leaf_tasks(spec, inner)
+        else:
+            yield name
