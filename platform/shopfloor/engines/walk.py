@@ -56,6 +56,12 @@ class _Scope:
     outputs: dict[str, Values] = field(default_factory=dict)
     states: dict[str, TaskState] = field(default_factory=dict)
 
+    def argument(self, name: str) -> Any:
+        """Return an argument, of a group around this one where the compiler forgot to hand it on; else a KeyError."""
+        if name in self.arguments or self.parent is None:
+            return self.arguments[name]
+        return self.parent.argument(name)
+
     def output(self, task: str, key: str) -> Any:
         """Return an output of a task here or in a group around this one, else a KeyError."""
         scope: _Scope | None = self
@@ -208,7 +214,7 @@ class Walk:
                         source.task_output_parameter.producer_task, source.task_output_parameter.output_parameter_key
                     )
                 elif kind == "component_input_parameter":
-                    values[name] = scope.arguments[source.component_input_parameter]
+                    values[name] = scope.argument(source.component_input_parameter)
                 else:
                     values[name] = self._final_status(source.task_final_status.producer_task, scope)
             except KeyError:
@@ -223,7 +229,7 @@ class Walk:
                         source.task_output_artifact.producer_task, source.task_output_artifact.output_artifact_key
                     )
                 else:
-                    values[name] = scope.arguments[source.component_input_artifact]
+                    values[name] = scope.argument(source.component_input_artifact)
             except KeyError:
                 continue
         # Only what the pipeline itself says is filled in: what a task gave is no template.
