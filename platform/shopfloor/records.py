@@ -81,6 +81,10 @@ class Trial(Record):
     seconds: float
     status: Literal["finished", "stopped", "failed"]
     """`stopped`: ASHA ended it early."""
+    error: str = ""
+    """Why it failed, in one line."""
+    curve: list[tuple[int, float]] = []
+    """Rounds to the search's metric, as it was reported on the way."""
 
 
 class Search(Record):
@@ -90,6 +94,13 @@ class Search(Record):
     mode: Literal["min", "max"]
     best_trial_id: str
     trials: list[Trial]
+
+    def failures(self) -> str:
+        """Return how many trials failed and the first reason, in one sentence; empty where none did."""
+        failed = [trial for trial in self.trials if trial.status == "failed"]
+        if not failed:
+            return ""
+        return f"{len(failed)} of {len(self.trials)} trials failed: {failed[0].error}"
 
 
 class GateResult(Record):

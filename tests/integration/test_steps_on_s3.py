@@ -25,7 +25,7 @@ from pyarrow import fs
 from shopfloor import storage
 from shopfloor.data import features as feature_build
 from shopfloor.data import quality, versions
-from shopfloor.errors import ServiceError
+from shopfloor.errors import ServiceError, UsageError
 from shopfloor.judging import evaluate as evaluation
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import FeatureSet, Search
@@ -280,17 +280,40 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
         finished += [line] if line.startswith("trial ") else []
         if len(finished) == 3:
             break
-    time.sleep(1)  # the search writes its own state about once a second
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     _, found = search(project, features, trials=6)
 
     said = capsys.readouterr().out
-    assert "Going on with the search that was stopped." in said
-    assert said.count("trial ") <= 4  # six less the three that had finished, and one that was finishing
-    assert len(found.trials) == 6
+    done = int(re.search(r"Going on with the search that was stopped: (\d) trials are done", said)[1])
+    assert 3 <= done <= 4  # one may have finished while the third was read here
+    assert said.count("trial ") == 6 - done
+    assert len(found.trials) == len({trial.trial_id for trial in found.trials}) == 6
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in found.trials}) == 6
     assert all("validate-logloss" in trial.metrics for trial in found.trials)
+
+
+def test_trials_that_fail_are_counted_with_their_reason_and_the_others_go_on(project, features, capsys):
+    booster = "booster: {type: choice, values: [gbtree, nonsense]}"
+    edit(project, "    max_depth: {type: int", f"    {booster}\n    max_depth: {{type: int")
+
+    model, found = search(project, features, trials=4)
+
+    states = [trial.status for trial in found.trials]
+    assert len(states) == 4
+    assert 0 < states.count("failed") < 4
+    assert "nonsense" in found.failures()
+    assert found.failures().startswith(f"{states.count('failed')} of 4 trials failed: ")
+    assert capsys.readouterr().out.count(" failed: ") == states.count("failed")
+    assert model.uri
+
+
+def test_a_mistake_that_every_trial_would_make_is_told_before_the_first_one(project, features, capsys):
+    edit(project, "metric: validate-logloss", "metric: validate-loss")
+    with pytest.raises(UsageError, match="The model reports validate-auc, validate-logloss, not 'validate-loss'"):
+        search(project, features)
+    assert "trial " not in capsys.readouterr().out
 
 
 def test_a_trial_whose_worker_dies_goes_on_from_its_last_checkpoint(project, features, ray_head):
@@ -405,8 +428,25 @@ def tracking_uri(tmp_path, s3):
     psutil.wait_procs(family, timeout=10)
 
 
+def assert_the_search_shows_in_mlflow(client, experiment, run, step, found):
+    best = next(trial for trial in found.trials if trial.trial_id == found.best_trial_id)
+    for run_id in (run, step):
+        assert client.get_run(run_id).data.params["max_depth"] == str(best.params["max_depth"])
+    shown = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{step}'")
+    assert {one.data.tags["shopfloor.trial"] for one in shown} == {trial.trial_id for trial in found.trials}
+    one = next(one for one in shown if one.data.tags["shopfloor.trial"] == best.trial_id)
+    assert float(one.data.params["learning_rate"]) == best.params["learning_rate"]
+    curve = client.get_metric_history(one.info.run_id, "validate-logloss")
+    assert [(point.step, point.value) for point in curve] == [tuple(point) for point in best.curve]
+    assert [point.step for point in curve] == [10, 20]
+
+
 def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(repository, tracking_uri):
-    settings = repository.model_copy(update={"tracking_uri": tracking_uri})
+    client = tracking.connect(repository.model_copy(update={"tracking_uri": tracking_uri}))
+    experiment = client.create_experiment("flight_delays")
+    run, step = (client.create_run(experiment).info.run_id for _ in range(2))
+    update = {"tracking_uri": tracking_uri, "run_id": run, "step_run_id": step}
+    settings = repository.model_copy(update=update)
     tables, checks, joined, judged, version = map(artifact, ("tables", "checks", "features", "evaluation", "version"))
     case, numbers = "flight_delays", Metrics()
 
@@ -427,7 +467,7 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
     names = [one.path.removeprefix(root) for one in bucket.get_file_info(fs.FileSelector(root, recursive=True))]
     for expected in ("/dvc/files/md5/", "/feast/registry.db", "/features/flight_delays/", "/tune/", "/mlflow/"):
         assert any(expected in name for name in names), expected
-    client = tracking.connect(settings)
+    assert_the_search_shows_in_mlflow(client, experiment, run, step, found)
     assert registry.alias_version(client, case, registry.CHALLENGER) == number == "1"
     passport = registry.read_passport(client, case, number)
     assert passport.data.md5 == tables.metadata[storage.CONTENT_HASH]

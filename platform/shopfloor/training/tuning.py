@@ -15,20 +15,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shlex
 import shutil
 import sys
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
 from shopfloor.settings import Settings, load_settings
 from shopfloor.storage import Artifact, Metrics, filesystem, hash_directory, is_remote, join, local_copy, publish
 from shopfloor.training import cluster as ray_cluster
-from shopfloor.training import rayjob, trial
+from shopfloor.training import rayjob, shown, trial
+from shopfloor.training.contract import try_contract
+from shopfloor.training.finished import FinishedTrials
 from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +75,10 @@ def tune(
     if settings.ray_address == OWN_CLUSTER:
         _tune_on_a_cluster_of_its_own(settings, use_case, features_uri, trials, model, search, metrics)
         return
-    directory = local_copy(settings, features_uri)
+    rows = _read(settings, features_uri)
+    try_contract(use_case, rows.train, rows.validate, rows.target)
     with ray_cluster.joined(settings):
-        result, best, checkpoint = _search(settings, use_case, directory, trials)
+        result, best, checkpoint = _search(settings, use_case, rows, trials)
         with checkpoint.as_directory() as files:
             made = trial.best_model(Path(files))
             # By the model's own files: another search that ends with the same model has made the same.
@@ -78,9 +87,11 @@ def tune(
                 (target / "best_trial.json").write_text(best.model_dump_json(indent=1), encoding="utf-8")
     with publish(settings, search, "tune-search") as target:
         (target / "search.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
+    shown.show(settings, result)
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
     metrics.log_metric("trials", len(result.trials))
+    metrics.log_metric("failed_trials", sum(one.status == "failed" for one in result.trials))
 
 
 def _tune_on_a_cluster_of_its_own(
@@ -113,9 +124,14 @@ def _tune_on_a_cluster_of_its_own(
     target_fs, path = filesystem(settings, result_uri)
     with target_fs.open_input_stream(path) as stream:
         result = json.loads(stream.read())
+    own = join(settings.artifact_root, "steps") + "/"
     for artifact, made in ((model, result["model"]), (search, result["search"])):
+        if not made["uri"].startswith(own):
+            raise ShopfloorError(f"The RayJob {name} names {made['uri']}, which no step of ours published.")
         artifact.uri = made["uri"]
         artifact.metadata.update(made["metadata"])
+    text = (local_copy(settings, search.uri) / "search.json").read_text(encoding="utf-8")
+    shown.show(settings, Search.model_validate_json(text))
     for metric, value in result["metrics"].items():
         metrics.log_metric(metric, value)
 
@@ -143,67 +159,113 @@ def main(use_case: str, features_uri: str, trials: int, result_uri: str) -> None
         stream.write(json.dumps(made).encode())
 
 
-def _search(settings: Settings, use_case: UseCase, directory: Path, trials: int) -> tuple[Search, Trial, Any]:
+@dataclass(frozen=True)
+class _Rows:
+    """What a search learns from: the features and the target of two splits."""
+
+    train: pd.DataFrame
+    validate: pd.DataFrame
+    target: str
+    content: str
+    """Hash of all that `build_features` made."""
+
+
+def _read(settings: Settings, features_uri: str) -> _Rows:
     import pandas as pd
+
+    directory = local_copy(settings, features_uri)
+    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
+    columns = [*features.features, features.target]
+    train, validate = (
+        pd.read_parquet(directory / f"{name}.parquet", columns=columns) for name in ("train", "validate")
+    )
+    return _Rows(train, validate, features.target, hash_directory(directory))
+
+
+def _search(settings: Settings, use_case: UseCase, rows: _Rows, trials: int) -> tuple[Search, Trial, Any]:
+    """Return the search, its best trial and that trial's checkpoint."""
     import ray
+    from ray.train import Checkpoint
 
     section = use_case.search
-    alone = section.workers.per_trial == 1
-    resources = _resources(section.workers) if alone else {"CPU": 0.1}  # a trial of several workers waits for them
+    target_fs, root = filesystem(settings, join(settings.artifact_root, "tune"))
+    place = f"{root}/{_experiment(settings, use_case, rows.content, trials)}"
+    if not is_remote(settings.artifact_root):
+        target_fs.create_dir(place, recursive=True)
+    finished = FinishedTrials(target_fs, place, section, trials)
+    if finished.kept:
+        print(f"Going on with the search that was stopped: {len(finished.kept)} trials are done.", flush=True)  # noqa: T201
+    if len(finished.kept) < trials:
+        job = trial.Job(
+            module=f"pipelines.{use_case.name}.model",
+            section=section,
+            target=rows.target,
+            content=rows.content,
+            train=ray.put(rows.train),
+            validate=ray.put(rows.validate),
+            max_failures=MAX_FAILURES,
+            filesystem=target_fs,
+            workers_path=f"{place}/workers",
+        )
+        _run_trials(use_case, job, place, finished)
+    usable = finished.usable()
+    if not usable:
+        errors = [one.error for one in finished.failed.values()]
+        why = errors[0] if errors else f"{section.metric} was never a finite number"
+        raise ShopfloorError(
+            f"No trial of {use_case.name} finished: {why}",
+            "The log of the step says more: shopfloor runs logs latest tune",
+        )
+    best = usable[0]
+    result = Search(metric=section.metric, mode=section.mode, best_trial_id=best.trial.trial_id, trials=finished.all())
+    return result, best.trial, Checkpoint(path=best.checkpoint, filesystem=target_fs)
+
+
+def _run_trials(use_case: UseCase, job: trial.Job, place: str, finished: FinishedTrials) -> None:
+    """Let Tune run the trials that the search lacks."""
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
-    columns = [*features.features, features.target]
-    content = hash_directory(directory)
-    target_fs, root = filesystem(settings, join(settings.artifact_root, "tune"))
-    if not is_remote(settings.artifact_root):
-        target_fs.create_dir(root, recursive=True)
-    name = _experiment(settings, use_case, content, trials)
-    job = trial.Job(
-        module=f"pipelines.{use_case.name}.model",
-        section=section,
-        target=features.target,
-        content=content,
-        train=ray.put(pd.read_parquet(directory / "train.parquet", columns=columns)),
-        validate=ray.put(pd.read_parquet(directory / "validate.parquet", columns=columns)),
-        max_failures=MAX_FAILURES,
-        filesystem=target_fs,
-        workers_path=f"{root}/{name}-workers",
+    section = use_case.search
+    alone = section.workers.per_trial == 1
+    resources = _resources(section.workers) if alone else {"CPU": 0.1}  # a trial of several workers waits for them
+    known = [one.trial for one in finished.usable()]
+    tuner = Tuner(
+        with_resources(with_parameters(trial.run_alone if alone else trial.run_on_workers, job=job), resources),
+        tune_config=TuneConfig(
+            num_samples=finished.count - len(finished.kept),
+            max_concurrent_trials=section.max_concurrent,
+            search_alg=OptunaSearch(
+                _space(use_case),
+                metric=section.metric,
+                mode=section.mode,
+                # The first points of a seed are always the same: a search that goes on needs others.
+                seed=section.seed + len(finished.kept),
+                points_to_evaluate=[one.params for one in known] or None,
+                evaluated_rewards=[one.metrics[section.metric] for one in known] or None,
+            ),
+            scheduler=ASHAScheduler(
+                time_attr="rounds",
+                metric=section.metric,
+                mode=section.mode,
+                max_t=section.max_rounds,
+                grace_period=min(section.grace_rounds, section.max_rounds),
+                reduction_factor=trial.REDUCTION_FACTOR,
+            ),
+            reuse_actors=alone,
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=place,
+            storage_filesystem=job.filesystem,
+            verbose=0,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[_listener(section.metric, finished)],
+        ),
     )
-    trainable = with_resources(with_parameters(trial.run_alone if alone else trial.run_on_workers, job=job), resources)
-    if Tuner.can_restore(f"{root}/{name}", storage_filesystem=target_fs):
-        print("Going on with the search that was stopped.", flush=True)  # noqa: T201  the step's log
-        tuner = Tuner.restore(f"{root}/{name}", trainable=trainable, restart_errored=True, storage_filesystem=target_fs)
-    else:
-        tuner = Tuner(
-            trainable,
-            tune_config=TuneConfig(
-                num_samples=trials,
-                max_concurrent_trials=section.max_concurrent,
-                search_alg=OptunaSearch(_space(use_case), metric=section.metric, mode=section.mode, seed=section.seed),
-                scheduler=ASHAScheduler(
-                    time_attr="rounds",
-                    metric=section.metric,
-                    mode=section.mode,
-                    max_t=section.max_rounds,
-                    grace_period=min(section.grace_rounds, section.max_rounds),
-                    reduction_factor=trial.REDUCTION_FACTOR,
-                ),
-                reuse_actors=alone,
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=root,
-                storage_filesystem=target_fs,
-                verbose=0,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                callbacks=[_trial_lines(trials, section.metric)],
-            ),
-        )
-    return _summarize(use_case, tuner.fit())
+    tuner.fit()
 
 
 def _resources(workers: Workers) -> dict[str, float]:
@@ -228,73 +290,37 @@ def _space(use_case: UseCase) -> dict[str, Any]:
 
 def _experiment(settings: Settings, use_case: UseCase, content: str, trials: int) -> str:
     """Return the name of the search: the same for the same data, code, space and number of trials."""
-    # Tune goes on only with the very same function, so what runs a trial counts too.
     files = (settings.project_root / "pipelines" / use_case.name / "model.py", Path(trial.__file__))
     sources = [file.read_text(encoding="utf-8") for file in files]
     text = "\n".join([content, use_case.search.model_dump_json(), *sources, str(trials)])
     return f"{use_case.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _trial_lines(trials: int, metric: str) -> Any:
-    """Return the Tune callback that prints a line for each finished trial."""
+def _listener(metric: str, finished: FinishedTrials) -> Any:
+    """Return the Tune callback that keeps each trial that ends, and prints a line for it."""
     from ray.tune import Callback
 
-    class Lines(Callback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.done = 0
+    def say(text: str) -> None:
+        done = len(finished.kept) + len(finished.failed)
+        print(f"trial {done}/{finished.count} {text}", flush=True)  # noqa: T201  the step's log
+
+    class Listener(Callback):  # type: ignore[misc]
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            finished.reported(trial.trial_id, result)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self.done += 1
-            result = trial.last_result or {}
-            value, rounds = result.get(metric, float("nan")), result.get("rounds", 0)
-            print(f"trial {self.done}/{total} {metric} {value:.5f} after {rounds} rounds", flush=True)  # noqa: T201
+            numbers = trial.last_result or {}
+            # Ray Train reports the place of its workers' checkpoint, not itself.
+            place = trial.checkpoint.path if trial.checkpoint else numbers.get("checkpoint_path", "")
+            one = finished.ended(trial.trial_id, dict(trial.config or {}), numbers, place)
+            say(f"{metric} {one.metrics.get(metric, math.nan):.5f} after {one.rounds} rounds")
 
-    total = trials
-    return Lines()
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            error = str(trial.get_error() or "no reason").strip().splitlines()[-1][:300]
+            finished.broke(trial.trial_id, dict(trial.config or {}), trial.last_result or {}, error)
+            say(f"failed: {error}")
 
-
-def _summarize(use_case: UseCase, grid: Any) -> tuple[Search, Trial, Any]:
-    """Return the search, its best trial and that trial's checkpoint; a trial counts by the best model that it left."""
-    section = use_case.search
-    trials: dict[str, Trial] = {}
-    checkpoints: dict[str, Any] = {}
-    for result in grid:
-        last = result.metrics or {}
-        rounds = int(last.get("rounds", 0))
-        trial_id = str(last.get("trial_id", len(trials)))
-        state = "failed" if result.error else "finished" if rounds >= section.max_rounds else "stopped"
-        trials[trial_id] = Trial(
-            trial_id=trial_id,
-            params=dict(result.config or {}),
-            metrics={
-                name: float(value)
-                for name, value in last.get("best", {}).items()
-                if isinstance(value, int | float) and name != trial.BEST_ROUND
-            },
-            rounds=rounds,
-            seconds=float(last.get("time_total_s", 0.0)),
-            status=state,  # type: ignore[arg-type]
-        )
-        checkpoints[trial_id] = result.checkpoint or _workers_checkpoint(grid, last)
-    usable = [one for one in trials.values() if section.metric in one.metrics and checkpoints[one.trial_id] is not None]
-    if not usable:
-        errors = [str(result.error).strip().splitlines()[-1] for result in grid if result.error]
-        raise ShopfloorError(
-            f"No trial of {use_case.name} finished: {errors[0] if errors else f'none reported {section.metric!r}'}",
-            "The log of the step says more: shopfloor runs logs latest tune",
-        )
-    sign = 1 if section.mode == "min" else -1
-    best = min(usable, key=lambda one: (sign * one.metrics[section.metric], one.trial_id))
-    result = Search(metric=section.metric, mode=section.mode, best_trial_id=best.trial_id, trials=list(trials.values()))
-    return result, best, checkpoints[best.trial_id]
-
-
-def _workers_checkpoint(grid: Any, numbers: dict[str, Any]) -> Any:
-    """Return the checkpoint that the workers of a trial wrote: Ray Train reports its place, not itself."""
-    from ray.train import Checkpoint
-
-    place = numbers.get("checkpoint_path")
-    return Checkpoint(path=place, filesystem=grid.filesystem) if place else None
+    return Listener()
 
 
 if __name__ == "__main__":

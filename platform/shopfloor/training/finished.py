@@ -1,0 +1,129 @@
+"""What a search has finished, a JSON file a trial beside the checkpoints: a search that was killed goes on from there.
+
+Tune's own way back reads pickles, so whoever may write to the artifact store could run code here. These files are
+plain and checked, and a checkpoint is believed only where this search keeps its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from shopfloor.records import Record, Trial
+from shopfloor.training import trial as trials
+from shopfloor.use_case import SearchSection
+
+MAX_BYTES = 2**20
+
+
+class FinishedTrial(Record):
+    """A trial that came to its end, and where its checkpoint is."""
+
+    trial: Trial
+    checkpoint: str
+    """Path on the search's file system; empty where it left none."""
+
+
+class FinishedTrials:
+    """The trials of one search, in this process and of attempts before it."""
+
+    def __init__(self, filesystem: Any, root: str, section: SearchSection, count: int) -> None:
+        """Read what earlier attempts at the same search have left.
+
+        Args:
+            filesystem: Of pyarrow, where the search keeps its files.
+            root: The search's own directory there.
+            section: Says which metric counts.
+            count: Trials of the whole search.
+        """
+        self._filesystem = filesystem
+        self._root = root
+        self._section = section
+        self.count = count
+        self.kept = self._read()
+        """By trial id, those that finished; a trial that failed is tried again by the next attempt."""
+        self.failed: dict[str, Trial] = {}
+        self._curves: dict[str, list[tuple[int, float]]] = {}
+
+    def reported(self, trial_id: str, numbers: dict[str, Any]) -> None:
+        """Hear of a trial's numbers on its way."""
+        value = _finite(numbers.get(self._section.metric))
+        if value is not None:
+            self._curves.setdefault(trial_id, []).append((int(numbers.get("rounds", 0)), value))
+
+    def ended(self, trial_id: str, params: dict[str, Any], numbers: dict[str, Any], checkpoint: str) -> Trial:
+        """Keep a trial that came to its end."""
+        rounds = int(numbers.get("rounds", 0))
+        state = "finished" if rounds >= self._section.max_rounds else "stopped"
+        trial = self._trial(trial_id, params, numbers, state)
+        kept = FinishedTrial(trial=trial, checkpoint=checkpoint)
+        self.kept[trial_id] = kept
+        self._filesystem.create_dir(self._directory(), recursive=True)
+        with self._filesystem.open_output_stream(f"{self._directory()}/{trial_id}.json") as stream:
+            stream.write(kept.model_dump_json().encode())
+        return trial
+
+    def broke(self, trial_id: str, params: dict[str, Any], numbers: dict[str, Any], error: str) -> Trial:
+        """Remember a trial that failed, and why."""
+        self.failed[trial_id] = self._trial(trial_id, params, numbers, "failed", error)
+        return self.failed[trial_id]
+
+    def usable(self) -> list[FinishedTrial]:
+        """Return the trials that have the metric and a checkpoint, the best first."""
+        sign = 1 if self._section.mode == "min" else -1
+        usable = [one for one in self.kept.values() if self._section.metric in one.trial.metrics and one.checkpoint]
+        return sorted(usable, key=lambda one: (sign * one.trial.metrics[self._section.metric], one.trial.trial_id))
+
+    def all(self) -> list[Trial]:
+        """Return every trial that came to an end, those that failed too."""
+        return [*(one.trial for one in self.kept.values()), *self.failed.values()]
+
+    def _trial(
+        self, trial_id: str, params: dict[str, Any], numbers: dict[str, Any], state: str, error: str = ""
+    ) -> Trial:
+        # A trial counts by the best model that it left, not by the last.
+        best = {name: _finite(value) for name, value in numbers.get("best", {}).items() if name != trials.BEST_ROUND}
+        return Trial(
+            trial_id=trial_id,
+            params=params,
+            metrics={name: value for name, value in best.items() if value is not None},
+            rounds=int(numbers.get("rounds", 0)),
+            seconds=float(numbers.get("time_total_s", 0.0)),
+            status=cast(Any, state),
+            error=error,
+            curve=self._curves.get(trial_id, []),
+        )
+
+    def _directory(self) -> str:
+        return f"{self._root}/finished"
+
+    def _read(self) -> dict[str, FinishedTrial]:
+        from pyarrow import fs
+
+        kept: dict[str, FinishedTrial] = {}
+        for info in self._filesystem.get_file_info(fs.FileSelector(self._directory(), allow_not_found=True)):
+            if info.type is not fs.FileType.File or info.size > MAX_BYTES:
+                continue
+            with self._filesystem.open_input_stream(info.path) as stream:
+                text = stream.read()
+            try:
+                one = FinishedTrial.model_validate_json(text)
+            except ValidationError:  # half written, or none of ours
+                continue
+            if one.checkpoint and not self._is_own(one.checkpoint):
+                continue
+            kept[one.trial.trial_id] = one
+        return dict(list(kept.items())[: self.count])
+
+    def _is_own(self, path: str) -> bool:
+        from pyarrow import fs
+
+        inside = path.startswith(f"{self._root}/") and ".." not in path.split("/")
+        return inside and self._filesystem.get_file_info(path).type is not fs.FileType.NotFound
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None

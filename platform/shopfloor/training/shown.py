@@ -1,0 +1,67 @@
+"""A finished search in MLflow: each trial a run below its step's, with parameters and learning curve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from shopfloor.records import Search, Trial
+from shopfloor.runs.index import PARENT
+from shopfloor.runs.mlflow import connect
+from shopfloor.settings import Settings
+
+TRIAL = "shopfloor.trial"
+"""Tag of a trial's run: its id."""
+_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_AT_ONCE = 4
+
+
+def show(settings: Settings, search: Search) -> None:
+    """Record a search, where a run of MLflow stands for this step.
+
+    Args:
+        settings: `step_run_id` and `run_id` name the runs of the step and of the pipeline; both get the parameters of
+            the best trial.
+        search: What to record.
+
+    Raises:
+        ServiceError: The MLflow server does not answer.
+    """
+    if settings.step_run_id is None:
+        return
+    client = connect(settings)
+    step_run_id = settings.step_run_id
+    experiment_id = client.get_run(step_run_id).info.experiment_id
+    best = next(trial for trial in search.trials if trial.trial_id == search.best_trial_id)
+    for run_id in filter(None, (step_run_id, settings.run_id)):
+        known = client.get_run(run_id).data.params
+        client.log_batch(
+            run_id, params=_params({name: best.params[name] for name in best.params.keys() - known.keys()})
+        )
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda trial: _record(client, experiment_id, step_run_id, search, trial), search.trials))
+
+
+def _record(client: Any, experiment_id: str, step_run_id: str, search: Search, trial: Trial) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    tags = {PARENT: step_run_id, TRIAL: trial.trial_id, "mlflow.source.name": "shopfloor submit"}
+    if trial.error:
+        tags["mlflow.note.content"] = trial.error
+    if trial.trial_id == search.best_trial_id:
+        tags["shopfloor.best"] = "true"
+    name = f"trial {trial.trial_id}"
+    run = client.create_run(experiment_id, start_time=now - int(trial.seconds * 1000), tags=tags, run_name=name)
+    curve = [Metric(search.metric, value, now, rounds) for rounds, value in trial.curve]
+    ends = [Metric(f"best {name}", value, now, trial.rounds) for name, value in trial.metrics.items()]
+    client.log_batch(run.info.run_id, metrics=[*curve, *ends], params=_params(trial.params))
+    client.set_terminated(run.info.run_id, _STATUS[trial.status])
+
+
+def _params(values: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)[:6000]) for name, value in values.items()]
