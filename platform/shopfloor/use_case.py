@@ -19,6 +19,12 @@ from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.settings import Settings
 
 FILE_NAME = "use_case.yaml"
+FUNCTIONS = {
+    "features": ("source_tables", "definitions", "rows"),
+    "model": ("prepare", "train", "save", "load", "predict"),
+    "expectations": ("suites",),
+}
+"""What each module of a use case defines at least."""
 Interval = tuple[dt.date, dt.date]
 
 
@@ -284,6 +290,29 @@ def import_code(use_case: str, module: str) -> ModuleType:
         raise NotFoundError(
             f"Use case {use_case!r} has no {module}.py.", f"Write pipelines/{use_case}/{module}.py."
         ) from error
+
+
+def missing_code(settings: Settings, name: str) -> list[str]:
+    """Return the functions that a use case's modules lack, as `model.py: save`; read, not imported."""
+    import ast
+
+    missing: list[str] = []
+    for module, functions in FUNCTIONS.items():
+        file = settings.project_root / "pipelines" / name / f"{module}.py"
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError) as error:
+            missing.append(f"{module}.py: {'there is none' if isinstance(error, FileNotFoundError) else error}")
+            continue
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for node in tree.body:
+            if isinstance(node, ast.Assign):
+                names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {alias.asname or alias.name for alias in node.names}
+        if "*" not in names:
+            missing += [f"{module}.py: {function}" for function in functions if function not in names]
+    return missing
 
 
 def list_use_cases(settings: Settings) -> list[str]:

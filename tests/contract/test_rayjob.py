@@ -127,6 +127,7 @@ def server(tmp_path, monkeypatch):
         monkeypatch.setenv("KUBECONFIG", str(file))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
         monkeypatch.setattr(rayjob, "POLL_S", 0.05)
+        monkeypatch.setattr(rayjob, "PATIENCE_S", 0.0)
         pod = {"metadata": {"name": "submitter", "namespace": "team-a"}, "spec": {"containers": []}}
         running.on("GET", PODS, Answer(body={"kind": "PodList", "apiVersion": "v1", "items": [pod]}))
         running.on("GET", f"{PODS}/submitter/log", Answer(body="trial 1/2\n"), Answer(body="trial 1/2\ntrial 2/2\n"))
@@ -168,6 +169,44 @@ def test_a_step_that_is_tried_again_goes_on_with_the_running_job(server, capsys)
     server.on("GET", f"{JOBS}/{NAME}", state("Complete", "SUCCEEDED"))
     rayjob.run(settings(), NAME, "python -m x", ONE)
     assert "is there already: going on with it." in capsys.readouterr().out
+
+
+def test_a_job_that_failed_before_makes_way_for_the_next_attempt(server, capsys):
+    server.on("POST", JOBS, Answer(409, {"reason": "AlreadyExists"}), Answer(201, {"metadata": {"name": NAME}}))
+    server.on(
+        "GET",
+        f"{JOBS}/{NAME}",
+        state("Failed", "FAILED", reason="AppFailed"),
+        state("Failed", "FAILED"),  # its pods are ending
+        Answer(404, {"message": "gone"}),
+        state("Complete", "SUCCEEDED"),
+    )
+    rayjob.run(settings(), NAME, "python -m x", ONE)
+    assert len(server.asked("DELETE", f"{JOBS}/{NAME}")) == 1
+    assert len(server.asked("POST", JOBS)) == 2
+    said = capsys.readouterr().out
+    assert "failed before, and makes way: Failed FAILED AppFailed" in said
+    assert "is created." in said
+
+
+def test_an_api_server_that_restarts_does_not_fail_the_step(server, monkeypatch):
+    monkeypatch.setattr(rayjob, "PATIENCE_S", 60.0)
+    lost = Answer(drop=True)
+    server.on("POST", JOBS, Answer(503), lost, Answer(409, {"reason": "AlreadyExists"}))
+    server.on("GET", f"{JOBS}/{NAME}", Answer(500), state("Running", "RUNNING"), lost, state("Complete", "SUCCEEDED"))
+    rayjob.run(settings(), NAME, "python -m x", ONE)
+    assert len(server.asked("POST", JOBS)) == 3
+
+
+def test_in_a_pod_the_job_belongs_to_the_workflow_of_the_pod(server, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setattr("socket.gethostname", lambda: "step-pod")
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "u1"}
+    metadata = {"name": "step-pod", "namespace": "team-a", "uid": "u2", "ownerReferences": [workflow]}
+    server.on("GET", f"{PODS}/step-pod", Answer(body={"metadata": metadata, "spec": {"containers": []}}))
+    server.on("GET", f"{JOBS}/{NAME}", state("Complete", "SUCCEEDED"))
+    rayjob.run(settings(), NAME, "python -m x", ONE)
+    assert server.asked("POST", JOBS)[0].body["metadata"]["ownerReferences"] == [workflow]
 
 
 def test_a_job_that_fails_says_why(server):

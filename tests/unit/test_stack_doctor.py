@@ -23,8 +23,7 @@ def project(tmp_path, monkeypatch):
     root = tmp_path / "project"
     monkeypatch.setenv("SHOPFLOOR_PROJECT_ROOT", str(root))
     shutil.copytree(ROOT / "platform" / "profiles", root / "platform" / "profiles")
-    (root / "pipelines" / "flight_delays").mkdir(parents=True)
-    shutil.copy(ROOT / "pipelines" / "flight_delays" / "use_case.yaml", root / "pipelines" / "flight_delays")
+    shutil.copytree(ROOT / "pipelines" / "flight_delays", root / "pipelines" / "flight_delays")
     (root / "requirements").mkdir()
     (root / "requirements" / "runtime.txt").write_text(
         f"psutil=={metadata.version('psutil')} \\\n    --hash=sha256:0\n"
@@ -79,6 +78,20 @@ def test_a_broken_use_case_is_named_with_file_line_and_key(project):
     file.write_text(file.read_text().replace("service: flight_delays", "servise: flight_delays"))
 
     assert "use_case.yaml:9: features.servise: unknown key" in found("use cases", "fail").message
+
+
+def test_a_use_case_that_lacks_a_function_or_bounds_no_metric_is_named(project):
+    folder = project / "pipelines" / "flight_delays"
+    code = (folder / "model.py").read_text()
+    (folder / "model.py").write_text(code.replace("def save(", "def store("))
+    (folder / "expectations.py").unlink()
+    assert "lacks model.py: save; expectations.py: there is none" in found("use cases", "fail").message
+
+    text = (folder / "use_case.yaml").read_text()
+    (folder / "use_case.yaml").write_text(text.replace("log_loss: {max: 0.45}", "logloss: {max: 0.45}"))
+    broken = found("use cases", "fail")
+    assert broken.message == "flight_delays: A gate bounds 'logloss', which is no metric."
+    assert "Known metrics: " in broken.remedy
 
 
 def test_a_broken_profile_is_one_failing_line(project):

@@ -11,6 +11,18 @@ from shopfloor.records import GateResult, LiveNumbers, SliceResult
 from shopfloor.use_case import Bound, GatesSection, LiveGates
 
 
+def require_known(gates: GatesSection, task: Task = "binary") -> None:
+    """Check that every gate bounds a metric that there is.
+
+    Raises:
+        UsageError: One does not.
+    """
+    for name in (*gates.metrics, *gates.slices, *gates.champion):
+        metric_named(name, of_test_set(task))
+    for name in (*gates.live.metrics, *gates.live.champion):
+        metric_named(name, of_requests(task))
+
+
 def judge(
     gates: GatesSection,
     metrics: Mapping[str, float],

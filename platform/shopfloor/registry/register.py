@@ -139,9 +139,10 @@ def _describe(client: Any, use_case: UseCase, passport: Passport, run_id: str) -
 
     from mlflow.entities import Metric
 
-    version = client.get_model_version(use_case.name, passport.version)
+    # MLflow leaves model_id out of what it answers here.
+    model_id = client.get_model_version(use_case.name, passport.version).source.rpartition("/")[2]
     now = int(time.time() * 1000)
-    numbers = [Metric(name, value, now, 0, model_id=version.model_id) for name, value in passport.metrics.items()]
+    numbers = [Metric(name, value, now, 0, model_id=model_id) for name, value in passport.metrics.items()]
     client.log_batch(run_id, metrics=numbers)
     rows = [
         f"| {gate.gate} | {gate.bound} | {'' if gate.value is None else format(gate.value, '.4g')} "

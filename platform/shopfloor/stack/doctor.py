@@ -238,7 +238,8 @@ def _configuration(settings: Settings, overridden: list[str]) -> Iterator[Findin
 
 
 def _use_cases(settings: Settings) -> Iterator[Finding]:
-    from shopfloor.use_case import list_use_cases, load_use_case
+    from shopfloor.judging.gates import require_known
+    from shopfloor.use_case import list_use_cases, load_use_case, missing_code
 
     names = list_use_cases(settings)
     if not names:
@@ -246,11 +247,18 @@ def _use_cases(settings: Settings) -> Iterator[Finding]:
         yield Finding(subject="use cases", verdict="warn", message=message, remedy="Write a use_case.yaml.")
     for name in names:
         try:
-            load_use_case(settings, name)
+            require_known(load_use_case(settings, name).gates)
         except ShopfloorError as error:
-            yield Finding(subject="use cases", verdict="fail", message=error.message, remedy=error.remedy)
-        else:
-            yield Finding(subject="use cases", verdict="ok", message=f"{name} is valid")
+            message = error.message if name in error.message else f"{name}: {error.message}"
+            yield Finding(subject="use cases", verdict="fail", message=message, remedy=error.remedy)
+            continue
+        missing = missing_code(settings, name)
+        yield Finding(
+            subject="use cases",
+            verdict="fail" if missing else "ok",
+            message=f"{name} lacks {_some(missing)}" if missing else f"{name} is valid",
+            remedy="docs/how-to/add-a-use-case.md says what each function does." if missing else "",
+        )
 
 
 def _object_store(settings: Settings) -> Iterator[Finding]:

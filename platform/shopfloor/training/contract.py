@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import DataError, UsageError, first_line
-from shopfloor.use_case import Choice, UseCase
+from shopfloor.use_case import FUNCTIONS, Choice, UseCase
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FUNCTIONS = ("prepare", "train", "save", "load", "predict")
-"""What every model.py defines."""
 SAMPLE_ROWS = 5000
 
 
@@ -39,7 +37,7 @@ def try_contract(use_case: UseCase, train: pd.DataFrame, validate: pd.DataFrame,
             "Mend features.split in use_case.yaml, or look at the labels.",
         )
     code = use_case.code("model")
-    missing = [name for name in FUNCTIONS if not hasattr(code, name)]
+    missing = [name for name in FUNCTIONS["model"] if not hasattr(code, name)]
     if missing:
         raise UsageError(
             f"model.py of {use_case.name} defines no {missing[0]}().",

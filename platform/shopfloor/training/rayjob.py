@@ -1,7 +1,8 @@
 """A command on a Ray cluster of its own: a KubeRay RayJob in the team's namespace, admitted by Kueue.
 
 The step that asks for it waits, hands on its log, and deletes it when it is cancelled. The name is made of what is
-asked for, so that a step which is tried again joins the job that is running.
+asked for, so that a step which is tried again joins the job that is running; one that has failed makes way for it.
+In a pod, the job belongs to what the pod belongs to (Argo's Workflow), and goes with it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import math
 import os
 import re
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 NAME_LENGTH = 40
 """KubeRay appends to it, and a name holds 63 characters at most."""
 POLL_S = 3.0
+PATIENCE_S = 300.0
+"""How long the Kubernetes API may fail, one question after another, before the step does: an API server restarts."""
 TTL_S = 3600
 """How long a finished job stays to be looked at."""
 HEAD = {"cpu": "1", "memory": "4Gi"}
@@ -180,17 +184,31 @@ class _Jobs:
         self._custom, self._core = self._apis()
 
     def create(self, job: dict[str, Any]) -> None:
-        from kubernetes.client import ApiException
+        """Create the job, or go on with one of the name that has not failed."""
+        owners = self._owners()
+        if owners:
+            job = job | {"metadata": job["metadata"] | {"ownerReferences": owners}}
+        while not self._created(job):
+            status = self._status()
+            if status is not None and not _has_failed(status):
+                self._say("is there already: going on with it.")
+                return
+            if status is not None:
+                self._say(f"failed before, and makes way: {self._in_words(status)}")
+                self.delete()
+            while self._status() is not None:  # its pods go before it
+                time.sleep(POLL_S)
+        self._say("is created.")
 
-        try:
+    def _created(self, job: dict[str, Any]) -> bool:
+        """Create the job; `False` where one of the name is there."""
+
+        def create() -> bool:
             self._custom.create_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, job, **self._limit())
-            print(f"RayJob {self._namespace}/{self._name} is created.", flush=True)  # noqa: T201  the step's log
-        except ApiException as error:
-            if error.status != 409:
-                raise self._refused(error, "create") from error
-            print(f"RayJob {self._namespace}/{self._name} is there already: going on with it.", flush=True)  # noqa: T201
-        except Exception as error:
-            raise self._silent(error) from error
+            return True
+
+        # A creation whose answer was lost is found by its name when it is tried again.
+        return bool(self._patiently("create", create, {409: False}))
 
     def wait(self) -> None:
         """Return when the job has succeeded.
@@ -198,18 +216,21 @@ class _Jobs:
         Raises:
             ShopfloorError: It failed, or somebody deleted it.
         """
-        said = ""
+        before = ""
         while True:
             status = self._status()
-            state = status.get("jobDeploymentStatus", "")
+            if status is None:
+                raise ShopfloorError(
+                    f"RayJob {self._namespace}/{self._name} was deleted.", "Submit again to begin a new one."
+                )
             words = self._in_words(status)
-            if words != said:
-                print(f"RayJob {self._namespace}/{self._name}: {words}", flush=True)  # noqa: T201
-                said = words
+            if words != before:
+                self._say(words, ": ")
+                before = words
             self._hand_on_log()
-            if status.get("jobStatus") == "SUCCEEDED" or state == "Complete":
+            if status.get("jobStatus") == "SUCCEEDED" or status.get("jobDeploymentStatus") == "Complete":
                 return
-            if status.get("jobStatus") in {"FAILED", "STOPPED"} or state == "Failed":
+            if _has_failed(status):
                 raise ShopfloorError(
                     f"RayJob {self._namespace}/{self._name} failed: {words}",
                     f"Its log stands above; kubectl describe rayjob -n {self._namespace} {self._name}",
@@ -222,27 +243,59 @@ class _Jobs:
             self._custom.delete_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL, self._name, **self._limit()
             )
-            print(f"RayJob {self._namespace}/{self._name} is deleted.", flush=True)  # noqa: T201
+            self._say("is deleted.")
         except Exception as error:
-            print(f"RayJob {self._namespace}/{self._name} was not deleted: {first_line(error, 200)}", flush=True)  # noqa: T201
+            self._say(f"was not deleted: {first_line(error, 200)}")
 
-    def _status(self) -> dict[str, Any]:
-        from kubernetes.client import ApiException
+    def _say(self, text: str, between: str = " ") -> None:
+        print(f"RayJob {self._namespace}/{self._name}{between}{text}", flush=True)  # noqa: T201  the step's log
 
-        try:
-            job = self._custom.get_namespaced_custom_object(
+    def _status(self) -> dict[str, Any] | None:
+        """Return the job's status, `None` where there is no such job."""
+
+        def get() -> Any:
+            return self._custom.get_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL, self._name, **self._limit()
             )
-        except ApiException as error:
-            if error.status == 404:
-                raise ShopfloorError(
-                    f"RayJob {self._namespace}/{self._name} was deleted.", "Submit again to begin a new one."
-                ) from error
-            raise self._refused(error, "get") from error
-        except Exception as error:
-            raise self._silent(error) from error
+
+        job = self._patiently("get", get, {404: None})
+        if job is None:
+            return None
         status: dict[str, Any] = job.get("status") or {}
         return status | {"suspended": bool((job.get("spec") or {}).get("suspend"))}
+
+    def _patiently(self, verb: str, ask: Callable[[], Any], answers: dict[int, Any]) -> Any:
+        """Return what the API answers, asked again while it is silent or fails; `answers` are those to a status."""
+        from kubernetes.client import ApiException
+
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except ApiException as error:
+                if error.status in answers:
+                    return answers[error.status]
+                failure = self._refused(error, verb)
+                if error.status not in {429, 500, 502, 503, 504} or time.monotonic() > deadline:
+                    raise failure from error
+            except Exception as error:
+                failure = self._silent(error)
+                if time.monotonic() > deadline:
+                    raise failure from error
+            self._say(f"waits: {failure.message}", ": ")
+            time.sleep(POLL_S)
+
+    def _owners(self) -> list[dict[str, Any]]:
+        """Return the reference to what this step's pod belongs to, or to the pod; none outside a pod of the namespace."""
+        if "KUBERNETES_SERVICE_HOST" not in os.environ:
+            return []
+        # Without the right to read pods, or in another namespace, the job only lacks an owner.
+        with contextlib.suppress(Exception):
+            pod = self._core.read_namespaced_pod(socket.gethostname(), self._namespace, **self._limit())
+            for owner in pod.metadata.owner_references or []:
+                return [{"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid}]
+            return [{"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}]
+        return []
 
     def _in_words(self, status: dict[str, Any]) -> str:
         if status["suspended"]:
@@ -308,6 +361,10 @@ class _Jobs:
     def _silent(self, error: Exception) -> ServiceError:
         said = first_line(error, 200)
         return ServiceError(f"The Kubernetes API does not answer: {said}.", "Try again: the job goes on.")
+
+
+def _has_failed(status: dict[str, Any]) -> bool:
+    return status.get("jobStatus") in {"FAILED", "STOPPED"} or status.get("jobDeploymentStatus") == "Failed"
 
 
 @contextlib.contextmanager
