@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import FeatureSet
@@ -55,8 +55,9 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         metrics: Gets the rows of each split and the number of features.
 
     Raises:
-        DataError: A split has no rows.
-        UsageError: The definitions have no feature service of the name that use_case.yaml gives.
+        DataError: A split has no rows, or a feature or a label is no number.
+        UsageError: `rows` of features.py lacks a column, or the definitions have no feature service of the name that
+            use_case.yaml gives.
     """
     use_case = load_use_case(settings, use_case_name)
     code = use_case.code("features")
@@ -67,6 +68,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         code.source_tables(tables, made)
         sources = keep_sources(settings, use_case, made)
         rows = code.rows(tables)
+        require_rows(rows, use_case.features.target)
         frame, names = _join(settings, use_case, code, sources, made, rows)
     target = use_case.features.target
     entities = [name for name in rows.columns if name not in {TIME, target}]
@@ -181,10 +183,55 @@ def _join(
         answers.append(_ask(store, wanted, frame[[*sorted(view.join_keys), TIME]], changes))
     frame = pd.concat([frame, *answers], axis=1)
     for name in names:
-        kind = "int64" if frame[name].dtype.kind in "iu" else "float64"
-        if frame[name].dtype != kind:
-            frame[name] = frame[name].astype(kind)
+        frame[name] = as_numbers(frame[name])
     return frame, names
+
+
+def require_rows(rows: pd.DataFrame, target: str) -> None:
+    """Check that what `rows` of a features.py returned has times, and a number as label in each row.
+
+    Raises:
+        UsageError: A column is not there.
+        DataError: The labels are no numbers, or some are missing.
+    """
+    for column, remedy in ((TIME, "Name the time so."), (target, "Mend features.target in use_case.yaml.")):
+        if column not in rows.columns:
+            columns = ", ".join(map(str, rows.columns))
+            raise UsageError(f"rows() of features.py returns no column {column!r}, but {columns}.", remedy)
+    missing = int(rows[target].isna().sum())
+    if missing:
+        raise DataError(
+            f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave them out of rows()."
+        )
+    if as_numbers(rows[target], "label").dtype.kind not in "if":
+        raise DataError(f"The label {target!r} is no number.", "Make it one in rows().")
+
+
+def as_numbers(column: pd.Series[Any], what: str = "feature") -> pd.Series[Any]:
+    """Return a column as int64 or float64.
+
+    Raises:
+        DataError: It holds something that is no number.
+    """
+    kind: Literal["int64", "float64"] = "int64" if column.dtype.kind in "iu" else "float64"
+    if column.dtype == kind:
+        return column
+    try:
+        return column.astype(kind)
+    except (ValueError, TypeError) as error:
+        wrong = next((value for value in column.dropna() if not _is_number(value)), column.dtype)
+        raise DataError(
+            f"The {what} {column.name!r} holds {wrong!r}: a {what} is a number.",
+            "Turn it into numbers in features.py, e.g. a column for each of its values.",
+        ) from error
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _changes(view: Any, file: Path) -> Any:

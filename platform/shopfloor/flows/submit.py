@@ -22,6 +22,7 @@ from shopfloor.engines.base import StepState
 from shopfloor.engines.local import LocalRun
 from shopfloor.errors import NotFoundError, ShopfloorError
 from shopfloor.flows.promote import effect_holds
+from shopfloor.judging.gates import require_known
 from shopfloor.pipeline.compilation import Compiled, compile_pipeline, parse_parameters, require_parameters, run_key
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
@@ -193,7 +194,7 @@ def read(
         arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
     require_parameters(compiled, arguments)
     if "use_case" in arguments:
-        load_use_case(settings, arguments["use_case"])
+        require_known(load_use_case(settings, arguments["use_case"]).gates)
     return compiled, arguments
 
 
@@ -317,10 +318,16 @@ class _Run:
         if failure is not None:
             return self.finish("failed", f"The run failed: {failure}")
         if isinstance(evaluation, Evaluation) and not evaluation.passed:
-            return self.finish("gate_missed", missed_gates(evaluation))
+            return self.finish("gate_missed", f"{missed_gates(evaluation)}{self._failed_trials()}")
         if self._version is not None:
-            return self.finish("succeeded", f"Version {self._version} is the champion.")
-        return self.finish("succeeded", "Every step succeeded.")
+            return self.finish("succeeded", f"Version {self._version} is the champion.{self._failed_trials()}")
+        return self.finish("succeeded", f"Every step succeeded.{self._failed_trials()}")
+
+    def _failed_trials(self) -> str:
+        """Return what is to be said of trials that failed though the search did not."""
+        search = self._records.get("search")
+        failures = search.failures() if isinstance(search, Search) else ""
+        return f" {failures.rstrip('.')}." if failures else ""
 
     def finish(self, state: State, message: str) -> Outcome:
         """Mark what did not run, log the report and close the run's record."""

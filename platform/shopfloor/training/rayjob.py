@@ -286,7 +286,7 @@ class _Jobs:
             time.sleep(POLL_S)
 
     def _owners(self) -> list[dict[str, Any]]:
-        """Return the reference to what this step's pod belongs to, or to the pod; none outside a pod of the namespace."""
+        """Return a reference to what this step's pod belongs to, or to the pod; none outside a pod of the namespace."""
         if "KUBERNETES_SERVICE_HOST" not in os.environ:
             return []
         # Without the right to read pods, or in another namespace, the job only lacks an owner.

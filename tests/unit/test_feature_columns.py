@@ -1,0 +1,41 @@
+"""What features.py gives is checked by column: features and labels are numbers, and a missing one is named."""
+
+import pandas as pd
+import pytest
+from shopfloor.data.features import TIME, as_numbers, require_rows
+from shopfloor.errors import DataError, UsageError
+
+ROWS = pd.DataFrame({TIME: pd.to_datetime(["2013-01-01", "2013-01-02"], utc=True), "late": [0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([1, 2], "int64"), ([True, False], "float64"), ([1.5, None], "float64"), (["1", "2.5"], "float64")],
+)
+def test_what_can_be_read_as_numbers_is(values, kind):
+    assert as_numbers(pd.Series(values, name="a")).dtype == kind
+
+
+def test_a_feature_of_text_is_named_with_what_it_holds():
+    column = pd.Series([None, "3", "drizzle"], name="weather")
+    with pytest.raises(DataError, match="The feature 'weather' holds 'drizzle': a feature is a number"):
+        as_numbers(column)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [True, False], [0.5, 2.0]])
+def test_labels_may_be_numbers_or_yes_and_no(labels):
+    require_rows(ROWS.assign(late=labels), "late")
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "kind", "why"),
+    [
+        (ROWS, "delayed", UsageError, f"returns no column 'delayed', but {TIME}, late"),
+        (ROWS.drop(columns=TIME), "late", UsageError, f"returns no column '{TIME}', but late"),
+        (ROWS.assign(late=["no", "yes"]), "late", DataError, "The label 'late' holds 'no': a label is a number"),
+        (ROWS.assign(late=[1.0, None]), "late", DataError, "The label 'late' is missing in 1 of 2 rows"),
+    ],
+)
+def test_a_wrong_target_is_named_with_what_there_is(rows, target, kind, why):
+    with pytest.raises(kind, match=why):
+        require_rows(rows, target)
