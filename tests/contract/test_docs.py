@@ -151,5 +151,28 @@ def test_a_use_case_meets_the_schema(file):
     )
 
 
+def test_the_example_of_a_scikit_learn_model_does_what_a_search_asks_of_it():
+    import types
+
+    import numpy as np
+    import pandas as pd
+    from shopfloor.settings import Settings
+    from shopfloor.training.contract import try_contract
+    from shopfloor.use_case import load_use_case
+
+    text = (PROJECT / "docs/how-to/add-a-use-case.md").read_text()
+    module = types.ModuleType("model")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], vars(module))  # noqa: S102
+
+    class Example(UseCase):
+        def code(self, name):
+            return module
+
+    content = load_use_case(Settings(project_root=PROJECT), "flight_delays").model_dump(by_alias=True)
+    content["search"]["space"] = {"max_depth": {"type": "int", "low": 2, "high": 3}}
+    rows = pd.DataFrame({"a": np.arange(200.0), "late": np.arange(200) % 3 == 0})
+    try_contract(Example.model_validate(content), rows, rows, "late")
+
+
 if __name__ == "__main__":
     SCHEMA.write_text(schema_text(), encoding="utf-8")
