@@ -32,6 +32,7 @@ from argo_workflows.model.io_argoproj_workflow_v1alpha1_workflow_terminate_reque
 from argo_workflows.model_utils import validate_and_convert_types
 from kfp import dsl
 from shopfloor.engines.argo import client as argo_client
+from shopfloor.engines.argo import engine as argo_engine
 from shopfloor.engines.argo.engine import ArgoEngine
 from shopfloor.engines.base import Job
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageError
@@ -44,6 +45,7 @@ RUN = "0123456789abcdef0123456789abcdef"
 WORKFLOWS = "/api/v1/workflows/team-a"
 LINT = f"{WORKFLOWS}/lint"
 NAME = "two-steps-0123456789ab"
+HOOK = {"nodeFlag": {"hooked": True}}
 MODELS = {
     ("POST", WORKFLOWS): IoArgoprojWorkflowV1alpha1WorkflowCreateRequest,
     ("POST", LINT): IoArgoprojWorkflowV1alpha1WorkflowLintRequest,
@@ -141,6 +143,11 @@ def test_a_schedule_is_a_cron_workflow(server, job):
         ({"status": {"phase": "Failed"}}, "failed"),
         ({"status": {"phase": "Error"}}, "failed"),
         ({"status": {"phase": "Failed"}, "spec": {"shutdown": "Stop"}}, "killed"),
+        # Argo lets a workflow succeed whose exit task failed.
+        (
+            {"status": {"phase": "Succeeded", "nodes": {"x": {"nodeFlag": {"hooked": True}, "phase": "Error"}}}},
+            "failed",
+        ),
     ],
 )
 def test_the_phase_of_a_workflow_is_the_state_of_the_run(server, found, state):
@@ -311,6 +318,47 @@ def test_a_pod_that_prints_nothing_says_what_it_waits_for(server):
 
     assert engine.status(f"team-a/{NAME}") == "pending"
     assert "Kueue may hold it in the queue team-a-queue" in "\n".join(engine.logs(f"team-a/{NAME}"))
+
+
+def pod(number, task, phase, message="", **more):
+    inputs = {"parameters": [{"name": "task-name", "value": task}]}
+    named = {"id": f"{NAME}-{number}", "displayName": f"{task}(0)", "templateName": "x", "inputs": inputs}
+    return {f"{NAME}-{number}": {"type": "Pod", "phase": phase, "message": message, **named, **more}}
+
+
+def test_the_steps_of_a_run_are_those_of_its_pods_whatever_their_image(server):
+    nodes = {
+        **pod(1, "fetch", "Failed", "Error (exit code 1)", startedAt="2026-11-20T10:00:00Z"),
+        **pod(2, "fetch", "Succeeded", startedAt="2026-11-20T10:00:05Z", finishedAt="2026-11-20T10:00:08Z"),
+        **pod(3, "train", "Pending", "ImagePullBackOff: Back-off pulling image", startedAt="2026-11-20T10:00:09Z"),
+        f"{NAME}-9": {"type": "Retry", "displayName": "fetch", "children": [f"{NAME}-1", f"{NAME}-2"]},
+        f"{NAME}-0": {"type": "DAG", "displayName": "root"},
+    }
+    server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow() | {"status": {"phase": "Running", "nodes": nodes}}))
+
+    fetch, train = ArgoEngine(settings(server.url)).steps(f"team-a/{NAME}")
+
+    assert (fetch.name, fetch.state, fetch.seconds) == ("fetch", "succeeded", 3.0)
+    assert (train.name, train.state, train.error) == (
+        "train",
+        "pending",
+        "ImagePullBackOff: Back-off pulling image",
+    )
+
+
+def test_a_run_that_is_watched_says_once_why_a_step_waits(server, monkeypatch):
+    monkeypatch.setattr(argo_engine, "QUIET_S", 0.05)
+    waits = pod(1, "train", "Pending", "Unschedulable: 0/1 nodes are available")
+    held, ended = (
+        Answer(body=workflow() | {"status": {"phase": phase, "nodes": waits}}) for phase in ("Running", "Failed")
+    )
+    server.on("GET", f"{WORKFLOWS}/{NAME}", held, held, held, ended)
+    server.on("GET", f"{WORKFLOWS}/{NAME}/log", Answer(lines=[], silent_s=0.5))
+
+    lines = list(ArgoEngine(settings(server.url)).logs(f"team-a/{NAME}", follow=True))
+
+    assert lines[0] == "train waits: Unschedulable: 0/1 nodes are available"
+    assert sum(line.startswith("train waits") for line in lines) == 1
 
 
 def test_a_server_that_is_down_is_one_line(monkeypatch, job):

@@ -194,7 +194,7 @@ def test_a_run_is_stopped_and_retried(server):
     assert [one.path for one in server.heard] == [f"{API}/runs/r1:terminate", f"{API}/runs/r1:retry"]
 
 
-def test_the_log_of_a_run_is_that_of_its_pods(server):
+def test_steps_and_log_of_a_run_are_those_of_its_pods(server):
     tasks = [
         {"display_name": "add", "state": "SUCCEEDED", "child_tasks": [{"pod_name": "x-system-container-impl-1"}]},
         {"display_name": "add-2", "state": "SUCCEEDED", "child_tasks": [{"pod_name": "x-system-container-impl-2"}]},
@@ -207,6 +207,7 @@ def test_the_log_of_a_run_is_that_of_its_pods(server):
         server.on("GET", path, Answer(body=text))
     engine = KfpEngine(settings(server.url))
 
+    assert [(step.name, step.state) for step in engine.steps("r1")] == [("add", "succeeded"), ("add-2", "succeeded")]
     assert list(engine.logs("r1")) == ["--- add", "one", "--- add-2", "two", "three"]
     assert list(engine.logs("r1", "add-2", follow=True)) == ["two", "three"]
     with pytest.raises(NotFoundError, match="kubectl logs -n team-a -l pipeline/runid=r1 -c main"):

@@ -49,15 +49,16 @@ def show(context: typer.Context, run_id: RunArgument, as_json: JsonOption = Fals
     """Show a run: outcome, parameters, metrics, steps."""
     from shopfloor.runs import index as run_records
 
-    _, client = _connect(context)
-    show_run(client, run_records.find_run(client, run_id), as_json)
+    settings, client = _connect(context)
+    show_run(settings, client, run_records.find_run(client, run_id), as_json)
 
 
-def show_run(client: Any, run: Any, as_json: bool) -> None:
-    """Print what is recorded of a run."""
+def show_run(settings: Settings, client: Any, run: Any, as_json: bool) -> None:
+    """Print what is recorded of a run, and what its engine knows of it."""
+    from shopfloor.flows import runs as control
     from shopfloor.runs import index as run_records
 
-    steps = run_records.steps_of(client, run)
+    steps = control.steps(settings, client, run)
     if as_json:
         render.emit_json(
             {

@@ -150,7 +150,7 @@ def _watch(settings: Settings, outcome: Submitted, run_id: str, as_json: bool) -
         render.progress(f"The run goes on. To stop it: shopfloor runs stop {run_id}")
         raise
     run = client.get_run(run_id)
-    show_run(client, run, as_json)
+    show_run(settings, client, run, as_json)
     if run.data.tags.get(run_records.STATE) != "succeeded":
         raise typer.Exit(1)
 

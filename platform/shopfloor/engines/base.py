@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from shopfloor.pipeline.results import Outputs
+from shopfloor.records import StepRecord
 
 StepState = Literal["cached", "succeeded", "failed", "killed"]
 RunState = Literal["pending", "running", "succeeded", "gate_missed", "failed", "killed"]
@@ -52,6 +53,20 @@ class Job:
     """This step and what follows it run even where their results are known."""
     function: str | None = None
     """Which of the file's pipelines."""
+
+
+@runtime_checkable
+class KnowsSteps(Protocol):
+    """An engine that can tell of the steps of a run, also of those that record nothing themselves."""
+
+    def steps(self, engine_run: str) -> list[StepRecord]:
+        """Return the steps in the order in which they began; one that waits has the reason as its error.
+
+        Raises:
+            NotFoundError: There is no such run here.
+            ServiceError: The engine's service does not answer, or refuses.
+        """
+        ...
 
 
 class Engine(Protocol):

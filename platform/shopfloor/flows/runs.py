@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shopfloor.engines.base import Engine
+from shopfloor.engines.base import Engine, KnowsSteps
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.flows.dispatch import Submitted, engine_of, engine_url, start, submitted
 from shopfloor.flows.submit import Outcome, Submission, View, missed_gates
@@ -158,6 +158,16 @@ def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
     return start(_at(settings, run), engine, asked, view)
 
 
+def steps(settings: Settings, client: Any, run: Any) -> list[StepRecord]:
+    """Return the steps of a run: those that are recorded, then those of which only its engine knows.
+
+    A step in somebody else's image records nothing, and one that waits has not begun to. Where the engine cannot be
+    asked, a warning says so.
+    """
+    recorded = run_records.steps_of(client, run)
+    return recorded + _unrecorded(settings, run, recorded)
+
+
 def logs(settings: Settings, client: Any, run: Any, step: str | None = None, follow: bool = False) -> Iterator[str]:
     """Yield what the steps of a run printed, or one of them; with `follow`, a run that goes on until it ends.
 
@@ -172,9 +182,13 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
             yield from _engine(settings, run).logs(_engine_run(run), step, follow=True)
         return
     records = run_records.steps_of(client, run)
+    others = dict.fromkeys(record.name for record in _unrecorded(settings, run, records))
     wanted = [record for record in records if step in {None, record.name}]
+    if step in others:
+        yield from _engine(settings, run).logs(_engine_run(run), step)
+        return
     if step is not None and not wanted:
-        known = ", ".join(record.name for record in records) or "none yet"
+        known = ", ".join([*dict.fromkeys(record.name for record in records), *others]) or "none yet"
         raise NotFoundError(f"Run {run.info.run_id!r} has no step {step!r}.", f"It has {known}.")
     written = 0
     for record in wanted:
@@ -185,6 +199,10 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
             yield from text.splitlines()
     if not written and not _is_local(run):
         yield from _engine(settings, run).logs(_engine_run(run), step)
+        return
+    for other in others:
+        yield f"--- {other}"
+        yield from _engine(settings, run).logs(_engine_run(run), other)
 
 
 def watch(settings: Settings, client: Any, run_id: str) -> Iterator[str]:
@@ -211,6 +229,23 @@ def submission_of(run: Any) -> Submission:
     if not text:
         raise NotFoundError(f"Run {run.info.run_id} does not say what it was asked for.", "Submit its pipeline again.")
     return Submission.model_validate_json(text)
+
+
+def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> list[StepRecord]:
+    """Return the steps of which the run's engine knows, and of which there is no record."""
+    if _is_local(run) or run_records.ENGINE_RUN not in run.data.tags:
+        return []
+    try:
+        engine = _engine(settings, run)
+        known = engine.steps(_engine_run(run)) if isinstance(engine, KnowsSteps) else []
+    except NotFoundError:
+        # Its time to live is over, or it is with another server: the record is what is left.
+        return []
+    except ShopfloorError as error:
+        logger.warning("Only what is recorded is shown: %s", error.message)
+        return []
+    names = {step.name for step in recorded}
+    return [step for step in known if step.name not in names]
 
 
 def _engine(settings: Settings, run: Any) -> Engine:

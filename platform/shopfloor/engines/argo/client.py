@@ -88,12 +88,6 @@ class ArgoClient:
         """Return a workflow with its status."""
         return self._ask("GET", self._path(name), "get workflows")
 
-    def labelled(self, labels: dict[str, str]) -> list[Json]:
-        """Return the workflows of the namespace that have all these labels."""
-        selector = {"listOptions.labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
-        found = self._ask("GET", f"workflows/{self._namespace}", "list workflows", params=selector)
-        return list(found.get("items") or [])
-
     def stop(self, name: str) -> None:
         """Let the workflow end: its exit handlers still run."""
         self._ask("PUT", f"{self._path(name)}/stop", "update workflows", self._body(name=name))
@@ -110,10 +104,6 @@ class ArgoClient:
         """
         body = self._body(name=name, restartSuccessful=False)
         return self._ask("PUT", f"{self._path(name)}/retry", "update workflows", body)
-
-    def delete(self, name: str) -> None:
-        """Delete a workflow and its pods."""
-        self._ask("DELETE", self._path(name), "delete workflows")
 
     def logs(self, name: str, follow: bool) -> Iterator[tuple[str, str]]:
         """Yield the pod and the text of each line of a workflow's steps; with `follow`, until the workflow ends.

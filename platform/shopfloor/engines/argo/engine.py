@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from shopfloor.engines.argo.client import ENDED, ArgoClient
+from shopfloor.engines.argo.client import ArgoClient
+from shopfloor.engines.argo.nodes import Steps, failed_hook, in_time, pods_of, seconds_of, step_of
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.base import Job, RunState
 from shopfloor.engines.manifests import text_of
-from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.errors import UsageError
+from shopfloor.records import StepRecord
 from shopfloor.settings import Settings
 
 RUN_ID_DIGITS = 12
@@ -26,6 +28,15 @@ _STATES: dict[str, RunState] = {
     "Failed": "failed",
     "Error": "failed",
 }
+_STEP_STATES: dict[str, Literal["pending", "running", "succeeded", "failed"]] = {
+    "Pending": "pending",
+    "Running": "running",
+    "Succeeded": "succeeded",
+    "Failed": "failed",
+    "Error": "failed",
+}
+QUIET_S = 5.0
+"""How long a run that is watched may print nothing before the server is asked why."""
 
 
 class ArgoEngine:
@@ -72,12 +83,12 @@ class ArgoEngine:
         workflow = self._client.get(self._name(engine_run))
         status = workflow.get("status") or {}
         state = _STATES.get(status.get("phase", ""), "running")
-        if state == "succeeded" and any(_failed_hook(node) for node in (status.get("nodes") or {}).values()):
+        if state == "succeeded" and any(failed_hook(node) for node in (status.get("nodes") or {}).values()):
             # Argo lets a workflow succeed whose exit task failed.
             return "failed"
         if state == "failed" and workflow.get("spec", {}).get("shutdown"):
             return "killed"
-        pods = _pods(workflow)
+        pods = pods_of(workflow)
         if state == "running" and pods and all(node.get("phase") == "Pending" for node in pods.values()):
             return "pending"
         return state
@@ -90,22 +101,56 @@ class ArgoEngine:
             ServiceError: The server does not answer, or refuses.
         """
         name = self._name(engine_run)
-        steps = _Steps(self._client, name)
+        steps = Steps(self._client, name)
         if not follow or steps.ended:
             steps.require(engine_run, step)
         last, silent = "", True
-        for pod, line in self._client.logs(name, follow):
-            its = steps.of(pod)
-            if step not in {None, its}:
+        lines = self._client.logs(name, follow)
+        for pod, line in self._with_reasons(lines, steps, step) if follow and not steps.ended else lines:
+            its = steps.of(pod) if pod else ""
+            if pod and step not in {None, its}:
                 continue
-            if step is None and pod != last:
+            if pod and step is None and pod != last:
                 yield f"--- {its}"
-            last, silent = pod, False
+            last, silent = pod, silent and not pod
             yield line
         if silent:
             steps.read()
             steps.require(engine_run, step)
             yield from self._reasons(step, steps)
+
+    def steps(self, engine_run: str) -> list[StepRecord]:
+        """Return what Argo knows of the steps of a run, whatever image they run in.
+
+        Raises:
+            NotFoundError: There is no such workflow.
+            ServiceError: The server does not answer, or refuses.
+        """
+        return [
+            StepRecord(
+                name=step_of(node),
+                state=_STEP_STATES.get(node.get("phase", ""), "running"),
+                seconds=seconds_of(node),
+                error=self._reason(node),
+            )
+            for node in Steps(self._client, self._name(engine_run)).last_attempts()
+        ]
+
+    def _with_reasons(
+        self, lines: Iterator[tuple[str, str]], steps: Steps, step: str | None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield lines as they come, and without a pod, while none comes, why steps wait; each reason once."""
+        shown: dict[str, str] = {}
+        for item in in_time(lines, QUIET_S):
+            if item is not None:
+                yield item
+                continue
+            steps.read()
+            for number, node in steps.nodes.items():
+                reason = self._reason(node) if node.get("phase") == "Pending" and step in {None, step_of(node)} else ""
+                if reason and shown.get(number) != reason:
+                    shown[number] = reason
+                    yield "", f"{step_of(node)} waits: {reason}"
 
     def stop(self, engine_run: str) -> None:
         """End the workflow; its exit handlers still run, unless it was asked to stop before.
@@ -158,83 +203,27 @@ class ArgoEngine:
             )
         return name
 
-    def _reasons(self, step: str | None, steps: _Steps) -> Iterator[str]:
+    def _reasons(self, step: str | None, steps: Steps) -> Iterator[str]:
         """Yield what the server says of pods that printed nothing, and of the workflow."""
-        cluster = self._settings.cluster
         for node in steps.nodes.values():
-            if step not in {None, _step_of(node)}:
-                continue
-            message = node.get("message", "")
-            if not message and node.get("phase") == "Pending" and cluster.queue:
-                # Argo hands on what the scheduler says, and the scheduler does not see a pod that Kueue holds.
-                message = (
-                    f"Kueue may hold it in the queue {cluster.queue}, also where there is no such queue; "
-                    f"`kubectl get workloads -n {cluster.namespace}` says why."
-                )
-            if message:
-                yield f"--- {_step_of(node)}"
-                yield f"{node.get('phase', '')}: {message}"
+            reason = self._reason(node)
+            if reason and step in {None, step_of(node)}:
+                yield f"--- {step_of(node)}"
+                yield f"{node.get('phase', '')}: {reason}"
         if steps.message and step is None:
             yield steps.message
 
-
-class _Steps:
-    """The steps of a workflow by their pods, read anew where a pod is not known yet."""
-
-    def __init__(self, client: ArgoClient, name: str) -> None:
-        self._client = client
-        self._name = name
-        self._unknown: set[str] = set()
-        self.read()
-
-    def read(self) -> None:
-        """Ask the server how the workflow stands."""
-        workflow = self._client.get(self._name)
-        status = workflow.get("status") or {}
-        self.nodes = _pods(workflow)
-        self.ended = status.get("phase", "") in ENDED
-        self.message = str(status.get("message") or "")
-
-    def of(self, pod: str) -> str:
-        """Return the step of a pod; of one that no step has, the pod's name."""
-        number = _number(pod)
-        if number not in self.nodes and number not in self._unknown:
-            self.read()
-            self._unknown |= {number} - self.nodes.keys()
-        return _step_of(self.nodes[number]) if number in self.nodes else pod
-
-    def require(self, engine_run: str, step: str | None) -> None:
-        """Refuse a step that has no pod.
-
-        Raises:
-            NotFoundError: It names those that have.
-        """
-        known = sorted({_step_of(node) for node in self.nodes.values()})
-        if step is not None and step not in known:
-            raise NotFoundError(
-                f"Workflow {engine_run} has no pod of a step {step!r}.", f"It has {', '.join(known) or 'none yet'}."
+    def _reason(self, node: dict[str, Any]) -> str:
+        """Return what is known of why a step waits or failed."""
+        message = str(node.get("message") or "")
+        cluster = self._settings.cluster
+        if not message and node.get("phase") == "Pending" and cluster.queue:
+            # Argo hands on what the scheduler says, and the scheduler does not see a pod that Kueue holds.
+            return (
+                f"Kueue may hold it in the queue {cluster.queue}, also where there is no such queue; "
+                f"`kubectl get workloads -n {cluster.namespace}` says why."
             )
-
-
-def _failed_hook(node: dict[str, Any]) -> bool:
-    """Tell whether a node is that of an exit task, and failed."""
-    return bool((node.get("nodeFlag") or {}).get("hooked")) and node.get("phase") in {"Failed", "Error"}
-
-
-def _pods(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the nodes of a workflow that are pods, by the number at the end of the pod's name."""
-    nodes = (workflow.get("status") or {}).get("nodes") or {}
-    return {_number(node_id): node for node_id, node in nodes.items() if node.get("type") == "Pod"}
-
-
-def _number(name: str) -> str:
-    """Return the hash at the end of a node's id and of its pod's name; what stands before it Argo may cut short."""
-    return name.rpartition("-")[2]
-
-
-def _step_of(node: dict[str, Any]) -> str:
-    """Return the task of a node: one of a loop is called `task(0:item)`, one of a retried task `task(0)`."""
-    return str(node.get("displayName", "")).partition("(")[0]
+        return message
 
 
 def _schedule_name(pipeline: str, use_case: str | None) -> str:

@@ -22,6 +22,7 @@ from shopfloor.engines.base import Job, RunState
 from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
+from shopfloor.records import StepRecord
 from shopfloor.settings import Settings
 
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
@@ -139,6 +140,29 @@ class KfpEngine:
             ServiceError: It does not answer, or refuses the token.
         """
         return _state(self._answered(lambda client: client.get_run(engine_run), "get runs"))
+
+    def steps(self, engine_run: str) -> list[StepRecord]:
+        """Return what the backend knows of the steps of a run, in the order in which they began.
+
+        Raises:
+            NotFoundError: The backend has no such run.
+            ServiceError: It does not answer, or refuses the token.
+        """
+        run = self._answered(lambda client: client.get_run(engine_run), "get runs")
+        tasks = sorted(_pods(run).values(), key=lambda task: str(task.start_time or "9"))
+        return [
+            StepRecord.model_validate(
+                {
+                    "name": task.display_name,
+                    "state": _state(task),
+                    "seconds": (task.end_time - task.start_time).total_seconds()
+                    if task.start_time and task.end_time
+                    else 0.0,
+                    "error": str(getattr(task.error, "message", "") or ""),
+                }
+            )
+            for task in tasks
+        ]
 
     def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
         """Yield what the pods of the run's steps have printed; with `follow`, each step's when it has ended.
@@ -337,6 +361,11 @@ def _lost() -> tuple[type[Exception], ...]:
     import urllib3
 
     return (urllib3.exceptions.HTTPError, OSError)
+
+
+def _seconds(task: Any) -> float:
+    began, ended = task.start_time, task.end_time
+    return float((ended - began).total_seconds()) if began and ended else 0.0
 
 
 def _state(found: Any) -> RunState:
