@@ -94,6 +94,8 @@ class Settings(BaseModel):
     serve_url: str = "http://127.0.0.1:8000"
     serve_tokens_file: str | None = None
     """File with the hashes of the tokens that the endpoints ask for, where each replica reads it; without it, none."""
+    serve_hosts: str = ""
+    """Names, with commas, under which endpoints on this machine answer beside 127.0.0.1 and localhost."""
     feature_registry: str = ".shopfloor/feast/registry.db"
     """Feast's registry: a file path, an s3:// URI or an SQLAlchemy URL."""
     online_store: str = ".shopfloor/feast/online.db"

@@ -240,6 +240,10 @@ class ServingSection(_Section):
     """How long one request may take."""
     log: bool = True
     """Whether predictions and feedback are kept in the artifact store."""
+    log_days: PositiveInt = 365
+    """Days after which they are removed."""
+    log_max_gb: float = Field(default=10, gt=0)
+    """Size of the log of predictions in GiB, from which on the oldest are removed."""
     cpus: float = Field(default=0.5, gt=0)
     """CPUs that Ray sets aside for a replica."""
     cost_per_hour: float | None = Field(default=None, ge=0)

@@ -74,7 +74,7 @@ def assert_invocations_answer_as_mlflow_does(served, frame):
 
     body = json.dumps({"dataframe_split": {"columns": list(frame), "data": frame.to_numpy().tolist()}})
     theirs = invocations(body, "application/json", served.pyfunc, served.pyfunc.metadata.get_input_schema())
-    _, _, ours = invoke(served, body.encode(), "application/json", max_rows=100)
+    ours = invoke(served, body.encode(), "application/json", max_rows=100)
     for answer, wanted in zip(json.loads(ours)["predictions"], json.loads(theirs.response)["predictions"], strict=True):
         assert type(answer) is type(wanted)
         assert difference(answer, wanted) <= 1e-6

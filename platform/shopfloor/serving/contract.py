@@ -50,6 +50,10 @@ class Config(BaseModel):
     log_root: str | None = None
     """URI under which predictions and feedback are logged; `None` logs nothing."""
     s3_endpoint_url: str | None = None
+    log_days: int = 365
+    """Days for which predictions and feedback are kept."""
+    log_max_bytes: int = 10 * 1024**3
+    """Size of the log of predictions, of which the oldest go first."""
     max_rows: int = 10_000
     max_body_bytes: int = 8 * 1024 * 1024
     max_in_flight: int = 200
@@ -62,6 +66,12 @@ class Config(BaseModel):
     """How long the first of them waits for the others."""
     tokens_file: str | None = None
     """Whoever sends rows must show a token of this file; `None` asks nobody."""
+    hosts: tuple[str, ...] | None = None
+    """Names in a request's `Host`, without a port, under which the endpoint answers; `None` for every name."""
+    description: str = ""
+    """What the use case is, for its page."""
+    target: str = ""
+    """What is predicted."""
     online: OnlineConfig | None = None
     """Features that are looked up; `None` where requests send them all."""
     declaration: str = ""

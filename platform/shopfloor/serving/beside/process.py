@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from typing import IO
+from typing import TextIO
 
 NICE = 19
 
@@ -21,13 +21,13 @@ def start(module: str) -> subprocess.Popen[bytes]:
     )
 
 
-def replies(name: str) -> IO[str]:
+def replies(name: str) -> TextIO:
     """Return what was stdout, and send what is printed from here on to the log: what a model prints is no reply.
 
     Args:
         name: What the log calls this process.
     """
-    said = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    said: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(message)s")
     return said

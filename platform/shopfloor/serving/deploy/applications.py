@@ -22,6 +22,9 @@ SPARE_REQUESTS = 1000
 """Requests that Serve lets into a replica beyond those that it answers: it waits for their bodies, or refuses them."""
 
 
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
 def log_root(settings: Settings) -> str:
     """Return the URI under which every endpoint logs its predictions."""
     root = settings.artifact_root
@@ -42,6 +45,11 @@ def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
         tracking_uri=settings.tracking_uri,
         log_root=log_root(settings) if serving.log else None,
         s3_endpoint_url=settings.s3_endpoint_url,
+        log_days=serving.log_days,
+        log_max_bytes=int(serving.log_max_gb * 1024**3),
+        hosts=_hosts(settings),
+        description=case.description,
+        target=case.features.target,
         max_in_flight=serving.max_in_flight,
         timeout_s=serving.timeout_s,
         batch_rows=serving.batching.max_rows if serving.batching else 0,
@@ -75,6 +83,16 @@ def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
     fingerprint = hashlib.sha256(json.dumps(application, sort_keys=True).encode()).hexdigest()[:16]
     application["deployments"][0]["user_config"]["declaration"] = fingerprint
     return application
+
+
+def _hosts(settings: Settings) -> tuple[str, ...] | None:
+    """Return the names under which an endpoint answers: those of this machine alone, where it is on no other address.
+
+    A page in somebody's browser may give its own name the address 127.0.0.1, and read what answers there.
+    """
+    own = settings.serve_hosts.replace(",", " ").split()
+    address = urlsplit(settings.serve_url).hostname or ""
+    return tuple(sorted({*LOOPBACK, *own})) if address in LOOPBACK else None
 
 
 def _replicas(serving: ServingSection) -> dict[str, Any]:
@@ -150,7 +168,7 @@ def declare(settings: Settings, applications: dict[str, Any], *changed: dict[str
     declared = {name: _config(item) for name, item in applications.items() if _config(item)}
     declared |= {item["name"]: item for item in changed}
     address = urlsplit(settings.serve_url)
-    local = address.hostname in {"127.0.0.1", "localhost", "::1"}
+    local = address.hostname in LOOPBACK
     # Serve reads the HTTP options when it starts, with the first application; a running one keeps its own.
     http_options = {"host": "127.0.0.1" if local else "0.0.0.0", "port": address.port or 8000}  # noqa: S104
     _dashboard(settings, "PUT", {"http_options": http_options, "applications": list(declared.values())})

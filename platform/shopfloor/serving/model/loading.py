@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
-import tempfile
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
 from shopfloor.serving.errors import BadRequest, NoRowSchema
+from shopfloor.serving.model import scratch
 from shopfloor.serving.model.native import (
     Matrix,
     Native,
@@ -32,7 +32,6 @@ from shopfloor.serving.model.native import (
     one_of,
 )
 from shopfloor.serving.model.row import Column, RowSchema, Value, columns_of
-from shopfloor.serving.model.rows import ManyRows
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -54,10 +53,13 @@ Many = Callable[[list[list[Value]]], list[Any]]
 Fetch = Callable[[str, str, str, Path], Path]
 """Takes tracking URI, name, version and an empty directory for its files; returns where in it the model lies."""
 
+QUICK_S = 0.002
+"""What a row may take where requests are answered: all others wait for it."""
+
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
     """One version of a model, ready to answer."""
 
@@ -72,8 +74,8 @@ class ServedModel:
     many: Many
     native: Native | None
     """How rows skip the DataFrame, where they do."""
-    many_rows: ManyRows | None
-    """Checks many rows at once, where they do."""
+    quick: bool
+    """Whether a row is answered so quickly that it needs no thread of its own."""
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the values of the JSON object of one row.
@@ -126,14 +128,14 @@ def load_model(tracking_uri: str, name: str, version: str, fetch: Fetch | None =
         AnswersDifferently: It is not the model that was judged, or does not answer as that did.
         Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
     """
-    fetched = tempfile.mkdtemp(prefix="shopfloor-model-")
+    fetched, remove = scratch.directory()
     try:
-        model = prepare(name, version, (fetch or download)(tracking_uri, name, version, Path(fetched)))
+        model = prepare(name, version, (fetch or download)(tracking_uri, name, version, fetched))
     except BaseException:
-        shutil.rmtree(fetched, ignore_errors=True)
+        remove()
         raise
     # A model may read its files when it is asked: they go when it does.
-    weakref.finalize(model.pyfunc, shutil.rmtree, fetched, ignore_errors=True)
+    weakref.finalize(model.pyfunc, remove)
     return model
 
 
@@ -165,7 +167,7 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
-        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, None)
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, False)
     rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
@@ -186,9 +188,8 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     else:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
-    return ServedModel(
-        name, version, pyfunc, rows, "", example, predictor, many, way, ManyRows(rows) if way is not None else None
-    )
+    quick = way is not None and _took_s(predictor, values) <= QUICK_S
+    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, way, quick)
 
 
 class _OfLabel1:
@@ -250,6 +251,16 @@ def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor
                     f"golden row {number} is answered {_short(answer)}, and was {_short(expected)} offline "
                     f"(difference {apart:.3g}, at most {TOLERANCE:g}): {_short(requests.rows[number])}"
                 )
+
+
+def _took_s(one: Predictor, values: list[Value]) -> float:
+    """Return the seconds that a row takes at best: whatever else the machine does only adds to them."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        one(values)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _short(value: Any) -> str:

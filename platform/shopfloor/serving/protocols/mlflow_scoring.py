@@ -9,27 +9,28 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
 from shopfloor.errors import MAX_CHARACTERS, first_line
 from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.model.loading import ServedModel
 from shopfloor.serving.model.row import bad_fields
 from shopfloor.serving.model.rows import RECORDS, SPLIT, too_many
-from shopfloor.serving.replica.http import Answer
+from shopfloor.serving.protocols.parsed import Form, Rows
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
+
+    from shopfloor.serving.model.loading import ServedModel
 
 JSON, CSV = "application/json", "text/csv"
 MORE_COLUMNS = 100
 """Columns that a table may have beside the model's, which does not look at them."""
 COLUMNS = 2000
 """Columns of a table for a model that does not say which it takes."""
+PARAMS_BYTES = 64 * 1024
+"""JSON of the parameters that a request may have beside its rows."""
 
 
 def kind_of(content_type: str) -> str:
@@ -45,70 +46,116 @@ def kind_of(content_type: str) -> str:
     return kind
 
 
-def invoke(model: ServedModel, body: bytes, content_type: str, max_rows: int) -> Answer:
-    """Answer as MLflow's scoring server does.
+def invoke(model: ServedModel, body: bytes, content_type: str, max_rows: int) -> bytes:
+    """Answer as MLflow's scoring server does; see `read` and `respond`."""
+    return respond(model, read(Form.of(model, max_rows), body, content_type))
+
+
+def read(form: Form, body: bytes, content_type: str) -> Rows:
+    """Return the rows of a request.
 
     Args:
-        model: The version that answers.
+        form: What the version takes.
         body: One of MLflow's formats, in JSON or CSV.
         content_type: Says which.
-        max_rows: Rows that the request may hold.
 
     Raises:
-        BadRequest: The body is none of MLflow's formats, or does not meet the model's signature.
+        BadRequest: The body is none of MLflow's formats, or describes too large a table.
     """
-    if kind_of(content_type) == JSON:
-        answer = quick(model, body, max_rows)
-        if answer is not None:
-            return answer
-        return _through_mlflow(model.pyfunc, _bounded(body, max_rows, _columns(model)), content_type, max_rows)
-    return _through_mlflow(model.pyfunc, _few_columns(body, _columns(model)), content_type, max_rows)
+    widest = (len(form.inputs) + MORE_COLUMNS if form.inputs else COLUMNS) + len(form.entities)
+    if kind_of(content_type) == CSV:
+        return _by_mlflow(form, _few_columns(body, widest), content_type)
+    rows = _quick(form, body, strangers=not form.entities)
+    if rows is not None:
+        return rows
+    parsed = _bounded(body, form.max_rows, widest)
+    if form.entities and form.inputs is not None:
+        records = _incomplete(form, parsed)
+        if records:
+            return Rows(records=records)
+        rows = _quick(form, body, strangers=True)
+    return rows or _by_mlflow(form, parsed, content_type)
 
 
-def quick(model: ServedModel, body: bytes, max_rows: int, *, strangers: bool = True) -> Answer | None:
-    """Answer rows of numbers that come in a usual form of MLflow's JSON; `None` for anything else.
+def respond(model: ServedModel, rows: Rows) -> bytes:
+    """Return what MLflow's scoring server answers to rows that lack nothing.
+
+    Raises:
+        BadRequest: The rows do not meet the model's signature, or the model cannot answer them.
+    """
+    if rows.matrix is not None:
+        return to_json({"predictions": predictions(model, rows)})
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc.scoring_server import predictions_to_json, unwrapped_predictions_to_json
+
+    try:
+        answers = model.pyfunc.predict(_checked(model.pyfunc, rows.table), params=rows.params)
+    except MlflowException as error:
+        raise BadRequest(400, _reason(error)) from error
+    except BadRequest:
+        raise
+    except Exception as error:
+        text = f"The model cannot answer: {type(error).__name__}: {first_line(error)}"
+        raise BadRequest(400, text[:MAX_CHARACTERS]) from error
+    text_ = io.StringIO()
+    (unwrapped_predictions_to_json if rows.bare else predictions_to_json)(answers, text_)
+    return text_.getvalue().encode()
+
+
+def predictions(model: ServedModel, rows: Rows) -> list[Any]:
+    """Return a prediction for each row of a matrix.
+
+    Raises:
+        BadRequest: The model cannot answer them.
+    """
+    if model.native is None or rows.matrix is None:
+        raise AssertionError("only a model with a quick way in has its rows as a matrix")
+    try:
+        return model.native.as_mlflow(rows.matrix)
+    except Exception as error:
+        raise model.unanswerable(error) from error
+
+
+def by_mlflow(form: Form, split: dict[str, Any]) -> Rows:
+    """Return what MLflow's parser makes of a table in its format of columns and data; see `read`."""
+    return _by_mlflow(form, {SPLIT: split}, JSON)
+
+
+def _quick(form: Form, body: bytes, *, strangers: bool) -> Rows | None:
+    """Return rows of numbers that come in a usual form of MLflow's JSON; `None` for anything else.
 
     Args:
-        model: The version that answers.
+        form: What the version takes.
         body: In JSON.
-        max_rows: Rows that the request may hold.
         strangers: Whether rows may have fields that the model does not know.
 
     Raises:
-        BadRequest: There are too many rows, or none, or the model cannot answer them.
+        BadRequest: There are too many rows, or none.
     """
-    if model.native is None or model.many_rows is None:
+    rows = form.many_rows.parse(body, strangers=strangers) if form.many_rows else None
+    if form.many_rows is None or rows is None:
         return None
-    rows = model.many_rows.parse(body, strangers=strangers)
-    if rows is None:
-        return None
-    if not 0 < len(rows) <= max_rows:
-        raise too_many(len(rows), max_rows) if rows else _no_row()
-    try:
-        answers = model.native.as_mlflow(model.many_rows.matrix(rows))
-    except Exception as error:
-        raise model.unanswerable(error) from error
-    return 200, JSON, to_json({"predictions": answers})
+    if not 0 < len(rows) <= form.max_rows:
+        raise too_many(len(rows), form.max_rows) if rows else _no_row()
+    return Rows(matrix=form.many_rows.matrix(rows))
 
 
-def incomplete(
-    model: ServedModel, body: bytes, max_rows: int, entities: Mapping[str, str]
-) -> list[dict[str, Any]] | None:
-    """Return the rows of a request that names entities or lacks inputs of the model; `None` where it does neither.
-
-    Raises:
-        BadRequest: The body is no JSON object, or describes too large a table.
-    """
-    if model.rows is None:
-        return None
-    parsed = _bounded(body, max_rows, _columns(model) + len(entities))
+def _incomplete(form: Form, parsed: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the rows of a request that names entities or lacks inputs of the model; `None` where it does neither."""
     records = _records(parsed)
     if not records:
         return None
-    required = {column.name for column in model.rows.columns if column.required}
+    required = {column.name for column in form.columns if column.required}
+    entities = dict(form.entities)
     if all(required <= row.keys() and entities.keys().isdisjoint(row) for row in records):
         return None
-    return records
+    known = entities.keys() | {column.name for column in form.columns}
+    kept = [{name: value for name, value in row.items() if name in known} for row in records]
+    for row in kept:
+        for name, value in row.items():
+            if isinstance(value, list | dict):
+                raise _not_plain(name)
+    return kept
 
 
 def _records(parsed: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -125,24 +172,67 @@ def _records(parsed: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [dict(zip(map(str, names), row, strict=True)) for row in data]
 
 
-def _through_mlflow(pyfunc: PyFuncModel, data: dict[str, Any] | bytes, content_type: str, max_rows: int) -> Answer:
+def _by_mlflow(form: Form, data: dict[str, Any] | bytes, content_type: str) -> Rows:
+    """Have MLflow's scoring server read a body, and keep what it hands to the model.
+
+    Raises:
+        BadRequest: It cannot read it.
+    """
     from mlflow.exceptions import MlflowException
+    from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc.scoring_server import invocations
 
-    checked = _Checked(pyfunc, max_rows)
+    signature = ModelSignature.from_dict(form.signature) if form.signature else None
+    model = _Listener(Model(signature=signature))
     try:
-        answer = invocations(data, content_type, checked, pyfunc.metadata.get_input_schema())
+        answer = invocations(data, content_type, model, model.metadata.get_input_schema())
     except MlflowException as error:
-        raise checked.refusal or BadRequest(400, _reason(error)) from error
+        raise BadRequest(400, _reason(error)) from error
     except Exception as error:  # its parsers leave the strangest bodies to the web framework
         raise BadRequest(400, f"The body cannot be read: {first_line(error)}.") from error
     if answer.status != 200:
         raise BadRequest(answer.status, answer.response)
-    return answer.status, answer.mimetype, answer.response.encode()
+    table = _known(form, model.data)
+    count = len(next(iter(table.values()), [])) if isinstance(table, dict) else len(table)
+    if count > form.max_rows:
+        raise too_many(count, form.max_rows)
+    if model.params and len(to_json(model.params)) > PARAMS_BYTES:
+        raise BadRequest(413, f"The params hold more than {PARAMS_BYTES} bytes.")
+    return Rows(table=table, params=model.params, bare=not answer.response.startswith("{"))
 
 
-def _columns(model: ServedModel) -> int:
-    return len(model.rows.columns) + MORE_COLUMNS if model.rows else COLUMNS
+def _known(form: Form, table: Any) -> Any:
+    """Return a frame without the columns that the model does not know.
+
+    Raises:
+        BadRequest: A column of plain values holds others.
+    """
+    if form.inputs is None or not hasattr(table, "columns"):
+        return table
+    known = {column.name for column in form.columns}
+    table = table.loc[:, [name in known for name in table.columns]]
+    for number, name in enumerate(table.columns):
+        column = table.iloc[:, number]
+        if column.dtype == object and any(isinstance(value, list | dict) for value in column):
+            raise _not_plain(str(name))
+    return table
+
+
+def _not_plain(name: str) -> BadRequest:
+    return BadRequest(400, f"{name} must hold plain values.", [{"field": name, "problem": "must hold plain values"}])
+
+
+class _Listener:
+    """Stands where MLflow's scoring server has its model, and keeps what that would be asked."""
+
+    def __init__(self, metadata: Any) -> None:
+        self.metadata = metadata
+        self.data: Any = None
+        self.params: dict[str, Any] | None = None
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[Any]:
+        self.data, self.params = data, params
+        return []
 
 
 def _no_row() -> BadRequest:
@@ -205,59 +295,38 @@ def _few_columns(body: bytes, max_columns: int) -> bytes:
     return body
 
 
-class _Checked:
-    """A pyfunc model that looks at the parsed rows once more: MLflow itself predicts from a missing required number."""
+def _checked(pyfunc: PyFuncModel, table: Any) -> Any:
+    """Return a table as the model gets it: MLflow itself predicts from a missing required number.
 
-    def __init__(self, pyfunc: PyFuncModel, max_rows: int) -> None:
-        self.metadata = pyfunc.metadata
-        self.refusal: BadRequest | None = None
-        self._pyfunc = pyfunc
-        self._max_rows = max_rows
-        schema = self.metadata.get_input_schema()
-        named = schema is not None and schema.has_input_names() and not schema.is_tensor_spec()
-        self._required = set(schema.required_input_names()) if named else set()
-        numbers = (
-            {spec.name for spec in schema.inputs if str(spec.type) in {"DataType.double", "DataType.float"}}
-            if named
-            else set()
-        )
-        self._optional = numbers - self._required
+    Raises:
+        BadRequest: A required value is missing, or a number is not finite.
+    """
+    import numpy as np
+    import pandas as pd
 
-    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        self.refusal = self._refuse(data)
-        if self.refusal:
-            raise self.refusal
-        for column in self._optional - set(getattr(data, "columns", self._optional)):
-            data[column] = math.nan  # left out is missing; MLflow would hand on a frame that lacks a column
-        return self._pyfunc.predict(data, params=params)
-
-    def _refuse(self, data: Any) -> BadRequest | None:
-        import numpy as np
-        import pandas as pd
-
-        rows = len(next(iter(data.values()), [])) if isinstance(data, dict) else len(data)
-        if rows > self._max_rows:
-            return too_many(rows, self._max_rows)
-        if not isinstance(data, pd.DataFrame):
-            return None
-        if not rows:
-            return _no_row()
-        problems = []
-        for name in data.columns:
-            if name in self._required and data[name].isna().any():
-                problems.append({"field": str(name), "problem": "is missing in a row"})
-            elif data[name].dtype.kind == "f" and np.isinf(data[name]).any():
-                problems.append({"field": str(name), "problem": "must be a finite number"})
-        return bad_fields(problems) if problems else None
+    if not isinstance(table, pd.DataFrame):
+        return table
+    if not len(table):
+        raise _no_row()
+    schema = pyfunc.metadata.get_input_schema()
+    named = schema is not None and schema.has_input_names() and not schema.is_tensor_spec()
+    required = set(schema.required_input_names()) if named else set()
+    problems = []
+    for name in table.columns:
+        if name in required and table[name].isna().any():
+            problems.append({"field": str(name), "problem": "is missing in a row"})
+        elif table[name].dtype.kind == "f" and np.isinf(table[name]).any():
+            problems.append({"field": str(name), "problem": "must be a finite number"})
+    if problems:
+        raise bad_fields(problems)
+    numbers = {spec.name for spec in schema.inputs if spec.type.name in {"double", "float"}} if named else set()
+    # What is left out is missing; MLflow would hand on a frame that lacks a column.
+    return table.assign(**dict.fromkeys(numbers - required - set(table.columns), math.nan))
 
 
 def _reason(error: Any) -> str:
-    """Return what is wrong, without MLflow's copy of the data, its schema and its traceback."""
+    """Return what is wrong, without MLflow's copy of the data and its schema."""
     message = str(error.message)
-    trace = error.json_kwargs.get("stack_trace", "")
-    if "unexpected error while evaluating" in message and trace:
-        lines = [line.strip() for line in trace.splitlines() if re.match(r"\w[\w.]*(Error|Exception): ", line)]
-        return f"The model cannot answer: {lines[-1] if lines else message}"[:MAX_CHARACTERS]
     if "Failed to enforce schema" in message:
         message = message.rpartition("Error: ")[2]
     return message.partition("\nInput:")[0][:MAX_CHARACTERS]

@@ -8,23 +8,27 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema, from_json, to_json
 
 from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.model.row import Column
-from shopfloor.serving.model.rows import SPLIT, too_many
-from shopfloor.serving.protocols import tensors
-from shopfloor.serving.protocols.mlflow_scoring import JSON, invoke
+from shopfloor.serving.model.rows import too_many
+from shopfloor.serving.protocols import mlflow_scoring, tensors
+from shopfloor.serving.protocols.parsed import Form, Rows
 from shopfloor.serving.protocols.tensors import problem
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from shopfloor.serving.model.loading import ServedModel
+
 PLATFORM = "shopfloor"
+MAX_OUTPUTS = 1000
+_OUTPUTS_OF: WeakKeyDictionary[ServedModel, list[dict[str, Any]]] = WeakKeyDictionary()
+"""What each version answers, as its metadata say it."""
 _DATATYPES = {
     "boolean": "BOOL",
     "integer": "INT32",
@@ -80,66 +84,58 @@ def server_metadata(version: str) -> dict[str, Any]:
 def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
     """Return what `GET /v2/models/<name>` answers: its tensors, each of as many items as there are rows (-1).
 
+    The outputs are those of an answer to the model's example. It may run the model: not where requests are answered.
+
     Args:
         model: The version that is asked about.
         versions: All that are loaded.
     """
+    form = Form.of(model, 1)
     inputs = [
         {"name": column.name, "datatype": _DATATYPES[column.type], "shape": [-1]}
         | ({} if column.required else {"parameters": {"optional": True}})
-        for column in _columns(model)
+        for column in form.columns
     ]
-    outputs = [{"name": "prediction", "datatype": "FP64", "shape": [-1]}]
-    return {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
+    if model not in _OUTPUTS_OF:
+        rows = read(form, to_json(example(model)), None)
+        _OUTPUTS_OF[model] = [
+            {"name": output["name"], "datatype": output["datatype"], "shape": [-1, *output["shape"][1:]]}
+            for output in _outputs(predictions(model, rows))
+        ]
+    described = {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs}
+    return described | {"outputs": _OUTPUTS_OF[model]}
 
 
-def example(model: ServedModel) -> dict[str, Any]:
-    """Return a request that works as it stands: the model's example as one row; nulls are left out."""
-    columns = model.rows.columns if model.rows else ()
-    given = [(column, model.example[column.name]) for column in columns if model.example[column.name] is not None]
+def example(model: ServedModel, row: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a request that works as it stands: one row, the model's example where none is given; nulls are left out.
+
+    Args:
+        model: The version that is to answer.
+        row: A value for each of its inputs.
+    """
+    shown = model.example if row is None else row
+    columns = [column for column in (model.rows.columns if model.rows else ()) if shown[column.name] is not None]
     return {
         "inputs": [
-            {"name": column.name, "shape": [1], "datatype": _DATATYPES[column.type], "data": [value]}
-            for column, value in given
+            {"name": one.name, "shape": [1], "datatype": _DATATYPES[one.type], "data": [shown[one.name]]}
+            for one in columns
         ]
     }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """An inference request, read and held against the model's inputs."""
-
-    request: dict[str, Any]
-    tensors: dict[str, np.ndarray | list[Any]]
-    """By name, all of one length."""
-
-    def missing(self, model: ServedModel) -> list[str]:
-        """Return the inputs that the model needs and that have no tensor."""
-        return [column.name for column in _columns(model) if column.required and column.name not in self.tensors]
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return the rows."""
-        rows = zip(*map(_listed, self.tensors.values()), strict=True)
-        return [dict(zip(self.tensors, row, strict=True)) for row in rows]
-
-
 def infer(model: ServedModel, body: bytes, header_bytes: int | None, max_rows: int) -> tuple[bytes, int | None]:
     """Answer an inference request whose tensors are the model's inputs; see `read` and `respond`."""
-    asked = read(model, body, header_bytes, max_rows)
-    return respond(model, asked, predictions(model, asked, max_rows))
+    rows = read(Form.of(model, max_rows), body, header_bytes)
+    return respond(model, rows.request, predictions(model, rows))
 
 
-def read(
-    model: ServedModel, body: bytes, header_bytes: int | None, max_rows: int, entities: Mapping[str, str] | None = None
-) -> Asked:
+def read(form: Form, body: bytes, header_bytes: int | None) -> Rows:
     """Read an inference request.
 
     Args:
-        model: The version that is to answer.
+        form: What the version takes.
         body: JSON with `inputs`, and `id`, `parameters` and `outputs` where wanted; tensors as bytes behind it.
         header_bytes: Length of the JSON; `None` where it is all there is.
-        max_rows: Rows that the request may hold.
-        entities: Tensors that may come beside the model's inputs, or instead of them; name to MLflow's type.
 
     Raises:
         BadRequest: It is none, or its tensors are not what the model takes.
@@ -147,46 +143,51 @@ def read(
     if header_bytes is not None and not 0 < header_bytes <= len(body):
         raise BadRequest(400, f"The JSON of the request cannot be {header_bytes} of its {len(body)} bytes.")
     request = _parsed(body if header_bytes is None else body[:header_bytes])
-    types = dict(entities or {}) | {column.name: column.type for column in _columns(model)}
-    asked = Asked(request, _tensors(request, types, b"" if header_bytes is None else body[header_bytes:]))
-    missing = [] if entities else asked.missing(model)
-    if missing:
+    entities = dict(form.entities)
+    types = entities | {column.name: column.type for column in form.columns}
+    items = _tensors(request, types, b"" if header_bytes is None else body[header_bytes:])
+    missing = [column.name for column in form.columns if column.required and column.name not in items]
+    if missing and not entities:
         raise BadRequest(422, f"{missing[0]} is missing.", [problem(name, "is missing") for name in missing[:20]])
-    lengths = {len(items) for items in asked.tensors.values()}
+    lengths = {len(one) for one in items.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise BadRequest(422, "All inputs must hold the same number of rows, at least one.")
-    if max(lengths) > max_rows:
-        raise too_many(max(lengths), max_rows)
-    return asked
+    if max(lengths) > form.max_rows:
+        raise too_many(max(lengths), form.max_rows)
+    wishes = _wishes(request)
+    if missing or not entities.keys().isdisjoint(items):
+        return Rows(records=_records(items), request=wishes)
+    if form.many_rows is not None:
+        return Rows(matrix=form.many_rows.stack(items), request=wishes)
+    # The way of MLflow's scoring requests, so that types and answers are the same.
+    data = [list(row.values()) for row in _records(items)]
+    table = mlflow_scoring.by_mlflow(form, from_json(to_json({"columns": list(items), "data": data})))
+    return replace(table, request=wishes)
 
 
-def predictions(model: ServedModel, asked: Asked, max_rows: int) -> list[Any]:
+def predictions(model: ServedModel, rows: Rows) -> list[Any]:
     """Return a prediction for each row of a request that has all of the model's inputs.
 
     Raises:
-        BadRequest: An item is none that its column takes, or the model refuses the rows.
+        BadRequest: The model refuses the rows.
     """
-    if model.native is not None and model.many_rows is not None:
-        matrix = model.many_rows.stack(asked.tensors)
-        try:
-            return model.native.as_mlflow(matrix)
-        except Exception as error:
-            raise model.unanswerable(error) from error
-    # The way of MLflow's scoring requests, so that types and answers are the same.
-    rows = zip(*map(_listed, asked.tensors.values()), strict=True)
-    split = {"columns": list(asked.tensors), "data": [list(row) for row in rows]}
-    _, _, answer = invoke(model, to_json({SPLIT: split}), JSON, max_rows)
-    found: list[Any] = from_json(answer)["predictions"]
-    return found
+    if rows.matrix is not None:
+        return mlflow_scoring.predictions(model, rows)
+    answers: list[Any] = from_json(mlflow_scoring.respond(model, rows))["predictions"]
+    return answers
 
 
-def respond(model: ServedModel, asked: Asked, predicted: list[Any]) -> tuple[bytes, int | None]:
+def respond(model: ServedModel, request: Mapping[str, Any], predicted: list[Any]) -> tuple[bytes, int | None]:
     """Return the body of an answer, and the length of the JSON in it where tensors follow as bytes.
+
+    Args:
+        model: The version that answered.
+        request: `id`, `parameters` and `outputs` of the request, where it has them.
+        predicted: A prediction for each row.
 
     Raises:
         BadRequest: The request names an output that the model does not have.
     """
-    request = asked.request
     outputs = _outputs(predicted)
     wanted = {item["name"]: item.get("parameters") or {} for item in request.get("outputs") or []}
     for name in wanted:
@@ -210,14 +211,37 @@ def respond(model: ServedModel, asked: Asked, predicted: list[Any]) -> tuple[byt
     return text + tail, len(text) if tail else None
 
 
+def _wishes(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request says of its answer.
+
+    Raises:
+        BadRequest: It names more outputs than any model has.
+    """
+    outputs = request.get("outputs") or []
+    if len(outputs) > MAX_OUTPUTS:
+        raise BadRequest(400, f"The request names {len(outputs)} outputs; at most {MAX_OUTPUTS} are looked at.")
+
+    def only(parameters: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+        return {name: (parameters or {}).get(name) is True}
+
+    return {
+        "id": request.get("id"),
+        "parameters": only(request.get("parameters"), "binary_data_output"),
+        "outputs": [
+            {"name": one["name"], "parameters": only(one["parameters"], "binary_data") if one.get("parameters") else {}}
+            for one in outputs
+        ],
+    }
+
+
+def _records(items: Mapping[str, np.ndarray | list[Any]]) -> list[dict[str, Any]]:
+    """Return the rows of tensors of one length."""
+    rows = zip(*map(_listed, items.values()), strict=True)
+    return [dict(zip(items, row, strict=True)) for row in rows]
+
+
 def _listed(items: np.ndarray | list[Any]) -> list[Any]:
     return items if isinstance(items, list) else list(items.tolist())
-
-
-def _columns(model: ServedModel) -> tuple[Column, ...]:
-    if model.rows is None:
-        raise BadRequest(422, f"Version {model.version} answers /invocations only: {model.reason}.")
-    return model.rows.columns
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shopfloor.serving.contract import VERSION_HEADER
+from shopfloor.serving.contract import VERSION_HEADER, Config
 from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.online.features import AskedSchema
+from shopfloor.serving.online.features import EXPLAIN, AskedSchema
 from shopfloor.serving.protocols import open_inference
 from shopfloor.serving.replica import feedback
 
@@ -37,22 +39,27 @@ _REFUSALS = {
     "404": "The version asked for is not loaded.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large, or holds too many rows.",
+    "421": "The endpoint does not answer under the name in `Host`.",
     "415": "The content type is none that is understood.",
     "422": "A field is missing, unknown or wrong; `fields` names it.",
     "503": "No champion is loaded, or the replica has too many requests; come back after `Retry-After` seconds.",
     "504": "The model did not answer in time.",
 }
-_AT_THE_DOOR = {"401", "408", "503", "504"}
+_AT_THE_DOOR = {"400", "401", "408", "421", "503", "504"}
 """Said of every request, in the endpoint's own form, before the Open Inference Protocol has its word."""
 
 
-def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -> dict[str, Any]:
+def openapi(
+    model: ServedModel, prefix: str, example: Mapping[str, Any], asked: AskedSchema | None, config: Config
+) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the endpoint while `model` answers.
 
     Args:
         model: The version whose inputs are described.
         prefix: Path of the use case, without a slash at its end.
+        example: A row that is shown.
         asked: What a row may be instead, where features are looked up.
+        config: Says what the use case is.
     """
     row = model.rows.json_schema() if model.rows else {"type": "object"}
     if asked is not None:
@@ -61,7 +68,7 @@ def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -
         "type": "object",
         "required": ["prediction", "model", "version"],
         "properties": {
-            "prediction": {},
+            "prediction": {"description": _meaning(config)},
             "model": {"type": "string"},
             "version": {"type": "string"},
             "inputs": {"type": "object", "description": "With `explain_inputs`: each input's value and source."},
@@ -79,10 +86,10 @@ def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -
         "schema": {"type": "string"},
         "description": "`champion` (the default), `challenger` or the number of a loaded version.",
     }
-    predict = _operation("Answer one row", _json(row, model.example), _json(answer), versions)
+    predict = _operation("Answer one row", _json(row, example), _json(answer), versions)
     invocations = _operation(
         "Answer rows as MLflow's scoring server does",
-        _json(batch, {"dataframe_records": [model.example]}) | {"text/csv": {"schema": {"type": "string"}}},
+        _json(batch, {"dataframe_records": [example]}) | {"text/csv": {"schema": {"type": "string"}}},
         _json({"type": "object", "properties": {"predictions": {"type": "array", "items": {}}}}),
         versions,
     )
@@ -101,7 +108,7 @@ def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": model.name, "version": model.version},
+        "info": {"title": model.name, "version": model.version, "description": config.description},
         "paths": {
             f"{prefix}/predict": {"post": predict},
             f"{prefix}/invocations": {"post": invocations},
@@ -110,13 +117,15 @@ def openapi(model: ServedModel, prefix: str, asked: AskedSchema | None = None) -
             f"{prefix}/healthz": {"get": live},
             f"{prefix}/readyz": {"get": ready},
             f"{prefix}/metrics": {"get": metrics},
-            **_open_inference(model, prefix, versions),
+            **_open_inference(model, prefix, versions, example),
         },
         "components": {"schemas": {"Problem": _PROBLEM, "InferenceProblem": _INFERENCE_PROBLEM}},
     }
 
 
-def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -> dict[str, Any]:
+def _open_inference(
+    model: ServedModel, prefix: str, versions: dict[str, Any], example: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the paths of the Open Inference Protocol; its own document holds the details."""
     root = f"{prefix}/v2"
     tensor = {
@@ -153,7 +162,7 @@ def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -
     infer = {
         "summary": "Answer tensors by the Open Inference Protocol",
         "parameters": [versions],
-        "requestBody": {"required": True, "content": _json(request, open_inference.example(model))},
+        "requestBody": {"required": True, "content": _json(request, open_inference.example(model, example))},
         "responses": {"200": {"description": "The answer.", "content": _json(answer)}} | refusals,
     }
 
@@ -173,7 +182,7 @@ def _open_inference(model: ServedModel, prefix: str, versions: dict[str, Any]) -
     }
 
 
-def page(model: ServedModel, prefix: str, base_url: str) -> str:
+def page(model: ServedModel, prefix: str, base_url: str, example: Mapping[str, Any], config: Config) -> str:
     """Return the documentation page: a command that works as it stands, a form to try it, and the table of inputs.
 
     It is self-contained on purpose: the usual viewers of OpenAPI load themselves from a CDN, which a factory's network
@@ -183,26 +192,55 @@ def page(model: ServedModel, prefix: str, base_url: str) -> str:
         model: The version whose inputs are described.
         prefix: Path of the use case, without a slash at its end.
         base_url: Scheme, host and port under which the reader reached the page.
+        example: A row that is shown.
+        config: Says what the use case is, and which entities may be sent.
     """
-    example = json.dumps(model.example, indent=1)
-    command = (
-        f"curl -X POST {base_url}{prefix}/predict -H 'Content-Type: application/json' -d '{_in_shell(model.example)}'"
-    )
-    inputs = "".join(
-        f"<tr><td><code>{html.escape(column.name)}</code><td>{column.type}<td>{'yes' if column.required else 'no'}"
-        for column in (model.rows.columns if model.rows else ())
+    shown = json.dumps(example, indent=1)
+    columns = model.rows.columns if model.rows else ()
+    inputs = [(one.name, one.type, "yes" if one.required else "no") for one in columns]
+    entities = config.online.entities if config.online else {}
+    looked_up = (
+        f"<p>Instead of inputs, a row may name entities, whose features are looked up; what it sends counts first. "
+        f"With <code>{EXPLAIN}</code> true, the answer says each input's value and where it came from.</p>"
+        f"{_table(('entity', 'type'), list(entities.items()))}"
     )
     return _PAGE.format(
         name=html.escape(model.name),
         version=html.escape(model.version),
         prefix=html.escape(prefix),
-        command=html.escape(command),
-        example=html.escape(example),
-        height=min(30, example.count("\n") + 2),
-        inputs=inputs,
+        description=html.escape(config.description),
+        meaning=html.escape(_meaning(config)),
+        command=_curl(base_url, f"{prefix}/predict", example),
+        example=html.escape(shown),
+        height=min(30, shown.count("\n") + 2),
+        inputs=_table(("name", "type", "required"), inputs),
+        entities=looked_up if entities else "",
+        feedback=_curl(base_url, f"{prefix}/feedback", feedback.EXAMPLE),
+        infer=_curl(base_url, f"{prefix}/v2/models/{model.name}/infer", open_inference.example(model, example)),
         note=html.escape(f"This version answers /invocations only: {model.reason}." if model.reason else ""),
         header=VERSION_HEADER,
     )
+
+
+def _meaning(config: Config) -> str:
+    """Return what a prediction is."""
+    of = f" for {config.target}" if config.target else ""
+    return f"What the model answers{of}, as it does offline: a number, a text, or several of them."
+
+
+def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{name}" for name in names)
+    body = "".join(
+        f"<tr><td><code>{html.escape(first)}</code>{''.join(f'<td>{html.escape(one)}' for one in rest)}"
+        for first, *rest in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _curl(base_url: str, path: str, content: Mapping[str, Any]) -> str:
+    """Return a command that sends this, as HTML."""
+    body = shlex.quote(json.dumps(content))
+    return html.escape(f"curl -X POST {base_url}{path} -H 'Content-Type: application/json' -d {body}")
 
 
 def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any], parameter: dict[str, Any]) -> dict[str, Any]:
@@ -220,10 +258,6 @@ def _json(schema: dict[str, Any], example: Any = None) -> dict[str, Any]:
     return {"application/json": {"schema": schema} | ({} if example is None else {"example": example})}
 
 
-def _in_shell(example: dict[str, Any]) -> str:
-    return json.dumps(example).replace("'", "'\\''")
-
-
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}</title>
 <link rel="service-desc" type="application/vnd.oai.openapi+json" href="{prefix}/openapi.json">
@@ -234,18 +268,26 @@ pre, textarea {{ background: #f5f5f5; padding: .7rem; width: 100%; box-sizing: b
 td, th {{ text-align: left; padding: .1rem 1.5rem .1rem 0 }}
 </style></head><body>
 <h1>{name}</h1>
+<p>{description}</p>
 <p>Version {version} is the champion. Machine-readable: <a href="{prefix}/openapi.json">openapi.json</a>,
 <a href="{prefix}/status">status</a>. {note}</p>
 <h2>POST {prefix}/predict</h2>
-<p>One row as a JSON object. Another loaded version answers with the header <code>{header}: challenger</code>.</p>
+<p>One row as a JSON object. <code>prediction</code>: {meaning} Another loaded version answers with the header
+<code>{header}: challenger</code>.</p>
 <pre>{command}</pre>
 <form id="try"><textarea id="body" rows="{height}" spellcheck="false">{example}</textarea>
 <p><button>Send</button></p></form><pre id="answer" hidden></pre>
 <h2>Inputs</h2>
-<table><tr><th>name<th>type<th>required</tr>{inputs}</table>
+{inputs}{entities}
+<h2>POST {prefix}/feedback</h2>
+<p>What became true of a prediction, by the <code>X-Request-Id</code> of its answer. 202 means that it is kept.</p>
+<pre>{feedback}</pre>
 <h2>POST {prefix}/invocations</h2>
 <p>Many rows, in the formats of MLflow's scoring server: <code>dataframe_split</code>, <code>dataframe_records</code>,
 <code>inputs</code>, <code>instances</code>, or CSV.</p>
+<h2>POST {prefix}/v2/models/{name}/infer</h2>
+<p>Many rows as tensors, by the Open Inference Protocol; its <a href="{prefix}/v2/models/{name}">metadata</a>.</p>
+<pre>{infer}</pre>
 <script>
 document.getElementById("try").addEventListener("submit", async (event) => {{
   event.preventDefault();

@@ -22,6 +22,8 @@ class Body(BaseModel):
     outcome: bool | int | float | str = Field(description="What was predicted, as it turned out.")
 
 
+MAX_BYTES = 16 * 1024
+"""Size of a body: an outcome is a value, not a document."""
 EXAMPLE = {"request_id": "5f1c2a-1", "outcome": True}
 
 
@@ -54,18 +56,23 @@ def operation(problem: dict[str, Any]) -> dict[str, Any]:
     words = {
         "400": "The body is not such an object.",
         "401": "The endpoint asks for a bearer token, and none that counts was sent.",
+        "421": "The endpoint does not answer under the name in `Host`.",
         "404": "This endpoint keeps no log.",
         "408": "The body did not arrive in time.",
         "413": "The body is too large.",
         "415": "The content type is not JSON.",
         "422": "A field is missing, unknown or wrong; `fields` names it.",
-        "503": "The replica has too many requests; come back after `Retry-After` seconds.",
+        "503": "The feedback is not kept: the log takes nothing, or the replica has too many requests; send it again.",
+        "504": "The log did not take it in time; send it again.",
     }
     return {
-        "summary": "Say what became true of a prediction.",
+        "summary": "Say what became true of a prediction",
         "requestBody": {"required": True, "content": content},
         "responses": {
-            "202": {"description": "It is kept.", "content": {"application/json": {"schema": {"type": "object"}}}},
+            "202": {
+                "description": "It is kept: on the disk or in the store, not only in memory.",
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
             **{status: {"description": text, **refused} for status, text in words.items()},
         },
     }

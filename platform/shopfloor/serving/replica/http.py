@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 from shopfloor.serving.contract import VERSION_HEADER
@@ -27,23 +28,55 @@ JSON_BYTES = b"inference-header-content-length"
 RETRY_AFTER_S = 1
 MAX_HELD_BYTES = 512 * 1024 * 1024
 """Of all bodies together, from which on those that are not here as a whole are refused."""
+ONCE = (b"authorization", b"content-type", b"content-length", b"host", b"x-request-key", ASKED_VERSION, JSON_BYTES)
+"""Headers that a request has once: of two, a proxy and the endpoint might each believe another one."""
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _process = secrets.token_hex(6)
 _numbers = itertools.count(1)
 
 
 class Reading:
-    """The bodies that a replica holds, those included that are still on their way."""
+    """The requests that a replica answers, and the bodies that it holds, those still on their way included."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.held = 0
-        """Bytes."""
+        """Bytes of all bodies."""
+        self.admitted = 0
+        """Requests whose body is here, and that are not answered yet."""
+
+    def require_room(self, limit: int) -> None:
+        """Refuse a request where `limit` of them are being answered.
+
+        Raises:
+            BadRequest: So many are.
+        """
+        if self.admitted >= limit:
+            raise BadRequest(503, f"{limit} requests are being answered; come back.")
+
+    def admit(self, request: Request, limit: int) -> None:
+        """Give a request a place among those that are answered.
+
+        Raises:
+            BadRequest: There is none.
+        """
+        self.require_room(limit)
+        self.admitted += 1
+        request.admitted = True
 
     def let_go(self, request: Request) -> None:
-        """Count the body of a request that was answered no more."""
+        """Count a request that was answered no more, and nothing that a thread still does for it."""
+        working = request.working
+        if working is not None and not working.done():
+            loop = asyncio.get_running_loop()
+            working.add_done_callback(lambda _: loop.call_soon_threadsafe(self._let_go, request))
+        else:
+            self._let_go(request)
+
+    def _let_go(self, request: Request) -> None:
         self.held -= request.held
-        request.held = 0
+        self.admitted -= request.admitted
+        request.held, request.admitted = 0, False
 
 
 class Request:
@@ -55,6 +88,7 @@ class Request:
         "admitted",
         "allowed",
         "body",
+        "doubled",
         "failed",
         "features",
         "headers",
@@ -69,6 +103,7 @@ class Request:
         "route",
         "scheme",
         "version",
+        "working",
     )
 
     def __init__(self, scope: Scope, receive: Receive, reading: Reading) -> None:
@@ -78,6 +113,11 @@ class Request:
         self.root: str = scope.get("root_path", "")
         self.path: str = scope["path"].removeprefix(self.root)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.doubled = b""
+        """The header that it has more than once, though that may be there once."""
+        if len(self.headers) < len(scope["headers"]):
+            names = [name for name, _ in scope["headers"]]
+            self.doubled = next((name for name in ONCE if names.count(name) > 1), b"")
         self.body: bytes | None = None
         """`None` until it is here."""
         self.route = "other"
@@ -101,6 +141,8 @@ class Request:
         """Of the answer, where tensors follow as bytes."""
         self.held = 0
         """Bytes of the body that are here."""
+        self.working: Future[Any] | None = None
+        """What a thread does for it, perhaps still when nobody waits for the answer any more."""
         self._receive = receive
         self._reading = reading
 
@@ -134,6 +176,20 @@ class Request:
         if not self.body:
             raise BadRequest(400, "The body is empty.")
         return self.body
+
+    def json_length(self) -> int | None:
+        """Return how much of the body is JSON, where tensors follow it as bytes.
+
+        Raises:
+            BadRequest: That is no number; or all of it is to be JSON, and is said to be something else.
+        """
+        length = self.headers.get(JSON_BYTES)
+        if length is None:
+            self.require_json()
+            return None
+        if not length.isdigit() or len(length) > 12:
+            raise BadRequest(400, "Inference-Header-Content-Length must be a number.")
+        return int(length)
 
     def require_json(self) -> None:
         """Refuse another content type.

@@ -1,173 +1,224 @@
-"""How a request for predictions is answered: one row at once or with its neighbours, many rows in a thread.
-
-Rows that name entities are completed first, where the use case has its features looked up.
-"""
+"""Where a request goes: to a version that answers it, to the log of feedback, or to the endpoint's own documents."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
-from pydantic_core import to_json
-
 from shopfloor.serving.contract import Config
-from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.model.row import Value
-from shopfloor.serving.online.features import (
-    OUTCOMES,
-    AskedSchema,
-    OnlineFeatures,
-    Outcome,
-    as_body,
-    explained,
-)
-from shopfloor.serving.protocols import mlflow_scoring as scoring
+from shopfloor.serving.errors import BadRequest, MethodNotAllowed
+from shopfloor.serving.model.loading import ServedModel, Unanswerable
+from shopfloor.serving.prediction_log import PredictionLog
 from shopfloor.serving.protocols import open_inference
-from shopfloor.serving.replica.http import Answer, Request
-from shopfloor.serving.replica.metrics import ReplicaMetrics
-from shopfloor.serving.replica.traffic import Batcher
+from shopfloor.serving.replica import feedback
+from shopfloor.serving.replica.answering import Answering
+from shopfloor.serving.replica.documents import openapi, page
+from shopfloor.serving.replica.http import ASKED_VERSION, READ, Answer, Reading, Request, as_json
+from shopfloor.serving.replica.metrics import CONTENT_TYPE, ReplicaMetrics
+from shopfloor.serving.replica.traffic import KEY_HEADER, takes
+from shopfloor.serving.replica.versions import Holding
+
+JSON = "application/json"
+_KEY_HEADER = KEY_HEADER.lower().encode()
+_KEPT_BACK = {"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url", "online", "hosts"}
+"""Addresses and paths, which a client needs not know."""
+_ROUTES = {"/predict", "/invocations"}
+_DESCRIBED = {"/status", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
+_ADDRESS = re.compile(r"\w[\w+.-]*://\S+|(?<![\w/])/[\w.-]+/\S*|\b[\w.-]+:\d{2,5}\b")
 
 
-class Answering:
-    """The ways in of the versions that a replica holds."""
+class Routes:
+    """The routes of a replica."""
 
-    def __init__(self, metrics: ReplicaMetrics) -> None:
-        """Begin with nothing."""
-        self._config = Config(use_case="", tracking_uri="")
-        self._metrics = metrics
-        self._batchers: dict[str, Batcher] = {}
-        self._asked: dict[str, AskedSchema] = {}
-        self._online: OnlineFeatures | None = None
-        for outcome in OUTCOMES[1:]:
-            text = f"Requests that needed features of the online store: {outcome}."
-            metrics.watch(f"shopfloor_online_{outcome}", text, "counter", functools.partial(self._reads, outcome))
+    def __init__(
+        self,
+        holding: Holding,
+        answering: Answering,
+        metrics: ReplicaMetrics,
+        replica: str,
+        knows: Callable[[Request], bool],
+    ) -> None:
+        """Begin with an empty configuration.
 
-    @property
-    def online_problem(self) -> str | None:
-        """Why features cannot be looked up, empty where they can; `None` where nobody asks for that."""
-        return self._online.problem if self._online else None
+        Args:
+            holding: The versions.
+            answering: Their ways in.
+            metrics: What is counted.
+            replica: Name of this one.
+            knows: Tells whether a request may see what only those with a token see.
+        """
+        self.config = Config(use_case="", tracking_uri="")
+        self.log: PredictionLog | None = None
+        self.reading = Reading()
+        self._holding, self._answering, self._metrics = holding, answering, metrics
+        self._replica, self._knows = replica, knows
 
-    async def configure(self, config: Config) -> None:
-        """Take a configuration, and open the online store where it is another one.
+    async def answer(self, request: Request) -> Answer:
+        """Answer a request.
 
         Raises:
-            Exception: The use case's `features.py` cannot be imported.
+            BadRequest: It is none that can be answered.
         """
-        if config.online != self._config.online:
-            if self._online is not None:
-                self._online.close()
-            self._online = OnlineFeatures(config.online) if config.online else None
-            if self._online is not None:
-                await self._online.open()
-        self._config = config
+        route, method = request.path, request.method
+        if route == "/predict" and method == "POST":
+            model = self._asked(request)
+            request.require_json()
+            return 200, JSON, await self._answering.predict(model, request, await self._body(request))
+        if route == "/invocations" and method == "POST":
+            model = self._asked(request)
+            return 200, JSON, await self._answering.invoke(model, request, await self._body(request))
+        if route == "/v2" or route.startswith("/v2/"):
+            return await self._open_inference(request)
+        if route == "/feedback" and method == "POST":
+            return await self._take_feedback(request)
+        return self._describe(request)
 
-    async def expect(self) -> None:
-        """Be ready for a version that is about to be loaded: its features may be new ones."""
-        if self._online is not None:
-            await self._online.refresh()
+    async def _body(self, request: Request, limit: int | None = None) -> bytes:
+        """Return the body; only from here on the request takes a place among those that are answered."""
+        body = await request.read(min(limit or self.config.max_body_bytes, self.config.max_body_bytes))
+        self.reading.admit(request, self.config.max_in_flight)
+        return body
 
-    def follow(self, models: dict[str, ServedModel]) -> None:
-        """Have these versions answer from now on."""
-        config = self._config
-        rows = {version: model.rows for version, model in models.items() if model.rows is not None}
-        self._batchers = {
-            version: Batcher(models[version], config.batch_rows, config.batch_wait_ms / 1000, self._metrics.batch)
-            for version in rows
-            if config.batch_rows > 1
+    async def _take_feedback(self, request: Request) -> Answer:
+        request.route = "/feedback"
+        if self.log is None:
+            raise BadRequest(404, "This endpoint keeps no log.")
+        request.require_json()
+        said = feedback.parse(await self._body(request, feedback.MAX_BYTES))
+        try:
+            await asyncio.wrap_future(self.log.keep(said))
+        except OSError as error:
+            raise BadRequest(503, "The feedback cannot be kept now; send it again.") from error
+        return as_json(202, {"accepted": True})
+
+    async def _open_inference(self, request: Request) -> Answer:
+        """Answer by the Open Inference Protocol, whose errors are `{"error": ...}`."""
+        try:
+            answer = await self._v2(request)
+            return (200, JSON, answer) if isinstance(answer, bytes) else as_json(200, answer)
+        except BadRequest as error:
+            note_refusal(request, error)
+            return as_json(error.status, {"error": error.message} | ({"fields": error.fields} if error.fields else {}))
+
+    async def _v2(self, request: Request) -> dict[str, Any] | bytes:
+        route, method = request.path, request.method
+        match route.split("/")[2:]:
+            case ["health", "live"] if method in READ:
+                return {"live": True}
+            case ["health", "ready"] if method in READ:
+                return {"ready": self._holding.the_champion() is not None}
+            case [] if method in READ:
+                return open_inference.server_metadata(self._holding.assignment.champion or "")
+            case ["models", name, *rest]:
+                version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
+                wanted = rest[2:] if rest[:1] == ["versions"] else rest
+                allowed = {(): "GET", ("ready",): "GET", ("infer",): "POST"}.get(tuple(wanted))
+                if allowed is not None and method != allowed and (allowed, method) != ("GET", "HEAD"):
+                    raise MethodNotAllowed(route, method, allowed)
+                model = self._named(request, name, version)
+                match wanted:
+                    case []:
+                        return await self._answering.metadata(model, request, sorted(self._holding.loaded))
+                    case ["ready"]:
+                        return {"name": model.name, "ready": True}
+                    case ["infer"]:
+                        request.route, request.version = "/v2/infer", model.version
+                        request.json_length()
+                        body = await self._body(request)
+                        answer, request.json_bytes = await self._answering.infer(model, request, body)
+                        return answer
+            case ["health", "live" | "ready"] | []:
+                raise MethodNotAllowed(route, method, "GET")
+        raise BadRequest(404, f"There is no {route[:200]} here.")
+
+    def _named(self, request: Request, name: str, version: str | None) -> ServedModel:
+        """Return the model of that name, in the version that path or header ask for."""
+        if name != self.config.use_case:
+            raise BadRequest(404, f"There is no model {name[:100]!r} here; there is {self.config.use_case!r}.")
+        if version is not None:
+            request.role = "asked"
+            return self._holding.version(version)
+        if request.method == "POST":
+            return self._asked(request)
+        header = request.headers.get(ASKED_VERSION)
+        return self._holding.the_champion() if header is None else self._holding.version(header.decode("latin-1"))
+
+    def _asked(self, request: Request) -> ServedModel:
+        """Return the version that is to answer a request for a prediction, and note it."""
+        request.route = request.path if request.path in _ROUTES else "/v2/infer"
+        holding = self._holding
+        header = request.headers.get(ASKED_VERSION)
+        if header is not None:
+            request.role = "asked"
+            model = holding.version(header.decode("latin-1"))
+        elif holding.challenger is not None and takes(
+            holding.assignment.canary_percent, self.config.use_case, request.headers.get(_KEY_HEADER)
+        ):
+            request.role = "canary"
+            model = holding.challenger
+        else:
+            model = holding.the_champion()
+        request.version = model.version
+        return model
+
+    def _describe(self, request: Request) -> Answer:
+        """Answer what is not a prediction."""
+        route, prefix = request.path, request.root
+        if route in {"/predict", "/invocations", "/feedback"}:
+            raise MethodNotAllowed(route, request.method, "POST")
+        if route not in _DESCRIBED:
+            raise BadRequest(404, f"There is no {route[:200] or '/'} here; {prefix}/docs says what there is.")
+        if request.method not in READ:
+            raise MethodNotAllowed(route, request.method, "GET")
+        if route == "/status":
+            return as_json(200, self._status(self._knows(request)))
+        if route == "/metrics":
+            return 200, CONTENT_TYPE, self._metrics.text()
+        if route == "/healthz":
+            return as_json(200, {"live": True})
+        model = self._holding.the_champion()
+        if route == "/readyz":
+            return as_json(200, {"champion": model.version})
+        # A version's example is a row of the training set.
+        example = model.example if self._knows(request) or model.rows is None else model.rows.example(None)
+        if route == "/openapi.json":
+            return as_json(200, openapi(model, prefix, example, self._answering.asked(model), self.config))
+        host = request.headers.get(b"host", b"127.0.0.1:8000").decode("latin-1")
+        base_url = f"{request.scheme}://{host}"
+        return 200, "text/html; charset=utf-8", page(model, prefix, base_url, example, self.config).encode()
+
+    def _status(self, knows: bool) -> dict[str, Any]:
+        """Return what the replica holds; to those who show no token where one is asked for, without addresses."""
+        config, holding = self.config, self._holding
+        errors, problem = holding.errors, self._answering.online_problem
+        if not knows:
+            errors = {version: without_addresses(text) for version, text in errors.items()}
+            problem = problem and without_addresses(problem)
+        return {
+            "use_case": config.use_case,
+            "champion": holding.champion.version if holding.champion else None,
+            "challenger": holding.challenger.version if holding.challenger else None,
+            "loaded": {model.version: {"native": model.native is not None} for model in holding.loaded.values()},
+            "loading": holding.loading(),
+            "kept": holding.before.version if holding.before else None,
+            "errors": errors,
+            "online_features": problem,
+            "assigned": holding.assignment.model_dump(),
+            "config": config.model_dump(exclude=_KEPT_BACK),
+            "digest": config.digest(holding.assignment),
+            "replica": self._replica,
         }
-        entities = config.online.entities if config.online else {}
-        self._asked = {version: AskedSchema(schema, entities) for version, schema in rows.items() if config.online}
 
-    def asked(self, model: ServedModel) -> AskedSchema | None:
-        """Return what a row may be instead of a complete one; `None` where no features are looked up."""
-        return self._asked.get(model.version)
 
-    async def predict(self, model: ServedModel, request: Request, body: bytes) -> bytes:
-        """Answer the JSON object of one row.
+def without_addresses(text: str) -> str:
+    """Return a text in which addresses and paths of files are left out."""
+    return _ADDRESS.sub("(…)", text)
 
-        Raises:
-            BadRequest: The body is not a row that the model can answer.
-        """
-        batcher = self._batchers.get(model.version)
-        asked = self._asked.get(model.version)
-        if batcher is None and asked is None:
-            return model.predict(body)
-        explanation = None
-        if asked is None:
-            row = model.parse(body)
-        else:
-            row, explanation = await self._completed(model, asked, request, body)
-        try:
-            prediction = model.predictor(row) if batcher is None else await batcher.predict(row)
-            return model.answer(prediction, explanation)
-        except Exception as error:
-            raise model.unanswerable(error) from error
 
-    async def invoke(self, model: ServedModel, body: bytes, content_type: str) -> Answer:
-        """Answer as MLflow's scoring server does.
-
-        Raises:
-            BadRequest: The body is none of MLflow's formats, or no rows that the model can answer.
-        """
-        max_rows, online = self._config.max_rows, self._online
-        asked = self._asked.get(model.version)
-        if asked is not None and online is not None and scoring.kind_of(content_type) == scoring.JSON:
-            answer = await asyncio.to_thread(scoring.quick, model, body, max_rows, strangers=False)
-            if answer is not None:
-                return answer
-            records = await asyncio.to_thread(scoring.incomplete, model, body, max_rows, online.config.entities)
-            if records is not None:
-                predictions = await self._answered(model, asked, online, records)
-                return 200, scoring.JSON, to_json({"predictions": predictions})
-        return await asyncio.to_thread(scoring.invoke, model, body, content_type, max_rows)
-
-    async def infer(self, model: ServedModel, body: bytes, header_bytes: int | None) -> tuple[bytes, int | None]:
-        """Answer by the Open Inference Protocol; see `open_inference.respond`.
-
-        Raises:
-            BadRequest: The body is no inference request, or none that the model can answer.
-        """
-        max_rows, online = self._config.max_rows, self._online
-        asked = self._asked.get(model.version)
-        if asked is None or online is None:
-            return await asyncio.to_thread(open_inference.infer, model, body, header_bytes, max_rows)
-        entities = online.config.entities
-        read = await asyncio.to_thread(open_inference.read, model, body, header_bytes, max_rows, entities)
-        if read.missing(model) or not entities.keys().isdisjoint(read.tensors):
-            predictions = await self._answered(model, asked, online, read.records())
-        else:
-            predictions = await asyncio.to_thread(open_inference.predictions, model, read, max_rows)
-        return await asyncio.to_thread(open_inference.respond, model, read, predictions)
-
-    async def _completed(
-        self, model: ServedModel, asked: AskedSchema, request: Request, body: bytes
-    ) -> tuple[list[Value], dict[str, Any] | None]:
-        """Return the values of a row, and what is to be said of them."""
-        try:
-            return model.parse(body), None
-        except BadRequest:
-            row, explain = asked.row(body)
-        if self._online is None or model.rows is None:
-            raise AssertionError("only versions with rows, and with features to look up, have such a schema")
-        inputs = await self._online.complete([row], model.rows.columns)
-        request.features = as_body(model.rows.columns, inputs.rows[0])
-        values = model.parse(request.features)  # what the store holds is checked like what is sent
-        return values, explained(model.rows.columns, inputs.rows[0], inputs.sources[0]) if explain else None
-
-    async def _answered(
-        self, model: ServedModel, asked: AskedSchema, online: OnlineFeatures, records: list[dict[str, Any]]
-    ) -> list[Any]:
-        """Return a prediction for each of several rows that lack features."""
-        if model.rows is None:
-            raise AssertionError("only versions with rows have such a schema")
-        rows = await asyncio.to_thread(asked.rows, records)
-        inputs = await online.complete(rows, model.rows.columns)
-        try:
-            return await asyncio.to_thread(model.many, inputs.rows)
-        except Exception as error:
-            raise model.unanswerable(error) from error
-
-    def _reads(self, outcome: Outcome) -> int:
-        return self._online.reads[outcome] if self._online else 0
+def note_refusal(request: Request, error: BadRequest) -> None:
+    """Note of a request what its refusal says of it."""
+    request.failed = isinstance(error, Unanswerable)
+    if isinstance(error, MethodNotAllowed):
+        request.allowed = error.allowed

@@ -10,10 +10,14 @@ import datetime as dt
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from shopfloor.errors import ConflictError, UsageError
 from shopfloor.storage import write_atomically
@@ -23,6 +27,9 @@ logger = logging.getLogger(__name__)
 ALL = "*"
 LOOK_EVERY_S = 1.0
 """How often the file is looked at."""
+LOCK_TIMEOUT_S = 10.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
+_USE_CASE = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -90,49 +97,93 @@ def read(file: Path) -> list[Entry]:
         UsageError: A line is not an entry; it is named by its number, not by its content.
         OSError: The file cannot be read.
     """
-    entries = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            entries.append(_entry(line.split(), f"{file}:{number}"))
-    return entries
+    numbered = enumerate(_lines(file), start=1)
+    return [_entry(words, f"{file}:{number}") for number, line in numbered if (words := _words(line))]
 
 
 def create(file: Path, name: str, use_cases: list[str], expires: dt.date | None) -> str:
     """Add an entry to a token file, which is made where there is none, and return the token; it is kept nowhere.
 
+    Args:
+        file: The token file.
+        name: Of the token.
+        use_cases: What it opens; none stands for all.
+        expires: The last day on which it counts.
+
     Raises:
-        UsageError: The file has a broken line, or the name is none.
-        ConflictError: The name is taken.
+        UsageError: The file has a broken line, or the name or a use case is none.
+        ConflictError: The name is taken, or another command holds the file.
     """
-    if not name or set(name) & set(" \t\n#"):
-        raise UsageError(f"{name!r} is no name for a token.", "Use a word without blanks.")
-    entries = read(file) if file.exists() else []
-    if name in {entry.name for entry in entries}:
-        raise ConflictError(f"{file} has a token {name!r} already.", f"shopfloor tokens revoke {name}")
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for a token.", "Use a word of letters, digits and . _ @ + -")
+    for use_case in use_cases:
+        if use_case != ALL and not _USE_CASE.fullmatch(use_case):
+            raise UsageError(
+                f"{use_case!r} is no name of a use case.", "Use a name as in `pipelines/`, or leave it out."
+            )
     token = secrets.token_urlsafe(32)
     digest = hashlib.sha256(token.encode()).hexdigest()
-    _write(file, [*entries, Entry(name, digest, frozenset(use_cases or [ALL]), expires)])
+    entry = Entry(name, digest, frozenset(use_cases or [ALL]), expires)
+
+    def added(lines: list[str]) -> list[str]:
+        if name in {one.name for one in (read(file) if lines else [])}:
+            raise ConflictError(f"{file} has a token {name!r} already.", f"shopfloor tokens revoke {name}")
+        return [*lines, entry.line()]
+
+    _change(file, added)
     return token
 
 
 def revoke(file: Path, name: str) -> None:
-    """Remove an entry.
+    """Remove an entry, also one that is broken.
 
     Raises:
         UsageError: There is none of that name.
+        ConflictError: Another command holds the file.
     """
-    entries = read(file) if file.exists() else []
-    kept = [entry for entry in entries if entry.name != name]
-    if len(kept) == len(entries):
-        known = ", ".join(sorted(entry.name for entry in entries)) or "none"
-        raise UsageError(f"{file} has no token {name!r}.", f"It has {known}.")
-    _write(file, kept)
+
+    def without(lines: list[str]) -> list[str]:
+        kept = [line for line in lines if _words(line)[:1] != [name]]
+        if len(kept) == len(lines):
+            known = ", ".join(sorted({words[0] for line in lines if (words := _words(line))})) or "none"
+            raise UsageError(f"{file} has no token {name!r}.", f"It has {known}.")
+        return kept
+
+    _change(file, without)
 
 
-def _write(file: Path, entries: list[Entry]) -> None:
+def _change(file: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """Replace the lines of a token file, while no other command of ours does.
+
+    Raises:
+        UsageError: The file holds no text.
+        ConflictError: Another command holds it for too long.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, "".join(f"{entry.line()}\n" for entry in entries))
-    file.chmod(0o600)
+    lock = FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_TIMEOUT_S, mode=0o600)
+    try:
+        with lock:
+            lines = change(_lines(file) if file.exists() else [])
+            write_atomically(file, "".join(f"{line}\n" for line in lines))
+            file.chmod(0o600)
+    except Timeout as error:
+        raise ConflictError(
+            f"Another command has been changing {file} for {LOCK_TIMEOUT_S:g} s.", "Wait for it to end, then try again."
+        ) from error
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is no text in UTF-8.", "Mend it, or make its tokens anew.") from error
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _words(line: str) -> list[str]:
+    """Return the words of a line; of a comment none."""
+    words = re.split(r"[ \t\r]+", line.strip(" \t\r"))
+    return [] if words == [""] or words[0].startswith("#") else words
 
 
 def _entry(words: list[str], place: str) -> Entry:

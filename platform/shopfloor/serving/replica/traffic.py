@@ -6,12 +6,16 @@ import asyncio
 import random
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, Literal
 
+from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel
 
 KEY_HEADER = "X-Request-Key"
 """Requests with the same key are answered by the same version, as long as the split is the same."""
+MAX_BATCHES = 32
+"""Batches that wait for a model: one that hangs gathers no more."""
 Role = Literal["live", "canary", "shadow", "asked"]
 """Why a version answered: it is the champion, it has a share of the requests, it is watched, it was asked for."""
 
@@ -34,9 +38,25 @@ def takes(percent: float, use_case: str, key: bytes | None) -> bool:
 class Batcher:
     """Gathers single rows that arrive close together, and lets a model answer them at once."""
 
-    def __init__(self, model: ServedModel, max_rows: int, wait_s: float, gathered: Callable[[int], None]) -> None:
-        """Gather up to `max_rows` rows for at most `wait_s` seconds; `gathered` is told how many they were."""
+    def __init__(
+        self,
+        model: ServedModel,
+        max_rows: int,
+        wait_s: float,
+        gathered: Callable[[int], None],
+        threads: Executor | None = None,
+    ) -> None:
+        """Gather up to `max_rows` rows for at most `wait_s` seconds; `gathered` is told how many they were.
+
+        Args:
+            model: Answers them.
+            max_rows: Rows that go together.
+            wait_s: How long the first waits for the others.
+            gathered: Gets the number of rows of each batch.
+            threads: Where the model is asked; `None` for asyncio's own.
+        """
         self._model, self._max_rows, self._wait_s, self._gathered = model, max_rows, wait_s, gathered
+        self._threads = threads
         self._rows: list[list[Any]] = []
         self._futures: list[asyncio.Future[Any]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -44,7 +64,13 @@ class Batcher:
         self._alone = asyncio.Lock()
 
     async def predict(self, row: list[Any]) -> Any:
-        """Return the prediction of a row, with those that came at the same time."""
+        """Return the prediction of a row, with those that came at the same time.
+
+        Raises:
+            BadRequest: Too many batches wait for the model already.
+        """
+        if len(self._running) >= MAX_BATCHES:
+            raise BadRequest(503, f"{MAX_BATCHES} batches wait for the model; come back.")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._rows.append(row)
@@ -69,7 +95,8 @@ class Batcher:
         self._gathered(len(rows))
         try:
             async with self._alone:
-                predictions = await asyncio.to_thread(self._model.many, rows)
+                loop = asyncio.get_running_loop()
+                predictions = await loop.run_in_executor(self._threads, self._model.many, rows)
         except Exception as error:
             for future in futures:
                 if not future.done():

@@ -1,0 +1,66 @@
+"""The process that reads large bodies: rows, or a refusal, for each body on its stdin; it ends where that does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import pickle
+import resource
+import sys
+
+from shopfloor.serving.beside import process as side_process
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 2 * 1024**3
+"""Memory of its own that it may take; what needs more is refused."""
+ENOUGH_BYTES = 768 * 1024**2
+"""Having taken so much, it ends behind its answer, for another one to begin small."""
+NICE = 5
+"""Behind the replica, which has the other requests to answer."""
+
+
+def main() -> None:
+    """Read until stdin ends."""
+    os.nice(NICE)
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
+    replies = side_process.replies("reader").buffer
+
+    from shopfloor.serving.beside.reader import apart
+    from shopfloor.serving.errors import BadRequest
+    from shopfloor.serving.protocols import mlflow_scoring, open_inference
+    from shopfloor.serving.protocols.parsed import Form
+
+    form_of = functools.lru_cache(maxsize=8)(Form.model_validate_json)
+    stdin = sys.stdin.buffer
+    while line := stdin.readline():
+        order = json.loads(line)
+        body = stdin.read(order["length"])
+        parts: list[bytes] = []
+        try:
+            form = form_of(json.dumps(order["form"]))
+            read = mlflow_scoring.read if order["protocol"] == "mlflow" else open_inference.read
+            head, values = apart(read(form, body, order["kind"]))
+            parts = [pickle.dumps(value, 5) for value in values]
+            reply = json.dumps(head | {"parts": [len(part) for part in parts]})
+        except BadRequest as error:
+            reply = json.dumps({"refused": [error.status, error.message, error.fields]})
+        except MemoryError:
+            reply = json.dumps({"refused": [413, "The body describes more than can be held."]})
+        except Exception as error:
+            logger.exception("a body of %d bytes cannot be read", len(body))
+            reply = json.dumps({"refused": [400, f"The body cannot be read: {type(error).__name__}."]})
+        del body
+        replies.write(reply.encode() + b"\n")
+        for part in parts:
+            replies.write(part)
+        replies.flush()
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > ENOUGH_BYTES:
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What a body is read by, and what comes of it: plain values, so that a large body can be read in another process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.row import Column, RowSchema
+from shopfloor.serving.model.rows import ManyRows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shopfloor.serving.model.loading import ServedModel
+
+
+class Form(BaseModel):
+    """The inputs of a version, and how many rows of them a request may hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    inputs: tuple[tuple[str, str, bool], ...] | None
+    """Name, MLflow's type and whether it is required, of each column; `None` where the model takes no rows of them."""
+    reason: str
+    """Why it takes none."""
+    single_precision: bool
+    quick: bool
+    """Whether rows of numbers skip MLflow's parser."""
+    signature: dict[str, Any] | None
+    """MLflow's, which its parser goes by."""
+    max_rows: int
+    entities: tuple[tuple[str, str], ...] = ()
+    """Name and type of what may come instead of the model's inputs; empty where no features are looked up."""
+
+    @classmethod
+    def of(cls, model: ServedModel, max_rows: int, entities: Mapping[str, str] | None = None) -> Form:
+        """Return the form of a loaded version."""
+        signature = model.pyfunc.metadata.signature
+        rows = model.rows
+        return cls(
+            version=model.version,
+            inputs=tuple((one.name, one.type, one.required) for one in rows.columns) if rows else None,
+            reason=model.reason,
+            single_precision=rows.single_precision if rows else False,
+            quick=model.native is not None,
+            signature=signature.to_dict() if signature else None,
+            max_rows=max_rows,
+            entities=tuple((entities or {}).items()),
+        )
+
+    @functools.cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Return the columns of a model that takes rows of them.
+
+        Raises:
+            BadRequest: It takes none.
+        """
+        if self.inputs is None:
+            raise BadRequest(422, f"Version {self.version} answers /invocations only: {self.reason}.")
+        return tuple(Column(*one) for one in self.inputs)
+
+    @functools.cached_property
+    def many_rows(self) -> ManyRows | None:
+        """Return what makes a matrix of rows; `None` where rows go through MLflow's parser."""
+        return ManyRows(RowSchema(self.columns, self.single_precision)) if self.quick else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a body, in the one of three shapes in which they are answered."""
+
+    matrix: np.ndarray | None = None
+    """Of a model with a quick way in."""
+    records: list[dict[str, Any]] | None = None
+    """Rows that lack features."""
+    table: Any = None
+    """What MLflow's parser makes of the body: a frame, an array or several."""
+    params: dict[str, Any] | None = None
+    """MLflow's, beside a table."""
+    bare: bool = False
+    """Whether MLflow answers these rows without a `predictions` around."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """What an inference request wants of its answer: `id`, `parameters` and `outputs`."""
