@@ -77,6 +77,27 @@ def test_a_connection_that_the_client_wants_closed_is_closed_behind_the_answer()
     assert connection == b"closed"
 
 
+def test_what_follows_the_last_request_of_a_connection_is_not_carried_out():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+        await slow(scope, receive, send)
+
+    last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer, connection = exchange(app, last + b"POST /more HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\ndone")
+    assert connection == b"closed"
+    assert seen == ["/last"]
+
+
+def test_requests_that_do_not_wait_for_answers_get_them_in_their_order():
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    *pieces, connection = exchange(slow, request * 3)
+    assert b"".join(pieces).count(b"\r\n\r\ndone") == 3
+    assert connection == b"open"
+
+
 def test_head_gets_no_body():
     answer, connection = exchange(slow, b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.endswith(b"content-length: 4\r\n\r\n")

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from shopfloor.errors import ConflictError, UsageError
@@ -84,6 +85,55 @@ def test_a_name_is_given_once(file):
         create(file, "two words", [], None)
     with pytest.raises(UsageError, match="has no token 'two'. It has one."):
         revoke(file, "two")
+
+
+@pytest.mark.parametrize("use_case", ["a b", "", "a\u00a0b", "a,b", "A", "*x", "a\nb *"])
+def test_a_use_case_that_cannot_be_one_is_refused_and_every_token_counts_on(file, use_case):
+    token = create(file, "good", [], None)
+    with pytest.raises(UsageError, match="is no name of a use case"):
+        create(file, "one", [use_case], None)
+    assert Tokens(file).allow(bearer(token), "x")
+
+
+@pytest.mark.parametrize("name", ["a\u00a0b", "", "a b", "#a", "a\nb", "-x"])
+def test_a_name_that_a_line_cannot_hold_is_refused(file, name):
+    with pytest.raises(UsageError, match="is no name"):
+        create(file, name, [], None)
+
+
+def test_a_file_that_is_no_text_opens_nothing_any_more(file):
+    token = create(file, "good", [], None)
+    known = Tokens(file)
+    assert known.allow(bearer(token), "x")
+    file.write_bytes(file.read_bytes() + b"\xff\xfe")
+    assert not known.allow(bearer(token), "x")
+    with pytest.raises(UsageError, match="no text in UTF-8"):
+        revoke(file, "good")
+
+
+def test_comments_stay_and_a_broken_line_can_be_revoked(file):
+    token = create(file, "good", [], None)
+    file.write_text(f"# the shop's\n{file.read_text()}broken line of * more\n\n# end\n")
+    assert not Tokens(file).allow(bearer(token), "x")
+
+    revoke(file, "broken")
+
+    assert Tokens(file).allow(bearer(token), "x")
+    create(file, "other", [], None)
+    lines = file.read_text().splitlines()
+    assert (lines[0], lines[2:4]) == ("# the shop's", ["", "# end"])
+    assert [entry.name for entry in read(file)] == ["good", "other"]
+
+
+def test_tokens_that_are_made_and_removed_at_once_are_all_made_and_removed(file):
+    for number in range(10):
+        create(file, f"old-{number}", [], None)
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(create, file, f"new-{number}", [], None) for number in range(10)]
+        jobs += [pool.submit(revoke, file, f"old-{number}") for number in range(10)]
+    for job in jobs:
+        job.result()
+    assert {entry.name for entry in read(file)} == {f"new-{number}" for number in range(10)}
 
 
 def test_the_commands_make_list_and_remove(file, monkeypatch):

@@ -296,7 +296,7 @@ def tidy(settings: Any, root: str, use_case: str, limits: Limits) -> None:
         for item in files:
             draft = item.base_name.startswith(".")
             old = item.base_name[1:] < abandoned if draft else item.base_name < oldest
-            if old or held > limits.max_bytes:
+            if old or (held > limits.max_bytes and not draft):
                 held -= item.size or 0
                 with contextlib.suppress(FileNotFoundError):  # another replica was quicker
                     system.delete_file(item.path)

@@ -55,14 +55,22 @@ class Exchange(httptools_impl.RequestResponseCycle):
             await super().send(message)
             return
         head, self._head = self._head, None
-        connection = self.transport
+        connection, answered = self.transport, self.on_response
         self.transport = _OneWrite(connection)  # type: ignore[assignment]
+        # What begins the next request of the connection looks whether that is closed: it is, once this is written.
+        self.on_response = _nothing
         try:
             await super().send(head)
             await super().send(message)
         finally:
-            written, self.transport = self.transport, connection
+            written, self.transport, self.on_response = self.transport, connection, answered
             written.finish()  # type: ignore[attr-defined]
+        if self.response_complete:
+            answered()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _fails_serve(name: bytes, value: bytes) -> bool:
