@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 LARGE_BYTES = 64 * 1024
 """A body of this size takes up to 30 ms to parse; a larger one is read here."""
+READY = b"ready\n"
+"""What the process says first."""
 Protocol = Literal["mlflow", "open"]
 
 
@@ -43,7 +45,8 @@ class Reader:
             kind: The content type of MLflow's protocol, the length of the JSON in the other.
 
         Raises:
-            BadRequest: As the protocol's own `read`; 413 where the process cannot hold what the body describes.
+            BadRequest: As the protocol's own `read`; 413 where the process cannot hold what the body describes, 503
+                where there is none.
         """
         order = {"form": form.model_dump(), "protocol": protocol, "kind": kind, "length": len(body)}
         with self._asking:
@@ -54,6 +57,12 @@ class Reader:
                 self._stop()
                 raise BadRequest(413, "The body describes more than can be held.") from error
 
+    def give_up(self) -> None:
+        """End the process in the middle of a body that nobody waits for any more."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Let the process end."""
         with self._asking:
@@ -63,6 +72,9 @@ class Reader:
         if self._process is None or self._process.poll() is not None:
             self._stop()
             self._process = side_process.start("shopfloor.serving.beside.reader_process")
+            if self._process.stdout is None or self._process.stdout.readline() != READY:
+                logger.error("the reader of large bodies does not start, see Ray's log of the replica")
+                raise BadRequest(503, "Large bodies cannot be read now; come back.")
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise AssertionError("it was started with pipes")
@@ -73,10 +85,12 @@ class Reader:
         if not line:
             raise EOFError("it says nothing")
         reply = json.loads(line)
+        # Our own module pickled it, of what it parsed. Piece by piece, because each holds the interpreter.
+        parts = [pickle.loads(stdout.read(length)) for length in reply.get("parts", [])]  # noqa: S301
+        if reply["last"]:
+            self._stop()
         if "refused" in reply:
             raise BadRequest(*reply["refused"])
-        # Our own module pickled it, of what it parsed. Piece by piece, because each holds the interpreter.
-        parts = [pickle.loads(stdout.read(length)) for length in reply["parts"]]  # noqa: S301
         return joined(reply, parts)
 
     def _stop(self) -> None:

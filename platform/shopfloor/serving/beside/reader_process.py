@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import os
@@ -18,24 +19,25 @@ MAX_BYTES = 2 * 1024**3
 """Memory of its own that it may take; what needs more is refused."""
 ENOUGH_BYTES = 768 * 1024**2
 """Having taken so much, it ends behind its answer, for another one to begin small."""
-NICE = 5
-"""Behind the replica, which has the other requests to answer."""
 
 
 def main() -> None:
     """Read until stdin ends."""
-    os.nice(NICE)
+    gc.disable()  # what is parsed has no cycles, and millions of items to look for them in
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
-    replies = side_process.replies("reader").buffer
+    said = side_process.replies("reader")
+    replies = said.buffer
 
-    from shopfloor.serving.beside.reader import apart
+    from shopfloor.serving.beside.reader import READY, apart
     from shopfloor.serving.errors import BadRequest
     from shopfloor.serving.protocols import mlflow_scoring, open_inference
     from shopfloor.serving.protocols.parsed import Form
 
     form_of = functools.lru_cache(maxsize=8)(Form.model_validate_json)
     stdin = sys.stdin.buffer
+    replies.write(READY)
+    replies.flush()
     while line := stdin.readline():
         order = json.loads(line)
         body = stdin.read(order["length"])
@@ -45,20 +47,22 @@ def main() -> None:
             read = mlflow_scoring.read if order["protocol"] == "mlflow" else open_inference.read
             head, values = apart(read(form, body, order["kind"]))
             parts = [pickle.dumps(value, 5) for value in values]
-            reply = json.dumps(head | {"parts": [len(part) for part in parts]})
+            reply = head | {"parts": [len(part) for part in parts]}
         except BadRequest as error:
-            reply = json.dumps({"refused": [error.status, error.message, error.fields]})
+            reply = {"refused": [error.status, error.message, error.fields]}
         except MemoryError:
-            reply = json.dumps({"refused": [413, "The body describes more than can be held."]})
+            reply = {"refused": [413, "The body describes more than can be held."]}
         except Exception as error:
             logger.exception("a body of %d bytes cannot be read", len(body))
-            reply = json.dumps({"refused": [400, f"The body cannot be read: {type(error).__name__}."]})
+            reply = {"refused": [400, f"The body cannot be read: {type(error).__name__}."]}
         del body
-        replies.write(reply.encode() + b"\n")
+        last = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > ENOUGH_BYTES
+        replies.write(json.dumps(reply | {"last": last}).encode() + b"\n")
         for part in parts:
             replies.write(part)
         replies.flush()
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > ENOUGH_BYTES:
+        gc.collect()
+        if last:
             return
 
 

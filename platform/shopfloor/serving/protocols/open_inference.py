@@ -66,11 +66,11 @@ _INPUT = _object(
 _OUTPUT = _object({"name": _TEXT}, {"parameters": core_schema.nullable_schema(_MAP)})
 _REQUEST = SchemaValidator(
     _object(
-        {"inputs": core_schema.list_schema(_INPUT, min_length=1)},
+        {"inputs": core_schema.list_schema(_INPUT, min_length=1, fail_fast=True)},
         {
             "id": core_schema.nullable_schema(_TEXT),
             "parameters": core_schema.nullable_schema(_MAP),
-            "outputs": core_schema.nullable_schema(core_schema.list_schema(_OUTPUT)),
+            "outputs": core_schema.nullable_schema(core_schema.list_schema(_OUTPUT, fail_fast=True)),
         },
     )
 )

@@ -29,7 +29,7 @@ from shopfloor.serving.online.features import (
 )
 from shopfloor.serving.protocols import mlflow_scoring, open_inference
 from shopfloor.serving.protocols.parsed import Form, Rows
-from shopfloor.serving.replica.http import Request
+from shopfloor.serving.replica.http import Request, when_done
 from shopfloor.serving.replica.metrics import ReplicaMetrics
 from shopfloor.serving.replica.traffic import Batcher
 
@@ -51,9 +51,8 @@ class Threads:
     async def run(self, request: Request, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Return what a function returns in a thread; a request that no longer waits for it counts until it ends."""
         await self._free.acquire()
-        loop = asyncio.get_running_loop()
         future = self.pool.submit(function, *arguments, **named)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+        when_done(future, self._free.release)
         request.working = future
         return await asyncio.wrap_future(future)
 
@@ -196,7 +195,12 @@ class Answering:
         size = kind if isinstance(kind, int) else len(body)
         if size <= LARGE_BYTES:
             return await self._threads.run(request, read, form, body, kind)
-        return await self._reading.run(request, self._reader.read, form, protocol, body, kind)
+        try:
+            return await self._reading.run(request, self._reader.read, form, protocol, body, kind)
+        except asyncio.CancelledError:
+            if request.working is not None and not request.working.done():  # it is this body that is being read
+                self._reader.give_up()
+            raise
 
     async def _completed(
         self, model: ServedModel, asked: AskedSchema, request: Request, body: bytes

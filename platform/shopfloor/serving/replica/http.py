@@ -68,8 +68,7 @@ class Reading:
         """Count a request that was answered no more, and nothing that a thread still does for it."""
         working = request.working
         if working is not None and not working.done():
-            loop = asyncio.get_running_loop()
-            working.add_done_callback(lambda _: loop.call_soon_threadsafe(self._let_go, request))
+            when_done(working, lambda: self._let_go(request))
         else:
             self._let_go(request)
 
@@ -201,6 +200,17 @@ class Request:
         if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
             named = kind.decode("latin-1")[:100] or "none"
             raise BadRequest(415, f"The content type must be application/json, not {named}.")
+
+
+def when_done(future: Future[Any], callback: Callable[[], None]) -> None:
+    """Call something on this event loop when a thread has done its work, unless the loop has ended by then."""
+    loop = asyncio.get_running_loop()
+
+    def done(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(callback)
+
+    future.add_done_callback(done)
 
 
 def answer_headers(request: Request, status: int, content_type: str, length: int) -> list[tuple[bytes, bytes]]:
