@@ -4,6 +4,8 @@ from kfp import dsl
 
 from components.base import component
 
+READS = ()
+
 
 @component
 def promote(use_case: str, version: str, champion: dsl.Output[dsl.Artifact]) -> None:

@@ -4,6 +4,8 @@ from kfp import dsl
 
 from components.base import component
 
+READS = ()
+
 
 @component
 def score(use_case: str, version: str, data: str, predictions: str, scored: dsl.Output[dsl.Dataset]) -> int:
