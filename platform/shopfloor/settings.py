@@ -127,7 +127,7 @@ class Settings(BaseModel):
             for name, value in self
             if value is not None
         }
-        values["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        values |= {"MLFLOW_TRACKING_URI": self.tracking_uri, **NO_REPORTS}
         if self.ray_address.startswith(("127.", "localhost:")):
             # A Ray driver would look for a local head on the machine's outer address, where the embedded one is not.
             values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -137,6 +137,19 @@ class Settings(BaseModel):
             values["FEAST_S3_ENDPOINT_URL"] = self.s3_endpoint_url
             values["AWS_REQUEST_CHECKSUM_CALCULATION"] = "WHEN_REQUIRED"
         return values
+
+
+NO_REPORTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "FEAST_USAGE": "False",
+}
+"""Variables that keep each component from reporting its use to its makers, for every process that we start.
+
+MLflow's thread for it changes the environment while other threads read it, which ends one start in two of a pod.
+"""
 
 
 class SourcedSettings(BaseModel):

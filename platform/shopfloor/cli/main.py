@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from shopfloor.cli.context import State
 from shopfloor.errors import ShopfloorError
+from shopfloor.settings import NO_REPORTS
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -57,6 +58,7 @@ def run() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.update(NO_REPORTS)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     arguments = _global_options_first(sys.argv[1:])
     debug = "--debug" in arguments

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import FeatureSet
-from shopfloor.settings import Settings
+from shopfloor.settings import NO_REPORTS, Settings
 from shopfloor.storage import (
     Artifact,
     Metrics,
@@ -100,7 +100,7 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
         registry: Another registry than the settings' own.
         cached: Read the registry once, and never again.
     """
-    os.environ.setdefault("FEAST_USAGE", "False")
+    os.environ.update(NO_REPORTS)
     if settings.s3_endpoint_url:
         os.environ.setdefault("FEAST_S3_ENDPOINT_URL", settings.s3_endpoint_url)
     from feast import FeatureStore, RepoConfig

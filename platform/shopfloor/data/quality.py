@@ -16,7 +16,7 @@ from typing import Any
 
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import Check, Checks
-from shopfloor.settings import Settings
+from shopfloor.settings import NO_REPORTS, Settings
 from shopfloor.storage import Artifact, Metrics, local_copy, publish
 from shopfloor.use_case import load_use_case
 
@@ -70,8 +70,7 @@ def validate(settings: Settings, use_case_name: str, tables_uri: str, checks: Ar
 
 
 def _run(work: Path, directory: Path, suites: dict[str, list[Any]]) -> Checks:
-    # Great Expectations reports its use unless told otherwise before it is imported.
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    os.environ.update(NO_REPORTS)  # before it is imported
     import great_expectations as gx
     import pandas as pd
 

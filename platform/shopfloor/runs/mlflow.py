@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
-from shopfloor.settings import Settings
+from shopfloor.settings import NO_REPORTS, Settings
 
 API = "/api/2.0/mlflow/"
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
@@ -145,6 +145,7 @@ def import_mlflow() -> Any:
     manager, which nobody uses here, and costs each process that talks to MLflow five seconds and 100 MiB. MLflow has no
     switch for it, so the plugin is left out while MLflow collects them.
     """
+    os.environ.update(NO_REPORTS)
     import mlflow
     from mlflow.utils import plugins
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.errors import ServiceError
+from shopfloor.settings import NO_REPORTS
 
 SOCKET_PATH_LIMIT = 107
 """Longest path of a unix socket."""
@@ -101,7 +102,7 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, in
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     variables = {
         "RAY_START_HOOK": f"{__name__}.start_hook",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **NO_REPORTS,
         # Despite its name this holds on Linux too: `0` makes every process of the head listen on 127.0.0.1 only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # There is no other node to drain to.

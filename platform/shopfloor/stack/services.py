@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shopfloor.errors import ServiceError
-from shopfloor.settings import ENV_PREFIX, Settings
+from shopfloor.settings import ENV_PREFIX, NO_REPORTS, Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack.families import Family, port_is_free
 from shopfloor.stack.state import Service, StackState
@@ -171,7 +171,7 @@ def _mlflow(settings: Settings, state: StackState) -> tuple[list[str], dict[str,
     return command, {
         "PYTHONPATH": str(settings.project_root / "platform"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **NO_REPORTS,
     }
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from shopfloor.errors import ServiceError
-from shopfloor.settings import Settings
+from shopfloor.settings import NO_REPORTS, Settings
 
 LOST_AFTER_S = 20.0
 """How long a cluster may be silent: its head can restart without a search being lost."""
@@ -31,7 +31,7 @@ def joined(settings: Settings) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray Data would start a process to collect them
+    os.environ.update(NO_REPORTS)
     if settings.ray_address.startswith("127."):
         # A driver would look for a local head on the machine's outer address, where the embedded one is not.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
