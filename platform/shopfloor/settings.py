@@ -21,6 +21,8 @@ ENV_PREFIX = "SHOPFLOOR_"
 _CHILD = "artifact_root"
 """A process that was started by another one has all settings in its environment, and the profile's file perhaps not:
 an image does not hold the profile of every team."""
+NO_TOKENS = "none"
+"""Value of `serve_tokens_file` that takes the protection away from the endpoints that are deployed with it."""
 Source = Literal["argument", "environment", "stack", "profile", "default"]
 
 
@@ -93,7 +95,10 @@ class Settings(BaseModel):
     ray_dashboard_url: str = "http://127.0.0.1:8265"
     serve_url: str = "http://127.0.0.1:8000"
     serve_tokens_file: str | None = None
-    """File with the hashes of the tokens that the endpoints ask for, where each replica reads it; without it, none."""
+    """File with the hashes of the tokens that the endpoints ask for, where each replica reads it.
+
+    Without it an endpoint keeps the file that it has; `none` lets everybody ask.
+    """
     serve_hosts: str = ""
     """Names, with commas, under which endpoints on this machine answer beside 127.0.0.1 and localhost."""
     feature_registry: str = ".shopfloor/feast/registry.db"
@@ -268,7 +273,7 @@ def _absolute(settings: Settings) -> Settings:
     state_dir = (root / settings.state_dir).resolve()
 
     def anchor(value: str) -> str:
-        if "://" in value or Path(value).is_absolute():
+        if "://" in value or Path(value).is_absolute() or value == NO_TOKENS:
             return value
         path = Path(value)
         if path.parts and path.parts[0] == ".shopfloor":

@@ -10,6 +10,7 @@ from shopfloor.judging.golden import difference
 from shopfloor.serving.batch import Part, score_part, scoring
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import load_model
+from shopfloor.serving.protocols import open_inference
 from shopfloor.serving.protocols.mlflow_scoring import invoke
 
 from tests.endpoints import file_registry
@@ -80,6 +81,13 @@ def assert_invocations_answer_as_mlflow_does(served, frame):
         assert difference(answer, wanted) <= 1e-6
         if isinstance(wanted, dict):
             assert list(answer) == list(wanted)
+
+    described = open_inference.model_metadata(served, [])["outputs"]
+    request = json.dumps(open_inference.example(served)).encode()
+    outputs = json.loads(open_inference.infer(served, request, None, max_rows=100)[0])["outputs"]
+    assert [(one["name"], one["datatype"], one["shape"][1:]) for one in described] == [
+        (one["name"], one["datatype"], one["shape"][1:]) for one in outputs
+    ]
 
 
 def graph(nodes, inputs, outputs, **weights):

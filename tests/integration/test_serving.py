@@ -106,6 +106,13 @@ def asking(url: str, row: dict, clients: int = 8):
             thread.join()
 
 
+def wait_until(holds, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_without_a_ray_cluster_the_error_says_what_to_start(settings, models):
     nowhere = settings.model_copy(update={"ray_dashboard_url": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(ServiceError, match="shopfloor up"):
@@ -304,7 +311,7 @@ def test_a_new_champion_takes_over_without_one_failed_request(settings, url, mod
     with asking(url, row) as seen:
         deploy(settings, CASE, champion="1", challenger=None)
         deploy(settings, CASE, champion="2", challenger="1")
-        time.sleep(0.5)
+        wait_until(lambda: seen[200, "2"] > 100)
     assert set(seen) == {(200, "1"), (200, "2")}
     assert post(f"{url}/predict", row).json()["version"] == "2"
 
@@ -317,19 +324,20 @@ def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, ur
     def alive() -> set[int]:  # Serve lists a dead one for a while
         return {pid for pid in running_replicas(settings) if psutil.pid_exists(pid)}
 
+    def asked() -> set[str]:  # by HAProxy, each on a new connection
+        close = {"Connection": "close"}
+        return {requests.get(f"{url}/status", timeout=10, headers=close).json()["replica"] for _ in range(8)}
+
     try:
         deploy(settings, CASE, champion="1")
         with asking(url, rows_of(models[0])[0]) as seen:
             for _ in range(2):
-                deadline = time.monotonic() + 60
-                while len(alive()) < 2:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.2)
-                time.sleep(2)  # HAProxy asks both again
+                wait_until(lambda: len(alive()) == 2 and len(asked()) == 2)
                 victim = psutil.Process(min(alive()))
                 victim.kill()
                 victim.wait(10)
-            time.sleep(3)
+            before = seen.total()
+            wait_until(lambda: seen.total() > before + 500)
     finally:
         file.write_text(declared)
         deploy(settings, CASE, champion="1")
@@ -361,6 +369,10 @@ def test_the_open_inference_protocol_answers_as_predict_does(url, models):
     assert post(f"{api}/infer", {"inputs": inputs[:1]}).status_code == 422
 
 
+def bearer(token):
+    return {"Authorization": f"Bearer {token}"}
+
+
 def test_with_a_token_file_rows_are_answered_to_those_who_show_a_token(settings, url, models, tmp_path):
     row = rows_of(models[0])[0]
     file = tmp_path / "tokens"
@@ -377,8 +389,13 @@ def test_with_a_token_file_rows_are_answered_to_those_who_show_a_token(settings,
         assert post(f"{url}/predict", row, Authorization=f"Bearer {token}").status_code == 200
         assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
         assert str(file) not in requests.get(f"{url}/status", timeout=10).text
+        for page in ("docs", "openapi.json"):  # the example is a row of the training set
+            shown = [requests.get(f"{url}/{page}", headers=headers, timeout=10).text for headers in ({}, bearer(token))]
+            assert [str(row["rate_0"]) in text for text in shown] == [False, True]
+        deploy(settings, CASE, champion="1", challenger="2")  # from a shell that knows nothing of tokens
+        assert post(f"{url}/predict", row).status_code == 401
     finally:
-        deploy(settings, CASE, champion="1", challenger="2")
+        deploy(settings.model_copy(update={"serve_tokens_file": "none"}), CASE, champion="1", challenger="2")
     assert post(f"{url}/predict", row).status_code == 200
 
 

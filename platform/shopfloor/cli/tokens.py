@@ -58,9 +58,10 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Who
 
 def _file(context: typer.Context) -> Path:
     from shopfloor.errors import UsageError
+    from shopfloor.settings import NO_TOKENS
 
     file = settings_from(context).serve_tokens_file
-    if file is None:
+    if file is None or file == NO_TOKENS:
         raise UsageError(
             "The endpoints ask for no tokens.", "Set serve_tokens_file in the profile, or SHOPFLOOR_SERVE_TOKENS_FILE."
         )

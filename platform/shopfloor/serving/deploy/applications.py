@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from shopfloor.errors import ServiceError
 from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
-from shopfloor.settings import Settings
+from shopfloor.settings import NO_TOKENS, Settings
 from shopfloor.storage import is_remote, join
 from shopfloor.use_case import ServingSection, UseCase
 
@@ -56,7 +56,7 @@ def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
         batch_wait_ms=serving.batching.wait_ms if serving.batching else 0,
         max_rows=serving.max_rows,
         max_body_bytes=serving.max_body_bytes,
-        tokens_file=settings.serve_tokens_file,
+        tokens_file=_tokens_file(settings, _config(present)),
         online=online_config(settings, case),
     )
     failed = present is not None and present["status"] == "DEPLOY_FAILED"
@@ -83,6 +83,20 @@ def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
     fingerprint = hashlib.sha256(json.dumps(application, sort_keys=True).encode()).hexdigest()[:16]
     application["deployments"][0]["user_config"]["declaration"] = fingerprint
     return application
+
+
+def _tokens_file(settings: Settings, declared: dict[str, Any]) -> str | None:
+    """Return where the tokens are: a deployer that knows no such file leaves the endpoint with the one that it has.
+
+    Args:
+        settings: May name the file, or say that everybody may ask.
+        declared: The application as it is declared now; empty where it is not.
+    """
+    if settings.serve_tokens_file == NO_TOKENS:
+        return None
+    deployments = declared.get("deployments") or [{}]
+    kept = (deployments[0].get("user_config") or {}).get("tokens_file")
+    return settings.serve_tokens_file or kept
 
 
 def _hosts(settings: Settings) -> tuple[str, ...] | None:
