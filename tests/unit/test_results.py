@@ -127,3 +127,28 @@ def test_two_writers_at_once_leave_one_whole_entry(settings, made):
     assert store(settings).get(KEY) == made
     assert [path.name for path in entry(settings).parent.iterdir()] == [entry(settings).name]
     assert json.loads(entry(settings).read_text())["parts"] == PARTS
+
+
+@pytest.mark.parametrize(
+    ("root", "uri", "ours", "counts"),
+    [
+        ("s3://lake/team", "s3://lake/team/steps/tune/1", True, True),
+        ("s3://lake/team", "s3://lake/another/steps/tune/1", True, False),
+        ("s3://lake/team", "s3://lake/team-b/steps/tune/1", True, False),
+        ("s3://lake/team", "gs://public/iris.csv", False, True),
+        ("s3://lake/team", "/etc/passwd", False, False),
+        ("s3://lake/team", "file:///etc/passwd", False, False),
+        ("s3://lake/team", "{state}/../../etc", False, False),
+        ("s3://lake/team", "{state}/runs/1/steps/out", False, True),
+    ],
+)
+def test_a_result_points_into_the_store_or_what_this_project_keeps_and_nowhere_else(settings, root, uri, ours, counts):
+    results = store(settings.model_copy(update={"artifact_root": root}))
+    assert results._may_be_at(uri.format(state=settings.state_dir), ours) is counts
+
+
+def test_an_entry_that_names_a_file_of_this_machine_does_not_count(settings, made, caplog):
+    made["model"] |= {"uri": "/etc/hostname", "metadata": {}}
+    store(settings).put(KEY, PARTS, made)
+    assert store(settings).get(KEY) is None
+    assert "points at /etc/hostname" in caplog.text

@@ -79,6 +79,8 @@ class ResultStore:
             return Found(None, f"The stored result {key[:12]} is damaged", lost=True)
         for artifact in artifacts_of(outputs):
             metadata = artifact["metadata"]
+            if not self._may_be_at(artifact["uri"], ours=CONTENT_HASH in metadata):
+                return Found(None, f"The stored result {key[:12]} points at {artifact['uri']}", lost=True)
             effect = metadata.get(EFFECT)
             if effect is not None and not self._effect_holds(effect):
                 return Found(None, f"{_in_words(effect)} no longer holds")
@@ -93,6 +95,21 @@ class ResultStore:
             elif CONTENT_HASH in metadata and not exists(self._settings, artifact["uri"]):
                 return Found(None, f"Artifact {artifact['uri']} is gone", lost=True)
         return Found(outputs, "")
+
+    def _may_be_at(self, uri: str, ours: bool) -> bool:
+        """Tell whether a result may point there: whoever writes to the store must not choose what is read elsewhere.
+
+        Args:
+            uri: Where an artifact is said to be.
+            ours: Whether a step of this library published it; what others publish may be in a store of theirs.
+        """
+        if is_remote(uri):
+            return not ours or uri.startswith(join(self._settings.artifact_root, ""))
+        path = local_path(uri).resolve()
+        own = [self._settings.state_dir.resolve()]
+        if not is_remote(self._settings.artifact_root):
+            own.append(local_path(self._settings.artifact_root).resolve())
+        return any(path.is_relative_to(directory) for directory in own)
 
     def put(self, key: str, parts: Mapping[str, str], outputs: Outputs) -> None:
         """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why."""
