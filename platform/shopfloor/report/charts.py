@@ -95,6 +95,7 @@ def parallel_coordinates(search: Search) -> str:
         axes.set_xticks(range(len(columns)), [*names, search.metric], fontsize=8, rotation=12)
         axes.set_yticks([])
         axes.set_ylim(-0.12, 1.12)
+        axes.spines[["left", "bottom"]].set_visible(False)
 
     return _svg(draw, (9, 3.4), "The search: one line a trial, the best one thick")
 
@@ -137,6 +138,7 @@ def slices(evaluation: Evaluation, metric: str) -> str:
         axes.plot([item.metrics[metric] for item in shown], labels, "o", color=LINE_COLOURS[0])
         axes.axvline(evaluation.metrics[metric], color=INK, lw=0.8, ls="--")
         axes.set_xlabel(title)
+        axes.locator_params(axis="x", nbins=6)
         axes.tick_params(axis="y", labelsize=8)
 
     return _svg(draw, (5.5, 0.22 * len(shown) + 0.8), f"{title} by slice (rows); dashed: all rows")
