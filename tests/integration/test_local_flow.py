@@ -184,3 +184,28 @@ def test_artifacts_of_one_component_stay_apart_and_reach_inner_pipelines(run):
 
     assert run.succeeded
     assert {step: output for step, output in steps if "read" in step} == {"inner.read": "one", "read": "chosen two"}
+
+
+METRICS = """
+@component
+def judge(metrics: dsl.Output[dsl.Metrics]) -> None:
+    metrics.log_metric("rows", 10)
+    metrics.log_metric("auc", float("{value}"))
+
+@component
+def use(metrics: dsl.Input[dsl.Metrics]) -> str:
+    return str(sorted(metrics.metadata))
+
+@dsl.pipeline(name="metrics")
+def pipeline():
+    use(metrics=judge().outputs["metrics"])
+"""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_metric_that_is_no_number_is_left_out_and_the_run_goes_on(run, value):
+    steps = run(METRICS.format(value=value))
+
+    assert run.succeeded
+    assert steps[-1] == ("use", "['rows']")
+    assert f"metrics: auc is {value}, and left out." in run.logs[0]

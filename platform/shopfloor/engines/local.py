@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -167,6 +168,7 @@ class LocalRun:
             message = _executor_input(component, step.arguments, place)
             code = self._run_process(step.name, _command(container, message, component), _environment(container), log)
             if code == 0:
+                _leave_out_what_is_no_number(Path(message.outputs.output_file), log)
                 return _outputs(component, message)
             if self._stopped or attempt == policy.max_retry_count:
                 break
@@ -303,6 +305,27 @@ def _command(container: Any, message: Any, component: Any) -> list[str]:
         values[name] = plain(value) if isinstance(value, list | dict) else value
     command = subprocess_task_handler.replace_python_executable([*container.command, *container.args], sys.executable)
     return [json.dumps(content) if part == "{{$}}" else part for part in command]
+
+
+def _leave_out_what_is_no_number(file: Path, log: Path) -> None:
+    """Take the metrics that are NaN or infinite out of a step's output, which KFP could not read; its log says so."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if "NaN" not in text and "Infinity" not in text:
+        return
+    content = json.loads(text)
+    for name, artifacts in content.get("artifacts", {}).items():
+        for artifact in artifacts.get("artifacts", []):
+            metadata = artifact.get("metadata", {})
+            for key in [key for key, value in metadata.items() if _is_no_number(value)]:
+                with log.open("a", encoding="utf-8") as output:
+                    output.write(f"{name}: {key} is {metadata.pop(key)}, and left out.\n")
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _is_no_number(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_is_no_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _outputs(component: Any, message: Any) -> Outputs:
