@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Optional
 
 import pytest
@@ -13,6 +14,8 @@ from shopfloor.engines.argo.values import ROOT, from_input, selected
 from shopfloor.errors import UsageError
 from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import ClusterSettings, Settings
+
+from tests.pipelines import CASES
 
 IMAGE = "shopfloor/platform:0.1.0"
 Maybe = Optional[str]  # noqa: UP045  KFP reads no other form
@@ -722,3 +725,115 @@ def test_a_schedule_runs_the_same_spec():
     assert scheduled["spec"]["workflowSpec"] == manifest["spec"]
     assert (scheduled["kind"], scheduled["metadata"]["name"]) == ("CronWorkflow", "one")
     assert manifest["metadata"]["generateName"] == "one-"
+
+
+def test_an_image_and_settings_that_are_json_come_from_the_pipeline():
+    case = CASES["settings_from_parameters"]
+
+    manifest = translate(case.ir, case.platforms, {}, cluster())
+
+    made = template(manifest, "comp-say")
+    assert made["container"]["image"] == "{{inputs.parameters.pipelinechannel--image}}"
+    assert given(manifest, "settings-from-parameters", "say")["pipelinechannel--image"] == "{{inputs.parameters.image}}"
+    # What a tag stands for is JSON: without quotes around it.
+    assert '"nodeSelector": {{inputs.parameters.kubernetes-' in made["podSpecPatch"]
+    assert '"tolerations": {{=toJson(filter(concat(fromJSON(' in made["podSpecPatch"]
+    assert '"imagePullSecrets": [{"name": "{{inputs.parameters.kubernetes-' in made["podSpecPatch"]
+    # The secret is optional, and its name has no value.
+    assert "V" not in {item["name"] for item in made["container"]["env"]}
+
+
+def test_a_setting_that_is_not_optional_and_has_no_value_is_refused_with_its_parameter():
+    @dsl.pipeline
+    def one(secret: Maybe = None):
+        kubernetes.use_secret_as_volume(say(), secret_name=secret, mount_path="/secret")
+
+    with pytest.raises(
+        UsageError, match=r"Task 'say' takes its secretAsVolume from the parameter 'secret', which has no"
+    ):
+        workflow(one)
+
+
+def test_an_amount_that_is_none_is_refused():
+    @dsl.pipeline
+    def one():
+        say()
+
+    ir = json_format.MessageToDict(one.pipeline_spec)
+    ir["deploymentSpec"]["executors"]["exec-say"]["container"]["resources"] = {"resourceCpuLimit": "lots"}
+
+    with pytest.raises(UsageError, match="Task 'say' asks for 'lots' of cpu, which is no amount"):
+        translate(ir, {}, {}, cluster())
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/data", "oci://registry/model:1"])
+def test_an_importer_of_what_nobody_can_read_is_refused_also_where_a_parameter_names_it(address):
+    @dsl.pipeline
+    def inner(uri: str):
+        dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset)
+
+    @dsl.pipeline
+    def one(uri: str = address):
+        inner(uri=uri)
+
+    with pytest.raises(UnsupportedFeature, match=f"Task 'importer' uses an importer of {address.partition(':')[0]}://"):
+        workflow(one)
+    assert workflow(one, {"uri": "s3://bucket/data"})
+
+
+def test_a_pipelines_own_times_to_live_are_kept():
+    @dsl.pipeline
+    def one():
+        say()
+
+    ir = json_format.MessageToDict(one.pipeline_spec)
+
+    def lifetime(**config):
+        return translate(ir, {"platforms": {"kubernetes": {"pipelineConfig": config}}}, {}, cluster())["spec"][
+            "ttlStrategy"
+        ]
+
+    assert lifetime(resourceTtlOnCompletion=300, resourceTtlOnSuccess=600) == {
+        "secondsAfterCompletion": 300,
+        "secondsAfterSuccess": 600,
+    }
+    assert lifetime(resourceTtlOnFailure=60) == {"secondsAfterSuccess": 86_400, "secondsAfterFailure": 60}
+
+
+def test_argos_own_executor_sees_that_a_task_is_to_pause():
+    @dsl.pipeline
+    def one():
+        say().set_env_variable("ARGO_DEBUG_PAUSE_AFTER", "true").set_env_variable("MINE", "x")
+
+    env = {item["name"]: item.get("value") for item in template(workflow(one), "comp-say")["container"]["env"]}
+
+    assert env["ARGO_DEBUG_PAUSE_AFTER"] == "true"
+    assert "MINE" not in env
+
+
+def test_a_pipeline_without_parameters_says_so():
+    @dsl.pipeline
+    def one():
+        say()
+
+    with pytest.raises(UsageError, match="has no parameter 'x'. It has no parameters"):
+        workflow(one, {"x": 1})
+
+
+def test_nothing_that_a_pod_is_told_is_expanded_by_the_kubelet():
+    manifest = workflow(CASES["arguments_of_a_container"].pipeline)
+
+    def texts(value):
+        if isinstance(value, dict):
+            for item in value.values():
+                yield from texts(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from texts(item)
+        elif isinstance(value, str):
+            yield value
+
+    for item in manifest["spec"]["templates"]:
+        for container in (*item.get("containerSet", {}).get("containers", []), *filter(None, [item.get("container")])):
+            for text in texts({key: container.get(key) for key in ("command", "args", "env")}):
+                assert not re.search(r"(?<!\$)(\$\$)*\$\(", text), text

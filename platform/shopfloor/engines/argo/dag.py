@@ -88,7 +88,8 @@ class Templates:
                 hook = tasks.pop(handler)
                 tasks[group]["hooks"] = {"exit": {key: hook[key] for key in ("template", "arguments") if key in hook}}
             dag: Json = {"tasks": list(tasks.values())}
-            if any(ir.tasks(component)[name].get("triggerPolicy", {}).get("strategy") == ALWAYS for name in tasks):
+            all_tasks = component["dag"]["tasks"]
+            if any(all_tasks[name].get("triggerPolicy", {}).get("strategy") == ALWAYS for name in tasks):
                 # What failed fails the DAG even where a later task was there to run all the same, after that task.
                 dag |= {"target": " ".join(tasks), "failFast": False}
             template: Json = {"inputs": {"parameters": self._inputs(component, absent)}, "dag": dag}
