@@ -41,6 +41,10 @@ _MARKS = {
 }
 
 
+GATE_MISSED = 3
+"""Exit code of a run that did its work and whose model is not good enough."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("submit")(submit)
@@ -67,7 +71,7 @@ def submit(
     """Run a pipeline from the data to its outcome; a run that stopped goes on where it stopped.
 
     The local engine runs it here and now. The others take it, and the command comes back at once.
-    Exit code 1 when a step failed or a gate was missed.
+    Exit code 1 when a step failed, 3 when a gate was missed.
     """
     from shopfloor.flows import dispatch
     from shopfloor.flows.submit import Submission
@@ -107,7 +111,7 @@ def with_ray_address(settings: Settings, engine: str, address: str) -> Settings:
 
 
 def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, as_json: bool) -> None:
-    """Print how a run ended, or which engine took it; exit code 1 when it did not succeed."""
+    """Print how a run ended, or which engine took it; the exit code is `exit_code`'s."""
     from shopfloor.flows.dispatch import Submitted
 
     if isinstance(outcome, Submitted):
@@ -123,7 +127,12 @@ def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, 
     else:
         _show(outcome)
     if outcome.state != "succeeded":
-        raise typer.Exit(1)
+        raise typer.Exit(exit_code(outcome.state))
+
+
+def exit_code(state: str) -> int:
+    """Return the exit code for a run that ended in a state: 0, 1 where it failed, 3 where it missed a gate."""
+    return {"succeeded": 0, "gate_missed": GATE_MISSED}.get(state, 1)
 
 
 def _show_submitted(outcome: Submitted) -> None:
@@ -151,8 +160,8 @@ def _watch(settings: Settings, outcome: Submitted, run_id: str, as_json: bool) -
         raise
     run = client.get_run(run_id)
     show_run(settings, client, run, as_json)
-    if run.data.tags.get(run_records.STATE) != "succeeded":
-        raise typer.Exit(1)
+    if code := exit_code(run.data.tags.get(run_records.STATE, "")):
+        raise typer.Exit(code)
 
 
 class LiveView:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.engines.base import StepListener
+from shopfloor.engines.guard import Guard
 from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
 from shopfloor.errors import UsageError
 from shopfloor.pipeline import conditions
@@ -69,6 +70,7 @@ class LocalRun:
         self._use_cache = use_cache
         self._forced = frozenset(forced)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._guard = Guard()
         self._stopped = False
         self.failures: list[str] = []
         """Why tasks failed, each with the task's name; the run's listener has heard of those that began."""
@@ -104,7 +106,8 @@ class LocalRun:
         try:
             walk = Walk(pipeline_spec, self._run_step, self.stop, constants, PARALLEL)
             self.failures = walk.failures
-            return walk.run(arguments)
+            with self._guard:
+                return walk.run(arguments)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
 
@@ -194,6 +197,7 @@ class LocalRun:
             **self._settings.environment(),
             **variables,
             **self._listener.step_started(step),
+            **self._guard.variables,
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "platform")]),
             "PYTHONUNBUFFERED": "1",
         }

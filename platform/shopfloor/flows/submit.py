@@ -231,7 +231,10 @@ def missed_gates(evaluation: Evaluation) -> str:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM, with which an engine or `shopfloor runs stop` ends a run, do within the block what Ctrl-C does."""
+    """Let what ends a run do within the block what Ctrl-C does.
+
+    That is SIGTERM from an engine or `shopfloor runs stop`, and SIGHUP from a terminal that is closed, where it counts.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -240,12 +243,17 @@ def _stoppable() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
 
 
 class _Run:

@@ -12,23 +12,38 @@ A trial whose worker dies goes on from its last checkpoint; a search that was ki
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.errors import ShopfloorError
+from filelock import FileLock, Timeout
+
+from shopfloor.errors import ConflictError, ShopfloorError
 from shopfloor.records import FeatureSet, Search, Trial
 from shopfloor.settings import Settings, load_settings
-from shopfloor.storage import Artifact, Metrics, filesystem, hash_directory, is_remote, join, local_copy, publish
+from shopfloor.storage import (
+    Artifact,
+    Metrics,
+    filesystem,
+    hash_directory,
+    is_remote,
+    join,
+    local_copy,
+    publish,
+    write_atomically,
+)
 from shopfloor.training import cluster as ray_cluster
 from shopfloor.training import rayjob, shown, trial
 from shopfloor.training.contract import try_contract
@@ -42,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 OWN_CLUSTER = "rayjob"
 """Value of `ray_address`: the search brings its own cluster, a KubeRay RayJob."""
+LOCK_TIMEOUT_S = 60.0
+"""How long a search waits for another one in its directory."""
 MAX_FAILURES = 3
 """Deaths of its worker that a trial survives."""
 
@@ -184,14 +201,45 @@ def _read(settings: Settings, features_uri: str) -> _Rows:
 
 def _search(settings: Settings, use_case: UseCase, rows: _Rows, trials: int) -> tuple[Search, Trial, Any]:
     """Return the search, its best trial and that trial's checkpoint."""
-    import ray
-    from ray.train import Checkpoint
-
-    section = use_case.search
     target_fs, root = filesystem(settings, join(settings.artifact_root, "tune"))
     place = f"{root}/{_experiment(settings, use_case, rows.content, trials)}"
     if not is_remote(settings.artifact_root):
         target_fs.create_dir(place, recursive=True)
+    with _alone(settings, place):
+        return _go_on(settings, use_case, rows, trials, target_fs, place)
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings, place: str) -> Iterator[None]:
+    """Keep a second search of this machine out of a search's directory; the lock goes with the process that has it.
+
+    Raises:
+        ConflictError: Another process has searched there for too long.
+    """
+    locks = settings.state_dir / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = locks / f"search-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock"
+    holder = lock.with_suffix(".holder")
+    try:
+        with FileLock(lock, timeout=LOCK_TIMEOUT_S, mode=0o600):
+            write_atomically(holder, str(os.getpid()))
+            yield
+    except Timeout as error:
+        by = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise ConflictError(
+            f"Process {by} does the same search already, in {place}.",
+            "Wait for its run to end and submit again: what it finds is reused. `shopfloor runs list` shows what runs.",
+        ) from error
+
+
+def _go_on(
+    settings: Settings, use_case: UseCase, rows: _Rows, trials: int, target_fs: Any, place: str
+) -> tuple[Search, Trial, Any]:
+    """Run the trials that a search lacks, and return it with its best trial and that trial's checkpoint."""
+    import ray
+    from ray.train import Checkpoint
+
+    section = use_case.search
     finished = FinishedTrials(target_fs, place, section, trials)
     if finished.kept:
         print(f"Going on with the search that was stopped: {len(finished.kept)} trials are done.", flush=True)  # noqa: T201
