@@ -134,14 +134,14 @@ class Steady:
 
 
 @contextmanager
-def steady(url: str, body: bytes, requests_per_s: float) -> Iterator[Steady]:
+def steady(url: str, body: bytes, requests_per_s: float, token: str = "") -> Iterator[Steady]:
     """Ask `url` so often for the time of the block, from a process of its own; a late answer delays nobody's due time.
 
     What is yielded is filled in at the end of the block. Its times compare with `time.perf_counter()` of this process.
     """
     found = Steady()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.load", url, body.decode(), str(requests_per_s)],
+        [sys.executable, "-m", "tests.benchmarks.load", url, body.decode(), str(requests_per_s), token],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -155,12 +155,12 @@ def steady(url: str, body: bytes, requests_per_s: float) -> Iterator[Steady]:
         found.lost = result["lost"]
 
 
-def _ask_steadily(url: str, body: bytes, requests_per_s: float) -> Steady:
+def _ask_steadily(url: str, body: bytes, requests_per_s: float, token: str) -> Steady:
     """Ask until a line comes on stdin."""
     found = Steady()
     end = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.readline(), end.set()), daemon=True).start()
-    name, port, content = request(url, body)
+    name, port, content = request(url, body, token)
     interval_s = CONNECTIONS / requests_per_s
 
     class Paced(Connection):
@@ -204,5 +204,5 @@ def _ask_steadily(url: str, body: bytes, requests_per_s: float) -> Steady:
 
 
 if __name__ == "__main__":
-    outcome = _ask_steadily(sys.argv[1], sys.argv[2].encode(), float(sys.argv[3]))
+    outcome = _ask_steadily(sys.argv[1], sys.argv[2].encode(), float(sys.argv[3]), sys.argv[4])
     json.dump({"answers": outcome.answers, "lost": outcome.lost}, sys.stdout)
