@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -59,6 +60,7 @@ OWN_CLUSTER = "rayjob"
 """Value of `ray_address`: the search brings its own cluster, a KubeRay RayJob."""
 LOCK_TIMEOUT_S = 60.0
 """How long a search waits for another one in its directory."""
+_ERROR_LINE = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)\w*: .+)$", re.MULTILINE)
 MAX_FAILURES = 3
 """Deaths of its worker that a trial survives."""
 
@@ -364,11 +366,17 @@ def _listener(metric: str, finished: FinishedTrials) -> Any:
             say(f"{metric} {one.metrics.get(metric, math.nan):.5f} after {one.rounds} rounds")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            error = str(trial.get_error() or "no reason").strip().splitlines()[-1][:300]
+            error = _reason(str(trial.get_error() or "it gave no reason"))
             finished.broke(trial.trial_id, dict(trial.config or {}), trial.last_result or {}, error)
             say(f"failed: {error}")
 
     return Listener()
+
+
+def _reason(error: str) -> str:
+    """Return the line of a traceback that says what failed: what some libraries raise goes on for pages."""
+    lines = _ERROR_LINE.findall(error) or [line.strip() for line in error.splitlines() if line.strip()]
+    return str(lines[-1])[:300]
 
 
 if __name__ == "__main__":
