@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unanswerable(BadRequest):
-    """The row is as it must be, and the model refuses it all the same."""
+    """The row may be as it must be, and the version does not answer it: its own failure."""
 
 
 class AnswersDifferently(Exception):
@@ -84,7 +84,8 @@ class ServedModel:
             BadRequest: The body is not a row of this model.
         """
         if self.rows is None:
-            raise BadRequest(422, f"Version {self.version} answers /invocations only: {self.reason}.")
+            # Not the client's error: who sends rows got them answered by the champion, and its gates must count this.
+            raise Unanswerable(422, f"Version {self.version} answers /invocations only: {self.reason}.")
         return self.rows.parse(body)
 
     def predict(self, body: bytes) -> bytes:
