@@ -194,7 +194,7 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
     """Merge arguments, environment, stack state, profile file and defaults.
 
     Args:
-        profile: Name of a file in `platform/profiles/`, without its ending.
+        profile: Name of a file in `platform/profiles/`, without its ending; or the path of one that stands elsewhere.
         **arguments: Fields of `Settings` that override everything else; `None` means not given.
 
     Raises:
@@ -209,6 +209,8 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
     }
     given = {name: value for name, value in arguments.items() if value is not None}
     name = profile or environment.get("profile") or "embedded"
+    if name.endswith(".toml"):
+        name = str(Path(name).expanduser().resolve())
     layers: list[tuple[Source, dict[str, Any]]] = [
         ("argument", given),
         ("environment", environment),
@@ -245,12 +247,17 @@ def stack_state_file(settings: Settings) -> Path:
 
 def _read_profile(root: Path, name: str, required: bool) -> dict[str, Any]:
     folder = root / "platform" / "profiles"
-    file = folder / f"{name}.toml"
+    # A team's own file may stand anywhere.
+    own = name.endswith(".toml") or "/" in name
+    file = Path(name).expanduser() if own else folder / f"{name}.toml"
     if not file.is_file() and not required:
         return {}
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
-        raise NotFoundError(f"There is no profile {name!r} in {folder}.", f"Known profiles: {known}.")
+        where = "" if own else f" in {folder}"
+        raise NotFoundError(
+            f"There is no profile {name!r}{where}.", f"Known profiles: {known}; or name a file that ends in .toml."
+        )
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -10,11 +10,13 @@ from shopfloor.engines.argo.translation import translate
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import dispatch
 from shopfloor.flows.submit import Submission
-from shopfloor.pipeline.compilation import compile_pipeline, parse_parameters, run_key
+from shopfloor.pipeline.compilation import compile_pipeline, parse_parameters, refuse_artifacts, run_key
 from shopfloor.settings import load_settings
 
+from tests.shared import SHARED
+
 ROOT = Path(__file__).parents[2]
-IR = ROOT.parent / "shared" / "kfp-ir"
+IR = SHARED / "kfp-ir"
 PYTHON = """
 from kfp import dsl, kubernetes
 
@@ -244,3 +246,38 @@ def test_a_schedule_must_have_five_fields(settings, python_file):
     asked = Submission(file=str(python_file), use_case=None, given=["text=a"])
     with pytest.raises(UsageError, match="'hourly' is not a schedule"):
         dispatch.start(settings, "argo", asked, view=None, cron="hourly")
+
+
+def test_an_input_artifact_is_given_by_its_address_to_the_engine_that_can_hand_it_on(tmp_path):
+    compiled = compile_pipeline(load_settings(project_root=ROOT), str(write_artifact_pipeline(tmp_path)))
+
+    arguments = parse_parameters(compiled, ["data=s3://bucket/data"])
+
+    assert arguments == {"data": "s3://bucket/data"}
+    refuse_artifacts(compiled, arguments, "argo")
+    with pytest.raises(UsageError, match="The local engine takes no artifact for the pipeline's input 'data'"):
+        refuse_artifacts(compiled, arguments, "local")
+    with pytest.raises(UsageError, match="has no parameter 'x'. It has data"):
+        parse_parameters(compiled, ["x=1"])
+
+
+def write_artifact_pipeline(place):
+    file = place / "artifact.py"
+    file.write_text(
+        "from kfp import dsl\n\n\n"
+        "@dsl.component(base_image='python:3.11')\n"
+        "def read(data: dsl.Input[dsl.Dataset]) -> str:\n    return data.uri\n\n\n"
+        "@dsl.pipeline\ndef one(data: dsl.Input[dsl.Dataset]):\n    read(data=data)\n"
+    )
+    return file
+
+
+def test_a_profile_may_be_a_file_of_a_teams_own(tmp_path):
+    file = tmp_path / "team.toml"
+    file.write_text('[cluster]\nnamespace = "team-a"\n')
+
+    settings = load_settings(str(file), project_root=ROOT)
+
+    assert (settings.cluster.namespace, settings.profile) == ("team-a", str(file))
+    with pytest.raises(NotFoundError, match="There is no profile '.*nowhere.toml'"):
+        load_settings(str(tmp_path / "nowhere.toml"), project_root=ROOT)

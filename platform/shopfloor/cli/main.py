@@ -41,7 +41,8 @@ def _version(value: bool) -> None:
 def _options(
     context: typer.Context,
     profile: Annotated[
-        str | None, typer.Option(help="Which backends to talk to: a file in platform/profiles/.")
+        str | None,
+        typer.Option(help="Which backends to talk to: a file in platform/profiles/, or the path of a .toml file."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[

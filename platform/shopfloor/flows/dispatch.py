@@ -15,7 +15,7 @@ from shopfloor.engines.manifests import check_schedule
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.flows import submit as submission
 from shopfloor.flows.submit import Outcome, Submission, View
-from shopfloor.pipeline.compilation import Compiled
+from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
 from shopfloor.records import Record
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
@@ -95,6 +95,7 @@ def manifest(settings: Settings, engine: str, asked: Submission, cron: str | Non
         _leave_open(compiled, arguments)
     else:
         submission.resolve_data(settings, compiled, arguments)
+    refuse_artifacts(compiled, arguments, engine)
     job = _job(settings, compiled, arguments, asked, cron)
     return str(cast(Any, engine_of(settings, engine)).manifest(job))
 
@@ -118,6 +119,7 @@ def engine_url(settings: Settings, name: str) -> str:
 
 def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | None) -> Submitted:
     compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given, asked.function)
+    refuse_artifacts(compiled, arguments, engine)
     if cron is not None:
         _leave_open(compiled, arguments)
         schedule = engine_of(settings, engine).submit(_job(settings, compiled, arguments, asked, cron))

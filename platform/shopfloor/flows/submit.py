@@ -23,7 +23,14 @@ from shopfloor.engines.local import LocalRun
 from shopfloor.errors import NotFoundError, ShopfloorError
 from shopfloor.flows.promote import effect_holds
 from shopfloor.judging.gates import require_known
-from shopfloor.pipeline.compilation import Compiled, compile_pipeline, parse_parameters, require_parameters, run_key
+from shopfloor.pipeline.compilation import (
+    Compiled,
+    compile_pipeline,
+    parse_parameters,
+    refuse_artifacts,
+    require_parameters,
+    run_key,
+)
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
 from shopfloor.registry import passport as registry
@@ -129,6 +136,7 @@ def submit(
         KeyboardInterrupt: The run was stopped and is marked so.
     """
     compiled, arguments = read(settings, file, use_case, given, function)
+    refuse_artifacts(compiled, arguments, "local")
     forced = compiled.from_step_on(from_step)
     client = tracking.connect(settings)
     run_records.close_dead_runs(client)

@@ -126,23 +126,41 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
 
 
 def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
-    """Turn `key=value` texts into the pipeline's arguments.
+    """Turn `key=value` texts into the pipeline's arguments; an input artifact is given as its address.
 
     Raises:
         UsageError: An unknown parameter, a value of the wrong type, a missing or doubled one.
     """
     declared: dict[str, Any] = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    artifacts: dict[str, Any] = compiled.ir["root"].get("inputDefinitions", {}).get("artifacts", {})
     values: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"Parameter {text!r} has no value.", "Write it as key=value.")
+        if name in artifacts:
+            values[name] = value
+            continue
         if name not in declared:
-            raise UsageError(
-                f"Pipeline {compiled.name!r} has no parameter {name!r}.", f"It has {', '.join(sorted(declared))}."
-            )
+            known = ", ".join(sorted([*declared, *artifacts]))
+            remedy = f"It has {known}." if known else "It has no parameters."
+            raise UsageError(f"Pipeline {compiled.name!r} has no parameter {name!r}.", remedy)
         values[name] = _convert(name, value, declared[name]["parameterType"])
     return values
+
+
+def refuse_artifacts(compiled: Compiled, arguments: dict[str, Any], engine: str) -> None:
+    """Refuse input artifacts of a pipeline that is to run on an engine which cannot hand them on.
+
+    Raises:
+        UsageError: One is given.
+    """
+    given = compiled.ir["root"].get("inputDefinitions", {}).get("artifacts", {}).keys() & arguments.keys()
+    if given and engine != "argo":
+        raise UsageError(
+            f"The {engine} engine takes no artifact for the pipeline's input {min(given)!r}.",
+            "Submit with --engine argo, or let the pipeline import it with dsl.importer.",
+        )
 
 
 def require_parameters(compiled: Compiled, values: dict[str, Any]) -> None:
