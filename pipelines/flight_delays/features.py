@@ -1,7 +1,7 @@
 """What is known of a flight at its scheduled departure: schedule, recent delays, weather, aircraft.
 
 The delay rates count landed flights only: running counts by landing time, read at the asking time and at the beginning
-of the window, by an ASOF join each. Feast joins the rest at the asking time. Nothing here looks past it.
+of the window. Feast joins the rest at the asking time. Nothing here looks past it.
 
 A request may name a flight instead of sending its features: `online_tables` and `online_definitions` say what the
 online store holds by carrier, airport, route and aircraft, and `at_request` what the schedule says by itself.
@@ -47,16 +47,15 @@ def source_tables(tables: Path, out: Path) -> None:
     import duckdb
 
     with duckdb.connect() as connection:
-        _read_flights(connection, tables)
-        for key, windows in WINDOWS_H.items():
-            _rates(connection, key, windows, f"SELECT DISTINCT {key}, asked_at FROM flights")  # noqa: S608
-        joins = " ".join(f"JOIN {key}_rates USING ({key}, asked_at)" for key in WINDOWS_H)
+        flights = _read_flights(connection, tables)
+        rates = [_rates(flights, key, flights[[key, "asked_at"]]) for key in WINDOWS_H]
+        connection.register("history", flights[["flight_id"]].assign(**{k: v for one in rates for k, v in one.items()}))
         _write(
             connection,
             out / "flight_history.parquet",
             f"""
             SELECT flight_id, asked_at AS event_timestamp, {", ".join((*SCHEDULE, *RATES))}
-            FROM flights {joins} ORDER BY flight_id
+            FROM flights JOIN history USING (flight_id) ORDER BY flight_id
             """,  # noqa: S608
         )
         _write_weather_and_aircraft(connection, tables, out)
@@ -109,11 +108,12 @@ def online_tables(tables: Path, out: Path) -> None:
     import duckdb
 
     with duckdb.connect() as connection:
-        _read_flights(connection, tables)
-        for key, windows in WINDOWS_H.items():
-            last = f"SELECT DISTINCT {key}, (SELECT max(landed_at) FROM flights) AS asked_at FROM flights"  # noqa: S608
-            _rates(connection, key, windows, last)
-            rates = f"SELECT * RENAME (asked_at AS event_timestamp) FROM {key}_rates ORDER BY {key}"  # noqa: S608
+        flights = _read_flights(connection, tables)
+        for key in WINDOWS_H:
+            last = flights[[key]].drop_duplicates().assign(asked_at=flights["landed_at"].max())
+            connection.register("rates", last[[key]].assign(**_rates(flights, key, last)))
+            at = "(SELECT max(landed_at) FROM flights)"
+            rates = f"SELECT {key}, {at} AS event_timestamp, * EXCLUDE ({key}) FROM rates ORDER BY {key}"  # noqa: S608
             _write(connection, out / f"{key}_delays.parquet", rates)
         _write(
             connection,
@@ -188,8 +188,13 @@ def _view(
     return FeatureView(name=name, entities=[entity], schema=fields, source=where, ttl=ttl)
 
 
-def _read_flights(connection: Any, tables: Path) -> None:
-    """Make the table `flights`, with what is known of each when it is asked about, and how it ended."""
+def _read_flights(connection: Any, tables: Path) -> pd.DataFrame:
+    """Make the table `flights`, with what is known of each when it is asked about, and how it ended.
+
+    Returns:
+        Of each flight the keys of `WINDOWS_H`, its times in microseconds (`landed_at` missing where it did not) and
+        whether it was late.
+    """
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(
         f"""
@@ -202,6 +207,13 @@ def _read_flights(connection: Any, tables: Path) -> None:
         FROM '{tables}/flights.parquet'
         """  # noqa: S608  our own path
     )
+    flights: pd.DataFrame = connection.sql(
+        f"""
+        SELECT flight_id, epoch_us(asked_at) AS asked_at, epoch_us(landed_at) AS landed_at, late, {", ".join(WINDOWS_H)}
+        FROM flights
+        """  # noqa: S608
+    ).df()
+    return flights.astype(dict.fromkeys(WINDOWS_H, "category"))
 
 
 def _write_weather_and_aircraft(connection: Any, tables: Path, out: Path) -> None:
@@ -228,38 +240,33 @@ def _write(connection: Any, file: Path, query: str) -> None:
     connection.execute(f"COPY ({query}) TO '{file}' (FORMAT parquet)")
 
 
-def _rates(connection: Any, key: str, windows: tuple[int, ...], asked: str) -> None:
-    """Make the table `<key>_rates`: the share of late flights among those landed within each window before `asked_at`.
+def _rates(flights: pd.DataFrame, key: str, asked: pd.DataFrame) -> dict[str, Any]:
+    """Return the share of late flights among those of a key that landed within each window before a time.
 
     Args:
-        connection: Has the table `flights`.
-        key: One of its columns.
-        windows: In hours.
-        asked: A query for keys and times, each once.
+        flights: As `_read_flights` returns them.
+        key: One of `WINDOWS_H`.
+        asked: Keys, and times in microseconds as `asked_at`.
+
+    Returns:
+        Name of the feature to an array of floats, in the order of `asked`; NaN where no flight landed.
     """
-    connection.execute(
-        f"""
-        CREATE TABLE {key}_landed AS
-        SELECT DISTINCT {key}, landed_at,
-            count(*) OVER running AS landed, sum(late) OVER running AS late
-        FROM flights WHERE landed_at IS NOT NULL
-        WINDOW running AS (PARTITION BY {key} ORDER BY landed_at RANGE UNBOUNDED PRECEDING)
-        """  # noqa: S608
-    )
-    begins = " ".join(
-        f"""ASOF LEFT JOIN {key}_landed b{hours}
-            ON b{hours}.{key} = f.{key} AND b{hours}.landed_at <= f.asked_at - INTERVAL {hours} HOUR"""
-        for hours in windows
-    )
-    shares = ", ".join(
-        f"(n.late - coalesce(b{hours}.late, 0))::DOUBLE / nullif(n.landed - coalesce(b{hours}.landed, 0), 0)"
-        f" AS {key}_late_rate_{hours}h"
-        for hours in windows
-    )
-    connection.execute(
-        f"""
-        CREATE TABLE {key}_rates AS
-        SELECT f.{key}, f.asked_at, {shares} FROM ({asked}) f
-        ASOF LEFT JOIN {key}_landed n ON n.{key} = f.{key} AND n.landed_at <= f.asked_at {begins}
-        """  # noqa: S608
-    )
+    import numpy as np
+
+    def places(keys: pd.Series, times: Any) -> Any:
+        """Return one number for a key and a time, so that one sorted array holds the landings of all keys."""
+        return keys.cat.codes.to_numpy(np.int64) * 2**52 + times  # room for 2,000 keys, and until the year 2112
+
+    landed = flights[flights["landed_at"].notna()]
+    ends = places(landed[key], landed["landed_at"].to_numpy(np.int64))
+    order = np.argsort(ends)
+    ends = ends[order]
+    late = np.concatenate([[0], np.cumsum(landed["late"].to_numpy(np.int64)[order])])
+    times = asked["asked_at"].to_numpy(np.int64)
+    until = np.searchsorted(ends, places(asked[key], times), side="right")
+    rates = {}
+    for hours in WINDOWS_H[key]:
+        since = np.searchsorted(ends, places(asked[key], times - hours * 3_600_000_000), side="right")
+        with np.errstate(invalid="ignore"):
+            rates[f"{key}_late_rate_{hours}h"] = (late[until] - late[since]) / (until - since)
+    return rates

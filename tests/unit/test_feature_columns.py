@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from shopfloor.data.features import TIME, as_numbers, require_rows
+from shopfloor.data.contract import TIME, as_numbers, require_rows
 from shopfloor.errors import DataError, UsageError
 
 ROWS = pd.DataFrame({TIME: pd.to_datetime(["2013-01-01", "2013-01-02"], utc=True), "late": [0, 1]})
@@ -24,7 +24,7 @@ def test_a_feature_of_text_is_named_with_what_it_holds():
 
 @pytest.mark.parametrize("labels", [[0, 1], [True, False], [0.5, 2.0]])
 def test_labels_may_be_numbers_or_yes_and_no(labels):
-    require_rows(ROWS.assign(late=labels), "late")
+    assert list(require_rows(ROWS.assign(late=labels), "late").late) == labels
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from shopfloor.errors import DataError, UsageError
+from shopfloor.data.contract import TIME, as_numbers, require_names, require_rows, require_view
+from shopfloor.errors import ConflictError, DataError, UsageError, first_line
 from shopfloor.records import FeatureSet
 from shopfloor.settings import NO_REPORTS, Settings
 from shopfloor.storage import (
@@ -30,6 +30,7 @@ from shopfloor.storage import (
     join,
     local_copy,
     local_path,
+    move_synced,
     publish,
 )
 from shopfloor.use_case import Split, UseCase, load_use_case
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TIME = "event_timestamp"
+WAIT_S = 600.0
+"""How long a process waits for another one that writes."""
 COARSE = 10
 """A view that changes at this many times fewer times than there are rows is asked once for each change."""
 
@@ -52,12 +54,11 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         use_case_name: Its `features.py` says what a feature is.
         tables_uri: What `pull_data` made.
         features: Gets `<split>.parquet` and `feature_set.json`.
-        metrics: Gets the rows of each split and the number of features.
+        metrics: Gets the rows of each split, those without a time, and the number of features.
 
     Raises:
         DataError: A split has no rows, or a feature or a label is no number.
-        UsageError: `rows` of features.py lacks a column, or the definitions have no feature service of the name that
-            use_case.yaml gives.
+        UsageError: `features.py` does not keep to its contract; the view and the column are named.
     """
     use_case = load_use_case(settings, use_case_name)
     code = use_case.code("features")
@@ -65,10 +66,10 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".features-") as scratch:
         made = Path(scratch)
+        everything = code.rows(tables)
+        rows = require_rows(everything, use_case.features.target)
         code.source_tables(tables, made)
         sources = keep_sources(settings, use_case, made)
-        rows = code.rows(tables)
-        require_rows(rows, use_case.features.target)
         frame, names = _join(settings, use_case, code, sources, made, rows)
     target = use_case.features.target
     entities = [name for name in rows.columns if name not in {TIME, target}]
@@ -87,6 +88,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
             _write(part[[*entities, TIME, *names, target]], directory / f"{name}.parquet")
         (directory / "feature_set.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     metrics.log_metric("features", len(names))
+    metrics.log_metric("rows_without_time", len(everything) - len(rows))
     for name, count in record.rows.items():
         metrics.log_metric(f"rows_{name}", count)
 
@@ -172,66 +174,43 @@ def _join(
         store = feature_store(settings, use_case.name, registry=str(made / "registry.db"))
         store.apply(code.definitions(lambda name: str(made / f"{name}.parquet")))
     service = feature_service(store, use_case)
+    require_names(use_case, rows, service)
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
     # The rows come in a fixed order, so those of one time keep it.
     frame = rows.sort_values(TIME, kind="stable", ignore_index=True)
-    answers = []
-    for projection in service.feature_view_projections:
-        view = store.get_feature_view(projection.name)
-        wanted = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
-        changes = _changes(view, made / f"{view.name}.parquet")
-        answers.append(_ask(store, wanted, frame[[*sorted(view.join_keys), TIME]], changes))
+    answers = [_answers(store, projection, made, frame) for projection in service.feature_view_projections]
     frame = pd.concat([frame, *answers], axis=1)
     for name in names:
         frame[name] = as_numbers(frame[name])
     return frame, names
 
 
-def require_rows(rows: pd.DataFrame, target: str) -> None:
-    """Check that what `rows` of a features.py returned has times, and a number as label in each row.
+def _answers(store: Any, projection: Any, made: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the features of one view for each row of a frame, in its order.
 
     Raises:
-        UsageError: A column is not there.
-        DataError: The labels are no numbers, or some are missing.
+        UsageError: The view's table or the rows do not fit the definitions.
+        DataError: Feast cannot join it.
     """
-    for column, remedy in ((TIME, "Name the time so."), (target, "Mend features.target in use_case.yaml.")):
-        if column not in rows.columns:
-            columns = ", ".join(map(str, rows.columns))
-            raise UsageError(f"rows() of features.py returns no column {column!r}, but {columns}.", remedy)
-    missing = int(rows[target].isna().sum())
-    if missing:
-        raise DataError(
-            f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave them out of rows()."
-        )
-    if as_numbers(rows[target], "label").dtype.kind not in "if":
-        raise DataError(f"The label {target!r} is no number.", "Make it one in rows().")
+    from feast.errors import FeatureViewNotFoundException
+    from feast.feature_view import DUMMY_ENTITY_ID
 
-
-def as_numbers(column: pd.Series[Any], what: str = "feature") -> pd.Series[Any]:
-    """Return a column as int64 or float64.
-
-    Raises:
-        DataError: It holds something that is no number.
-    """
-    kind: Literal["int64", "float64"] = "int64" if column.dtype.kind in "iu" else "float64"
-    if column.dtype == kind:
-        return column
     try:
-        return column.astype(kind)
-    except (ValueError, TypeError) as error:
-        wrong = next((value for value in column.dropna() if not _is_number(value)), column.dtype)
-        raise DataError(
-            f"The {what} {column.name!r} holds {wrong!r}: a {what} is a number.",
-            "Turn it into numbers in features.py, e.g. a column for each of its values.",
+        view = store.get_feature_view(projection.name)
+    except FeatureViewNotFoundException as error:
+        raise UsageError(
+            f"{projection.name!r} in the feature service is no view of a table.", "Compute it in source_tables."
         ) from error
-
-
-def _is_number(value: Any) -> bool:
+    renamed = {key: projection.join_key_map.get(key, key) for key in view.join_keys if key != DUMMY_ENTITY_ID}
+    if absent := sorted(set(renamed.values()) - set(frame.columns)):
+        raise UsageError(f"rows() has no column {absent[0]!r}, a key of view {view.name!r}.", "Add it to rows().")
+    file = made / f"{view.name}.parquet"
+    require_view(view, file, {key: frame[column] for key, column in renamed.items()})
+    wanted = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
     try:
-        float(value)
-    except (ValueError, TypeError):
-        return False
-    return True
+        return _ask(store, wanted, frame[[*sorted(renamed.values()), TIME]], _changes(view, file))
+    except Exception as error:  # of Feast and of the libraries under it
+        raise DataError(f"Feast cannot join view {view.name!r}: {first_line(error)}.", "--debug says more.") from error
 
 
 def _changes(view: Any, file: Path) -> Any:
@@ -244,8 +223,12 @@ def _changes(view: Any, file: Path) -> Any:
     import pyarrow.parquet as pq
 
     column = view.batch_source.timestamp_field
-    begins = pq.read_table(file, columns=[column])[column].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-    begins = np.unique(begins)
+    times = pq.read_table(file, columns=[column])[column]
+    if len(times) == times.null_count:
+        logger.warning("view %r has no row with a time: all of its features are missing", view.name)
+    elif times.null_count:
+        logger.warning("%s rows of view %r have no %s and are left out", f"{times.null_count:,}", view.name, column)
+    begins = np.unique(times.drop_null().cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy())
     if not view.ttl:
         return begins
     return np.unique(np.concatenate([begins, begins + int(view.ttl.total_seconds() * 1_000_000) + 1]))
@@ -261,20 +244,26 @@ def _ask(store: Any, wanted: list[str], rows: pd.DataFrame, changes: Any) -> pd.
     import numpy as np
     import pandas as pd
 
+    names = [name.partition(":")[2] for name in wanted]
+    if not len(changes):
+        return pd.DataFrame({name: np.full(len(rows), np.nan) for name in names})
+    row = "row"
+    while row in {*rows.columns, *names}:
+        row += "_"
     if len(changes) * COARSE > len(rows):
         number: Any = np.arange(len(rows))
-        questions = rows.assign(number=number)
+        questions = rows.assign(**{row: number})
     else:
         own = rows[TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
         last = np.searchsorted(changes, own, side="right") - 1
         times = pd.Series(np.where(last >= 0, changes[last], own))
-        keys = rows.drop(columns=TIME)
-        number = keys.assign(time=times).groupby([*keys, "time"], sort=False, dropna=False).ngroup().to_numpy()
+        keys = rows.drop(columns=TIME).reset_index(drop=True)
+        number = keys.assign(**{TIME: times}).groupby([*keys, TIME], sort=False, dropna=False).ngroup().to_numpy()
         _, first = np.unique(number, return_index=True)
-        questions = keys.iloc[first].assign(number=np.arange(len(first)))
+        questions = keys.iloc[first].assign(**{row: np.arange(len(first))})
         questions[TIME] = pd.to_datetime(times.iloc[first], unit="us", utc=True)
-    answers = store.get_historical_features(entity_df=questions, features=wanted).to_df().sort_values("number")
-    found: pd.DataFrame = answers[[name.partition(":")[2] for name in wanted]].take(number)
+    answers = store.get_historical_features(entity_df=questions, features=wanted).to_df().sort_values(row)
+    found: pd.DataFrame = answers[names].take(number)
     return found.reset_index(drop=True)
 
 
@@ -295,7 +284,7 @@ def keep_sources(settings: Settings, use_case: UseCase, made: Path) -> str:
         shutil.copytree(made, staging, dirs_exist_ok=True)
         staging.chmod(0o755)
         try:
-            staging.rename(place)
+            move_synced(staging, place)
         except OSError:  # another run kept the same content a moment ago
             shutil.rmtree(staging)
     return uri
@@ -343,8 +332,19 @@ def _write(frame: pd.DataFrame, file: Path) -> None:
 
 @contextlib.contextmanager
 def locked(settings: Settings, name: str) -> Iterator[None]:
-    """Let one process at a time write, e.g. Feast's registry file, which Feast replaces as a whole."""
+    """Let one process at a time write, e.g. Feast's registry file, which Feast replaces as a whole.
+
+    Raises:
+        ConflictError: Another process writes for longer than `WAIT_S`.
+    """
+    import filelock
+
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.state_dir / f"{name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    file = settings.state_dir / f"{name}.lock"
+    try:
+        with filelock.FileLock(file, timeout=WAIT_S):
+            yield
+    except filelock.Timeout as error:
+        raise ConflictError(
+            f"Another process has held {file} for {WAIT_S:g} s.", "Wait for it, or end it: fuser names it."
+        ) from error

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shopfloor.data.features import TIME, feature_store
+from shopfloor.data.contract import TIME
+from shopfloor.data.features import feature_store
 from shopfloor.data.materialization import online_project, sqlite_file
 from shopfloor.serving.contract import OnlineConfig
 from shopfloor.serving.model.row import Value

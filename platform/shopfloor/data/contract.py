@@ -1,0 +1,181 @@
+"""What `features.py` must keep to: looked at before Feast is asked, so that an error names the view and the column.
+
+Feast and the libraries under it would say the same in words of their own (or not at all: a number beyond 64 bits
+becomes negative, a time without a zone means another hour on another machine).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shopfloor.errors import DataError, UsageError
+from shopfloor.use_case import UseCase
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+TIME = "event_timestamp"
+_LARGEST = 2**63 - 1
+_ZONE = "Say which zone it is in, such as frame[...].dt.tz_localize('UTC')."
+
+
+def require_rows(rows: pd.DataFrame, target: str) -> pd.DataFrame:
+    """Return what `rows` of a features.py returned, of that the rows with a time; how many have none is said.
+
+    Args:
+        rows: With the time of each row and its label.
+        target: Name of the label.
+
+    Raises:
+        UsageError: A column is not there, or the times have no zone.
+        DataError: The labels are no numbers, or some are missing.
+    """
+    import pandas as pd
+
+    for column, remedy in ((TIME, "Name the time so."), (target, "Mend features.target in use_case.yaml.")):
+        if column not in rows.columns:
+            columns = ", ".join(map(str, rows.columns))
+            raise UsageError(f"rows() of features.py returns no column {column!r}, but {columns}.", remedy)
+    if not isinstance(rows[TIME].dtype, pd.DatetimeTZDtype):
+        raise UsageError(f"rows() of features.py: {TIME!r} is {rows[TIME].dtype}, a time without a zone.", _ZONE)
+    if missing := int(rows[target].isna().sum()):
+        raise DataError(
+            f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave them out of rows()."
+        )
+    labels = as_numbers(rows[target], "label")
+    if rows[target].dtype.kind not in "biuf":
+        rows = rows.assign(**{target: labels})
+    if timeless := int(rows[TIME].isna().sum()):
+        logger.warning("%s of %s rows have no %s and are left out", f"{timeless:,}", f"{len(rows):,}", TIME)
+        return rows[rows[TIME].notna()]
+    return rows
+
+
+def as_numbers(column: pd.Series[Any], what: str = "feature", where: str = "") -> pd.Series[Any]:
+    """Return a column as int64 or float64.
+
+    Args:
+        column: Of numbers, or of what can be read as numbers.
+        what: What one of them is.
+        where: The table that it stands in, to be named in the error.
+
+    Raises:
+        DataError: It holds something that is no number.
+    """
+    kind: Literal["int64", "float64"] = "int64" if column.dtype.kind in "iu" else "float64"
+    if column.dtype == kind:
+        return column
+    try:
+        return column.astype(kind)
+    except (ValueError, TypeError) as error:
+        wrong = next((value for value in column.dropna() if not _can_be_number(value)), column.dtype)
+        raise DataError(
+            f"The {what} {column.name!r}{where} holds {wrong!r}: a {what} is a number.",
+            "Turn it into numbers in features.py, e.g. a column for each of its values.",
+        ) from error
+
+
+def _can_be_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def require_view(view: Any, file: Path, keys: Mapping[str, Any] | None = None) -> None:
+    """Check the table of a feature view.
+
+    Args:
+        view: Feast's.
+        file: The parquet file that `source_tables` wrote for it.
+        keys: For each join key the pandas column of `rows()` that is compared with it, where one is.
+
+    Raises:
+        UsageError: The table is not there, or a column is not there or of a type that cannot be used.
+        DataError: A number is larger than 64 bits with a sign hold.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    what = f"the table of view {view.name!r}"
+    if not file.is_file():
+        raise UsageError(f"features.py wrote no {file.name}: {what}.", "Write it in source_tables.")
+    source = view.batch_source
+    types = {source.field_mapping.get(field.name, field.name): field.type for field in pq.read_schema(file)}
+
+    def column(name: str) -> pa.DataType:
+        if name not in types:
+            raise UsageError(f"{what} has no column {name!r}; it has {_listed(types)}.", "Mend one of them.")
+        return types[name]
+
+    time = column(source.field_mapping.get(source.timestamp_field, source.timestamp_field))
+    if not pa.types.is_timestamp(time) or time.tz is None:
+        raise UsageError(f"{source.timestamp_field!r} in {what} is {time}, a time without a zone.", _ZONE)
+    for feature in view.features:
+        kind = column(feature.name)
+        if pa.types.is_uint64(kind) or _kind(kind) not in {"number", "null"}:
+            given = {value: key for key, value in source.field_mapping.items()}.get(feature.name, feature.name)
+            values = pq.read_table(file, columns=[given])[given].to_pandas().rename(feature.name)
+            as_numbers(values, where=f" in {what}")
+            if pa.types.is_uint64(kind) and values.max() > _LARGEST:
+                raise DataError(
+                    f"The feature {feature.name!r} in {what} holds {values.max()}, more than {_LARGEST}.",
+                    "Make it a floating-point number.",
+                )
+    for name, values in (keys or {}).items():
+        kind = column(name)
+        theirs = pa.Array.from_pandas(values).type
+        if "null" not in (_kind(kind), _kind(theirs)) and _kind(kind) != _kind(theirs):
+            raise UsageError(
+                f"The key {name!r} is {kind} in {what} and {theirs} in rows().", "Make them the same type."
+            )
+
+
+def require_names(use_case: UseCase, rows: pd.DataFrame, service: Any) -> None:
+    """Check that every feature of a service is another one, and no column of the rows.
+
+    Raises:
+        UsageError: Two have one name; both places are named.
+    """
+    places: dict[str, str] = {
+        name: "the target" if name == use_case.features.target else "a column of rows()" for name in rows.columns
+    }
+    for projection in service.feature_view_projections:
+        for feature in projection.features:
+            here = f"a feature of view {projection.name_to_use()!r}"
+            if feature.name in places:
+                remedy = "Leave it out of rows(): a slice may be a feature."
+                raise UsageError(
+                    f"{use_case.name}: {feature.name!r} is {here} and {places[feature.name]}.",
+                    remedy if "rows()" in places[feature.name] else "Give one of them another name.",
+                )
+            places[feature.name] = here
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return any(test(kind) for test in tests)
+
+
+def _kind(kind: pa.DataType) -> str:
+    """Return which keys can be compared with one of this type."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "number" if _is_number(kind) else str(kind)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(str(name)) for name in names)
