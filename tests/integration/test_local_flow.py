@@ -109,10 +109,10 @@ def test_a_parameter_without_a_value_is_none_and_whole_numbers_stay_whole(run):
     steps = run(NONE)
 
     assert run.succeeded
-    assert [output for _, output in steps] == [
-        "(None, None, None, None, None, None, 3, [1, 2])",
-        "(None, None, ['a'], None, None, None, 3, [1, 2])",
-    ]
+    assert dict(steps) == {
+        "think": "(None, None, None, None, None, None, 3, [1, 2])",
+        "think-2": "(None, None, ['a'], None, None, None, 3, [1, 2])",
+    }
 
 
 LOOPS = """

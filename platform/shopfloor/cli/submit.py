@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -226,7 +227,9 @@ def _show(outcome: Any) -> None:
         if example:
             render.out.print()
             render.out.print(
-                f"curl -s {outcome.endpoint} -H 'Content-Type: application/json' -d '{example}'", markup=False
+                shlex.join(["curl", "-s", outcome.endpoint, "-H", "Content-Type: application/json", "-d", example]),
+                markup=False,
+                soft_wrap=True,
             )
 
 

@@ -66,16 +66,16 @@ class RayEngine:
             root = self._settings.project_root
             runtime_env: dict[str, Any] = {}
             begin = f"cd {shlex.quote(str(root))} && exec env"
-            places, python = [str(root), str(root / "platform")], sys.executable
+            places, python = shlex.quote(os.pathsep.join([str(root), str(root / "platform")])), sys.executable
         else:
             self._require_reachable()
             # What lies beside the project there is Ray's copy of it.
             for name in ("PROJECT_ROOT", "STATE_DIR"):
                 environment.pop(ENV_PREFIX + name, None)
             runtime_env = self._carried()
-            begin, places, python = "exec env", ["$PWD", "$PWD/platform"], "python"
+            begin, places, python = "exec env", f'"$PWD{os.pathsep}$PWD/platform"', "python"
         # The steps join the cluster that the job is on; only the job knows its address.
-        own = f'{ENV_PREFIX}RAY_ADDRESS="$RAY_ADDRESS" PYTHONPATH="{os.pathsep.join(places)}"'
+        own = f'{ENV_PREFIX}RAY_ADDRESS="$RAY_ADDRESS" PYTHONPATH={places}'
         return self._begin(
             entrypoint=f"{begin} {own} {shlex.quote(python)} {shlex.join(arguments)}",
             runtime_env={**runtime_env, "env_vars": environment},
@@ -129,7 +129,15 @@ class RayEngine:
     def _begin(self, **job: Any) -> str:
         # The id is chosen here: an answer that was lost must not hide a job that began.
         engine_run = f"shopfloor-{secrets.token_hex(6)}"
-        return str(self._ask("submit_job", submission_id=engine_run, **job))
+        try:
+            return str(self._ask("submit_job", submission_id=engine_run, **job))
+        except ServiceError as error:
+            with contextlib.suppress(NotFoundError, ServiceError):
+                self._info(engine_run)
+                return engine_run
+            raise ServiceError(
+                error.message, f"{error.remedy} If the job began, it is {engine_run}: see the cluster's dashboard."
+            ) from error
 
     def _arguments(self, job: Job) -> list[str]:
         """Return what stands behind `shopfloor submit`."""

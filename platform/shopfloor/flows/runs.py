@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from shopfloor.engines.base import Engine, KnowsSteps
-from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
+from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.flows.dispatch import Submitted, engine_of, engine_url, start, submitted
 from shopfloor.flows.submit import Outcome, Submission, View, missed_gates
 from shopfloor.records import Evaluation, StepRecord
@@ -30,6 +32,8 @@ STOP_TIMEOUT_S = 45.0
 POD_LOG = "step.log"
 """Name of the log that a step in a pod of its own records."""
 POLL_S = 0.5
+LOCK_TIMEOUT_S = 30.0
+"""How long a retry waits for another command that retries the same run."""
 WATCH_POLL_S = 2.0
 
 
@@ -116,14 +120,36 @@ def retry(settings: Settings, client: Any, run: Any, view: View) -> Outcome | Su
         NotFoundError: Its engine does not know it any more, or it does not say what was asked for.
         ServiceError: Its engine does not answer.
     """
-    recorded = _recorded(run)
-    if recorded not in {"failed", "killed"}:
-        verb = "goes on" if recorded == "running" else "has not failed"
-        raise UsageError(f"Run {run.info.run_id} {verb}: {recorded}.", "To run it anew: `shopfloor runs resume`.")
+    _require_ended_badly(run)
     if _is_local(run):
         asked = submission_of(run)
         texts = {"given": [f"{name}={_text(value)}" for name, value in asked.arguments.items()], "use_case": None}
         return start(settings, "local", asked.model_copy(update=texts), view, run_id=run.info.run_id)
+    with _alone(settings, run.info.run_id):
+        return _retry_elsewhere(settings, client, client.get_run(run.info.run_id))
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings, run_id: str) -> Iterator[None]:
+    """Keep two commands of this machine from beginning the same run again.
+
+    Raises:
+        ConflictError: Another one is at it.
+    """
+    locks = settings.state_dir / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / f"retry-{run_id}.lock", timeout=LOCK_TIMEOUT_S, mode=0o600):
+            yield
+    except Timeout as error:
+        raise ConflictError(
+            f"Another command retries run {run_id}.", f"See how it goes on: shopfloor runs show {run_id}."
+        ) from error
+
+
+def _retry_elsewhere(settings: Settings, client: Any, run: Any) -> Submitted:
+    recorded = _recorded(run)
+    _require_ended_badly(run)
     engine = _engine(settings, run)
     before = _engine_run(run)
     closed = run.data.tags
@@ -141,6 +167,13 @@ def retry(settings: Settings, client: Any, run: Any, view: View) -> Outcome | Su
         raise
     client.set_tag(run.info.run_id, run_records.ENGINE_RUN, after)
     return submitted(_at(settings, run), run, engine.name, after)
+
+
+def _require_ended_badly(run: Any) -> None:
+    recorded = _recorded(run)
+    if recorded not in {"failed", "killed"}:
+        verb = "goes on" if recorded == "running" else "has not failed"
+        raise UsageError(f"Run {run.info.run_id} {verb}: {recorded}.", "To run it anew: `shopfloor runs resume`.")
 
 
 def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:

@@ -40,13 +40,14 @@ SUBMISSION = "shopfloor.submission"
 STATUS = {
     "succeeded": "FINISHED",
     "cached": "FINISHED",
-    "gate_missed": "FINISHED",
+    "gate_missed": "FAILED",
     "skipped": "FINISHED",
     "failed": "FAILED",
     "killed": "KILLED",
 }
 EXPERIMENT_KIND = "mlflow.experimentKind"
 """Tag of an experiment by which MLflow chooses what its page shows: models and metrics, not prompts and traces."""
+RUN_ID_LENGTH = 32
 TAG_LIMIT = 4900
 """MLflow refuses longer tag values."""
 
@@ -173,10 +174,28 @@ def find_run(client: Any, run_id: str) -> Any:
     """
     runs = list_runs(client, None, 1000)
     found = runs[:1] if run_id == "latest" else [run for run in runs if run.info.run_id.startswith(run_id)]
+    if not found and len(run_id) == RUN_ID_LENGTH:
+        return _whole_run(client, run_id)
     if len(found) != 1:
         problem = "There is no run" if not found else f"{len(found)} runs begin with"
         raise NotFoundError(f"{problem} {run_id!r}.", "`shopfloor runs list` shows the ids.")
     return found[0]
+
+
+def _whole_run(client: Any, run_id: str) -> Any:
+    """Return the run of that id, or the one that a step or a model of that id belongs to.
+
+    Raises:
+        NotFoundError: MLflow has no such run.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+        parent = run.data.tags.get(PARENT)
+        return client.get_run(parent) if parent else run
+    except MlflowException as error:
+        raise NotFoundError(f"There is no run {run_id!r}.", "`shopfloor runs list` shows the ids.") from error
 
 
 def steps_of(client: Any, run: Any) -> list[StepRecord]:

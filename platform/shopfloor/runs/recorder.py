@@ -129,7 +129,9 @@ class RunRecorder:
         self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str
     ) -> None:
         """Write how a step ended: its numbers, its log, its error."""
-        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, error))
+        # A cached step is recorded only now, and maybe after one that began later.
+        began_ms = int((time.time() - seconds) * 1000)
+        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, error, began_ms))
 
     def log_artifact(self, local: Path, folder: str | None = None, step: str | None = None) -> None:
         """Attach a file or a directory to the run, or to a step's run."""
@@ -177,17 +179,17 @@ class RunRecorder:
                 except Exception as error:  # kept, and raised at the run's next step
                     self.failure = error
 
-    def _create_step(self, step: str) -> str:
+    def _create_step(self, step: str, began_ms: int | None = None) -> str:
         if step in self._earlier:  # an attempt before this one left it
             self._client.update_run(self._steps[step], status="RUNNING")
             self._log(self._steps[step], {}, {STATE: "running", ERROR: ""})
             return self._steps[step]
-        return create_step(self._client, self._experiment_id, self.run_id, step)
+        return create_step(self._client, self._experiment_id, self.run_id, step, began_ms)
 
     def _finish_step(
-        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str
+        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str, began_ms: int
     ) -> None:
-        run_id = self._steps.get(step) or self._create_step(step)
+        run_id = self._steps.get(step) or self._create_step(step, began_ms)
         self._steps[step] = run_id
         tags = {ERROR: error[:TAG_LIMIT]} if error or step in self._earlier else {}
         finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
@@ -196,10 +198,10 @@ class RunRecorder:
         _log(self._client, run_id, metrics, tags)
 
 
-def create_step(client: Any, experiment_id: str, run_id: str, step: str) -> str:
-    """Create the MLflow run of a step of the run `run_id`, and return its id."""
+def create_step(client: Any, experiment_id: str, run_id: str, step: str, began_ms: int | None = None) -> str:
+    """Create the MLflow run of a step of the run `run_id`, begun at a time in milliseconds or now; return its id."""
     tags = {PARENT: run_id, STEP: step, STATE: "running", "mlflow.source.name": "shopfloor submit"}
-    return str(client.create_run(experiment_id, tags=tags, run_name=step).info.run_id)
+    return str(client.create_run(experiment_id, start_time=began_ms, tags=tags, run_name=step).info.run_id)
 
 
 def finish_step(
