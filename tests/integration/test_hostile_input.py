@@ -303,12 +303,13 @@ def head(url, *lines):
 
 
 def replica():
-    (found,) = [
-        one
-        for one in psutil.process_iter()
-        if one.name().startswith("ray::") and f":{CASE}:" in " ".join(one.cmdline())
-    ]
-    return found
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):  # any process of the machine may end meanwhile
+            if one.name().startswith("ray::") and f":{CASE}:" in " ".join(one.cmdline()):
+                found.append(one)
+    (process,) = found
+    return process
 
 
 @pytest.mark.parametrize("line", ["Transfer-Encoding: chunked", "Content-Length: 104857600"])
@@ -483,14 +484,14 @@ def test_a_large_body_to_any_route_holds_up_nobody_elses_answer_and_takes_no_mem
     }
     post(f"{url}/invocations", bodies["invocations"][:100_000])  # the process that reads large bodies has begun
     post(f"{url}/{infer}", bodies[infer][:100_000])
-    before = replica().memory_info().rss
-    most = before
+    process = replica()
+    most = before = process.memory_info().rss
     with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
         large = {route: pool.submit(post, f"{url}/{route}", body) for route, body in bodies.items()}
         answers = []
         while not all(one.done() for one in large.values()):
             answers.append(post(f"{url}/predict", row).elapsed.total_seconds())
-            most = max(most, replica().memory_info().rss)
+            most = max(most, process.memory_info().rss)
     assert {route: one.result().status_code for route, one in large.items()} == {
         "invocations": 413,
         infer: 400,

@@ -213,8 +213,9 @@ def test_a_reader_that_was_killed_is_replaced(replica):
     replica.configure(timeout_s=60)
     body = {"dataframe_records": [row(1.0, f"colour {number}") for number in range(4000)]}
     assert replica.post("invocations", body).ok
-    replica.predictor._answering._reader.give_up()
-    replica.predictor._answering._reader._process.wait(10)
+    process = replica.predictor._answering._reader._process
+    process.kill()
+    process.wait(10)
     assert replica.post("invocations", body).ok
 
 

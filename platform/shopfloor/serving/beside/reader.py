@@ -57,12 +57,6 @@ class Reader:
                 self._stop()
                 raise BadRequest(413, "The body describes more than can be held.") from error
 
-    def give_up(self) -> None:
-        """End the process in the middle of a body that nobody waits for any more."""
-        process = self._process
-        if process is not None:
-            process.kill()
-
     def close(self) -> None:
         """Let the process end."""
         with self._asking:

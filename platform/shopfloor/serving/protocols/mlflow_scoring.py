@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shopfloor.serving.model.loading import ServedModel
 
 JSON, CSV = "application/json", "text/csv"
+FORMATS = {RECORDS, SPLIT, "inputs", "instances"}
+"""Keys of MLflow's formats in JSON."""
 MORE_COLUMNS = 100
 """Columns that a table may have beside the model's, which does not look at them."""
 COLUMNS = 2000
@@ -69,6 +71,8 @@ def read(form: Form, body: bytes, content_type: str) -> Rows:
     if rows is not None:
         return rows
     parsed = _bounded(body, form.max_rows, widest)
+    if form.inputs is not None:
+        _require_columns(form, parsed)
     if form.entities and form.inputs is not None:
         records = _incomplete(form, parsed)
         if records:
@@ -119,6 +123,27 @@ def predictions(model: ServedModel, rows: Rows) -> list[Any]:
 def by_mlflow(form: Form, split: dict[str, Any]) -> Rows:
     """Return what MLflow's parser makes of a table in its format of columns and data; see `read`."""
     return _by_mlflow(form, {SPLIT: split}, JSON)
+
+
+def _require_columns(form: Form, parsed: dict[str, Any]) -> None:
+    """Refuse what names no rows of the model's columns: MLflow says so as well, but only once it has been imported.
+
+    Raises:
+        BadRequest: The body has none of the formats, or no row has a column that each needs.
+    """
+    formats = FORMATS & parsed.keys()
+    if len(formats) != 1:
+        raise BadRequest(400, f"The body must have one of MLflow's formats: {', '.join(sorted(FORMATS))}.")
+    value = parsed[formats.pop()]
+    if isinstance(value, dict):
+        names = value.get("columns", []) if SPLIT in parsed else list(value)
+    else:
+        names = [name for row in value if isinstance(row, dict) for name in row] if isinstance(value, list) else []
+    known = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    lacking = [column.name for column in form.columns if column.required and column.name not in known]
+    if known and lacking and not form.entities:
+        problems = [{"field": name, "problem": "is missing"} for name in lacking[:20]]
+        raise BadRequest(400, f"The rows lack {', '.join(lacking[:20])}.", problems)
 
 
 def _quick(form: Form, body: bytes, *, strangers: bool) -> Rows | None:

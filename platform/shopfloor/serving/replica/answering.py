@@ -195,12 +195,7 @@ class Answering:
         size = kind if isinstance(kind, int) else len(body)
         if size <= LARGE_BYTES:
             return await self._threads.run(request, read, form, body, kind)
-        try:
-            return await self._reading.run(request, self._reader.read, form, protocol, body, kind)
-        except asyncio.CancelledError:
-            if request.working is not None and not request.working.done():  # it is this body that is being read
-                self._reader.give_up()
-            raise
+        return await self._reading.run(request, self._reader.read, form, protocol, body, kind)
 
     async def _completed(
         self, model: ServedModel, asked: AskedSchema, request: Request, body: bytes
