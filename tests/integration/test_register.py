@@ -12,6 +12,7 @@ import pytest
 from shopfloor.errors import UsageError
 from shopfloor.records import Trial
 from shopfloor.registry import flavors
+from shopfloor.registry.compatibility import concern
 from shopfloor.registry.passport import read_passport
 from shopfloor.registry.register import register
 from shopfloor.runs.versions import MODEL_HASH, tagged
@@ -178,3 +179,22 @@ def test_the_page_of_a_version_shows_its_parameters_metrics_gates_and_run(settin
     assert f"/runs/{run.info.run_id}" in shown.description
     passport = read_passport(client, CASE, version)
     assert (passport.git_commit, passport.git_dirty) == ("c0ffee", False)
+
+
+def test_before_a_promotion_by_hand_it_shows_whom_the_version_would_refuse(settings, client, frame, tmp_path):
+    versions = []
+    for name, rows in (("all", frame), ("few", frame.drop(columns="rate_1"))):
+        (tmp_path / name).mkdir()
+        made_of, _ = fitted(tmp_path / name, rows, "boosting")
+        made_of["model"].metadata["content_hash"] = name
+        versions.append(register(settings, CASE, made_of, Recorder()))
+    champion, other = versions
+    assert concern(settings, CASE, other) == ""
+    client.set_registered_model_alias(CASE, "champion", champion)
+    try:
+        assert concern(settings, CASE, champion) == ""
+        assert concern(settings, CASE, other) == (
+            f"Clients that ask version {champion}, the champion, may be refused: 'rate_1' is no input any more."
+        )
+    finally:
+        client.delete_registered_model_alias(CASE, "champion")

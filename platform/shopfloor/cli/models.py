@@ -85,9 +85,12 @@ def promote(
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
     from shopfloor.flows import promote as promotion
+    from shopfloor.registry.compatibility import concern
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
+    if refused := concern(settings, name, version):
+        render.progress(refused)
     _ask(f"Version {version} of {name} will answer all requests.", yes)
     with render.activity(f"Promoting version {version} of {name}"):
         change = promotion.promote_version(settings, name, version, reason)

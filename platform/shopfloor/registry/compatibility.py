@@ -1,0 +1,41 @@
+"""What a champion's clients would be refused by another version, said before a person makes that one champion.
+
+A run's own version was judged by the gate of the signature already; this is for a promotion by hand.
+"""
+
+from __future__ import annotations
+
+from shopfloor.judging.signature import Inputs, incompatibility, inputs_of
+from shopfloor.runs.mlflow import connect, import_mlflow
+from shopfloor.runs.versions import CHAMPION, alias_version
+from shopfloor.settings import Settings
+
+
+def concern(settings: Settings, model: str, version: str) -> str:
+    """Return in one sentence why clients of the champion cannot ask a version; empty where they can, or there is none.
+
+    Raises:
+        ServiceError: The MLflow server does not answer.
+    """
+    champion = alias_version(connect(settings), model, CHAMPION)
+    if champion is None or champion == version:
+        return ""
+    before = _inputs(settings, model, champion)
+    if before is None:
+        return ""
+    inputs = _inputs(settings, model, version)
+    if inputs is None:
+        return (
+            f"Version {version} names no inputs: clients that ask version {champion}, the champion, would be refused."
+        )
+    problem = incompatibility(inputs, before)
+    return f"Clients that ask version {champion}, the champion, may be refused: {problem}." if problem else ""
+
+
+def _inputs(settings: Settings, model: str, version: str) -> Inputs | None:
+    """Return the inputs that a version's signature names, `None` where it names none."""
+    mlflow = import_mlflow()
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    signature = mlflow.models.get_model_info(f"models:/{model}/{version}").signature
+    schema = signature.inputs if signature else None
+    return inputs_of(schema) if schema is not None and schema.has_input_names() else None
