@@ -169,7 +169,7 @@ def submitted(settings: Settings, run: Any, engine: str, engine_run: str) -> Sub
 
 
 def _job(settings: Settings, compiled: Compiled, arguments: dict[str, Any], asked: Submission, cron: str | None) -> Job:
-    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    declared = compiled.parameters
     return Job(
         name=compiled.name,
         ir=compiled.without_cache(compiled.from_step_on(asked.from_step)),
@@ -188,7 +188,7 @@ def _job(settings: Settings, compiled: Compiled, arguments: dict[str, Any], aske
 
 def _leave_open(compiled: Compiled, arguments: dict[str, Any]) -> None:
     """Let each run of a schedule find the champion of its own time."""
-    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    declared = compiled.parameters
     if "champion" in declared:
         arguments.setdefault("champion", AT_EACH_RUN)
 

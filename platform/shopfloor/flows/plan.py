@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shopfloor.data import materialization
+from shopfloor.errors import NotFoundError, ServiceError
 from shopfloor.flows.submit import read, resolve_data
-from shopfloor.pipeline import conditions
+from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.compilation import Compiled, run_key
 from shopfloor.pipeline.keys import StepKey, component_key
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import Record
+from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.runs.versions import CHAMPION
 from shopfloor.settings import Settings
 
 Action = Literal["reuse", "run", "skip", "unknown"]
@@ -61,10 +64,6 @@ class _Unknown:
     """Empty: nobody knows it at all."""
 
 
-class _NoAnswer(Exception):
-    """MLflow does not answer."""
-
-
 def plan(
     settings: Settings,
     file: str,
@@ -93,18 +92,17 @@ def plan(
     resolve_data(settings, compiled, arguments)
     notes: list[str] = []
     known: dict[str, Any] = dict(arguments)
-    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
-    if "champion" in declared and "use_case" in arguments and not arguments.get("champion"):
+    if "champion" in compiled.parameters and "use_case" in arguments and not arguments.get("champion"):
         try:
             known["champion"] = _champion(settings, arguments["use_case"], run_key(settings, compiled, arguments))
-        except _NoAnswer:
-            notes.append(f"The MLflow server {settings.tracking_uri} does not answer, so the champion is unknown.")
+        except ServiceError as error:
+            notes.append(f"The champion is unknown: {error.message}")
             known["champion"] = _Unknown("")
     walk = _Walk(settings, compiled, forced)
     root = compiled.ir["root"]
     walk.dag(root, _with_defaults(root, known))
-    if walk.deaf and not notes:
-        notes.append(f"The MLflow server {settings.tracking_uri} does not answer, so what it holds is unknown.")
+    if walk.silence and not notes:
+        notes.append(f"What MLflow and Ray hold is unknown: {walk.silence}")
     shown = {name: value for name, value in known.items() if not isinstance(value, _Unknown)}
     order = {step: place for place, step in enumerate(compiled.steps)}
     steps = sorted(walk.steps, key=lambda step: order.get(step.step, len(order)))
@@ -116,33 +114,31 @@ class _Walk:
 
     def __init__(self, settings: Settings, compiled: Compiled, forced: frozenset[str]) -> None:
         self.steps: list[StepPlan] = []
-        self.deaf = False
+        self.silence = ""
+        """Why a service could not be asked."""
         self._settings = settings
         self._ir = compiled.ir
         self._forced = forced
         self._store = ResultStore(settings, self._holds)
 
-    def dag(self, component: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    def dag(self, component: ir.Json, given: Mapping[str, Any]) -> dict[str, Any]:
         """Plan the tasks of a DAG and return its outputs."""
-        tasks: dict[str, Any] = component["dag"]["tasks"]
-        made: dict[str, dict[str, Any]] = {}
-        waiting = dict(tasks)
-        while waiting:
-            ready = [n for n, task in waiting.items() if not set(task.get("dependentTasks", [])) & waiting.keys()]
-            for name in ready or list(waiting):
-                made[name] = self._task(name, waiting.pop(name), given, made)
+        made: dict[str, dict[str, Any] | None] = {}
+        for name, task in ir.in_order(component):
+            made[name] = self._task(name, task, given, made)
         return _dag_outputs(component, made)
 
     def _task(
-        self, name: str, task: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, dict[str, Any]]
-    ) -> dict[str, Any]:
+        self, name: str, task: ir.Json, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """Plan a task and return its outputs as far as they are known, `None` where it is skipped."""
         component = self._ir["components"][task["componentRef"]["name"]]
         inputs = _with_defaults(component, _inputs(task, given, made))
         if (condition := task.get("triggerPolicy", {}).get("condition")) is not None:
             holds = _holds(condition, inputs)
             if holds is False:
                 self._mark(component, name, "skip", "Its condition is not met.")
-                return {}
+                return None
             if holds is None:
                 waits = next((value.step for value in inputs.values() if isinstance(value, _Unknown)), "")
                 self._mark(component, name, "unknown", f"Whether it runs depends on what {waits or 'comes'} gives.")
@@ -152,15 +148,14 @@ class _Walk:
             return {}
         if "dag" in component:
             return self.dag(component, inputs)
-        return self._leaf(name, component, inputs)
+        reusable = bool(task.get("cachingOptions", {}).get("enableCache"))
+        return self._leaf(name, component, inputs, reusable)
 
-    def _leaf(self, name: str, component: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _leaf(self, name: str, component: ir.Json, inputs: Mapping[str, Any], reusable: bool) -> dict[str, Any]:
         executor = self._ir["deploymentSpec"]["executors"][component["executorLabel"]]
         container = executor.get("container")
         outputs = {
-            output: _Unknown(name)
-            for kind in ("parameters", "artifacts")
-            for output in component.get("outputDefinitions", {}).get(kind, {})
+            output: _Unknown(name) for kind in ("parameters", "artifacts") for output in ir.outputs(component, kind)
         }
         if container is None:
             self.steps.append(StepPlan(step=name, action="run", why="It is no container.", changes=[]))
@@ -171,36 +166,36 @@ class _Walk:
         changes = _changes(last, key.parts, {f"input {part}" for part in unknown} | {f"parameter {p}" for p in unknown})
         if name in self._forced:
             return self._run(name, "Asked for.", changes, outputs)
-        if changes or (last is None and unknown):
-            why = "It has not run yet." if last is None else _in_words(changes)
-            return self._run(name, why, changes, outputs)
-        if unknown:
+        if not reusable:
+            return self._run(name, "The pipeline lets nobody reuse its results.", changes, outputs)
+        if unknown and last is not None and not changes:
             part, value = next(iter(unknown.items()))
-            of = f" of {value.step}" if value.step else ""
-            self.steps.append(
-                StepPlan(step=name, action="run", why=f"Unless the new {part}{of} is the same.", changes=[])
-            )
-            return outputs
+            same = f"{value.step} gives the same {part} again" if value.step else f"the {part} is the same"
+            return self._run(name, f"Unless {same}.", [], outputs)
+        if unknown:
+            return self._run(name, "It has not run yet." if last is None else _in_words(changes), changes, outputs)
+        # An older result counts as much as the newest: the store is asked, whatever changed since.
         try:
-            found = self._store.find(key.key)
-        except _NoAnswer:
-            self.deaf = True
-            self.steps.append(StepPlan(step=name, action="unknown", why="MLflow does not answer.", changes=[]))
+            result = self._store.find(key.key)
+        except ServiceError as error:
+            self.silence = error.message
+            self.steps.append(StepPlan(step=name, action="unknown", why=error.message, changes=[]))
             return outputs
-        if found.outputs is None:
-            why = (
-                f"{found.reason}." if found.reason else "It has not run yet." if last is None else "No result is kept."
-            )
-            return self._run(name, why, [], outputs)
-        self.steps.append(StepPlan(step=name, action="reuse", why="Nothing that it depends on changed.", changes=[]))
-        return dict(found.outputs)
+        if result.outputs is not None:
+            why = "An earlier result fits." if changes else "Nothing that it depends on changed."
+            self.steps.append(StepPlan(step=name, action="reuse", why=why, changes=[]))
+            return dict(result.outputs)
+        if result.reason:
+            return self._run(name, f"{result.reason}.", changes, outputs)
+        why = "It has not run yet." if last is None else _in_words(changes) if changes else "No result is kept."
+        return self._run(name, why, changes, outputs)
 
     def _run(self, name: str, why: str, changes: list[Change], outputs: dict[str, Any]) -> dict[str, Any]:
         self.steps.append(StepPlan(step=name, action="run", why=why, changes=changes))
         return outputs
 
-    def _key(self, component: Mapping[str, Any], container: Mapping[str, Any], inputs: Mapping[str, Any]) -> StepKey:
-        declared = component.get("inputDefinitions", {}).get("artifacts", {})
+    def _key(self, component: ir.Json, container: Mapping[str, Any], inputs: Mapping[str, Any]) -> StepKey:
+        declared = ir.artifacts(component)
         artifacts: dict[str, list[Any]] = {}
         parameters: dict[str, Any] = {}
         for name, value in inputs.items():
@@ -214,12 +209,12 @@ class _Walk:
         environment = {item["name"]: item.get("value", "") for item in container.get("env", [])}
         return component_key(self._settings, command, parameters, artifacts, environment)
 
-    def _mark(self, component: Mapping[str, Any], name: str, action: Action, why: str) -> None:
+    def _mark(self, component: ir.Json, name: str, action: Action, why: str) -> None:
         """Give every leaf under a task the same plan."""
         if "dag" not in component:
             self.steps.append(StepPlan(step=name, action=action, why=why, changes=[]))
             return
-        for inner, task in component["dag"]["tasks"].items():
+        for inner, task in ir.in_order(component):
             self._mark(self._ir["components"][task["componentRef"]["name"]], inner, action, why)
 
     def _holds(self, effect: dict[str, str]) -> bool:
@@ -230,7 +225,9 @@ class _Walk:
         if effect["kind"] == materialization.EFFECT_KIND:
             return materialization.holds(self._settings, effect)
         if effect["kind"] == "model_version":
-            return _ask(self._settings, "model-versions/get", name=use_case, version=version) is not None
+            return (
+                _ask(self._settings, "model-versions/get", "model_version", name=use_case, version=version) is not None
+            )
         live = rollout.live_versions(self._settings, use_case)
         if effect["kind"] == "deployment":
             return version in live.values()
@@ -243,58 +240,53 @@ def _champion(settings: Settings, model: str, key: str) -> str:
     version = _alias(settings, model)
     if version is None:
         return ""
-    run = _ask(settings, "runs/get", run_id=version.get("run_id", ""))
+    run = _ask(settings, "runs/get", "run", run_id=version.get("run_id", ""))
     parent = _tags(run).get("mlflow.parentRunId") if run else None
-    maker = _ask(settings, "runs/get", run_id=parent) if parent else run
+    maker = _ask(settings, "runs/get", "run", run_id=parent) if parent else run
     if maker and _tags(maker).get("shopfloor.run_key") == key:
-        params = {item["key"]: item["value"] for item in maker["run"]["data"].get("params", [])}
+        params = {item["key"]: item["value"] for item in maker["data"].get("params", [])}
         return str(params.get("champion", ""))
     return str(version["version"])
 
 
 def _alias(settings: Settings, model: str) -> dict[str, Any] | None:
-    answer = _ask(settings, "registered-models/alias", name=model, alias="champion")
-    return answer["model_version"] if answer else None
+    return _ask(settings, "registered-models/alias", "model_version", name=model, alias=CHAMPION)
 
 
-def _ask(settings: Settings, path: str, **params: str) -> dict[str, Any] | None:
+def _ask(settings: Settings, path: str, expects: str, **parameters: str) -> dict[str, Any] | None:
     """Return MLflow's answer, `None` where what is asked for does not exist."""
-    import requests
-
     try:
-        answer = requests.get(
-            f"{settings.tracking_uri}/api/2.0/mlflow/{path}", params=params, timeout=settings.request_timeout_s
+        answer: dict[str, Any] = Mlflow(settings.tracking_uri, settings.request_timeout_s).get(
+            path, expects, **parameters
         )
-        found: dict[str, Any] = answer.json()
-    except (requests.RequestException, ValueError) as error:
-        raise _NoAnswer from error
-    if answer.status_code >= 500:
-        raise _NoAnswer
-    return found if answer.ok else None
+    except (NotFoundError, RefusedError):
+        # An alias that nobody set is refused as a wrong parameter.
+        return None
+    return answer
 
 
 def _tags(run: Mapping[str, Any]) -> dict[str, str]:
-    return {item["key"]: item["value"] for item in run["run"]["data"].get("tags", [])}
+    return {item["key"]: item["value"] for item in run["data"].get("tags", [])}
 
 
-def _with_defaults(component: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    declared = component.get("inputDefinitions", {}).get("parameters", {})
+def _with_defaults(component: ir.Json, given: Mapping[str, Any]) -> dict[str, Any]:
+    declared = ir.parameters(component)
     defaults = {name: one["defaultValue"] for name, one in declared.items() if "defaultValue" in one}
     return {**defaults, **{name: value for name, value in given.items() if value is not None}}
 
 
-def _inputs(task: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _inputs(task: ir.Json, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """Return the values of a task's inputs, `_Unknown` for those that a step will make."""
     values: dict[str, Any] = {}
     for kind, output, outer in (
         ("parameters", "taskOutputParameter", "componentInputParameter"),
         ("artifacts", "taskOutputArtifact", "componentInputArtifact"),
     ):
-        for name, source in task.get("inputs", {}).get(kind, {}).items():
+        for name, source in ir.inputs(task, kind).items():
             if output in source:
                 producer = source[output]["producerTask"]
                 wanted = source[output].get("outputParameterKey") or source[output].get("outputArtifactKey")
-                values[name] = made.get(producer, {}).get(wanted, _Unknown(producer))
+                values[name] = (made.get(producer) or {}).get(wanted, _Unknown(producer))
             elif outer in source:
                 values[name] = given.get(source[outer])
             elif "runtimeValue" in source:
@@ -304,20 +296,17 @@ def _inputs(task: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str
     return values
 
 
-def _dag_outputs(component: Mapping[str, Any], made: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    outputs = component["dag"].get("outputs", {})
-    for name, source in outputs.get("parameters", {}).items():
-        selector = source.get("valueFromParameter")
-        if selector:
-            producer = selector["producerSubtask"]
-            found[name] = made.get(producer, {}).get(selector["outputParameterKey"], _Unknown(producer))
-    for name, source in outputs.get("artifacts", {}).items():
-        selectors = source.get("artifactSelectors", [])
-        if len(selectors) == 1:
-            producer = selectors[0]["producerSubtask"]
-            found[name] = made.get(producer, {}).get(selectors[0]["outputArtifactKey"], _Unknown(producer))
-    return found
+def _dag_outputs(component: ir.Json, made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """Return the outputs of a DAG, each from the first of its possible sources that is not skipped."""
+    outputs: dict[str, Any] = {}
+    for kind in ("parameters", "artifacts"):
+        for name in component["dag"].get("outputs", {}).get(kind, {}):
+            for producer, key in ir.selectors(component, kind, name):
+                given = made.get(producer)
+                if given is not None:
+                    outputs[name] = given.get(key, _Unknown(producer))
+                    break
+    return outputs
 
 
 def _changes(last: Mapping[str, str] | None, now: Mapping[str, str], open_: set[str]) -> list[Change]:

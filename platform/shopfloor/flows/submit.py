@@ -430,7 +430,7 @@ class _Run:
 
 def resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -> None:
     """Fill in the data version that `data_rev` names at this moment, so that the run's key holds the data's content."""
-    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    declared = compiled.parameters
     if "data_version" in declared and "use_case" in arguments and not arguments.get("data_version"):
         from shopfloor.data.versions import resolve
 
@@ -442,7 +442,7 @@ def _resolve_champion(client: Any, compiled: Compiled, arguments: dict[str, Any]
 
     Where a run with this very key had made the champion, it is the version before: then nothing has changed.
     """
-    declared = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    declared = compiled.parameters
     if "champion" not in declared or "use_case" not in arguments or arguments.get("champion"):
         return
     model = arguments["use_case"]

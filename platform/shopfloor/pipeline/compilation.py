@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.pipeline.ir import mend
+from shopfloor.pipeline.ir import artifacts, in_order, mend, parameters, producers
 from shopfloor.pipeline.keys import step_key
 from shopfloor.settings import Settings
 
@@ -50,6 +50,11 @@ class Compiled:
     """KFP's platform configuration as JSON (`{"platforms": {"kubernetes": ...}}`), or empty."""
     file: Path
     """Where it stands, absolute."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The definitions of the pipeline's parameters by name."""
+        return parameters(self.ir["root"])
 
     def from_step_on(self, step: str | None) -> frozenset[str]:
         """Return a step and all that follows it; nothing for no step.
@@ -113,7 +118,7 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
 
     mend(spec)
     ir = json_format.MessageToDict(spec)
-    steps, edges = _leaves(ir, ir["root"]["dag"]["tasks"])
+    steps, edges = _leaves(ir, ir["root"])
     return Compiled(
         name=spec.pipeline_info.name,
         spec=spec,
@@ -131,18 +136,17 @@ def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: An unknown parameter, a value of the wrong type, a missing or doubled one.
     """
-    declared: dict[str, Any] = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
-    artifacts: dict[str, Any] = compiled.ir["root"].get("inputDefinitions", {}).get("artifacts", {})
+    declared, inputs = compiled.parameters, artifacts(compiled.ir["root"])
     values: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"Parameter {text!r} has no value.", "Write it as key=value.")
-        if name in artifacts:
+        if name in inputs:
             values[name] = value
             continue
         if name not in declared:
-            known = ", ".join(sorted([*declared, *artifacts]))
+            known = ", ".join(sorted([*declared, *inputs]))
             remedy = f"It has {known}." if known else "It has no parameters."
             raise UsageError(f"Pipeline {compiled.name!r} has no parameter {name!r}.", remedy)
         values[name] = _convert(name, value, declared[name]["parameterType"])
@@ -155,7 +159,7 @@ def refuse_artifacts(compiled: Compiled, arguments: dict[str, Any], engine: str)
     Raises:
         UsageError: One is given.
     """
-    given = compiled.ir["root"].get("inputDefinitions", {}).get("artifacts", {}).keys() & arguments.keys()
+    given = artifacts(compiled.ir["root"]).keys() & arguments.keys()
     if given and engine != "argo":
         raise UsageError(
             f"The {engine} engine takes no artifact for the pipeline's input {min(given)!r}.",
@@ -169,7 +173,7 @@ def require_parameters(compiled: Compiled, values: dict[str, Any]) -> None:
     Raises:
         UsageError: One is missing.
     """
-    declared: dict[str, Any] = compiled.ir["root"].get("inputDefinitions", {}).get("parameters", {})
+    declared = compiled.parameters
     missing = [
         name
         for name, definition in declared.items()
@@ -317,30 +321,22 @@ def _convert(name: str, text: str, kind: str) -> Any:
     return text
 
 
-def _leaves(ir: dict[str, Any], tasks: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the leaf tasks under `tasks`, nested DAGs opened, and the edges between them."""
+def _leaves(ir: dict[str, Any], dag: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the leaf tasks under a DAG, nested ones opened, and the edges between them."""
     steps: list[str] = []
     edges: list[tuple[str, str]] = []
     inside: dict[str, list[str]] = {}
-    waiting = dict(tasks)
-    while waiting:
-        ready = [
-            name
-            for name, task in waiting.items()
-            if not any(before in waiting for before in task.get("dependentTasks", []))
-        ]
-        for name in ready or list(waiting):
-            task = waiting.pop(name)
-            component = ir["components"][task["componentRef"]["name"]]
-            if "dag" in component:
-                inner_steps, inner_edges = _leaves(ir, component["dag"]["tasks"])
-                heads = [step for step in inner_steps if step not in {after for _, after in inner_edges}]
-                edges += inner_edges
-            else:
-                inner_steps = heads = [name]
-            inside[name] = inner_steps
-            steps += inner_steps
-            for before in task.get("dependentTasks", []):
-                last = inside.get(before, [])[-1:]
-                edges += [(step, head) for step in last for head in heads]
+    for name, task in in_order(dag):
+        component = ir["components"][task["componentRef"]["name"]]
+        if "dag" in component:
+            inner_steps, inner_edges = _leaves(ir, component)
+            heads = [step for step in inner_steps if step not in {after for _, after in inner_edges}]
+            edges += inner_edges
+        else:
+            inner_steps = heads = [name]
+        inside[name] = inner_steps
+        steps += inner_steps
+        for before in sorted(producers(task)):
+            last = inside.get(before, [])[-1:]
+            edges += [(step, head) for step in last for head in heads]
     return steps, edges

@@ -187,10 +187,19 @@ def tasks(component: Json) -> dict[str, Json]:
     return dict(sorted(component["dag"].get("tasks", {}).items()))
 
 
+def in_order(component: Json) -> Iterator[tuple[str, Json]]:
+    """Yield the tasks of a DAG, each after those that it waits for, otherwise as they stand there."""
+    waiting: dict[str, Json] = dict(component["dag"].get("tasks", {}))
+    while waiting:
+        ready = [name for name, task in waiting.items() if not producers(task) & waiting.keys()]
+        for name in ready or list(waiting):
+            yield name, waiting.pop(name)
+
+
 def producers(task: Json) -> set[str]:
     """Return the tasks that `task` must wait for: those it names and those whose outputs it takes."""
     found = set(task.get("dependentTasks", []))
-    for given in [*_inputs(task, "parameters").values(), *_inputs(task, "artifacts").values()]:
+    for given in [*inputs(task, "parameters").values(), *inputs(task, "artifacts").values()]:
         for reference in ("taskOutputParameter", "taskOutputArtifact", "taskFinalStatus"):
             if reference in given:
                 found.add(given[reference].get("producerTask", ""))
@@ -222,7 +231,8 @@ def check_references(source: Source, component: Json, name: str, task: Json) -> 
         raise broken(f"task {name!r} refers to {what}")
 
 
-def _inputs(task: Json, kind: str) -> dict[str, Json]:
+def inputs(task: Json, kind: str) -> dict[str, Json]:
+    """Return the inputs (`parameters` or `artifacts`) that a task is given."""
     found: dict[str, Json] = task.get("inputs", {}).get(kind, {})
     return found
 
@@ -263,7 +273,7 @@ def _check(source: Source, name: str, component: Json, above: tuple[str, ...]) -
         if "dag" in inner and not inner["dag"].get("tasks"):
             raise broken(f"component {used!r} has no tasks")
         check_references(source, component, task_name, task)
-        for input_name in (*_inputs(task, "parameters"), *_inputs(task, "artifacts"), *parameters(inner)):
+        for input_name in (*inputs(task, "parameters"), *inputs(task, "artifacts"), *parameters(inner)):
             if not _INPUT.fullmatch(input_name):
                 raise broken(f"{input_name!r} is no name of an input")
         if "dag" in inner:
@@ -284,7 +294,7 @@ def _dangling(source: Source, component: Json, task: Json) -> Iterator[str]:
     """Yield what the inputs of a task refer to and nobody has."""
     for kind, word in (("parameters", "Parameter"), ("artifacts", "Artifact")):
         declared = (parameters if kind == "parameters" else artifacts)(component)
-        for given in _inputs(task, kind).values():
+        for given in inputs(task, kind).values():
             above = given.get(f"componentInput{word}")
             if above is not None and above not in declared:
                 yield f"input {above!r}, which nobody declares"
