@@ -179,10 +179,15 @@ def test_one_component_has_one_template_and_a_thousand_tasks_stay_small():
     @dsl.pipeline
     def many():
         before = say(text="0")
-        for number in range(1, 1000):
-            before = say(text=f"{number} {before.output}")
+        say(text=f"{before.output}")
 
     ir = json_format.MessageToDict(many.pipeline_spec)
+    tasks = ir["root"]["dag"]["tasks"]
+    last = json.dumps(tasks["say-2"])
+    tasks |= {
+        f"say-{number}": json.loads(last.replace('"say-2"', f'"say-{number}"').replace('"say"', f'"say-{number - 1}"'))
+        for number in range(3, 1001)
+    }
     manifest = translate(ir, {}, {}, cluster())
 
     assert [len(item["dag"]["tasks"]) for item in manifest["spec"]["templates"] if "dag" in item] == [1000]
