@@ -113,7 +113,7 @@ class PredictionLog:
         self._buffer: deque[Prediction] = deque()
         self._feedback: deque[tuple[Feedback, Future[None]]] = deque()
         self._bytes_in = self._bytes_out = 0  # each counted by one thread
-        self._writing = threading.Lock()
+        self._writing, self._keeping = threading.Lock(), threading.Lock()
         self._end = threading.Event()
         self._said = threading.Event()
         self._threads = [
@@ -202,13 +202,14 @@ class PredictionLog:
 
     def _flush_feedback(self) -> None:
         """Write the feedback that there is, and tell who waits for it."""
-        taken = [self._feedback.popleft() for _ in range(len(self._feedback))]
         problem: Exception | None = None
-        try:
-            self._write("feedback", [entry for entry, _ in taken])
-        except Exception as error:
-            logger.warning("feedback cannot be kept in %s", self._root, exc_info=True)
-            problem = error
+        with self._keeping:
+            taken = [self._feedback.popleft() for _ in range(len(self._feedback))]
+            try:
+                self._write("feedback", [entry for entry, _ in taken])
+            except Exception as error:
+                logger.warning("feedback cannot be kept in %s", self._root, exc_info=True)
+                problem = error
         for _, future in taken:
             if future.set_running_or_notify_cancel():
                 future.set_exception(problem) if problem else future.set_result(None)
