@@ -1,4 +1,7 @@
-"""The local engine decides and repeats as KFP does, where `kfp.local` by itself would not."""
+"""The local engine decides and repeats as KFP does."""
+
+import importlib.util
+import zipfile
 
 import pytest
 from shopfloor.engines.local import LocalRun
@@ -209,3 +212,23 @@ def test_a_metric_that_is_no_number_is_left_out_and_the_run_goes_on(run, value):
     assert run.succeeded
     assert steps[-1] == ("use", "['rows']")
     assert f"metrics: auc is {value}, and left out." in run.logs[0]
+
+
+def test_packages_are_installed_for_their_step_alone(run, tmp_path):
+    wheel = tmp_path / "probe_of_packages-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("probe_of_packages.py", "ANSWER = 'found'\n")
+        info = "probe_of_packages-1.0.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: probe-of-packages\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+    steps = run(
+        f"@dsl.component(base_image='python:3.11', install_kfp_package=False, packages_to_install=[{str(wheel)!r}])\n"
+        "def probe() -> str:\n    import probe_of_packages\n    return probe_of_packages.ANSWER\n\n"
+        "@dsl.pipeline(name='packages')\ndef pipeline():\n    probe()\n"
+    )
+
+    assert steps == [("probe", "found")]
+    assert importlib.util.find_spec("probe_of_packages") is None
+    assert not list((tmp_path / "run/packages").glob("*"))

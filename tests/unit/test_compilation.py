@@ -155,6 +155,17 @@ def test_a_loop_in_an_exit_handler_is_given_its_list_and_a_text_the_field_of_an_
     assert translate(ir, {}, {}, settings)["kind"] == "Workflow"
 
 
+def test_a_pipeline_is_compiled_without_kfps_client_which_is_there_all_the_same():
+    script = (
+        "import sys; from shopfloor.settings import load_settings; from shopfloor.pipeline import compilation\n"
+        f"compilation.compile_pipeline(load_settings(project_root={str(ROOT)!r}), 'pipelines/training.py')\n"
+        "assert 'kubernetes' not in sys.modules\n"
+        "import kfp; from kfp import Client; import kfp.client\n"
+        "assert kfp.Client is Client is kfp.client.Client and not hasattr(kfp, 'other')\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
 @pytest.mark.skipif(not IR.is_dir(), reason="the compiled pipelines of the KFP project are not here")
 def test_every_compiled_pipeline_of_the_kfp_project_is_read_with_its_platform_configuration(settings):
     files = sorted(IR.glob("*.yaml"))

@@ -201,6 +201,14 @@ class LocalRun:
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "platform")]),
             "PYTHONUNBUFFERED": "1",
         }
+        # What a component wants installed goes to a place of the step's own, never into the project's environment.
+        packages = self._run_dir / "packages" / step
+        if any("pip install" in part for part in command):
+            environment |= {
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+                "PIP_TARGET": str(packages),
+                "PYTHONPATH": os.pathsep.join([str(packages), environment["PYTHONPATH"]]),
+            }
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
@@ -218,6 +226,7 @@ class LocalRun:
                 return process.wait()
             finally:
                 del self._processes[process.pid]
+                shutil.rmtree(packages, ignore_errors=True)
 
 
 def check(pipeline_spec: Any) -> None:
