@@ -12,9 +12,11 @@ LOCK_HASH := $(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed 
 INSTALLED := $(VENV)/installed-$(LOCK_HASH)
 # What we are measured against and cannot share an environment with.
 PEERS := .venv-peers
+# Where the stack and the runs keep what they know: the registry, models, predictions, feedback, the data's default remote.
+STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
 PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test lint docs format bench soak lock clean
+.PHONY: help run stop test lint docs format bench soak lock lock-add clean purge
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -24,7 +26,8 @@ $(INSTALLED):
 	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi  # it runs on the packages that are replaced
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes \
+	  --build-constraints requirements/dev.txt -r requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -33,7 +36,8 @@ install: $(INSTALLED)  ## create .venv from the hash lock (again only when the l
 $(PEERS_INSTALLED): | $(INSTALLED)
 	@echo "Installing into $(PEERS) from requirements/peers.txt" >&2
 	@$(PYTHON) -m venv --clear $(PEERS)
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python --require-hashes -r requirements/peers.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python --require-hashes \
+	  --build-constraints requirements/dev.txt -r requirements/peers.txt
 	@touch $@
 
 run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve the flight_delays model
@@ -68,11 +72,32 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)  ## measure ours against the peers, in on
 soak: $(INSTALLED)  ## twenty minutes of load: whether the endpoint's memory and descriptors stay what they are
 	@$(BIN)/python -m tests.benchmarks.soak
 
-lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks
-	@for name in bootstrap runtime dev peers; do \
-	  $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
-	    --custom-compile-command "make lock" requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+RESOLVE = $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --custom-compile-command "make lock"
+PINS = grep -oE '^[A-Za-z0-9._-]+==[^ ;]+'
 
-clean: ## stop the stack and remove the environment, the state and the caches
+lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks: every package may move
+	@for name in bootstrap runtime dev peers; do \
+	  $(RESOLVE) --upgrade requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+
+lock-add: $(INSTALLED)  ## lock what is new in requirements/*.in, and move no other package
+	@for name in bootstrap runtime dev peers; do \
+	  lock=requirements/$$name.txt; cp $$lock $$lock.before || exit 1; \
+	  $(RESOLVE) requirements/$$name.in --output-file $$lock || { mv $$lock.before $$lock; exit 1; }; \
+	  moved=$$(comm -23 <($(PINS) $$lock.before | sort) <($(PINS) $$lock | sort)); \
+	  if [ -n "$$moved" ]; then mv $$lock.before $$lock; \
+	    echo "$$lock stays: these would have to move or go:" $$moved "Then it is \`make lock\`." >&2; exit 1; fi; \
+	  comm -13 <($(PINS) $$lock.before | sort) <($(PINS) $$lock | sort) | sed "s|^|$$lock: |"; rm $$lock.before; done
+
+clean:  ## stop the stack and remove what can be made again: the environment, the build, the caches
 	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi
-	@rm -rf $(VENV) $(PEERS) .shopfloor build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  .import_linter_cache .schemathesis "$(STATE)/hashes" "$(STATE)/fetched"
+
+purge:  ## say what the stack and the runs hold; with CONFIRM=yes stop the stack and delete it for good
+	@if [ ! -d "$(STATE)" ]; then echo "There is no $(STATE)."; exit 0; fi; \
+	case "$(realpath $(STATE))" in /|"$(realpath $(HOME))"|"$(CURDIR)") echo "$(STATE) is more than the state." >&2; exit 2; esac; \
+	echo "$(STATE) holds what nothing can make again: registered models, runs, predictions, feedback and, in dvc-remote," \
+	  "the data that was pushed to no other remote:"; du -sh "$(STATE)"/* 2>/dev/null | sort -rh; \
+	if [ "$(CONFIRM)" != yes ]; then echo "Nothing was deleted. To delete all of it: make purge CONFIRM=yes" >&2; exit 2; fi; \
+	if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down || exit 1; fi; \
+	rm -rf "$(STATE)" && echo "Deleted $(STATE)."

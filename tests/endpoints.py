@@ -17,6 +17,7 @@ import requests
 from shopfloor.serving.contract import DEPLOYMENT
 from shopfloor.settings import Settings
 from shopfloor.stack import ray_head
+from shopfloor.stack import state as states
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -65,12 +66,12 @@ def free_port() -> int:
     raise AssertionError("the ports never end")
 
 
-def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120) -> None:
+def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120, **headers: str) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         assert process.poll() is None, f"{process.args} ended with {process.returncode}"
         with contextlib.suppress(requests.RequestException):
-            if requests.get(url, timeout=2).ok:
+            if requests.get(url, timeout=2, headers=headers).ok:
                 return
         time.sleep(0.2)
     raise TimeoutError(url)
@@ -91,7 +92,18 @@ def serving_cluster(directory: Path):
     mlflow_port, gcs, dashboard, agent, serve = (free_port() for _ in range(5))
     state_dir = directory / "state"
     ray_dir = ray_head.temporary_directory(state_dir)
-    environment = os.environ | ray_head.environment(ray_dir, state_dir, lambda *_: free_port())
+    settings = Settings(
+        project_root=directory,
+        state_dir=state_dir,
+        artifact_root=str(directory / "artifacts"),
+        tracking_uri=f"http://127.0.0.1:{mlflow_port}",
+        ray_address=f"127.0.0.1:{gcs}",
+        ray_dashboard_url=f"http://127.0.0.1:{dashboard}",
+        serve_url=f"http://127.0.0.1:{serve}",
+    )
+    settings = settings.model_copy(update={"ray_token_file": str(states.ray_token_file(settings))})
+    own = {name: value for name, value in settings.environment().items() if name.startswith("RAY_")}
+    environment = os.environ | own | ray_head.environment(ray_dir, state_dir, lambda *_: free_port())
     environment |= {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -120,16 +132,8 @@ def serving_cluster(directory: Path):
         )
 
         wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
-        wait_for(f"http://127.0.0.1:{dashboard}/api/version", ray)
-        yield Settings(
-            project_root=directory,
-            state_dir=state_dir,
-            artifact_root=str(directory / "artifacts"),
-            tracking_uri=f"http://127.0.0.1:{mlflow_port}",
-            ray_address=f"127.0.0.1:{gcs}",
-            ray_dashboard_url=f"http://127.0.0.1:{dashboard}",
-            serve_url=f"http://127.0.0.1:{serve}",
-        )
+        wait_for(f"{settings.ray_dashboard_url}/api/version", ray, **settings.ray_headers())
+        yield settings
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -155,7 +159,8 @@ def stop(process: subprocess.Popen) -> None:
 
 def running_replicas(settings: Settings, name: str = CASE) -> set[int]:
     """Return the processes of the replicas that run; by name they could be those of another cluster on this machine."""
-    serve = requests.get(f"{settings.ray_dashboard_url}/api/serve/applications/", timeout=10).json()
+    url = f"{settings.ray_dashboard_url}/api/serve/applications/"
+    serve = requests.get(url, timeout=10, headers=settings.ray_headers()).json()
     replicas = serve["applications"][name]["deployments"][DEPLOYMENT]["replicas"]
     return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
 

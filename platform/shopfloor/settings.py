@@ -1,20 +1,23 @@
 """Where a run finds its services: one frozen object, read once at the edge and passed down.
 
 A value comes from the first of: an argument, the environment (`SHOPFLOOR_*`), the state of the running embedded stack,
-the profile file, the default. Secrets are not settings: the components read them from their own environment variables
-(`AWS_ACCESS_KEY_ID`, `MLFLOW_TRACKING_PASSWORD`, ...).
+the profile file, the default. Secrets are not settings, and refused where one stands in an address: the components read
+them from their own environment variables (`AWS_ACCESS_KEY_ID`, `MLFLOW_TRACKING_PASSWORD`, ...) and files.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import NotFoundError, UsageError
 
 ENV_PREFIX = "SHOPFLOOR_"
@@ -23,6 +26,17 @@ _CHILD = "artifact_root"
 an image does not hold the profile of every team."""
 NO_TOKENS = "none"
 """Value of `serve_tokens_file` that takes the protection away from the endpoints that are deployed with it."""
+_PLACES = ("artifact_root", "feature_registry", "online_store", "serve_tokens_file", "ray_token_file")
+"""The settings that may hold a relative path."""
+_PROFILES = Path("platform") / "profiles"
+_NO_SECRETS = {
+    "tracking_uri": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead.",
+    "online_store": "Set REDIS_PASSWORD instead.",
+    "feature_registry": "Let the database's own client find it: PGPASSWORD or ~/.pgpass for PostgreSQL.",
+    "ray_dashboard_url": "Name a file that holds Ray's token with ray_token_file instead.",
+}
+"""How else a secret gets to who needs it, for the settings where one could stand in the address."""
+_SECRET = re.compile(r"[?&,;](?:\w*password|passwd|pwd|\w*token|\w*secret)=[^&,;]", re.IGNORECASE)
 Source = Literal["argument", "environment", "stack", "profile", "default"]
 
 
@@ -93,6 +107,8 @@ class Settings(BaseModel):
     ray_address: str = "127.0.0.1:6379"
     """Ray cluster that searches join; `rayjob`: each brings its own, a KubeRay RayJob in the team's namespace."""
     ray_dashboard_url: str = "http://127.0.0.1:8265"
+    ray_token_file: str | None = None
+    """File with the token that the Ray cluster asks for; the embedded stack makes its own."""
     serve_url: str = "http://127.0.0.1:8000"
     serve_tokens_file: str | None = None
     """File with the hashes of the tokens that the endpoints ask for, where each replica reads it.
@@ -132,7 +148,10 @@ class Settings(BaseModel):
             for name, value in self
             if value is not None
         }
-        values |= {"MLFLOW_TRACKING_URI": self.tracking_uri, **NO_REPORTS}
+        values |= {**NO_REPORTS, "MLFLOW_TRACKING_URI": self.tracking_uri}
+        if self.ray_token_file:
+            # A token in the variable would go before the file.
+            values |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": self.ray_token_file, "RAY_AUTH_TOKEN": ""}
         if self.ray_address.startswith(("127.", "localhost:")):
             # A Ray driver would look for a local head on the machine's outer address, where the embedded one is not.
             values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -143,18 +162,57 @@ class Settings(BaseModel):
             values["AWS_REQUEST_CHECKSUM_CALCULATION"] = "WHEN_REQUIRED"
         return values
 
+    def ray_headers(self) -> dict[str, str]:
+        """Return what every request to Ray's dashboard carries: the cluster's token, as the file holds it now.
 
-NO_REPORTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "DVC_NO_ANALYTICS": "1",
-    "GX_ANALYTICS_ENABLED": "false",
-    "FEAST_USAGE": "False",
-}
-"""Variables that keep each component from reporting its use to its makers, for every process that we start.
+        Without `ray_token_file` it is what Ray's own clients would send: nothing, unless RAY_AUTH_MODE is `token`.
 
-MLflow's thread for it changes the environment while other threads read it, which ends one start in two of a pod.
-"""
+        Raises:
+            UsageError: The file cannot be read.
+        """
+        file, token = self.ray_token_file, ""
+        if file is None and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+            token = os.environ.get("RAY_AUTH_TOKEN", "")
+            file = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+        if file is not None and not token:
+            try:
+                token = Path(file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(
+                    f"Ray's token file {file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}.",
+                    "`shopfloor up` makes that of the embedded stack; for another cluster ask who runs it.",
+                ) from error
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def with_ray_dashboard(self, url: str) -> Settings:
+        """Return the settings for another Ray cluster; it never gets the token of this one."""
+        same = url.rstrip("/") == self.ray_dashboard_url.rstrip("/")
+        other = {} if same else {"ray_token_file": None}
+        return self.model_copy(update={"ray_dashboard_url": url.rstrip("/"), **other})
+
+    def private_state_dir(self) -> Path:
+        """Return the state directory, made for this account alone where it is missing, and closed to all others.
+
+        Raises:
+            UsageError: It cannot be made, belongs to another account, or stays open to others.
+        """
+        place = self.state_dir
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if place.stat().st_mode & 0o077:
+                place.chmod(0o700)
+            wide = place.stat().st_mode & 0o077
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise UsageError(
+                f"The state directory {place} cannot be written or closed to other accounts: {error.strerror}.",
+                "Mend its owner and permissions, or set SHOPFLOOR_STATE_DIR to another directory.",
+            ) from error
+        if wide:
+            raise UsageError(
+                f"The state directory {place} stays open to other accounts: its file system keeps no permissions.",
+                "Set SHOPFLOOR_STATE_DIR to a directory on another one: whoever reads it runs code as you.",
+            )
+        return place
 
 
 class SourcedSettings(BaseModel):
@@ -164,6 +222,28 @@ class SourcedSettings(BaseModel):
 
     settings: Settings
     sources: dict[str, Source]
+    """Sources by the setting's name; those of the cluster's stand as `cluster.queue` beside it."""
+
+    def values(self) -> dict[str, Any]:
+        """Return each setting's value by its name, the cluster's as `cluster.queue`."""
+        values = {name: value for name, value in self.settings if name != "cluster"}
+        return values | {f"cluster.{name}": value for name, value in self.settings.cluster}
+
+
+_ONLY_HERE = {
+    *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
+    *(f"{ENV_PREFIX}RAY_TOKEN_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+}
+
+
+def elsewhere(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what `Settings.environment` gave without what is true only of this machine: its places and its tokens."""
+    values = {name: value for name, value in environment.items() if name not in _ONLY_HERE}
+    cluster = f"{ENV_PREFIX}CLUSTER"
+    if cluster in values:
+        values[cluster] = json.dumps({**json.loads(values[cluster]), "token_file": None})
+    return values
 
 
 def find_project_root(start: Path | None = None) -> Path:
@@ -199,7 +279,7 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
 
     Raises:
         NotFoundError: There is no project here, or no such profile.
-        UsageError: A value has the wrong type or an unknown name.
+        UsageError: A value has the wrong type, an unknown name, or a secret in it.
     """
     root = Path(arguments.pop("project_root", None) or find_project_root())
     environment = {
@@ -208,36 +288,42 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
         if f"{ENV_PREFIX}{name.upper()}" in os.environ and name != "project_root"
     }
     given = {name: value for name, value in arguments.items() if value is not None}
-    name = profile or environment.get("profile") or "embedded"
-    if name.endswith(".toml"):
-        name = str(Path(name).expanduser().resolve())
+    name = _profile_name(profile or environment.get("profile") or "embedded")
     layers: list[tuple[Source, dict[str, Any]]] = [
         ("argument", given),
         ("environment", environment),
         ("profile", _read_profile(root, name, required=bool(profile) or _CHILD not in environment)),
     ]
     merged: dict[str, Any] = {"project_root": root, "profile": name}
-    sources: dict[str, Source] = {"project_root": "default", "profile": "argument" if profile else "default"}
+    sources: dict[str, Source] = {"project_root": "default", "profile": "default"}
     for source, layer in reversed(layers):
         merged.update(layer)
         sources.update(dict.fromkeys(layer, source))
     merged["profile"] = name
+    if profile:
+        sources["profile"] = "argument"
+    _refuse_secrets(merged, sources)
     try:
         settings = _absolute(Settings.model_validate(merged))
         if name == "embedded":
-            stack = {key: value for key, value in _stack_state(settings).items() if key not in {*given, *environment}}
+            state = _stack_state(settings)
+            stack = {key: value for key, value in state.items() if key not in {*given, *environment}}
+            if settings.model_copy(update=stack).ray_dashboard_url != state.get("ray_dashboard_url"):
+                stack.pop("ray_token_file", None)  # another cluster never gets this one's token
             settings = settings.model_copy(update=stack)
             sources.update(dict.fromkeys(stack, "stack"))
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0])
+        field = ".".join(str(part) for part in first["loc"])
         raise UsageError(
-            f"Setting {field!r} ({sources.get(field, 'default')}): {first['msg']}, not {first['input']!r}.",
+            f"Setting {field!r} ({sources.get(str(first['loc'][0]), 'default')}): {first['msg']},"
+            f" not {first['input']!r}.",
             "See docs/reference/settings.md for the settings.",
         ) from error
-    return SourcedSettings(
-        settings=settings, sources={field: sources.get(field, "default") for field in Settings.model_fields}
-    )
+    for field in ClusterSettings.model_fields:
+        in_table = field in settings.cluster.model_fields_set
+        sources[f"cluster.{field}"] = sources.get("cluster", "default") if in_table else "default"
+    return SourcedSettings(settings=settings, sources={**dict.fromkeys(Settings.model_fields, "default"), **sources})
 
 
 def stack_state_file(settings: Settings) -> Path:
@@ -245,33 +331,63 @@ def stack_state_file(settings: Settings) -> Path:
     return settings.state_dir / "stack.json"
 
 
+def profile_file(root: Path, name: str) -> Path:
+    """Return where a profile stands."""
+    return Path(name) if name.endswith(".toml") else root / _PROFILES / f"{name}.toml"
+
+
+def _profile_name(text: str) -> str:
+    """Return the name of a profile, for a file by path its whole one: a step begins in another directory."""
+    return str(Path(text).expanduser().resolve()) if text.endswith(".toml") else text
+
+
+def _refuse_secrets(values: dict[str, Any], sources: dict[str, Source]) -> None:
+    """Refuse an address with a password in it: addresses stand in logs, links, manifests and Ray's job lists."""
+    cluster = values.get("cluster")
+    inner = {f"cluster.{key}": value for key, value in cluster.items()} if isinstance(cluster, dict) else {}
+    for field, value in {**values, **inner}.items():
+        if isinstance(value, str) and "://" in value and _holds_secret(value):
+            source = sources.get(field.partition(".")[0], "default")
+            raise UsageError(
+                f"Setting {field!r} ({source}) has a password or token in its address.",
+                _NO_SECRETS.get(field, "Take it out: the component reads it from its own environment variable."),
+            )
+
+
+def _holds_secret(address: str) -> bool:
+    scheme, _, rest = address.partition("://")
+    if scheme in {"s3", "gs", "file"} or scheme.startswith("sqlite"):
+        return False
+    web = scheme in {"http", "https"}  # where a user alone may be a token, and a path may hold what looks like one
+    user = (re.split("[/?#]", rest)[0] if web else rest).rpartition("@")[0]
+    return ":" in user or bool(web and user) or bool(_SECRET.search(rest))
+
+
 def _read_profile(root: Path, name: str, required: bool) -> dict[str, Any]:
-    folder = root / "platform" / "profiles"
-    # A team's own file may stand anywhere.
-    own = name.endswith(".toml") or "/" in name
-    file = Path(name).expanduser() if own else folder / f"{name}.toml"
+    file = profile_file(root, name)
+    folder = file.parent
     if not file.is_file() and not required:
         return {}
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
-        where = "" if own else f" in {folder}"
         raise NotFoundError(
-            f"There is no profile {name!r}{where}.", f"Known profiles: {known}; or name a file that ends in .toml."
+            f"There is no profile {file.stem!r} in {folder}.",
+            f"Known profiles: {known}; or name a file that ends in .toml.",
         )
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: {error}.", "Mend the file.") from error
 
 
 def _stack_state(settings: Settings) -> dict[str, str]:
-    """Return the addresses that `shopfloor up` recorded; without a stack, none."""
+    """Return what `shopfloor up` recorded: the addresses and Ray's token file; without a stack, nothing."""
     try:
-        state: dict[str, Any] = json.loads(stack_state_file(settings).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        state = json.loads(stack_state_file(settings).read_text(encoding="utf-8"))
+        own = {**state["addresses"], "ray_token_file": state["ray_token_file"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    addresses: dict[str, str] = state.get("addresses", {})
-    return {key: value for key, value in addresses.items() if key in Settings.model_fields}
+    return {key: str(value) for key, value in own.items() if key in Settings.model_fields}
 
 
 def _absolute(settings: Settings) -> Settings:
@@ -290,10 +406,6 @@ def _absolute(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "state_dir": state_dir,
-            **{
-                field: anchor(getattr(settings, field))
-                for field in ("artifact_root", "feature_registry", "online_store", "serve_tokens_file")
-                if getattr(settings, field) is not None
-            },
+            **{field: anchor(getattr(settings, field)) for field in _PLACES if getattr(settings, field) is not None},
         }
     )

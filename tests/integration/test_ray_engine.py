@@ -132,6 +132,8 @@ def services(tmp_path_factory):
     logs = tmp_path_factory.mktemp("services")
     mlflow, dashboard = free_port(), free_port()
     temporary = tempfile.mkdtemp(prefix="sf-")  # Ray's sockets need a short path
+    token = logs / "token"
+    token.write_text("0123456789abcdef" * 4)
     (Path(temporary) / "ray").mkdir()
     started = [
         spawn(
@@ -148,12 +150,20 @@ def services(tmp_path_factory):
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
             RAY_USAGE_STATS_ENABLED="0",
             RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN_PATH=str(token),
         ),
     ]
-    found = {"mlflow": f"http://127.0.0.1:{mlflow}", "dashboard": f"http://127.0.0.1:{dashboard}"}
+    found = {
+        "mlflow": f"http://127.0.0.1:{mlflow}",
+        "dashboard": f"http://127.0.0.1:{dashboard}",
+        "token": str(token),
+    }
+    headers = {"Authorization": f"Bearer {token.read_text()}"}
 
     def nodes():
-        summary = requests.get(f"{found['dashboard']}/nodes?view=summary", timeout=5).json()["data"]["summary"]
+        answer = requests.get(f"{found['dashboard']}/nodes?view=summary", timeout=5, headers=headers)
+        summary = answer.json()["data"]["summary"]
         return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
 
     try:
@@ -174,6 +184,7 @@ def environment(services, tmp_path_factory):
         "SHOPFLOOR_STATE_DIR": str(tmp_path_factory.mktemp("state")),
         "SHOPFLOOR_TRACKING_URI": services["mlflow"],
         "SHOPFLOOR_RAY_DASHBOARD_URL": services["dashboard"],
+        "SHOPFLOOR_RAY_TOKEN_FILE": services["token"],
     }
 
 
@@ -356,6 +367,20 @@ def test_what_cannot_be_done_is_said_in_one_line(shopfloor, services, pipeline, 
     assert other.stderr.startswith(f"error: {stranger} is not the dashboard of a Ray cluster.")
 
 
+def test_a_job_without_the_clusters_token_is_refused_in_one_line(shopfloor, environment, services, pipeline, tmp_path):
+    (tmp_path / "other").write_text("not-the-token-of-this-cluster")
+    local = ("submit", pipeline, "-p", "text=a", "--engine", "ray")
+
+    for token, words in ((tmp_path / "other", "does not accept ours"), (tmp_path / "none", "cannot be read")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(environment, "SHOPFLOOR_RAY_TOKEN_FILE", str(token))
+            refused = shopfloor(*local)
+
+        assert refused.returncode in {1, 2}
+        assert words in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
 def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run, monkeypatch):
     # A file of the project, as nothing else is carried.
     file = ROOT / "pipelines" / f"_three_{os.getpid()}.py"
@@ -363,6 +388,7 @@ def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run,
         update={
             "tracking_uri": environment["SHOPFLOOR_TRACKING_URI"],
             "ray_dashboard_url": environment["SHOPFLOOR_RAY_DASHBOARD_URL"],
+            "ray_token_file": environment["SHOPFLOOR_RAY_TOKEN_FILE"],
         }
     )
     asked = Submission(file=str(file), use_case=None, given=["text=copied"])

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from shopfloor.cli import main
+import requests
+import typer
+from shopfloor.cli import main, render
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -53,11 +55,11 @@ def shopfloor(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_help_lists_the_commands():
-    answer = subprocess.run([sys.executable, "-m", "shopfloor", "--help"], capture_output=True, text=True, check=False)
+def test_help_lists_every_command_and_group_with_what_it_does(shopfloor):
+    listed = dict(re.findall(r"^  ([a-z-]+) {2,}(\S.*)$", shopfloor("--help").stdout.partition("Commands:")[2], re.M))
 
-    assert answer.returncode == 0
-    assert all(command in answer.stdout for command in ("up", "down", "status", "doctor", "submit", "runs", "models"))
+    assert {"up", "down", "status", "doctor", "settings", "env", "submit", "plan", "runs", "models"} <= listed.keys()
+    assert listed.keys() == typer.main.get_command(main.app).commands.keys()
 
 
 def test_no_heavy_package_is_imported_before_a_command_needs_it():
@@ -137,9 +139,13 @@ def test_json_is_one_document_on_stdout_and_nothing_else(shopfloor):
 
 
 def test_doctor_gives_its_findings_as_json(shopfloor):
-    answer = shopfloor("doctor", "--json")
+    findings = json.loads(shopfloor("doctor", "--json").stdout)
 
-    assert {finding["verdict"] for finding in json.loads(answer.stdout)} <= {"ok", "warn", "fail"}
+    lines = shopfloor("doctor").stdout.splitlines()
+    assert {finding["subject"] for finding in findings} >= {"python", "packages", "git", "dvc", "privacy", "patches"}
+    assert {finding["verdict"] for finding in findings} <= {"ok", "warn", "fail"}
+    shown = [line.split(":")[0] for line in lines if not line.startswith("     ")]
+    assert shown == [f"{finding['verdict']:<5}{finding['subject']}" for finding in findings]
 
 
 def test_doctor_with_a_failing_line_is_exit_code_1(shopfloor, monkeypatch):
@@ -172,12 +178,81 @@ def test_up_for_services_that_are_elsewhere_is_one_line(shopfloor, tmp_path, mon
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    command = f"{sys.executable} -m shopfloor doctor --json | true; exit ${{PIPESTATUS[0]}}"
+    reader, writer = os.pipe()
+    os.close(reader)
 
-    answer = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    with os.fdopen(writer, "w") as nobody:
+        answer = subprocess.run(
+            [sys.executable, "-m", "shopfloor", "settings", "--json"],
+            cwd=ROOT,
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
-    assert "Traceback" not in answer.stderr
-    assert "BrokenPipe" not in answer.stderr
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_settings_show_each_value_with_its_source(shopfloor, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOPFLOOR_SERVE_URL", "http://127.0.0.1:8111")
+    team = tmp_path / "team.toml"
+    team.write_text('tracking_uri = "http://mlflow.example:5000"\n[cluster]\nqueue = "team"\n')
+
+    shown = json.loads(shopfloor("settings", "--json", "--profile", str(team)).stdout)
+
+    assert shown["profile"] == {"value": str(team), "source": "argument"}
+    assert shown["serve_url"] == {"value": "http://127.0.0.1:8111", "source": "environment"}
+    assert shown["tracking_uri"] == {"value": "http://mlflow.example:5000", "source": "profile"}
+    assert shown["cluster.queue"] == {"value": "team", "source": "profile"}
+    assert shown["cluster.namespace"] == {"value": "shopfloor", "source": "default"}
+    rows = [line.split("\t") for line in shopfloor("settings", "--profile", str(team)).stdout.splitlines()]
+    assert ["serve_url", "http://127.0.0.1:8111", "SHOPFLOOR_SERVE_URL"] in rows
+    assert ["cluster.queue", "team", str(team)] in rows
+
+
+def test_env_gives_a_shell_what_mlflow_and_ray_need(shopfloor, tmp_path, monkeypatch):
+    token = tmp_path / "it's a token"
+    token.write_text("0123")
+    monkeypatch.setenv("SHOPFLOOR_RAY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("SHOPFLOOR_TRACKING_URI", "http://127.0.0.1:5111")
+    script = 'eval "$1" && env'
+
+    answer = subprocess.run(
+        ["bash", "-c", script, "bash", shopfloor("env").stdout], capture_output=True, text=True, check=True
+    )
+
+    variables = dict(line.split("=", 1) for line in answer.stdout.splitlines() if "=" in line)
+    assert variables["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5111"
+    assert (variables["RAY_AUTH_MODE"], variables["RAY_AUTH_TOKEN_PATH"]) == ("token", str(token))
+    assert variables["RAY_AUTH_TOKEN"] == ""
+    assert "127.0.0.1" in variables["no_proxy"].split(",")
+
+
+def test_control_characters_of_others_do_not_steer_the_terminal(shopfloor, capsys):
+    render.emit_table(("step", "error"), [("tune", "\x1b]0;owned\x07 and \x9b31m")])
+    render.progress("\x1b[2J")
+    printed = "".join(capsys.readouterr())
+
+    refused = shopfloor("status", "--profile", "\x1b[31mmoon")
+
+    assert not set("\x1b\x07\x9b") & set(printed + refused.stderr)
+    assert "\\x1b]0;owned\\x07" in printed
+    assert "moon" in refused.stderr
+
+
+def test_loopback_is_never_asked_through_a_proxy(shopfloor, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "intranet.example")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    shopfloor("status")
+
+    assert requests.utils.should_bypass_proxies("http://127.0.0.1:5000/health", no_proxy=None)
+    assert requests.utils.should_bypass_proxies("http://intranet.example/", no_proxy=None)
+    assert not requests.utils.should_bypass_proxies("http://mlflow.example:5000/", no_proxy=None)
 
 
 def test_ctrl_c_is_exit_code_130(tmp_path):
@@ -196,7 +271,6 @@ def test_ctrl_c_is_exit_code_130(tmp_path):
             text=True,
         )
         said = waiting.stderr.readline()
-        time.sleep(0.2)
         waiting.send_signal(signal.SIGINT)
         rest = waiting.communicate(timeout=20)[1]
         first.kill()

@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from shopfloor.settings import NO_REPORTS, Settings
+from shopfloor.environment import NO_REPORTS
+from shopfloor.settings import Settings
 
 
 def test_every_child_process_is_told_to_report_nothing(tmp_path):

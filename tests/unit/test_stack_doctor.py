@@ -3,10 +3,12 @@
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from shopfloor.patches.register import PATCHES
 from shopfloor.processes import ProcessId, boot_id
 from shopfloor.settings import load_settings
 from shopfloor.stack import doctor, installation
@@ -110,10 +112,43 @@ def test_an_address_from_the_environment_that_hides_the_stack_is_pointed_out(pro
     assert "http://elsewhere:5000" in found("configuration", "warn").message
 
 
-def test_a_proxy_between_us_and_the_local_services_is_a_failing_line(project, monkeypatch):
+def test_a_proxy_between_us_and_services_elsewhere_is_pointed_out_and_never_for_those_here(project, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    assert "a proxy gets" not in " ".join(finding.message for finding in doctor.examine())
 
-    assert "127.0.0.1" in found("configuration", "fail").message
+    monkeypatch.setenv("SHOPFLOOR_TRACKING_URI", "http://mlflow.example:5000")
+    messages = [finding.message for finding in doctor.examine()]
+
+    assert "a proxy gets the requests for mlflow.example" in messages
+
+
+def test_a_state_directory_that_others_can_enter_is_a_failing_line(project):
+    state = load_settings().private_state_dir()
+    assert "closed" in found("privacy", "ok").message
+
+    state.chmod(0o750)
+
+    assert "chmod 700" in found("privacy", "fail").remedy
+
+
+def test_dvcs_directory_of_all_accounts_is_pointed_out_until_the_clone_has_its_own(project):
+    assert "all accounts" in found("privacy", "warn").message
+
+    with (project / ".dvc" / "config.local").open("w") as file:
+        file.write("[core]\n    site_cache_dir = /elsewhere\n")
+
+    assert "all accounts" not in " ".join(finding.message for finding in doctor.examine())
+
+
+def test_a_component_that_moved_under_a_patch_is_a_failing_line_with_the_patches_name(project, monkeypatch):
+    same = replace(PATCHES[0], version="0.0.1")
+    moved = replace(PATCHES[1], version="0.0.1", relies_on={"ray/serve/_private/constants.py:NO_SUCH_NAME": "0" * 12})
+    monkeypatch.setattr(doctor, "PATCHES", (same,))
+    assert f"ray is {metadata.version('ray')}" in found("patches", "warn").message
+
+    monkeypatch.setattr(doctor, "PATCHES", (same, moved))
+
+    assert moved.name in found("patches", "fail").message
 
 
 def test_a_directory_without_git_is_a_failing_line(project):
@@ -167,7 +202,13 @@ def test_a_service_that_died_is_a_failing_line(project):
     gone = ProcessId(pid=2**22 + 1, boot=boot_id(), started=1)
     dead = states.Service(name="mlflow", process=gone, log=Path("mlflow.log"))
     address = {"tracking_uri": "http://127.0.0.1:9"}
-    state = states.StackState(boot_id=boot_id(), addresses=address, services={"mlflow": dead}, ray_dir=project)
+    state = states.StackState(
+        boot_id=boot_id(),
+        addresses=address,
+        services={"mlflow": dead},
+        ray_dir=project,
+        ray_token_file=project / "ray-token",
+    )
     states.write(settings, state)
 
     assert "`shopfloor up`" in found("mlflow", "fail").remedy

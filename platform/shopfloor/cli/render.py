@@ -31,6 +31,14 @@ def __getattr__(name: str) -> Console:
     return _console(name)
 
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters as `\\x1b`: a log or an answer must not steer the terminal."""
+    return text.translate(_CONTROL)
+
+
 def emit_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
     """Print one JSON document on stdout."""
     from pydantic import BaseModel
@@ -48,7 +56,7 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     """Print a table on stdout: drawn for a terminal, tab-separated for a pipe."""
     if not sys.stdout.isatty():
         for row in rows:
-            sys.stdout.write("\t".join(str(cell) for cell in row) + "\n")
+            sys.stdout.write(printable("\t".join(str(cell) for cell in row)) + "\n")
         return
     from rich.table import Table
     from rich.text import Text
@@ -57,14 +65,14 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     _console("out").print(table)
 
 
 def progress(line: str) -> None:
     """Tell on stderr what happens."""
     if not sys.stderr.isatty():
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(printable(line) + "\n")
         return
     _console("err").print(line, markup=False, style="dim")
 
@@ -78,14 +86,19 @@ def activity(title: str) -> Iterator[Callable[[str], None]]:
     from rich.text import Text
 
     with _console("err").status(Text(title)) as shown:
-        yield lambda message: shown.update(Text(message))
+        yield lambda message: shown.update(Text(printable(message)))
 
 
 @functools.cache
 def _console(name: str) -> Console:
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(stderr=name == "err", highlight=False, soft_wrap=True)
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    return Plain(stderr=name == "err", highlight=False, soft_wrap=True)
 
 
 def verdict(gate: GateResult) -> str:

@@ -93,7 +93,7 @@ def logs(
 
     settings, client = _connect(context)
     for line in control.logs(settings, client, run_records.find_run(client, run_id), step, follow):
-        typer.echo(line)
+        typer.echo(render.printable(line))
 
 
 def stop(context: typer.Context, run_id: RunArgument, as_json: JsonOption = False) -> None:

@@ -1,8 +1,9 @@
-"""Commands for the embedded stack: up, down, status, doctor."""
+"""Commands for the embedded stack and what all commands run with: up, down, status, doctor, settings, env."""
 
 from __future__ import annotations
 
 import datetime as dt
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,8 @@ def register(app: typer.Typer) -> None:
     app.command("down")(down)
     app.command("status")(status)
     app.command("doctor")(doctor)
+    app.command("settings")(show_settings)
+    app.command("env")(env)
 
 
 def up(
@@ -106,6 +109,47 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
             _show_finding(finding)
     if any(finding.verdict == "fail" for finding in findings):
         raise typer.Exit(1)
+
+
+def show_settings(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Show every setting's value, and where it comes from."""
+    from shopfloor.settings import load_sourced_settings, profile_file
+
+    sourced = load_sourced_settings(context.obj.profile)
+    values = sourced.values()
+    if as_json:
+        render.emit_json({name: {"value": value, "source": sourced.sources[name]} for name, value in values.items()})
+        return
+    file = profile_file(sourced.settings.project_root, sourced.settings.profile)
+    words = {"profile": str(file), "argument": "option", "stack": "running stack"}
+    rows = [
+        (
+            name,
+            "-" if value is None else value,
+            f"SHOPFLOOR_{name.partition('.')[0].upper()}" if source == "environment" else words.get(source, source),
+        )
+        for name, value in values.items()
+        for source in [sourced.sources[name]]
+    ]
+    render.emit_table(("setting", "value", "source"), rows)
+
+
+def env(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Print what your own `mlflow`, `ray` and Python need to reach the services: eval "$(shopfloor env)"."""
+    import shlex
+
+    from shopfloor.environment import direct_loopback
+
+    settings = settings_from(context)
+    own = {name: value for name, value in settings.environment().items() if not name.startswith("SHOPFLOOR_")}
+    if ":" in settings.ray_address:
+        own["RAY_ADDRESS"] = settings.ray_address
+    own |= {"RAY_API_SERVER_ADDRESS": settings.ray_dashboard_url, **direct_loopback(os.environ)}
+    if as_json:
+        render.emit_json(own)
+        return
+    for name, value in sorted(own.items()):
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _standings(settings: Settings) -> list[Standing]:

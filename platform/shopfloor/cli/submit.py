@@ -108,7 +108,7 @@ def with_ray_address(settings: Settings, engine: str, address: str) -> Settings:
         raise UsageError("--ray-address is for --engine ray.", "Add --engine ray, or leave it out.")
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"{address!r} is not the address of a Ray dashboard.", "Write --ray-address http://host:8265.")
-    return settings.model_copy(update={"ray_dashboard_url": address.rstrip("/")})
+    return settings.with_ray_dashboard(address)
 
 
 def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, as_json: bool) -> None:

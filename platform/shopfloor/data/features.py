@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.data.contract import TIME, as_numbers, require_names, require_rows, require_view
+from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import ConflictError, DataError, UsageError, first_line
 from shopfloor.records import FeatureSet
-from shopfloor.settings import NO_REPORTS, Settings
+from shopfloor.settings import Settings
 from shopfloor.storage import (
     Artifact,
     Metrics,

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import Check, Checks
-from shopfloor.settings import NO_REPORTS, Settings
+from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, Metrics, local_copy, publish
 from shopfloor.use_case import load_use_case
 

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from shopfloor.engines.base import Job, RunState
-from shopfloor.errors import NotFoundError, ServiceError, UsageError
-from shopfloor.settings import ENV_PREFIX, Settings
+from shopfloor.errors import AccessError, NotFoundError, ServiceError, UsageError
+from shopfloor.settings import ENV_PREFIX, Settings, elsewhere
 from shopfloor.storage import is_remote
 
 STOP_GRACE_S = 30
@@ -70,8 +70,7 @@ class RayEngine:
         else:
             self._require_reachable()
             # What lies beside the project there is Ray's copy of it.
-            for name in ("PROJECT_ROOT", "STATE_DIR"):
-                environment.pop(ENV_PREFIX + name, None)
+            environment = elsewhere(environment)
             runtime_env = self._carried()
             begin, places, python = "exec env", f'"$PWD{os.pathsep}$PWD/platform"', "python"
         # The steps join the cluster that the job is on; only the job knows its address.
@@ -215,8 +214,15 @@ class RayEngine:
 
         try:
             # Ray's client asks without a limit in time, and takes any server for a dashboard.
-            answer = requests.get(f"{self._url}/api/version", timeout=self._settings.request_timeout_s)
-            if answer.status_code not in {401, 403} and "ray_version" not in answer.json():
+            headers, timeout_s = self._settings.ray_headers(), self._settings.request_timeout_s
+            answer = requests.get(f"{self._url}/api/version", headers=headers, timeout=timeout_s)
+            if answer.status_code in {401, 403}:
+                raise AccessError(
+                    f"The Ray cluster at {self._url} asks for a token, "
+                    + ("and does not accept ours." if headers else "and there is none."),
+                    "Name the file that holds it with ray_token_file.",
+                )
+            if "ray_version" not in answer.json():
                 raise ValueError
         except ValueError as error:
             raise ServiceError(
@@ -233,7 +239,7 @@ class RayEngine:
         # Ray's variables would go before the address.
         hidden = {name: os.environ.pop(name) for name in _ADDRESS_OVERRIDES if name in os.environ}
         try:
-            return JobSubmissionClient(self._url)
+            return JobSubmissionClient(self._url, headers=headers)
         finally:
             os.environ.update(hidden)
 

@@ -290,7 +290,7 @@ def _at(settings: Settings, run: Any) -> Settings:
     """Return the settings with the Ray cluster that has the run: `--ray-address` may have named another one."""
     url = run.data.tags.get(run_records.ENGINE_URL)
     if run.data.tags.get(run_records.ENGINE) == "ray" and url:
-        return settings.model_copy(update={"ray_dashboard_url": url})
+        return settings.with_ray_dashboard(url)
     return settings
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
-from shopfloor.settings import NO_REPORTS, Settings
+from shopfloor.settings import Settings
 
 API = "/api/2.0/mlflow/"
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"

@@ -20,8 +20,10 @@ from urllib.parse import urlsplit
 import psutil
 
 from shopfloor.errors import ShopfloorError
+from shopfloor.patches import register
+from shopfloor.patches.register import PATCHES
 from shopfloor.records import Record
-from shopfloor.settings import Settings, load_sourced_settings
+from shopfloor.settings import Settings, load_sourced_settings, profile_file
 from shopfloor.stack import families, installation, lifecycle, services
 from shopfloor.stack import state as states
 from shopfloor.stack.services import TITLES, USUAL_PORTS
@@ -73,6 +75,8 @@ def examine(profile: str | None = None) -> list[Finding]:
         lambda: _packages(settings),
         lambda: _memory(),
         lambda: _disk(settings),
+        lambda: _privacy(settings),
+        _patches,
         lambda: _git(settings),
         lambda: _dvc(settings),
         lambda: _configuration(settings, overridden),
@@ -127,6 +131,48 @@ def _packages(settings: Settings) -> Iterator[Finding]:
     if not (missing or moved or conflicts):
         message = f"{len(pins)} packages as locked, no conflicts"
         yield Finding(subject="packages", verdict="ok", message=message)
+
+
+def _patches() -> Iterator[Finding]:
+    """Compare the components with the versions that our knowledge of their inside was checked against."""
+    stale = [patch for patch in PATCHES if register.installed(patch.component) != patch.version]
+    for component in dict.fromkeys(patch.component for patch in stale):
+        ours = [patch for patch in stale if patch.component == component]
+        moved = [patch.name for patch in ours if register.moved(patch)]
+        yield Finding(
+            subject="patches",
+            verdict="fail" if moved else "warn",
+            message=f"{component} is {register.installed(component)}; what we know of its inside was checked against"
+            f" {ours[0].version}" + (f", and has changed: {_some(moved)}" if moved else ", and looks the same"),
+            remedy="Install what the lock says, or look at platform/shopfloor/patches/register.py." if moved else "",
+        )
+    if not stale:
+        message = f"all {len(PATCHES)} were checked against the versions that are installed"
+        yield Finding(subject="patches", verdict="ok", message=message)
+
+
+def _privacy(settings: Settings) -> Iterator[Finding]:
+    """Look whether other accounts of this machine can read or steer what runs here."""
+    place = settings.state_dir
+    if place.is_dir() and place.stat().st_mode & 0o077:
+        yield Finding(
+            subject="privacy",
+            verdict="fail",
+            message=f"{place} is open to other accounts: they read what is kept there, and may run code as you",
+            remedy=f"`shopfloor up` closes it, and so does `chmod 700 {place}`.",
+        )
+    else:
+        yield Finding(subject="privacy", verdict="ok", message=f"{place} is closed to other accounts")
+    config = configparser.ConfigParser()
+    with contextlib.suppress(configparser.Error):  # the check of DVC says it
+        config.read([settings.project_root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
+    if not config.get("core", "site_cache_dir", fallback=""):
+        yield Finding(
+            subject="privacy",
+            verdict="warn",
+            message="`dvc` keeps pickles in a directory of all accounts of the machine, and runs what is in them",
+            remedy="`shopfloor data prepare NAME` gives the clone its own.",
+        )
 
 
 def _memory() -> Iterator[Finding]:
@@ -225,15 +271,15 @@ def _configuration(settings: Settings, overridden: list[str]) -> Iterator[Findin
             message=f"{field} is {getattr(settings, field)}, from the environment and not from the running stack",
             remedy=f"Unset SHOPFLOOR_{field.upper()} unless that is what you want.",
         )
-    proxy = next((name for name in ("http_proxy", "HTTP_PROXY") if os.environ.get(name)), None)
-    direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-    hosts = {urlsplit(url).hostname for url in (settings.tracking_uri, settings.serve_url)} - {None}
-    if proxy and direct != "*" and not all(host in direct for host in hosts if host):
+    addresses = [str(getattr(settings, field)) for field in USUAL_PORTS if field != "ray_address"]
+    # What goes to this machine never takes the proxy; other services may well be behind it.
+    proxied = sorted({urlsplit(url).hostname or "" for url in addresses if not _is_direct(url)})
+    if proxied:
         yield Finding(
             subject="configuration",
-            verdict="fail",
-            message=f"{proxy} sends requests for {', '.join(sorted(filter(None, hosts)))} to a proxy",
-            remedy="`export NO_PROXY=127.0.0.1,localhost`, with the hosts of your profile.",
+            verdict="warn",
+            message=f"a proxy gets the requests for {', '.join(proxied)}",
+            remedy="Where it should not, name these hosts in NO_PROXY.",
         )
 
 
@@ -307,15 +353,24 @@ def _stack(settings: Settings) -> Iterator[Finding]:
 
 
 def _remote_services(settings: Settings) -> Iterator[Finding]:
-    addresses = {field: str(getattr(settings, field)) for field in USUAL_PORTS}
+    file = profile_file(settings.project_root, settings.profile)
     for name, field in (("mlflow", "tracking_uri"), ("ray", "ray_dashboard_url")):
-        well = services.answers(name, addresses, TIMEOUT_S)
+        well = services.answers(name, settings, TIMEOUT_S)
         yield Finding(
             subject=name,
             verdict="ok" if well else "fail",
-            message=f"{TITLES[name]} at {addresses[field]} " + ("answers" if well else "does not answer"),
-            remedy="" if well else f"Start it, or mend {field} in platform/profiles/{settings.profile}.toml.",
+            message=f"{TITLES[name]} at {getattr(settings, field)} " + ("answers" if well else "does not answer"),
+            remedy="" if well else f"Start it, or mend {field} in {file}.",
         )
+
+
+def _is_direct(url: str) -> bool:
+    """Tell whether requests to an address go there and not to a proxy."""
+    from urllib import request
+
+    place = urlsplit(url)
+    local = place.hostname in {"127.0.0.1", "localhost", "::1"}
+    return local or place.scheme not in request.getproxies() or bool(request.proxy_bypass(place.netloc))
 
 
 def _listens(host: str, port: int) -> bool:

@@ -38,7 +38,10 @@ class Family:
 def spawn(
     command: Sequence[str], environment: Mapping[str, str], log: Path, directory: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, away from the terminal; its output goes to the end of `log`."""
+    """Start a process in a session of its own, away from the terminal; its output goes to the end of `log`.
+
+    What it writes is for this account alone.
+    """
     with naming_full_disk(log.parent):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -50,6 +53,7 @@ def spawn(
                 stderr=subprocess.STDOUT,
                 cwd=directory,
                 start_new_session=True,
+                umask=0o077,
             )
 
 

@@ -11,6 +11,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from shopfloor import processes
@@ -114,10 +115,11 @@ def up(
         )
     wanted = ports or {}
     with states.locked(settings, lambda: progress("Another `shopfloor up` or `down` is at work; waiting for it")):
-        state = states.read(settings) or _blank(settings)
+        token_file = states.ray_token_file(settings)
+        state = states.read(settings) or _blank(settings, token_file)
         _refuse_other_ports(state, wanted)
         deadline = time.monotonic() + timeout_s
-        missing = [name for name in SERVICES if not _keeps_running(state, name, timeout_s)]
+        missing = [name for name in SERVICES if not _keeps_running(settings, state, name, timeout_s)]
         children: dict[str, subprocess.Popen[bytes]] = {}
         for name in missing:
             # What a dead service or a killed `up` left behind holds its ports and files.
@@ -127,13 +129,13 @@ def up(
             state, children[name] = _start(settings, state, name)
             progress(f"Starting {TITLES[name]} on {state.addresses[ADDRESSES[name][0]]}")
         state = _wait(settings, state, children, progress, wanted, deadline)
-        if "ray" in missing or _serve_is_gone(state):
+        if "ray" in missing or _serve_is_gone(settings, state):
             serve_port = services.port_of(state.addresses["serve_url"])
             if not families.port_is_free(serve_port) and "serve_url" not in wanted:
                 state = _move_serve(settings, state)
             with contextlib.suppress(OSError):  # the first deployment starts it as well
-                services.start_serve(state.addresses)
-        if not state.serving_restored and not services.has_models(state.addresses):
+                services.start_serve(state.of(settings))
+        if not state.serving_restored and not services.has_models(state.of(settings)):
             state = state.model_copy(update={"serving_restored": True})
             states.write(settings, state)
     return UpResult(started=missing, addresses=state.addresses, restore_serving=not state.serving_restored)
@@ -162,15 +164,15 @@ def down(settings: Settings) -> DownResult:
 def status(settings: Settings) -> StackStatus:
     """Return how every service is, as it says itself."""
     state = states.read(settings)
-    addresses = {name: str(getattr(settings, name)) for name in USUAL_PORTS} | (state.addresses if state else {})
-    found = [_service_status(settings, state, name, addresses) for name in SERVICES]
-    details = services.serve_details(addresses) if found[-1].health == "healthy" else {}
-    found.append(_serve_status(details, found[-1], addresses["serve_url"]))
+    settings = state.of(settings) if state else settings
+    found = [_service_status(settings, state, name) for name in SERVICES]
+    details = services.serve_details(settings) if found[-1].health == "healthy" else {}
+    found.append(_serve_status(details, found[-1], settings.serve_url))
     applications = [
         ApplicationStatus(
             name=name,
             state=item.get("status", "UNKNOWN"),
-            address=addresses["serve_url"] + (item.get("route_prefix") or ""),
+            address=settings.serve_url + (item.get("route_prefix") or ""),
             message=item.get("message") or "",
         )
         for name, item in (details.get("applications") or {}).items()
@@ -201,23 +203,28 @@ def _runs(state: StackState | None, name: str) -> bool:
     return service is not None and processes.alive(service.process)
 
 
-def _blank(settings: Settings) -> StackState:
-    directory = ray_head.temporary_directory(settings.state_dir)
-    return StackState(boot_id=processes.boot_id(), addresses={}, services={}, ray_dir=directory)
+def _blank(settings: Settings, token_file: Path) -> StackState:
+    return StackState(
+        boot_id=processes.boot_id(),
+        addresses={},
+        services={},
+        ray_dir=ray_head.temporary_directory(settings.state_dir),
+        ray_token_file=token_file,
+    )
 
 
-def _serve_is_gone(state: StackState) -> bool:
+def _serve_is_gone(settings: Settings, state: StackState) -> bool:
     """Tell whether a Ray that is no longer young runs no Serve; in a young one it may just be starting."""
     old = processes.age_s(state.services["ray"].process) > START_TIMEOUT_S
-    return old and not services.serve_details(state.addresses).get("controller_info")
+    return old and not services.serve_details(state.of(settings)).get("controller_info")
 
 
-def _keeps_running(state: StackState, name: str, timeout_s: float) -> bool:
+def _keeps_running(settings: Settings, state: StackState, name: str, timeout_s: float) -> bool:
     """Tell whether a service needs no start: it runs, and answers or is young enough to do so soon."""
     service = _service(state, name)
     if service is None or not processes.alive(service.process):
         return False
-    return services.answers(name, state.addresses) or processes.age_s(service.process) < timeout_s
+    return services.answers(name, state.of(settings)) or processes.age_s(service.process) < timeout_s
 
 
 def _refuse_other_ports(state: StackState, wanted: dict[str, int]) -> None:
@@ -281,14 +288,14 @@ def _wait(
     began = time.monotonic()
     waiting = list(SERVICES)
     for name in SERVICES:
-        if name not in children and not services.answers(name, state.addresses):
+        if name not in children and not services.answers(name, state.of(settings)):
             progress(f"Waiting for {TITLES[name]}, which was started before")
     attempts = dict.fromkeys(SERVICES, 1)
     while waiting:
         for name in list(waiting):
             child = children.get(name)
             dead = child.poll() is not None if child is not None else not _runs(state, name)
-            answered = services.answers(name, state.addresses, timeout_s=1.0)
+            answered = services.answers(name, state.of(settings), timeout_s=1.0)
             if answered and not dead and (child is None or _listens(settings, state, name)):
                 waiting.remove(name)
                 if child:
@@ -332,23 +339,21 @@ def _listens(settings: Settings, state: StackState, name: str) -> bool:
     return services.listening_ports(state, name) <= families.listening_ports(running)
 
 
-def _service_status(
-    settings: Settings, state: StackState | None, name: str, addresses: dict[str, str]
-) -> ServiceStatus:
-    field = "ray_dashboard_url" if name == "ray" else "tracking_uri"
+def _service_status(settings: Settings, state: StackState | None, name: str) -> ServiceStatus:
+    address = settings.ray_dashboard_url if name == "ray" else settings.tracking_uri
     service = _service(state, name)
     if service is None or not processes.alive(service.process):
         note = f"it died; its log is {service.log}" if service else "not started"
-        return ServiceStatus(name=name, address=addresses[field], health="down", note=note)
-    healthy = services.answers(name, addresses)
+        return ServiceStatus(name=name, address=address, health="down", note=note)
+    healthy = services.answers(name, settings)
     uptime_s = max(0.0, processes.age_s(service.process))
     running = families.members(services.family(settings, name, service))
     health: Health = "healthy" if healthy else "starting" if uptime_s < START_TIMEOUT_S else "not answering"
     return ServiceStatus(
         name=name,
-        address=addresses[field],
+        address=address,
         health=health,
-        version=services.version_of(name, addresses) if healthy else "",
+        version=services.version_of(name, settings) if healthy else "",
         memory_bytes=families.memory_bytes(running),
         processes=len(running),
         pid=service.process.pid,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import uuid
 from pathlib import Path
 
 
@@ -31,7 +30,6 @@ def main(port: int, directory: Path) -> None:
 
     # MLflow sees by uvicorn's presence that it is a server, and then guards itself against foreign hosts and origins.
     import uvicorn
-    from mlflow.environment_variables import _MLFLOW_SERVER_BOOT_ID, _MLFLOW_SGI_NAME
     from mlflow.server import constants
     from mlflow.server.handlers import initialize_backend_stores
 
@@ -43,8 +41,6 @@ def main(port: int, directory: Path) -> None:
         constants.ARTIFACT_ROOT_ENV_VAR: proxied,
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
         constants.ARTIFACTS_DESTINATION_ENV_VAR: str(artifacts),
-        _MLFLOW_SGI_NAME.name: "uvicorn",
-        _MLFLOW_SERVER_BOOT_ID.name: uuid.uuid4().hex,
     }
     initialize_backend_stores(database, database, proxied)
     from mlflow.server.fastapi_app import app

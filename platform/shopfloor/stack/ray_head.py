@@ -12,13 +12,13 @@ import importlib
 import importlib.util
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shopfloor.errors import ServiceError
-from shopfloor.settings import NO_REPORTS
 
 SOCKET_PATH_LIMIT = 107
 """Longest path of a unix socket."""
@@ -63,9 +63,8 @@ _DEFAULTS = """\
 
 
 def start_hook(parameters: Any, is_head: bool) -> None:
-    """Switch off what nobody uses here: the Ray client server and the autoscaler's monitor; Ray calls this."""
+    """Switch off the Ray client server, which nobody uses here and no option leaves out; Ray calls this."""
     parameters.ray_client_server_port = None
-    parameters.no_monitor = True
 
 
 def temporary_directory(state_dir: Path) -> Path:
@@ -97,12 +96,12 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, in
     """
     short = short_directory(state_dir)
     short.mkdir(exist_ok=True, mode=0o700)
-    if short.is_symlink() or short.stat().st_uid != os.getuid():
+    if not _is_ours(short):
         raise ServiceError(f"{short} belongs to another user.", "Set TMPDIR to a directory of your own, /tmp/me say.")
+    short.chmod(0o700)  # Ray opens its own directories to everybody; nobody gets as far as them
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     variables = {
         "RAY_START_HOOK": f"{__name__}.start_hook",
-        **NO_REPORTS,
         # Despite its name this holds on Linux too: `0` makes every process of the head listen on 127.0.0.1 only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # There is no other node to drain to.
@@ -129,9 +128,19 @@ def remove_old_sessions(directory: Path) -> None:
 def remove_sockets(state_dir: Path) -> None:
     """Delete what HAProxy left outside of the state directory."""
     short = short_directory(state_dir)
+    if not _is_ours(short):
+        return
     shutil.rmtree(short / "h", ignore_errors=True)
     with contextlib.suppress(OSError):  # Ray's logs may be there as well
         short.rmdir()
+
+
+def _is_ours(directory: Path) -> bool:
+    """Tell whether a directory in a place that all accounts write to was made by this one, and is no link."""
+    with contextlib.suppress(OSError):
+        status = directory.lstat()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    return False
 
 
 def _haproxy(directory: Path) -> dict[str, str]:

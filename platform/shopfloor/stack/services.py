@@ -5,6 +5,7 @@ Both listen on 127.0.0.1 only. Nothing here decides when to start or stop them: 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from shopfloor.errors import ServiceError
-from shopfloor.settings import ENV_PREFIX, NO_REPORTS, Settings
+from shopfloor.environment import NO_REPORTS, direct_loopback
+from shopfloor.errors import ServiceError, UsageError
+from shopfloor.settings import ENV_PREFIX, Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack.families import Family, port_is_free
 from shopfloor.stack.state import Service, StackState
@@ -29,6 +31,16 @@ ADDRESSES = {"mlflow": ("tracking_uri",), "ray": ("ray_address", "ray_dashboard_
 OBJECT_STORE_BYTES = 1024**3
 MARKER = "SHOPFLOOR_STACK_SERVICE"
 PROBE_TIMEOUT_S = 3.0
+_FOREIGN = (
+    ENV_PREFIX,
+    "MLFLOW_TRACKING_",
+    "MLFLOW_RUN_",
+    "MLFLOW_EXPERIMENT_",
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_",
+    "RAY_AUTH_",
+)
+"""Beginnings of the variables of a shell that say where other services are, or how they let people in."""
 _RUN_FIELDS = {"run_id", "step_run_id", "published_dir"}
 NEIGHBOURS = 200
 """How many ports behind the usual one are tried where that is taken."""
@@ -89,64 +101,66 @@ def launch(settings: Settings, state: StackState, name: str) -> tuple[list[str],
         key: value
         for key, value in os.environ.items()
         # The services belong to no run, and to no other stack than this one.
-        if not key.startswith((ENV_PREFIX, "MLFLOW_TRACKING_", "MLFLOW_RUN_", "MLFLOW_EXPERIMENT_", "RAY_ADDRESS"))
+        if not key.startswith(_FOREIGN)
     }
-    local = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy")), "127.0.0.1,localhost"]))
-    marker = {MARKER: f"{name}@{settings.state_dir}", "NO_PROXY": local, "no_proxy": local, "PYTHONUNBUFFERED": "1"}
-    return command, inherited | variables | marker
+    own = {MARKER: f"{name}@{settings.state_dir}", "PYTHONUNBUFFERED": "1", **direct_loopback(os.environ)}
+    return command, inherited | NO_REPORTS | variables | own
 
 
-def answers(name: str, addresses: Mapping[str, str], timeout_s: float = PROBE_TIMEOUT_S) -> bool:
-    """Tell whether a service does its work."""
+def answers(name: str, settings: Settings, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+    """Tell whether a service does its work, and lets us in."""
     if name == "mlflow":
-        return get(addresses["tracking_uri"], "/health", timeout_s) is not None
+        return get(settings.tracking_uri, "/health", timeout_s) is not None
     # The dashboard answers some seconds before there is a node to run anything on.
-    nodes = get_json(addresses["ray_dashboard_url"], "/nodes?view=summary", timeout_s)
+    nodes = _ask_ray(settings, "/nodes?view=summary", timeout_s)
     summary = ((nodes or {}).get("data") or {}).get("summary") or []
     return any((node.get("raylet") or {}).get("state") == "ALIVE" for node in summary)
 
 
-def version_of(name: str, addresses: Mapping[str, str]) -> str:
+def version_of(name: str, settings: Settings) -> str:
     """Return the version that a service says it has; empty where it does not say."""
     if name == "mlflow":
-        return (get(addresses["tracking_uri"], "/version") or "").strip()
-    answer = get_json(addresses["ray_dashboard_url"], "/api/version") or {}
+        return (get(settings.tracking_uri, "/version") or "").strip()
+    answer = _ask_ray(settings, "/api/version") or {}
     return str(answer.get("ray_version", ""))
 
 
-def serve_details(addresses: Mapping[str, str]) -> dict[str, Any]:
+def serve_details(settings: Settings) -> dict[str, Any]:
     """Return what Ray's dashboard tells about Serve; nothing where it does not answer."""
-    return get_json(addresses["ray_dashboard_url"], "/api/serve/applications/") or {}
+    return _ask_ray(settings, "/api/serve/applications/") or {}
 
 
-def start_serve(addresses: Mapping[str, str]) -> None:
+def start_serve(settings: Settings) -> None:
     """Ask Ray to start Serve, and do not wait: it takes some seconds, in which the first steps of a run need no Serve.
 
     An empty list of applications is declared, so call this only where none can be.
     """
-    options = {"host": "127.0.0.1", "port": port_of(addresses["serve_url"])}
+    options = {"host": "127.0.0.1", "port": port_of(settings.serve_url)}
     body = json.dumps({"http_options": options, "applications": []})
-    dashboard = urlsplit(addresses["ray_dashboard_url"])
+    dashboard = urlsplit(settings.ray_dashboard_url)
+    headers = {"Content-Type": "application/json", **_ray_headers(settings)}
     connection = http.client.HTTPConnection(dashboard.netloc, timeout=PROBE_TIMEOUT_S)
     try:
-        connection.request("PUT", "/api/serve/applications/", body, {"Content-Type": "application/json"})
+        connection.request("PUT", "/api/serve/applications/", body, headers)
     finally:
         connection.close()
 
 
-def has_models(addresses: Mapping[str, str]) -> bool:
+def has_models(settings: Settings) -> bool:
     """Tell whether anything is registered, so that there can be a champion."""
     path = "/api/2.0/mlflow/registered-models/search?max_results=1"
-    return bool((get_json(addresses["tracking_uri"], path) or {}).get("registered_models"))
+    return bool((get_json(settings.tracking_uri, path) or {}).get("registered_models"))
 
 
-def get(url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+def get(
+    url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S, headers: Mapping[str, str] | None = None
+) -> str | None:
     """Return the body of an answer with status 200, `None` for anything else; never by way of a proxy."""
     place = urlsplit(url)
     kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
     connection = kind(place.netloc, timeout=timeout_s)
     try:
-        connection.request("GET", place.path.rstrip("/") + path, headers={"Connection": "close"})
+        connection.request("GET", place.path.rstrip("/") + path, headers={"Connection": "close", **(headers or {})})
         answer = connection.getresponse()
         return answer.read().decode() if answer.status == http.client.OK else None
     except (OSError, http.client.HTTPException, ValueError):
@@ -155,13 +169,26 @@ def get(url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
         connection.close()
 
 
-def get_json(url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any] | None:
+def get_json(
+    url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S, headers: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """Return the JSON object of an answer with status 200, `None` for anything else."""
     try:
-        content = json.loads(get(url, path, timeout_s) or "null")
+        content = json.loads(get(url, path, timeout_s, headers) or "null")
     except json.JSONDecodeError:
         return None
     return content if isinstance(content, dict) else None
+
+
+def _ask_ray(settings: Settings, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any] | None:
+    return get_json(settings.ray_dashboard_url, path, timeout_s, _ray_headers(settings))
+
+
+def _ray_headers(settings: Settings) -> dict[str, str]:
+    """Return what lets us in; without the token's file nothing does, and Ray counts as not answering."""
+    with contextlib.suppress(UsageError):
+        return settings.ray_headers()
+    return {}
 
 
 def _mlflow(settings: Settings, state: StackState) -> tuple[list[str], dict[str, str]]:
@@ -171,14 +198,13 @@ def _mlflow(settings: Settings, state: StackState) -> tuple[list[str], dict[str,
     return command, {
         "PYTHONPATH": str(settings.project_root / "platform"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        **NO_REPORTS,
     }
 
 
 def _ray(settings: Settings, state: StackState) -> tuple[list[str], dict[str, str]]:
     ports = {field: port_of(state.addresses[field]) for field in ADDRESSES["ray"]}
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor"),
         *("--node-ip-address", "127.0.0.1", "--port", str(ports["ray_address"])),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports["ray_dashboard_url"])),
         *("--dashboard-agent-listen-port", "0", "--num-cpus", str(logical_cpus())),
@@ -187,7 +213,7 @@ def _ray(settings: Settings, state: StackState) -> tuple[list[str], dict[str, st
     ]
     ray_head.remove_old_sessions(state.ray_dir)
     root = settings.project_root
-    own = settings.model_copy(update={**state.addresses, **dict.fromkeys(_RUN_FIELDS)})
+    own = state.of(settings).model_copy(update=dict.fromkeys(_RUN_FIELDS))
     return command, {
         **own.environment(),
         **ray_head.environment(state.ray_dir, settings.state_dir, port_chooser(settings.state_dir, ports.values())),

@@ -1,19 +1,20 @@
 """What `shopfloor up` started and where it listens, kept in one file that every other command reads.
 
-The file is replaced as a whole, under a lock, so that a reader or a crash never sees half of it.
+The file is replaced as a whole, under a lock, so that a reader or a crash never sees half of it. It lies in the state
+directory, which no other account can enter: whoever reads Ray's token there may run code as its owner.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from shopfloor.errors import ConflictError, UsageError
+from shopfloor.errors import ConflictError
 from shopfloor.processes import ProcessId, boot_id
 from shopfloor.records import Record
 from shopfloor.settings import Settings, stack_state_file
@@ -40,8 +41,14 @@ class StackState(Record):
     services: dict[str, Service]
     ray_dir: Path
     """Ray's temporary directory."""
+    ray_token_file: Path
+    """File with the token that Ray asks for."""
     serving_restored: bool = True
     """Whether the endpoints hold the champions again since Ray was started."""
+
+    def of(self, settings: Settings) -> Settings:
+        """Return the settings with the addresses of this stack, and with its token for Ray."""
+        return settings.model_copy(update={**self.addresses, "ray_token_file": str(self.ray_token_file)})
 
 
 def read(settings: Settings) -> StackState | None:
@@ -66,6 +73,15 @@ def forget(settings: Settings) -> None:
     stack_state_file(settings).unlink(missing_ok=True)
 
 
+def ray_token_file(settings: Settings) -> Path:
+    """Return the file with the token of the stack's Ray, made where it is missing; only this account can read it."""
+    file = settings.private_state_dir() / "ray-token"
+    if not file.is_file() or not file.read_text(encoding="utf-8").strip():
+        write_atomically(file, secrets.token_hex(32))
+    file.chmod(0o600)
+    return file
+
+
 @contextlib.contextmanager
 def locked(
     settings: Settings, on_wait: Callable[[], object] = lambda: None, timeout_s: float = LOCK_TIMEOUT_S
@@ -76,33 +92,20 @@ def locked(
         ConflictError: Another one was at work for all of `timeout_s` seconds.
         UsageError: The state directory cannot be written.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
+    with naming_full_disk(settings.state_dir):
+        lock = FileLock(settings.private_state_dir() / "stack.lock", mode=0o600)
     try:
-        with naming_full_disk(settings.state_dir):
-            settings.state_dir.mkdir(parents=True, exist_ok=True)
-            handle = (settings.state_dir / "stack.lock").open("w")
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UsageError(
-            f"The state directory {settings.state_dir} cannot be written: {error.strerror}.",
-            "Mend its permissions, or set SHOPFLOOR_STATE_DIR to another directory.",
-        ) from error
-    began = time.monotonic()
-    waited = False
-    with handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    on_wait()
-                    waited = True
-                if time.monotonic() - began > timeout_s:
-                    raise ConflictError(
-                        f"Another `shopfloor up` or `shopfloor down` has worked on {settings.state_dir} for"
-                        f" {timeout_s:.0f} s.",
-                        "Wait until it has ended, or stop it.",
-                    ) from None
-                time.sleep(0.1)
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        on_wait()
+        try:
+            held = lock.acquire(timeout=timeout_s)
+        except Timeout:
+            raise ConflictError(
+                f"Another `shopfloor up` or `shopfloor down` has worked on {settings.state_dir} for {timeout_s:.0f} s.",
+                "Wait until it has ended, or stop it.",
+            ) from None
+    with held:
         yield

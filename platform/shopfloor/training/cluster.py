@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import ServiceError
-from shopfloor.settings import NO_REPORTS, Settings
+from shopfloor.settings import Settings
 
 LOST_AFTER_S = 20.0
 """How long a cluster may be silent: its head can restart without a search being lost."""
@@ -35,6 +36,8 @@ def joined(settings: Settings) -> Iterator[None]:
     if settings.ray_address.startswith("127."):
         # A driver would look for a local head on the machine's outer address, where the embedded one is not.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Ray reads these when it is imported.
+    os.environ.update({name: value for name, value in settings.environment().items() if name.startswith("RAY_AUTH_")})
     import ray
 
     over = threading.Event()

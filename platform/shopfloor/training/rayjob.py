@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
-from shopfloor.settings import Settings
+from shopfloor.settings import Settings, elsewhere
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 NAME_LENGTH = 40
@@ -39,9 +39,6 @@ RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"},
-}
-_LOCAL_ONLY = {
-    f"SHOPFLOOR_{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "STEP_RUN_ID", "PUBLISHED_DIR", "RAY_ADDRESS")
 }
 
 
@@ -85,8 +82,11 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
     if settings.run_id:
         labels["shopfloor/run-id"] = settings.run_id
     queue = {"kueue.x-k8s.io/queue-name": cluster.queue, "kueue.x-k8s.io/priority-class": cluster.priority_class}
-    given = {key: value for key, value in settings.environment().items() if key not in _LOCAL_ONLY}
-    environment = {**given, "SHOPFLOOR_RAY_ADDRESS": "auto", "SHOPFLOOR_STATE_DIR": "/tmp/shopfloor"}  # noqa: S108
+    environment = {
+        **elsewhere(settings.environment()),
+        "SHOPFLOOR_RAY_ADDRESS": "auto",
+        "SHOPFLOOR_STATE_DIR": "/tmp/shopfloor",  # noqa: S108
+    }
     container: dict[str, Any] = {
         "image": cluster.image,
         "env": [{"name": key, "value": value} for key, value in sorted(environment.items())],

@@ -21,13 +21,13 @@ from shopfloor.engines.argo.containers import (
 from shopfloor.engines.argo.launcher import PARAMETER, protect
 from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT
 from shopfloor.pipeline.ir import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
+from shopfloor.settings import elsewhere
 
 LAUNCHER = "shopfloor.engines.argo.launcher"
 LAUNCHER_PLACE = "/shopfloor/launcher.py"
 ENV_LIMIT_BYTES = 128 * 1024 - 32
 """Linux takes no longer string in an environment."""
 _DEBUG = ("ARGO_DEBUG_PAUSE_BEFORE", "ARGO_DEBUG_PAUSE_AFTER")
-_LOCAL_SETTINGS = ("PROJECT_ROOT", "STATE_DIR", "PUBLISHED_DIR", "RUN_ID", "STEP_RUN_ID")
 
 
 def static(use: Use, container: Json) -> Json:
@@ -140,11 +140,7 @@ def _facts(use: Use, encoded: str) -> list[Json]:
 
 def _platform_env(use: Use) -> list[Json]:
     """Return the settings as variables, without what is true only of the machine that submits."""
-    values = use.settings.model_copy(
-        update={"cluster": use.settings.cluster.model_copy(update={"token_file": None})}
-    ).environment()
-    dropped = {f"SHOPFLOOR_{name}" for name in _LOCAL_SETTINGS}
-    env = {name: value for name, value in values.items() if name not in dropped}
+    env = elsewhere(use.settings.model_copy(update={"run_id": None}).environment())
     env["SHOPFLOOR_STATE_DIR"] = f"{ROOT}/state"
     if use.run_id:
         env["SHOPFLOOR_RUN_ID"] = use.run_id

@@ -23,12 +23,11 @@ from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 from shopfloor.records import StepRecord
-from shopfloor.settings import Settings
+from shopfloor.settings import Settings, elsewhere
 
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-_LOCAL_ONLY = {"SHOPFLOOR_PROJECT_ROOT", "SHOPFLOOR_STATE_DIR", "SHOPFLOOR_STEP_RUN_ID", "SHOPFLOOR_PUBLISHED_DIR"}
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Keys of the environment secret that steps get where they exist: KFP takes no secret as a whole."""
 _STATES: dict[str, RunState] = {
@@ -288,7 +287,7 @@ class KfpEngine:
             encoded = base64.b64encode(json.dumps(task, sort_keys=True).encode()).decode()
             container["command"] = ["python3", "-m", "shopfloor.engines.kfp.step", encoded]
             container["args"] = own
-        values = {name: value for name, value in job.environment.items() if name not in _LOCAL_ONLY}
+        values = elsewhere(job.environment)
         values["SHOPFLOOR_STATE_DIR"] = "/tmp/shopfloor"  # noqa: S108  of the step's own container
         values["SHOPFLOOR_STEP"] = _step_name(component)
         if job.run_id:

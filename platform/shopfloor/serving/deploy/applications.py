@@ -195,7 +195,7 @@ def _dashboard(settings: Settings, method: str, content: dict[str, Any] | None =
     timeout_s = max(settings.request_timeout_s, 60.0)
     url = f"{settings.ray_dashboard_url.rstrip('/')}/api/serve/applications/"
     try:
-        answer = requests.request(method, url, json=content, timeout=timeout_s)
+        answer = requests.request(method, url, json=content, timeout=timeout_s, headers=settings.ray_headers())
     except requests.RequestException as error:
         raise ServiceError(
             f"Ray's dashboard at {settings.ray_dashboard_url} does not answer: {type(error).__name__}.",

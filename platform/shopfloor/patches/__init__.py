@@ -1,0 +1,1 @@
+"""One register of what we change in a component, and of what we know of its inside."""

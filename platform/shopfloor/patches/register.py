@@ -1,0 +1,295 @@
+"""What we change in a component, or know of its inside: the one register of it.
+
+Each entry says against which version it was checked, where our side of it stands, and why it is there. The definitions
+that it relies on are remembered by a hash of their text, so that a new version of the component is known to have left
+them alone, or not: `shopfloor doctor` says so, and a test fails. Read such a definition again, mend our side where
+that is due, then write down the version and the hashes that `moved` gives.
+
+Imports nothing of ours, and no component: it reads their files.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from importlib import metadata
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One thing that we change in a component, or that works only as long as its inside stays what it is."""
+
+    name: str
+    component: str
+    """Distribution of the component."""
+    version: str
+    """Version that it was checked against."""
+    where: str
+    """Our side of it, below `platform/shopfloor`."""
+    reason: str
+    relies_on: dict[str, str]
+    """Hashes of the component's definitions, each by its file and name as in `ray/scripts/scripts.py:start`."""
+
+
+def installed(component: str) -> str | None:
+    """Return the version of a component, `None` where it is not installed."""
+    try:
+        return metadata.version(component)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def fingerprint(component: str, place: str) -> str | None:
+    """Return the hash of a definition's text as it is installed, `None` where there is no such definition.
+
+    Args:
+        component: Its distribution.
+        place: File and name, as in `Patch.relies_on`.
+    """
+    file, _, name = place.partition(":")
+    try:
+        text = str(metadata.distribution(component).locate_file(file))
+        with open(text, encoding="utf-8") as handle:
+            source = handle.read()
+    except (metadata.PackageNotFoundError, OSError):
+        return None
+    node: ast.AST | None = ast.parse(source)
+    for part in name.split("."):
+        inside = getattr(node, "body", [])
+        node = next((child for child in inside if part in _names(child)), None)
+    if node is None:
+        return None
+    return hashlib.sha256((ast.get_source_segment(source, node) or "").encode()).hexdigest()[:12]
+
+
+def moved(patch: Patch) -> dict[str, str | None]:
+    """Return the definitions that are not what they were when the patch was checked, each with its hash now."""
+    now = {place: fingerprint(patch.component, place) for place in patch.relies_on}
+    return {place: found for place, found in now.items() if found != patch.relies_on[place]}
+
+
+def _names(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return {node.target.id}
+    return {node.name} if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else set()
+
+
+PATCHES = (
+    Patch(
+        name="haproxy-listens-here",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py",
+        reason=(
+            "Ray Serve renders HAProxy's metrics and statistics for every interface, a connection timeout in"
+            " whole seconds, and no buffering of requests: a script in front of HAProxy rewrites these lines"
+            " of its configuration."
+        ),
+        relies_on={
+            "ray/serve/_private/haproxy_templates.py:HAPROXY_CONFIG_TEMPLATE": "99c90f5cbbd4",
+            "ray/serve/_private/haproxy.py:HAProxyApi._generate_config_file_internal": "deaa79e10903",
+            "ray/serve/_private/haproxy.py:HAProxyApi._start_and_wait_for_haproxy": "bd636264d95d",
+        },
+    ),
+    Patch(
+        name="haproxy-places",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py",
+        reason=(
+            "Two Serves on one machine share HAProxy's ports, sockets and files unless variables that no "
+            "documentation names say otherwise."
+        ),
+        relies_on={
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_SOCKET_PATH": "0ce563de37e6",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_METRICS_PORT": "5a6e6dfe6748",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_STATS_PORT": "d1a28d2e2b49",
+            "ray/serve/_private/constants.py:RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "04abfc02176c",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "edb63f674ca2",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_BINARY_PATH": "453ebcef03db",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_RETRY_ON": "0ad4827cc12f",
+        },
+    ),
+    Patch(
+        name="no-ray-client-server",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py",
+        reason=(
+            "`ray start` has no option that leaves out the Ray client server, which would listen beside the "
+            "jobs: the start hook does."
+        ),
+        relies_on={
+            "ray/_private/ray_constants.py:RAY_START_HOOK": "074429ec837b",
+            "ray/_private/parameter.py:RayParams.update_if_absent": "fe82b84a88bd",
+        },
+    ),
+    Patch(
+        name="loopback-cluster",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py, settings.py",
+        reason=(
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 keeps every process of a cluster on 127.0.0.1, on Linux as "
+            "well; no option does."
+        ),
+        relies_on={
+            "ray/_private/ray_constants.py:ENABLE_RAY_CLUSTERS_ENV_VAR": "2fd0ba410a33",
+            "ray/_private/ray_constants.py:ENABLE_RAY_CLUSTER": "8403484b4033",
+            "ray/_private/services.py:get_node_ip_address": "4f551d998885",
+        },
+    ),
+    Patch(
+        name="token-in-requests",
+        component="ray",
+        version="2.60.0",
+        where="settings.py",
+        reason=(
+            "Our requests to the dashboard carry Ray's token without importing Ray, in the header that its "
+            "own clients send."
+        ),
+        relies_on={
+            "ray/_private/authentication/http_token_authentication.py:get_token_auth_middleware": "dd5333f5ce45",
+            "ray/_private/authentication/authentication_constants.py:AUTHORIZATION_HEADER_NAME": "e743ca0bc1ac",
+        },
+    ),
+    Patch(
+        name="address-before-variables",
+        component="ray",
+        version="2.60.0",
+        where="engines/ray.py",
+        reason=(
+            "The client of Ray's jobs prefers the address in two variables to the one that it is given: they"
+            " are hidden from it."
+        ),
+        relies_on={
+            "ray/dashboard/utils.py:get_address_for_submission_client": "16c318090fd3",
+            "ray/_private/ray_constants.py:get_runtime_env_default_excludes": "eccb2d951d68",
+        },
+    ),
+    Patch(
+        name="headers-that-serve-decodes",
+        component="ray",
+        version="2.60.0",
+        where="serving/replica/exchange.py",
+        reason=(
+            "Serve decodes some headers before the application is asked and answers 500 where they are no "
+            "text: they are dropped."
+        ),
+        relies_on={
+            "ray/serve/_private/constants.py:SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER": "8cf4ac725f52",
+            "ray/serve/_private/constants.py:SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER": "0b048f11fe99",
+            "ray/serve/_private/constants.py:SERVE_MULTIPLEXED_MODEL_ID": "e4556e312404",
+        },
+    ),
+    Patch(
+        name="answer-in-one-write",
+        component="uvicorn",
+        version="0.54.0",
+        where="serving/replica/exchange.py",
+        reason=(
+            "uvicorn writes head and body apart; between both an answer has begun, so that HAProxy can ask "
+            "no other replica, and the second write costs a system call. Neither uvicorn nor Serve lets one "
+            "choose the class."
+        ),
+        relies_on={
+            "uvicorn/protocols/http/httptools_impl.py:RequestResponseCycle": "4523b6e76884",
+            "uvicorn/protocols/http/httptools_impl.py:HttpToolsProtocol.on_headers_complete": "c713423e2fb6",
+        },
+    ),
+    Patch(
+        name="without-feasts-header-plugin",
+        component="mlflow",
+        version="3.17.2",
+        where="runs/mlflow.py",
+        reason=(
+            "MLflow asks every plugin for request headers, and Feast's costs each process five seconds and "
+            "100 MiB: it is left out."
+        ),
+        relies_on={
+            "mlflow/utils/plugins.py:get_entry_points": "7132c3c7b267",
+            "mlflow/tracking/request_header/registry.py:RequestHeaderProviderRegistry": "a7b4eb31b84c",
+        },
+    ),
+    Patch(
+        name="server-in-one-process",
+        component="mlflow",
+        version="3.17.2",
+        where="stack/mlflow_server.py",
+        reason=(
+            "`mlflow server` imports MLflow in two processes and keeps both: this one starts the same "
+            "application in half the time."
+        ),
+        relies_on={
+            "mlflow/server/__init__.py:_run_server": "0b9c605f28c1",
+            "mlflow/server/handlers.py:initialize_backend_stores": "12b1d4f4e5b3",
+        },
+    ),
+    Patch(
+        name="answers-as-json",
+        component="mlflow",
+        version="3.17.2",
+        where="serving/model/loading.py",
+        reason="Predictions become JSON values by the private function that MLflow's own scoring server uses.",
+        relies_on={
+            "mlflow/utils/proto_json_utils.py:_get_jsonable_obj": "0d10c162190b",
+        },
+    ),
+    Patch(
+        name="xgboost-without-a-matrix",
+        component="xgboost-cpu",
+        version="3.2.0",
+        where="serving/model/native.py",
+        reason=(
+            "Half of what XGBoost's Python API costs for one row is spent describing its arrays in JSON: the"
+            " C function behind it is called with arrays that are described once."
+        ),
+        relies_on={
+            "xgboost/core.py:_LIB": "a63caeec6ba4",
+            "xgboost/core.py:Booster.inplace_predict": "1a89da80fafb",
+        },
+    ),
+    Patch(
+        name="kfp-client-in-time",
+        component="kfp",
+        version="2.17.0",
+        where="engines/kfp/engine.py",
+        reason=(
+            "KFP's client waits without an end, tries again what may have been done, and reads no log: its "
+            "private API client is asked."
+        ),
+        relies_on={
+            "kfp/client/client.py:Client.__init__": "3eda2bf09b28",
+        },
+    ),
+    Patch(
+        name="kfp-local-inside",
+        component="kfp",
+        version="2.17.0",
+        where="engines/local.py",
+        reason=(
+            "The local engine prepares a task's input and reads its outputs by the functions that kfp.local "
+            "itself uses."
+        ),
+        relies_on={
+            "kfp/local/executor_input_utils.py:construct_executor_input": "fdffb7ab2873",
+            "kfp/local/executor_output_utils.py:get_outputs_for_task": "0dfa5d14afe2",
+        },
+    ),
+    Patch(
+        name="dvc-index",
+        component="dvc",
+        version="3.67.1",
+        where="data/versions.py",
+        reason="What DVC tracks is asked of its index, which has no documented interface in Python.",
+        relies_on={
+            "dvc/repo/index.py:Index.data": "d25821639f7c",
+            "dvc/repo/index.py:Index.outs": "5757c6bbb8ad",
+            "dvc/output.py:Output.index_key": "972524f5278f",
+        },
+    ),
+)
+"""All of them."""
