@@ -115,6 +115,8 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
     online: dict[str, Any]
     if settings.online_store.startswith("redis://"):
         address = settings.online_store.removeprefix("redis://")
+        if password := os.environ.get("REDIS_PASSWORD"):
+            address += f",password={password}"
         for limit in ("socket_timeout", "socket_connect_timeout"):  # without one, Redis' client waits for ever
             if f",{limit}=" not in address:
                 address += f",{limit}={settings.request_timeout_s:g}"
