@@ -11,11 +11,14 @@ from shopfloor.records import LiveNumbers
 from shopfloor.use_case import LiveGates
 
 
-def answer(request_id, version, role="live", prediction=0.5, status=200, failed=False, latency_ms=2.0):
+def answer(
+    request_id, version, role="live", prediction=0.5, status=200, failed=False, latency_ms=2.0, route="/predict"
+):
     return {
         "request_id": str(request_id),
         "version": version,
         "role": role,
+        "route": route,
         "status": status,
         "failed": failed,
         "latency_ms": latency_ms,
@@ -56,6 +59,20 @@ def test_latency_is_that_of_answers_that_somebody_got():
     found = numbers(log(*shadows, *(answer(100 + i, "2", "canary", latency_ms=i + 1) for i in range(100))))
     assert found.metrics["p99_ms"] == pytest.approx(99.01)
     assert found.counts["p99_ms"] == 100
+
+
+def test_who_asks_for_a_version_by_name_decides_nothing_about_it():
+    asked = [answer(i, "2", "asked", status=500, failed=True, latency_ms=900) for i in range(200)]
+    found = numbers(log(*asked, answer(1000, "2", "canary")), feedback(r1=True, r2=False))
+    assert found.metrics == {"error_rate": 0, "p99_ms": 2.0}
+    assert (found.requests, found.counts["error_rate"], found.counts["p99_ms"]) == (1, 1, 1)
+
+
+def test_latency_is_that_of_one_row_not_of_ten_thousand():
+    many = [answer(i, "2", "canary", latency_ms=4000, route="/invocations") for i in range(100)]
+    found = numbers(log(*many, *(answer(100 + i, "2", "canary", latency_ms=3) for i in range(10))))
+    assert (found.metrics["p99_ms"], found.counts["p99_ms"]) == (3, 10)
+    assert found.counts["error_rate"] == 110
 
 
 def test_agreement_compares_the_answers_to_the_same_request():

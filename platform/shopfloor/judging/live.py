@@ -15,8 +15,10 @@ from shopfloor.records import LiveNumbers
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["request_id", "time", "version", "role", "status", "failed", "latency_ms", "output"]
-"""Of the log of predictions."""
+COLUMNS = ["request_id", "time", "version", "role", "route", "status", "failed", "latency_ms", "output"]
+"""Columns of the log of predictions that the numbers rest on."""
+ONE_ROW = "/predict"
+"""Route that answers one row a request; a request of 10,000 rows says nothing about the latency of one."""
 
 
 def live_numbers(
@@ -30,13 +32,15 @@ def live_numbers(
     """Return what `version` did.
 
     Args:
-        predictions: The log, with `COLUMNS`.
+        predictions: The log, with `COLUMNS`; answers to who asked for a version by name are left out.
         feedback: The log, with `request_id` and `outcome` (JSON).
         version: Whose answers to look at.
         champion: Whose answers to the same requests its own are to agree with.
         tolerance: Two numeric predictions that differ by no more agree.
         cost_per_hour: Of a replica; `None` where nobody knows.
     """
+    # Who asks for a version by name (a test, a golden request, a person) decides nothing about it.
+    predictions = predictions[predictions["role"] != "asked"]
     ours = predictions[predictions["version"] == version]
     answered = ours[ours["role"] != "shadow"]
     shadows = ours[ours["role"] == "shadow"]
@@ -49,12 +53,13 @@ def live_numbers(
         if len(judged):
             metrics["error_rate"] = float(judged["failed"].mean())
     good = answered[answered["status"] < 400]
-    if len(good):
-        metrics["p99_ms"] = float(good["latency_ms"].quantile(0.99))
-        counts["p99_ms"] = len(good)
-        if cost_per_hour is not None:
-            metrics["cost_per_1000"] = cost_per_hour / 3600 * float(good["latency_ms"].mean())
-            counts["cost_per_1000"] = len(good)
+    single = good[good["route"] == ONE_ROW]
+    if len(single):
+        metrics["p99_ms"] = float(single["latency_ms"].quantile(0.99))
+        counts["p99_ms"] = len(single)
+    if len(good) and cost_per_hour is not None:
+        metrics["cost_per_1000"] = cost_per_hour / 3600 * float(good["latency_ms"].mean())
+        counts["cost_per_1000"] = len(good)
     if champion is not None and champion != version:
         _add_agreement(metrics, counts, predictions, shadows, champion, tolerance)
     _add_quality(metrics, counts, ours[ours["status"] < 400], feedback)
