@@ -15,7 +15,14 @@ from components.verify import verify
 
 
 @dsl.pipeline(name="training", description="From a data version to a champion that answers.")
-def training(use_case: str, data_rev: str = "", data_version: str = "", champion: str = "", trials: int = 0) -> None:
+def training(
+    use_case: str,
+    data_rev: str = "",
+    data_version: str = "",
+    champion: str = "",
+    trials: int = 0,
+    register_only: bool = False,
+) -> None:
     """Train, judge and serve a model of a use case.
 
     Args:
@@ -24,6 +31,7 @@ def training(use_case: str, data_rev: str = "", data_version: str = "", champion
         data_version: DVC hash that the revision must have; `shopfloor submit` fills it in.
         champion: Version to compare with; `shopfloor submit` fills it in, empty means none.
         trials: Trials of the search; 0 means as many as the use case says.
+        register_only: Leave a verified version beside the champion as the challenger, and promote nothing.
     """
     pulled = pull_data(use_case=use_case, data_rev=data_rev, data_version=data_version)
     tables = pulled.outputs["tables"]
@@ -50,4 +58,5 @@ def training(use_case: str, data_rev: str = "", data_version: str = "", champion
             model=model,
             deployment=deployed.outputs["deployment"],
         )
-        promote(use_case=use_case, version=version).after(verified)
+        with dsl.If(register_only == False, name="promotion"):  # noqa: E712
+            promote(use_case=use_case, version=version).after(verified)
