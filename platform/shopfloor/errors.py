@@ -47,6 +47,10 @@ class DataError(ShopfloorError):
     """The data do not meet the expectations of the use case."""
 
 
+class RefusalError(ShopfloorError):
+    """A run may not do what a person decided against; a person may."""
+
+
 class ConflictError(ShopfloorError):
     """Another process does the same thing at this moment."""
 

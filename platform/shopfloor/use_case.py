@@ -184,6 +184,8 @@ class LiveGates(_Section):
     """Answers that a verdict needs."""
     tolerance: float = Field(default=0.05, ge=0)
     """Two numeric predictions that differ by no more agree."""
+    watch_s: float = Field(default=0, ge=0)
+    """How long after its promotion a champion goes on being judged, and is rolled back where it misses; 0: not."""
 
 
 class GatesSection(_Section):

@@ -29,8 +29,7 @@ from shopfloor.data import quality
 from shopfloor.registry import register as registry
 from shopfloor.training import tuning
 from shopfloor.data import versions
-from shopfloor.flows import promote as promotion
-from shopfloor.serving.deploy import rollout
+from shopfloor.serving.deploy import steps
 from shopfloor.serving.deploy import verify
 
 def made(name):
@@ -46,9 +45,9 @@ tuning.tune(settings, use_case, joined.uri, 0, model, search, numbers)
 assert evaluation.evaluate(settings, use_case, joined.uri, model.uri, "", judged, numbers)
 made_of = {"model": model, "evaluation": judged, "features": joined, "checks": checks, "tables": tables}
 number = registry.register(settings, use_case, made_of, version)
-rollout.introduce(settings, use_case, number, deployment)
+steps.introduce(settings, use_case, number, deployment)
 verify.verify(settings, use_case, number, joined.uri, model.uri, numbers)
-promotion.promote(settings, use_case, number, champion)
+steps.promote(settings, use_case, number, champion)
 """
 
 

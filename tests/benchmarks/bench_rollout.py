@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import requests
-from shopfloor.flows.promote import promote_version, roll_back
+from shopfloor.serving.deploy.champion import promote_version, roll_back
 from shopfloor.serving.deploy.rollout import KEEP, Traffic, deploy, endpoint
 from shopfloor.settings import Settings
 

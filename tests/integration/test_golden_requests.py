@@ -9,10 +9,10 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException
 from shopfloor.errors import ShopfloorError
-from shopfloor.flows.promote import promote_version
 from shopfloor.judging import golden
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Trial
 from shopfloor.registry import register as registry
+from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions
 from shopfloor.serving.deploy.verify import verify
 from shopfloor.serving.model import loading as predictors

@@ -1,43 +1,48 @@
-"""Promote and roll back on a real registry and a real endpoint, also killed at every step and two at a time."""
+"""Who answers, on a real registry and a real endpoint: promoted, rolled back, killed at every step, two at a time."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from shopfloor.errors import ConflictError, NotFoundError, ShopfloorError, UsageError
-from shopfloor.flows import intents
-from shopfloor.flows import promote as promotion
-from shopfloor.flows.promote import STEPS, promote_version, restore, roll_back, standing
-from shopfloor.serving.deploy.rollout import deploy, endpoint
+from shopfloor.errors import ConflictError, NotFoundError, RefusalError, ServiceError, ShopfloorError, UsageError
+from shopfloor.flows.promote import restore, standing
+from shopfloor.runs.versions import MODEL_HASH, PROMOTED, ROLLED_BACK
+from shopfloor.serving import assignment as assignments
+from shopfloor.serving.contract import LEASE_ENDED
+from shopfloor.serving.deploy import champion as champions
+from shopfloor.serving.deploy import steps
+from shopfloor.serving.deploy.champion import history, promote_version, roll_back
+from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint, registry
 
-from tests.endpoints import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, Recorder, post, register_models, rows_of
 
-CASE = "toy_promotion"
+CASE, OTHER = "toy_promotion", "toy_abandoned"
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
-from shopfloor.flows import intents
-from shopfloor.flows import promote as promotion
-from shopfloor.serving.deploy import rollout
+from shopfloor.runs.mlflow import Mlflow
+from shopfloor.serving.deploy import champion
 from shopfloor.settings import load_settings
 
-after = int(sys.argv[1])
-def die(*arguments, **named):
-    os.kill(os.getpid(), signal.SIGKILL)
-if after < 0:
-    rollout._wait_until_loaded = die  # declared to Serve, and not waited for
-else:
-    steps = list(promotion.STEPS)
-    steps.insert(after, die)
-    promotion.STEPS = tuple(steps)
-getattr(promotion, sys.argv[2])(load_settings(), *sys.argv[3:])
+left = int(sys.argv[1])
+post = Mlflow.post
+def die_behind(self, *arguments, **named):
+    global left
+    answer = post(self, *arguments, **named)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer
+Mlflow.post = die_behind  # each write of ours to the registry is a step
+getattr(champion, sys.argv[2])(load_settings(), *sys.argv[3:])
 """
 
 
@@ -58,7 +63,7 @@ mlflow.models.set_model(Model())
 
 @pytest.fixture(scope="module")
 def settings(project):
-    return project(**{CASE: USE_CASE.format(name=CASE)})
+    return project(**{name: USE_CASE.format(name=name) for name in (CASE, OTHER)})
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +83,31 @@ def row(settings, tmp_path_factory):
     return rows_of(frame)[0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def abandoned(settings, row):
+    """Another endpoint, whose challenger has all requests, and whose judge is gone before the first test begins."""
+    import mlflow
+
+    client = mlflow.MlflowClient(settings.tracking_uri)
+    for version in "12":
+        client.copy_model_version(f"models:/{CASE}/{version}", OTHER)
+    deploy(settings, OTHER, champion="1")
+    deploy(settings, OTHER, challenger="2", traffic=Traffic(canary_percent=100), judged=True)
+    eventually(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "2")
+
+
 @pytest.fixture
 def first(settings, row):
     """Version 1 is champion, whatever the last test did, and there is no record of another one."""
     import mlflow
 
     client = mlflow.MlflowClient(settings.tracking_uri)
-    if intents.read(client, CASE):
-        intents.clear(client, CASE)
-    client.set_registered_model_alias(CASE, "champion", "1")
     for version in "12":
-        for tag in (promotion.PROMOTED, promotion.ROLLED_BACK):
+        for tag in (PROMOTED, ROLLED_BACK):
             if tag in client.get_model_version(CASE, version).tags:
                 client.delete_model_version_tag(CASE, version, tag)
     deploy(settings, CASE, champion="1", challenger=None)
+    client.set_registered_model_alias(CASE, "champion", "1")
     return client
 
 
@@ -125,6 +141,15 @@ def answering(settings, row):
     return post(f"{endpoint(settings, CASE)}/predict", row).json()["version"]
 
 
+def aliases(client):
+    return {alias: str(version) for alias, version in client.get_registered_model(CASE).aliases.items()}
+
+
+def elsewhere(settings, tmp_path):
+    """Return the settings of another machine's clone: its own state directory, the same registry and endpoint."""
+    return settings.model_copy(update={"state_dir": tmp_path / "elsewhere"})
+
+
 def test_a_promotion_changes_endpoint_alias_and_record_and_a_rollback_takes_it_back(settings, row, first):
     first.set_registered_model_alias(CASE, "challenger", "2")
     with Load(endpoint(settings, CASE), row) as load:
@@ -135,21 +160,17 @@ def test_a_promotion_changes_endpoint_alias_and_record_and_a_rollback_takes_it_b
     assert list(dict.fromkeys(load.versions)) == ["1", "2"]
     assert (change.champion, change.before) == ("2", "1")
     assert (back.champion, back.before) == ("1", "2")
-    record = promotion.history(first, CASE, "2")
+    record = history(registry(settings), CASE, "2")
     assert record["promoted"]["reason"] == "it is better"
     assert record["promoted"]["before"] == "1"
     assert record["promoted"]["run_id"] == first.get_model_version(CASE, "2").run_id
     assert "@" in record["promoted"]["by"]
     assert record["rolled_back"]["reason"] == "it is not"
-    assert standing(settings, CASE).model_dump() == {
-        "use_case": CASE,
-        "champion": "1",
-        "answers": "1",
-        "challenger": None,
-        "unfinished": "",
-    }
+    found = standing(settings, CASE)
+    assert (found.champion, found.answers, found.challenger) == ("1", "1", None)
+    assert found.changed.startswith("rollback to version 1 by ")
     assert answering(settings, row) == "1"
-    assert "challenger" not in first.get_registered_model(CASE).aliases
+    assert aliases(first) == {"champion": "1"}
 
 
 def test_there_is_no_rollback_from_the_first_champion(settings, first):
@@ -172,62 +193,232 @@ def test_a_version_that_does_not_load_never_becomes_champion(settings, row, firs
     assert set(load.versions) == {"1"}
     assert not load.failures
     found = standing(settings, CASE)
-    assert (found.champion, found.answers, found.unfinished) == ("1", "1", "")
+    assert (found.champion, found.answers, found.challenger) == ("1", "1", None)
+    assert aliases(first)["champion"] == "1"
 
 
-@pytest.mark.parametrize("after", range(-1, len(STEPS)))
-def test_a_promotion_that_is_killed_is_finished_by_the_next_command(settings, row, first, after):
-    killed = kill(settings, after, "promote_version", CASE, "2")
-    assert killed == -signal.SIGKILL
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_a_promotion_that_is_killed_leaves_the_old_champion_or_the_new_one(settings, row, first, writes):
+    assert kill(settings, writes, "promote_version", CASE, "2") == -signal.SIGKILL
+    decided = assignments.read(registry(settings), CASE).assignment.champion
+    assert decided in {"1", "2"}
 
-    between = standing(settings, CASE)
-    assert between.unfinished.startswith("promotion of version 2 by ")
-    assert between.answers == answering(settings, row)
+    assert not restore(settings, progress=lambda text: None).problems
 
-    restore(settings, progress=lambda text: None)
+    found = standing(settings, CASE)
+    assert (found.champion, found.answers) == (decided, decided)
+    assert answering(settings, row) == decided
+    assert aliases(first)["champion"] == decided
+    if decided == "2":
+        assert history(registry(settings), CASE, "2")["promoted"]["before"] == "1"
 
-    after_all = standing(settings, CASE)
-    assert (after_all.champion, after_all.answers, after_all.unfinished) == ("2", "2", "")
-    assert promotion.history(first, CASE, "2")["promoted"]["before"] == "1"
+
+def test_of_two_promotions_from_two_machines_one_wins_and_the_other_is_told_by_whom(settings, row, first, tmp_path):
+    machines = [settings, elsewhere(settings, tmp_path)]
+    read = assignments.read(registry(settings), CASE)  # both have seen the same
+    with ThreadPoolExecutor() as pool:
+        asked = [
+            pool.submit(promote_version, machine, CASE, version, f"by {version}", read)
+            for machine, version in zip(machines, "21", strict=True)
+            if version == "2"
+        ] + [pool.submit(promote_version, machines[1], CASE, "2", "by the other", read)]
+        errors = [item.exception() for item in asked]
+    [lost] = [error for error in errors if error]
+    assert isinstance(lost, ConflictError)
+    assert "Somebody else changed the endpoint of toy_promotion in between: " in str(lost)
+    assert "@" in str(lost)
+    found = standing(settings, CASE)
+    assert (found.champion, found.answers, aliases(first)["champion"]) == ("2", "2", "2")
 
 
-def test_a_killed_promotion_is_finished_before_a_rollback_begins(settings, row, first):
-    kill(settings, 1, "promote_version", CASE, "2")
+def test_a_writer_that_wakes_up_late_changes_nothing(settings, row, first):
+    late = assignments.read(registry(settings), CASE)
+    promote_version(settings, CASE, "2", reason="in the meantime")
+    before = assignments.read(registry(settings), CASE)
 
-    change = roll_back(settings, CASE)
+    with pytest.raises(ConflictError, match=r"promotion of version 2 by .*\(in the meantime\)"):
+        assignments.change(registry(settings), CASE, late, champion=None, challenger=None)
+    with pytest.raises(ConflictError):
+        roll_back(settings, CASE, before=late)
 
-    assert "promotion of version 2" in change.finished
-    assert (change.champion, change.before) == ("1", "2")
+    assert assignments.read(registry(settings), CASE).assignment == before.assignment
+    assert answering(settings, row) == "2"
+
+
+def test_what_is_written_behind_a_writer_that_lost_counts(settings, row, first):
+    mlflow = registry(settings)
+    late = assignments.read(mlflow, CASE)
+    deploy(settings, CASE, challenger=None, reason="somebody")
+    for _ in range(7):  # more losers in a row than a reader asks for at first
+        with pytest.raises(ConflictError):
+            assignments.change(mlflow, CASE, late, champion=None)
+    entry = assignments.read(mlflow, CASE)
+    assert entry.number > entry.assignment.revision + 5
+    promote_version(settings, CASE, "2")
+    assert assignments.read(mlflow, CASE).assignment.champion == answering(settings, row) == "2"
+
+
+def test_a_promotion_of_the_champion_that_times_out_takes_nothing_from_it(settings, row, first, monkeypatch):
+    from shopfloor.serving.deploy import rollout
+
+    deaf = settings.model_copy(update={"serve_url": "http://127.0.0.1:1"})
+    monkeypatch.setattr(rollout, "DEPLOY_TIMEOUT_S", 1)
+    with pytest.raises(ServiceError, match="did not load 1 in time"):
+        promote_version(deaf, CASE, "1")
+    assert aliases(first)["champion"] == "1"
+    assert assignments.read(registry(settings), CASE).assignment.champion == answering(settings, row) == "1"
+
+
+def test_a_deployment_that_times_out_leaves_no_share_behind(settings, row, first):
+    deaf = settings.model_copy(update={"serve_url": "http://127.0.0.1:1"})
+    with pytest.raises(ServiceError, match="did not load"):
+        deploy(deaf, CASE, challenger="2", traffic=Traffic(canary_percent=100), timeout_s=1)
+    assert assignments.read(registry(settings), CASE).assignment.versions() == ["1"]
+
+
+def test_a_share_that_is_given_up_goes_back_to_the_champion_at_once(settings, row, first):
+    entry = deploy(settings, CASE, challenger="2", traffic=Traffic(canary_percent=100), judged=True)
+    eventually(lambda: answering(settings, row) == "2")
+    assignments.renew(registry(settings), CASE, entry, LEASE_ENDED)
+    eventually(lambda: answering(settings, row) == "1")
+
+
+def test_a_run_does_not_promote_again_what_was_rolled_back(settings, row, first):
+    promote_version(settings, CASE, "2")
+    roll_back(settings, CASE, reason="it was wrong about Mondays")
+    for version in "12":
+        first.set_model_version_tag(CASE, version, MODEL_HASH, "abc")
+
+    with pytest.raises(RefusalError, match=r"Version 2 of toy_promotion, .* rolled back on .*: it was wrong about Mon"):
+        steps.promote(settings, CASE, "2", Recorder())
+    with pytest.raises(RefusalError, match="Version 1 of .* is the same model as version 2, which .* rolled back"):
+        steps.promote(settings, CASE, "1", Recorder())
     assert answering(settings, row) == "1"
 
-
-def test_a_killed_promotion_of_what_does_not_load_is_undone(settings, row, first):
-    kill(settings, 0, "promote_version", CASE, "3")
-
-    change = promote_version(settings, CASE, "2")
-
-    assert change.finished.endswith("was undone")
-    assert (change.before, answering(settings, row)) == ("1", "2")
+    promote_version(settings, CASE, "2", reason="a person may")
+    champions.refuse_what_was_taken_back(registry(settings), CASE, "1")
 
 
-def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(settings, row, first):
-    with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(promote_version, settings, CASE, "2") for _ in range(2)]
-        errors = [item.exception() for item in asked]
-    assert [type(error) for error in errors if error] == [ConflictError]
-    assert "being changed by another command" in str(next(error for error in errors if error))
-    assert standing(settings, CASE).answers == "2"
+def test_what_stood_in_the_tag_before_there_was_a_ledger_still_counts(settings, row, first):
+    import mlflow
+
+    client = mlflow.MlflowClient(settings.tracking_uri)
+    client.create_registered_model("toy_old")
+    try:
+        client.set_registered_model_tag("toy_old", "shopfloor.endpoint", '{"champion": "7", "canary_percent": 0}')
+        entry = assignments.read(registry(settings), "toy_old")
+        assert (entry.assignment.champion, entry.assignment.revision, entry.known) == ("7", 0, True)
+        assert assignments.change(registry(settings), "toy_old", entry, champion="8").assignment.revision == 1
+        assert assignments.read(registry(settings), "toy_old").assignment.champion == "8"
+    finally:
+        for name in ("toy_old", "toy_old.endpoint"):
+            with contextlib.suppress(mlflow.MlflowException):
+                client.delete_registered_model(name)
 
 
-def test_what_another_machine_has_begun_is_left_to_it_until_its_time_is_over(settings, row, first):
-    theirs = intents.new("promote", "2", "1", "", "").model_copy(update={"by": "somebody@elsewhere"})
-    intents.write(first, CASE, theirs)
-    with pytest.raises(ConflictError, match="promotion of version 2 by somebody@elsewhere"):
-        promote_version(settings, CASE, "2")
+def test_a_share_that_nobody_judges_any_more_has_gone_back_to_the_champion(settings, row, abandoned):
+    eventually(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "1", timeout_s=90)
+    assert assignments.read(registry(settings), OTHER).assignment.canary_percent == 100  # as it was left
 
-    old = theirs.model_copy(update={"when": theirs.when.replace(year=2020)})
-    intents.write(first, CASE, old)
-    assert "promotion of version 2 by somebody@elsewhere" in roll_back(settings, CASE).finished
+
+def test_a_list_that_was_read_before_another_deployer_wrote_takes_nothing_away(settings, row, first, monkeypatch):
+    from shopfloor.serving.deploy import applications
+
+    real = {"running": applications.running, "read_all": assignments.read_all}
+    stale = {name: lambda *given, ask=ask: without(OTHER, ask(*given)) for name, ask in real.items()}
+    monkeypatch.setattr(applications, "running", stale["running"])
+    monkeypatch.setattr(assignments, "read_all", stale["read_all"])
+    put, lists = applications._put, []
+
+    def put_late(*given):
+        lists.append(sorted(item["name"] for item in given[1]))
+        put(*given)
+        monkeypatch.setattr(applications, "running", real["running"])
+        monkeypatch.setattr(assignments, "read_all", real["read_all"])
+
+    monkeypatch.setattr(applications, "_put", put_late)
+    write_use_case(settings, max_rows=40)
+    try:
+        deploy(settings, CASE, champion="1")
+    finally:
+        write_use_case(settings, max_rows=50)
+    assert [OTHER in names for names in lists] == [False, True]
+    eventually(lambda: standing(settings, OTHER).answers == "1", timeout_s=60)
+    assert standing(settings, CASE).answers == "1"
+
+
+def test_who_was_paused_between_reading_and_writing_the_list_reads_again(settings, row, first, monkeypatch):
+    from shopfloor.serving.deploy import applications
+
+    clock, writes = iter([0.0, applications.FRESH_S + 1]), []
+    monkeypatch.setattr(applications.time, "monotonic", lambda: next(clock, 0.0))
+    monkeypatch.setattr(applications, "_put", lambda *given: writes.append(given))
+    monkeypatch.setattr(applications, "running", lambda settings: {})
+    monkeypatch.setattr(applications, "_TRIES", 1)
+    with pytest.raises(ConflictError, match="too many at once"):
+        applications.declare(settings, CASE)
+    assert not writes
+
+
+def without(name, items):
+    return {key: value for key, value in items.items() if key != name}
+
+
+def write_use_case(settings, max_rows):
+    file = settings.project_root / "pipelines" / CASE / "use_case.yaml"
+    file.write_text(USE_CASE.format(name=CASE).replace("max_rows: 50", f"max_rows: {max_rows}"))
+
+
+def test_a_model_without_a_use_case_is_refused_before_anything_is_written(settings, row, first):
+    client = registry(settings)
+    client.post("registered-models/create", {"name": "toy_stray"})
+    with pytest.raises(NotFoundError, match="There is no use case 'toy_stray'"):
+        promote_version(settings, "toy_stray", "1")
+    assert assignments.read(client, "toy_stray").number == 0
+    promote_version(settings, CASE, "2")  # and nothing stands in anybody's way
+
+
+def test_replicas_follow_the_registry_to_its_new_address(settings, row, first):
+    from shopfloor.serving.deploy import applications
+
+    moved = settings.model_copy(update={"tracking_uri": settings.tracking_uri.replace("127.0.0.1", "localhost")})
+    assert CASE not in restore(moved, progress=lambda text: None).problems
+    declared = applications.running(settings)[CASE]["deployed_app_config"]["deployments"][0]["user_config"]
+    assert declared["tracking_uri"] == moved.tracking_uri
+    promote_version(moved, CASE, "2")
+    assert answering(settings, row) == "2"
+
+
+def test_every_endpoint_comes_back_on_an_empty_cluster_but_one_that_does_not_load(settings, row, first):
+    from shopfloor.serving.deploy import applications
+
+    deploy(settings, CASE, champion="1", challenger=None)
+    broken = assignments.read(registry(settings), OTHER)
+    assignments.change(registry(settings), OTHER, broken, champion="9", challenger=None, canary_percent=0)
+    applications.ask_ray(settings, "DELETE", applications.SERVE)
+    eventually(lambda: not applications.running(settings), timeout_s=60)
+
+    told = []
+    restored = restore(settings, told.append)
+
+    assert restored.champions == {CASE: "1"}
+    assert list(restored.problems) == [OTHER]
+    assert f"Version 9 of {OTHER} does not load" in restored.problems[OTHER]
+    assert answering(settings, row) == "1"
+    assert told == [f"Deploying version 9 of {OTHER}, its champion", f"Deploying version 1 of {CASE}, its champion"]
+    assert restore(settings, told.append).champions == {CASE: "1"}  # nothing to do, and nothing broken by doing it
+
+
+def test_removing_an_endpoint_is_a_command_and_a_promotion_makes_it_again(settings, row, first):
+    promote_version(settings, CASE, "2")
+    removed = shopfloor(settings, "undeploy", CASE, "--yes", "--reason", "no longer needed", "--json")
+    assert json.loads(removed.stdout) == {"use_case": CASE, "removed": True}
+    found = standing(settings, CASE)
+    assert (found.champion, found.answers) == (None, None)
+    assert "champion" not in aliases(first)
+    assert shopfloor(settings, "undeploy", CASE, "--yes").stdout == f"{CASE} has no endpoint: nothing to do.\n"
+    promote_version(settings, CASE, "1")
+    assert answering(settings, row) == aliases(first)["champion"] == "1"
 
 
 def test_the_command_line_promotes_rolls_back_and_says_who_answers(settings, row, first):
@@ -238,6 +429,13 @@ def test_the_command_line_promotes_rolls_back_and_says_who_answers(settings, row
     refused = shopfloor(settings, "models", "promote", CASE)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "has no challenger" in refused.stderr
+
+
+def eventually(holds, timeout_s=15):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def environment(settings):

@@ -54,7 +54,7 @@ def test_a_version_that_loads_elsewhere_is_loaded_here_from_the_same_files(regis
     order = register(f"print('loaded'); open({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')")
     pids.unlink(missing_ok=True)  # MLflow may have loaded it when it was registered
 
-    served = load_model(*order, rehearsal.fetch)
+    served = load_model(*order, rehearsal.Rehearsal().fetch)
 
     assert served.many([[1.5], [2.0]]) == [3.0, 4.0]
     elsewhere, here = pids.read_text().split()
@@ -72,16 +72,16 @@ def test_a_version_that_loads_elsewhere_is_loaded_here_from_the_same_files(regis
 def test_what_a_version_does_to_its_process_is_said_and_nothing_is_left(register, tmp_path, on_load, why):
     order = register(f"if 'rehearsal' in ' '.join(sys.orig_argv): {on_load}")
     with pytest.raises(rehearsal.RehearsalFailed, match=f"^{why}"):
-        rehearsal.fetch(*order, tmp_path)
+        rehearsal.Rehearsal().fetch(*order, tmp_path)
 
 
 def test_a_version_that_is_never_done_is_given_up(register, tmp_path):
     order = register("if 'rehearsal' in ' '.join(sys.orig_argv): time.sleep(600)")
     with pytest.raises(rehearsal.RehearsalFailed, match="the process that tried it was not done after 1 s"):
-        rehearsal.fetch(*order, tmp_path, limit_s=1)
+        rehearsal.Rehearsal().fetch(*order, tmp_path, limit_s=1)
 
 
 def test_a_version_that_is_not_there_is_said_as_mlflow_says_it(register, tmp_path):
     uri, name, _ = register("pass")
     with pytest.raises(rehearsal.RehearsalFailed, match=r"^MlflowException: .*99"):
-        rehearsal.fetch(uri, name, "99", tmp_path)
+        rehearsal.Rehearsal().fetch(uri, name, "99", tmp_path)

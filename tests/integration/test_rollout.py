@@ -11,9 +11,10 @@ import time
 
 import pytest
 import requests
-from shopfloor.errors import UsageError
+from shopfloor.errors import ConflictError, UsageError
 from shopfloor.flows import rollout as canary
-from shopfloor.flows.promote import promote_version, standing
+from shopfloor.flows.promote import standing
+from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import Traffic, declared_traffic, deploy, endpoint
 
 from tests.endpoints import USE_CASE, register_models, rows_of
@@ -154,6 +155,48 @@ def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, r
     again = shopfloor(settings, "deploy", f"{CASE}/1")
     assert (again.returncode, again.stderr.strip().count("\n")) == (2, 0)
     assert "is the champion" in again.stderr
+
+
+def test_a_judge_whose_trial_somebody_else_ended_is_told_who_it_was(settings, rows, champion):
+    def end(told):
+        found = shopfloor(settings, "rollout", "end", CASE, "--reason", "it looks wrong", "--json")
+        ended.append(json.loads(found.stdout))
+
+    ended = []
+    with pytest.raises(ConflictError, match=r"end of a trial by .*@.* \(it looks wrong\)"):
+        canary.run(settings, CASE, "2", end, stages=(20, 100), stage_timeout_s=60)
+    assert ended == [{"use_case": CASE, "version": "2"}]
+    assert standing(settings, CASE).challenger is None
+    again = shopfloor(settings, "rollout", "end", CASE)
+    assert (again.returncode, again.stderr.strip()) == (
+        2,
+        f"{CASE} has no version on trial. `shopfloor deploy` puts one beside the champion.",
+    )
+
+
+def test_a_detached_rollout_is_judged_by_a_ray_job(settings, rows, champion):
+    with requests_all_the_time(settings, rows):
+        begun = shopfloor(settings, "rollout", "run", f"{CASE}/2", "--stages", "50,100", "--detach", "--json")
+        assert json.loads(begun.stdout)["job"].startswith("shopfloor-")
+        eventually(lambda: standing(settings, CASE).champion == "2")
+
+
+def test_a_champion_that_breaks_a_bound_after_its_promotion_is_rolled_back_by_itself(settings, rows, champion):
+    text = with_gates(tolerance=1).replace("p99_ms: {max: 5000}", "p99_ms: {max: 0.0001}")
+    file = settings.project_root / "pipelines" / CASE / "use_case.yaml"
+    file.write_text(text.replace("min_requests: 20", "min_requests: 20\n    watch_s: 60"))
+    with requests_all_the_time(settings, rows):
+        promote_version(settings, CASE, "2")
+        eventually(lambda: standing(settings, CASE).changed.startswith("rollback to version 1"))
+    assert "after its promotion p99_ms is" in standing(settings, CASE).changed
+    assert standing(settings, CASE).answers == "1"
+
+
+def eventually(holds, timeout_s=90):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @pytest.mark.parametrize("stages", [(), (50, 20), (0, 100), (50, 120)])

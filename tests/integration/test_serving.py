@@ -16,7 +16,8 @@ import pytest
 import requests
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet
-from shopfloor.serving.deploy.rollout import deploy, endpoint, introduce, live_versions, undeploy
+from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions, undeploy
+from shopfloor.serving.deploy.steps import introduce
 from shopfloor.serving.deploy.verify import verify
 from shopfloor.serving.replica import tokens
 

@@ -49,7 +49,8 @@ ABSENT = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no fli
 def test_only_mlflows_own_word_means_that_there_is_no_such_model(address):
     uri, answers, _ = address
     answers.append((404, ABSENT))
-    assert assignment.read(Mlflow(uri, 5), "flights") == Assignment()
+    nothing = assignment.read(Mlflow(uri, 5), "flights")
+    assert (nothing.assignment, nothing.known) == (Assignment(), False)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_credentials_of_the_environment_go_with_every_question(address, monkeypa
     answers.append((200, model({"key": TAG, "value": '{"champion": "3"}'})))
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-    assert assignment.read(Mlflow(uri, 5), "flights").champion == "3"
+    assert assignment.read(Mlflow(uri, 5), "flights").assignment.champion == "3"
     assert requests[-1]["Authorization"].startswith("Basic ")
 
 
@@ -106,4 +107,4 @@ def test_a_model_that_is_unknown_cannot_be_assigned(address):
     uri, answers, _ = address
     answers.append((404, ABSENT))
     with pytest.raises(NotFoundError, match="no model 'flights'"):
-        assignment.write(Mlflow(uri, 5), "flights", Assignment(champion="1"))
+        assignment.change(Mlflow(uri, 5), "flights", assignment.Entry(Assignment()), champion="1")

@@ -12,7 +12,7 @@ from shopfloor.cli.context import settings_of_running_stack
 from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
 
 if TYPE_CHECKING:
-    from shopfloor.flows.promote import Change
+    from shopfloor.serving.deploy.champion import Change
     from shopfloor.settings import Settings
 
 
@@ -28,6 +28,8 @@ def register(app: typer.Typer) -> None:
 
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """List every model version with its aliases."""
+    from shopfloor.serving.assignment import SUFFIX
+
     client = _client(context)
     rows = [
         {
@@ -38,6 +40,7 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
             "description": version.description or "",
         }
         for version in client.search_model_versions(order_by=["name ASC", "version_number DESC"])
+        if not version.name.endswith(SUFFIX)
     ]
     if as_json:
         render.emit_json({"versions": rows})
@@ -54,13 +57,13 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the passport of a model version: what it was made of and how it was judged."""
-    from shopfloor.flows import promote as promotion
     from shopfloor.registry import passport as registry
+    from shopfloor.serving.deploy import champion, rollout
 
     client = _client(context)
     name, version = _named(client, model, registry.CHAMPION)
     passport = registry.read_passport(client, name, version)
-    changes = promotion.history(client, name, version)
+    changes = champion.history(rollout.registry(settings_of_running_stack(context)), name, version)
     if as_json:
         render.emit_json(passport.model_dump(mode="json") | changes)
         return
@@ -84,16 +87,16 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
-    from shopfloor.flows import promote as promotion
     from shopfloor.registry.compatibility import concern
+    from shopfloor.serving.deploy import champion
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
     if refused := concern(settings, name, version):
         render.progress(refused)
-    _ask(f"Version {version} of {name} will answer all requests.", yes)
+    confirm(f"Version {version} of {name} will answer all requests.", yes)
     with render.activity(f"Promoting version {version} of {name}"):
-        change = promotion.promote_version(settings, name, version, reason)
+        change = champion.promote_version(settings, name, version, reason)
     _show_change(change, as_json)
 
 
@@ -105,12 +108,12 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Make the champion before the present one champion again."""
-    from shopfloor.flows import promote as promotion
+    from shopfloor.serving.deploy import champion
 
     settings = settings_of_running_stack(context)
-    _ask(f"The champion of {use_case} before the present one will answer all requests.", yes)
+    confirm(f"The champion of {use_case} before the present one will answer all requests.", yes)
     with render.activity(f"Rolling {use_case} back"):
-        change = promotion.roll_back(settings, use_case, reason)
+        change = champion.roll_back(settings, use_case, reason)
     _show_change(change, as_json)
 
 
@@ -126,7 +129,7 @@ def named_version(settings: Settings, model: str) -> tuple[str, str]:
     return _named(tracking.connect(settings), model, registry.CHALLENGER)
 
 
-def _ask(what: str, yes: bool) -> None:
+def confirm(what: str, yes: bool) -> None:
     """Let a person at a terminal think once more; a script has decided."""
     if not yes and sys.stdin.isatty():
         typer.confirm(f"{what} Go on?", abort=True, err=True)
@@ -136,8 +139,6 @@ def _show_change(change: Change, as_json: bool) -> None:
     if as_json:
         render.emit_json(change)
         return
-    if change.finished:
-        render.progress(f"First, the {change.finished}.")
     before = f", before it version {change.before}" if change.before else ""
     render.out.print(f"Version {change.champion} is the champion of {change.use_case}{before}.", markup=False)
 

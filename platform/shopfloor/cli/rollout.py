@@ -1,4 +1,4 @@
-"""Commands for a version on trial: deploy, rollout status, rollout run."""
+"""Commands for endpoints: deploy, undeploy, and for a version on trial: rollout status, run, end, guard."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
-from shopfloor.cli.models import named_version
-from shopfloor.cli.options import JsonOption, UseCaseArgument, VersionArgument
+from shopfloor.cli.models import confirm, named_version
+from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
 
 NO_GATES: tuple[None] = (None,)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -20,9 +20,12 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("deploy")(deploy)
+    app.command("undeploy")(undeploy)
     group = typer.Typer(help="Try a version with real requests, and judge it.", no_args_is_help=True)
     group.command("status")(status)
     group.command("run")(run)
+    group.command("end")(end)
+    group.command("guard")(guard)
     app.add_typer(group, name="rollout")
 
 
@@ -87,6 +90,7 @@ def run(
     model: VersionArgument,
     stages: Annotated[str, typer.Option(help="Percent of the requests, stage by stage.")] = "5,25,50,100",
     stage_timeout: Annotated[str, typer.Option(help="How long a stage waits for enough requests.")] = "10m",
+    detach: Annotated[bool, typer.Option("--detach", help="Judge in a Ray job: this terminal may close.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Step a version through its stages to champion; a broken bound takes it back.
@@ -101,6 +105,13 @@ def run(
         percents = [float(stage) for stage in stages.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{stages!r} is no list of percents", param_hint="--stages") from error
+    if detach:
+        job = canary.detach(settings, use_case, version, percents, _span(stage_timeout).total_seconds())
+        if as_json:
+            render.emit_json({"use_case": use_case, "version": version, "job": job})
+        else:
+            render.out.print(f"The Ray job {job} judges it: {settings.ray_dashboard_url}/#/jobs/{job}", markup=False)
+        return
     result = canary.run(settings, use_case, version, render.progress, percents, _span(stage_timeout).total_seconds())
     if as_json:
         render.emit_json(result)
@@ -110,6 +121,61 @@ def run(
         render.out.print(f"Version {version} of {use_case} {words[result.outcome]}{at}: {result.reason}.", markup=False)
     if result.outcome != "promoted":
         raise typer.Exit(1)
+
+
+def end(
+    context: typer.Context, use_case: UseCaseArgument, reason: ReasonOption = "", as_json: JsonOption = False
+) -> None:
+    """End the trial of a version: the champion answers all requests again."""
+    from shopfloor.flows import rollout as canary
+
+    settings = settings_of_running_stack(context)
+    with render.activity(f"Ending the trial of {use_case}"):
+        version = canary.end(settings, use_case, reason)
+    if as_json:
+        render.emit_json({"use_case": use_case, "version": version})
+    else:
+        render.out.print(f"Version {version} of {use_case} is off its endpoint.", markup=False)
+
+
+def guard(context: typer.Context, use_case: UseCaseArgument, as_json: JsonOption = False) -> None:
+    """Judge the champion for as long as `gates.live.watch_s` says, and roll it back where it breaks a bound.
+
+    A promotion starts this by itself, as a Ray job. Exit code 1 where the champion was rolled back.
+    """
+    from shopfloor.flows import rollout as canary
+
+    result = canary.guard(settings_of_running_stack(context), use_case, render.progress)
+    if as_json:
+        render.emit_json(result or {"use_case": use_case, "outcome": "kept"})
+    elif result is None:
+        render.out.print(f"The champion of {use_case} stays.", markup=False)
+    else:
+        render.out.print(f"Version {result.version} of {use_case} was rolled back: {result.reason}.", markup=False)
+    if result is not None:
+        raise typer.Exit(1)
+
+
+def undeploy(
+    context: typer.Context,
+    use_case: UseCaseArgument,
+    reason: ReasonOption = "",
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove an endpoint; the model's versions stay, and `models promote` makes an endpoint again."""
+    from shopfloor.flows import rollout as canary
+    from shopfloor.serving.deploy.rollout import endpoint
+
+    settings = settings_of_running_stack(context)
+    confirm(f"The endpoint {endpoint(settings, use_case)} will answer nobody any more.", yes)
+    with render.activity(f"Removing the endpoint of {use_case}"):
+        removed = canary.remove(settings, use_case, reason)
+    if as_json:
+        render.emit_json({"use_case": use_case, "removed": removed})
+    else:
+        what = "was removed" if removed else "has no endpoint: nothing to do"
+        render.out.print(f"{'The endpoint of ' if removed else ''}{use_case} {what}.", markup=False)
 
 
 def _span(text: str) -> dt.timedelta:

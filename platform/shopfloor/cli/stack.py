@@ -65,9 +65,11 @@ def up(
         settings = settings_from(context)
         from shopfloor.flows.promote import restore
 
-        restore(settings, tell)
+        restored = restore(settings, tell)
         if result.restore_serving:
             lifecycle.serving_restored(settings)
+    for use_case, problem in restored.problems.items():
+        render.progress(f"{use_case} is not as the registry has it: {problem}")
     if not result.started:
         render.progress("Everything runs already.")
     _show(lifecycle.status(settings), _standings(settings), as_json)
@@ -153,10 +155,9 @@ def env(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 def _standings(settings: Settings) -> list[Standing]:
-    from shopfloor.flows.promote import standing
-    from shopfloor.use_case import list_use_cases
+    from shopfloor.flows.promote import standings
 
-    return [found for name in list_use_cases(settings) if (found := standing(settings, name)) is not None]
+    return standings(settings)
 
 
 def _show(found: StackStatus, standings: list[Standing], as_json: bool) -> None:
@@ -189,11 +190,9 @@ def _show(found: StackStatus, standings: list[Standing], as_json: bool) -> None:
 
 
 def _judged(item: Standing) -> str:
-    if item.unfinished:
-        return f"unfinished: {item.unfinished}; `shopfloor up` ends it"
     if item.champion != item.answers:
         return "the endpoint does not answer with the champion; `shopfloor up` mends it"
-    return ""
+    return f"the challenger has {item.canary_percent:g} % of the requests" if item.canary_percent else ""
 
 
 def _show_finding(finding: Finding) -> None:

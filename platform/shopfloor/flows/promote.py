@@ -1,43 +1,25 @@
-"""Who answers: the champion alias in the registry, the version on Ray Serve and the version's record, changed as one.
-
-The intent is written first, then come the endpoint, the alias and the record; each can be done again without harm.
-Killed at any point, the next command (a promotion, a rollback, `up`) finds the intent and finishes it, or undoes it
-where the version cannot answer. The endpoint goes first: a version that does not load never becomes champion.
-"""
+"""Who answers, seen from outside: how every endpoint stands, what still holds, and all of it built again."""
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.data import materialization
-from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
-from shopfloor.flows import intents
-from shopfloor.flows.intents import Intent
-from shopfloor.registry import passport as registry
-from shopfloor.runs import recorder as tracking
-from shopfloor.runs.versions import PROMOTED, ROLLED_BACK
-from shopfloor.serving.deploy import rollout
+from shopfloor.errors import ShopfloorError
+from shopfloor.runs.versions import version_exists
+from shopfloor.serving import assignment as assignments
+from shopfloor.serving.assignment import Entry
+from shopfloor.serving.deploy import applications, champion, rollout
 from shopfloor.settings import Settings
-from shopfloor.storage import EFFECT, Artifact, publish
-from shopfloor.use_case import list_use_cases
+from shopfloor.use_case import list_use_cases, load_use_case
 
-Step = Callable[[Settings, Any, str, Intent], None]
-
-
-class Change(BaseModel):
-    """What a change of champion came to."""
-
-    model_config = ConfigDict(frozen=True)
-
-    use_case: str
-    champion: str
-    before: str | None
-    finished: str = ""
-    """What somebody else had begun, and this command finished or undid first."""
+_AT_ONCE = 8
+"""Endpoints that are waited for at a time."""
 
 
 class Standing(BaseModel):
@@ -52,122 +34,51 @@ class Standing(BaseModel):
     """By the endpoint."""
     challenger: str | None
     """By the endpoint."""
-    unfinished: str = ""
-    """A change that has begun and not ended."""
+    canary_percent: float
+    """Share of the challenger, by the endpoint."""
+    changed: str
+    """Last change, in words; empty where nobody changed anything."""
 
 
-def promote(settings: Settings, use_case: str, version: str, champion: Artifact) -> None:
-    """Make `version` the champion; the step `promote`.
+class Restored(BaseModel):
+    """What was built again."""
 
-    Args:
-        settings: Say where the registry and the endpoint are.
-        use_case: Its name.
-        version: A version in the registry.
-        champion: Gets `promotion.json`.
+    model_config = ConfigDict(frozen=True)
 
-    Raises:
-        ServiceError: MLflow or Ray does not answer.
-        ConflictError: Somebody else is changing the champion.
-    """
-    change = promote_version(settings, use_case, version, reason="its pipeline run met the gates")
-    with publish(settings, champion, "promote") as directory:
-        record = {"use_case": use_case, "version": version, "before": change.before, "run_id": settings.run_id}
-        (directory / "promotion.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    champion.metadata[EFFECT] = {"kind": "champion", "use_case": use_case, "version": version}
-
-
-def promote_version(settings: Settings, use_case: str, version: str, reason: str = "") -> Change:
-    """Make a version the champion, in the registry and on the endpoint.
-
-    Args:
-        settings: Say where both are.
-        use_case: Its name.
-        version: A version in the registry.
-        reason: Why, for the record.
-
-    Raises:
-        NotFoundError: There is no such version.
-        ConflictError: Somebody else is changing the champion.
-        ServiceError: MLflow or Ray does not answer.
-        ShopfloorError: The version does not load; the champion before is champion still.
-    """
-    client = tracking.connect(settings)
-    if not registry.version_exists(client, use_case, version):
-        raise NotFoundError(
-            f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
-        )
-    with intents.alone(settings, use_case):
-        finished = _recover(settings, client, use_case)
-        before = registry.alias_version(client, use_case, registry.CHAMPION)
-        if before == version and rollout.live_versions(settings, use_case).get("champion") == version:
-            return Change(
-                use_case=use_case, champion=version, before=_before(client, use_case, version), finished=finished
-            )
-        run_id = settings.run_id or client.get_model_version(use_case, version).run_id or ""
-        kept = _before(client, use_case, version) if before == version else before
-        _carry_out(settings, client, use_case, intents.new("promote", version, kept, reason, run_id))
-    return Change(use_case=use_case, champion=version, before=kept, finished=finished)
-
-
-def roll_back(settings: Settings, use_case: str, reason: str = "") -> Change:
-    """Make the champion before the present one champion again.
-
-    Args:
-        settings: Say where the registry and the endpoint are.
-        use_case: Its name.
-        reason: Why, for the record.
-
-    Raises:
-        UsageError: There was no champion before.
-        ConflictError: Somebody else is changing the champion.
-        ServiceError: MLflow or Ray does not answer.
-        ShopfloorError: The version before does not load; the champion stays.
-    """
-    client = tracking.connect(settings)
-    with intents.alone(settings, use_case):
-        finished = _recover(settings, client, use_case)
-        champion = registry.alias_version(client, use_case, registry.CHAMPION)
-        if champion is None:
-            raise UsageError(f"{use_case} has no champion.", "`shopfloor models promote` makes one.")
-        target = _before(client, use_case, champion)
-        if target is None or not registry.version_exists(client, use_case, target):
-            gone = f"Version {target}, the champion before, is gone" if target else "There was no champion before"
-            raise UsageError(
-                f"{gone}: version {champion} of {use_case} stays.", "`shopfloor models list` shows others."
-            )
-        run_id = settings.run_id or client.get_model_version(use_case, target).run_id or ""
-        _carry_out(settings, client, use_case, intents.new("rollback", target, champion, reason, run_id))
-    return Change(use_case=use_case, champion=target, before=champion, finished=finished)
+    champions: dict[str, str]
+    """Use case to the version that answers again."""
+    problems: dict[str, str]
+    """Use case to why it does not."""
 
 
 def standing(settings: Settings, use_case: str) -> Standing | None:
-    """Return who is champion; `None` where the registry does not answer or has no such model.
-
-    By MLflow's REST API: `status` and `up` must not wait seconds for the import of its client.
-    """
-    import requests
-
+    """Return who is champion; `None` where the registry does not answer or has no such model."""
     try:
-        answer = requests.get(
-            f"{settings.tracking_uri}/api/2.0/mlflow/registered-models/get",
-            params={"name": use_case},
-            timeout=settings.request_timeout_s,
-        )
-        model = answer.json()["registered_model"] if answer.ok else None
-    except (requests.RequestException, ValueError, KeyError):
+        entry = assignments.read(rollout.registry(settings), use_case)
+    except ShopfloorError:
         return None
-    if model is None:
-        return None
-    aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
-    intent = intents.parse({item["key"]: item.get("value", "") for item in model.get("tags", [])})
     live = rollout.live_versions(settings, use_case)
+    if not entry.known and not live:
+        return None
+    assigned = entry.assignment
     return Standing(
         use_case=use_case,
-        champion=aliases.get(registry.CHAMPION),
+        champion=assigned.champion,
         answers=live.get("champion"),
         challenger=live.get("challenger"),
-        unfinished=intent.words() if intent else "",
+        canary_percent=rollout.live_share(settings, use_case) if live.get("challenger") else 0.0,
+        changed=assigned.words() if assigned.when else "",
     )
+
+
+def standings(settings: Settings) -> list[Standing]:
+    """Return how every endpoint stands: of the use cases here, and of those that the registry alone knows."""
+    names = set(list_use_cases(settings))
+    try:
+        names |= {name for name, entry in assignments.read_all(rollout.registry(settings)).items() if entry.application}
+    except ShopfloorError:
+        return []
+    return [found for name in sorted(names) if (found := standing(settings, name)) is not None]
 
 
 def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], bool]:
@@ -178,131 +89,86 @@ def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], 
         if effect["kind"] == materialization.EFFECT_KIND:
             return materialization.holds(settings, effect)
         if effect["kind"] == "model_version":
-            return registry.version_exists(client, use_case, version)
+            return version_exists(client, use_case, version)
         live = rollout.live_versions(settings, use_case)
         if effect["kind"] == "deployment":
             return version in live.values()
-        return (
-            live.get("champion") == version and registry.alias_version(client, use_case, registry.CHAMPION) == version
-        )
+        entry = assignments.read(rollout.registry(settings), use_case)
+        return live.get("champion") == version == entry.assignment.champion
 
     return holds
 
 
-def restore(settings: Settings, progress: Callable[[str], None]) -> dict[str, str]:
-    """Finish what was begun, and bring every champion of the registry back to the endpoint that should hold it.
+def restore(settings: Settings, progress: Callable[[str], None]) -> Restored:
+    """Bring every endpoint of the registry back, whatever becomes of the others, and write the projections again.
 
-    Returns:
-        Use case to the version that was deployed anew.
+    Args:
+        settings: Say where the registry, Ray and Serve are.
+        progress: Is told what happens.
     """
-    restored: dict[str, str] = {}
-    for use_case in list_use_cases(settings):
-        found = standing(settings, use_case)
-        if found is not None and found.unfinished:
-            progress(f"Finishing the {found.unfinished}")
-            with intents.alone(settings, use_case):
-                _recover(settings, tracking.connect(settings), use_case)
-            found = standing(settings, use_case)
-        if found is not None and found.champion is not None and found.answers != found.champion:
-            progress(f"Deploying version {found.champion} of {use_case}, its champion")
-            rollout.deploy(settings, use_case, champion=found.champion)
-            restored[use_case] = found.champion
-    return restored
-
-
-def _carry_out(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    intents.write(client, use_case, intent)
-    _finish(settings, client, use_case, intent)
-
-
-def _recover(settings: Settings, client: Any, use_case: str) -> str:
-    """Finish or undo what a killed command left; return what it was.
-
-    Raises:
-        ConflictError: Somebody on another machine may still be at it.
-    """
-    intent = intents.read(client, use_case)
-    if intent is None:
-        return ""
-    intents.require_abandoned(use_case, intent)
-    try:
-        _finish(settings, client, use_case, intent)
-    except ServiceError:
-        raise
-    except ShopfloorError:
-        return f"{intent.words()} was undone"
-    return f"{intent.words()} was finished"
-
-
-def _finish(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    """Do every step, those that are done already again; undo them all where the version cannot answer."""
-    try:
-        for step in STEPS:
-            step(settings, client, use_case, intent)
-    except ShopfloorError as error:
+    mlflow = rollout.registry(settings)
+    problems: dict[str, str] = {}
+    waiting: dict[str, Entry] = {}
+    here = applications.place(settings)
+    own = set(list_use_cases(settings))
+    elsewhere = {
+        name for name, entry in assignments.read_all(mlflow).items() if entry.application and entry.place == here
+    }
+    for use_case in sorted(own | elsewhere):
         try:
-            _undo(settings, client, use_case, intent)
-        except ShopfloorError as second:
-            raise ServiceError(
-                f"The {intent.words()} is unfinished: {error.message}",
-                "Mend that; the next `shopfloor up`, promotion or rollback finishes it.",
-            ) from second
-        raise
+            entry = assignments.read(mlflow, use_case)
+            champion.project(mlflow, use_case, entry)
+            if not entry.assignment.versions():
+                continue
+            entry = _declared_anew(settings, use_case, entry, use_case in own)
+            live = rollout.live_versions(settings, use_case)
+            if live.get("champion") != entry.assignment.champion:
+                progress(f"Deploying version {entry.assignment.champion} of {use_case}, its champion")
+            waiting[use_case] = entry
+        except ShopfloorError as error:
+            problems[use_case] = str(error)
+    if not waiting:
+        return Restored(champions={}, problems=problems)
+    applications.declare(settings, *waiting)
+    deadline = time.monotonic() + rollout.DEPLOY_TIMEOUT_S
+
+    def wait(use_case: str) -> str:
+        try:
+            rollout.hold(settings, use_case, waiting[use_case], deadline)
+        except ShopfloorError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        ends = dict(zip(waiting, pool.map(wait, waiting), strict=True))
+    problems |= {use_case: problem for use_case, problem in ends.items() if problem}
+    champions = {name: entry.assignment.champion for name, entry in waiting.items()}
+    return Restored(
+        champions={name: version for name, version in champions.items() if version and name not in problems},
+        problems=problems,
+    )
 
 
-def _undo(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    """Put everything back to the champion before."""
-    rollout.deploy(settings, use_case, champion=intent.before)
-    if intent.before is None:
-        if registry.alias_version(client, use_case, registry.CHAMPION) == intent.version:
-            client.delete_registered_model_alias(use_case, registry.CHAMPION)
-    elif registry.alias_version(client, use_case, registry.CHAMPION) != intent.before:
-        client.set_registered_model_alias(use_case, registry.CHAMPION, intent.before)
-    intents.clear(client, use_case)
-
-
-def _change_endpoint(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    live = rollout.live_versions(settings, use_case)
-    if live != {"champion": intent.version, "challenger": None}:
-        rollout.deploy(settings, use_case, champion=intent.version, challenger=None)
-
-
-def _change_alias(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    client.set_registered_model_alias(use_case, registry.CHAMPION, intent.version)
-    if registry.alias_version(client, use_case, registry.CHALLENGER) == intent.version:
-        client.delete_registered_model_alias(use_case, registry.CHALLENGER)
-
-
-def _record(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    said = intent.model_dump(mode="json", include={"by", "when", "reason", "run_id"})
-    if intent.action == "promote":
-        record = said | {"before": intent.before}
-        client.set_model_version_tag(use_case, intent.version, PROMOTED, json.dumps(record))
-    elif intent.before is not None:
-        record = said | {"champion": intent.version}
-        client.set_model_version_tag(use_case, intent.before, ROLLED_BACK, json.dumps(record))
-
-
-def _forget(settings: Settings, client: Any, use_case: str, intent: Intent) -> None:
-    intents.clear(client, use_case)
-
-
-STEPS: tuple[Step, ...] = (_change_endpoint, _change_alias, _record, _forget)
-"""Of a change of champion, in their order; each may be done again."""
-
-
-def history(client: Any, use_case: str, version: str) -> dict[Literal["promoted", "rolled_back"], dict[str, str]]:
-    """Return who made a version champion and who took it back, as far as that happened."""
-    tags = client.get_model_version(use_case, version).tags
-    found: dict[Literal["promoted", "rolled_back"], dict[str, str]] = {}
-    if PROMOTED in tags:
-        found["promoted"] = json.loads(tags[PROMOTED])
-    if ROLLED_BACK in tags:
-        found["rolled_back"] = json.loads(tags[ROLLED_BACK])
-    return found
-
-
-def _before(client: Any, use_case: str, version: str) -> str | None:
-    """Return the champion before `version`, by its record."""
-    before = history(client, use_case, version).get("promoted", {}).get("before")
-    return None if before is None or before == version else str(before)
+def _declared_anew(settings: Settings, use_case: str, entry: Entry, is_own: bool) -> Entry:
+    """Return the entry with what Serve is to run as this project and these settings have it now."""
+    if is_own:
+        application = applications.build(settings, load_use_case(settings, use_case), entry.application)
+    else:
+        application = applications.readdressed(settings, entry.application or {})
+    if application == entry.application and entry.place == applications.place(settings):
+        return entry
+    assigned = entry.assignment
+    return assignments.change(
+        rollout.registry(settings),
+        use_case,
+        entry,
+        lease=entry.lease,
+        application=application,
+        place=applications.place(settings),
+        replaced=assigned.replaced,
+        action=assigned.action,
+        by=assigned.by,
+        when=assigned.when,
+        reason=assigned.reason,
+        run_id=assigned.run_id,
+    )

@@ -1,26 +1,28 @@
 """A version on trial with real requests: its share, stage by stage, and the verdict of the gates at each of them.
 
 The champion answers the others, and the version answers copies of those, so that the two can be compared. A bound that
-is broken ends the trial at once: all requests go to the champion, and the registry says why. Killed in the middle, the
-same command goes on from the stage that the endpoint has.
+is broken ends the trial at once: all requests go to the champion, and the registry says why. Who judges renews the
+lease of the version's share: killed in the middle, the share ends by itself, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.flows import promote as promotion
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError
 from shopfloor.judging import gates
 from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
-from shopfloor.registry import passport as registry
-from shopfloor.runs import recorder as tracking
-from shopfloor.serving.deploy import applications, rollout
+from shopfloor.runs.mlflow import Mlflow
+from shopfloor.serving import assignment as assignments
+from shopfloor.serving.assignment import Entry
+from shopfloor.serving.contract import LEASE_ENDED, LEASE_S
+from shopfloor.serving.deploy import applications, champion, jobs, rollout
 from shopfloor.serving.deploy.rollout import Traffic
 from shopfloor.serving.prediction_log import read_log
 from shopfloor.settings import Settings
@@ -30,6 +32,9 @@ TAG = "shopfloor.rollout"
 """Of a version: how its trial ended, and why."""
 STAGES = (5.0, 25.0, 50.0, 100.0)
 POLL_S = 2.0
+GUARD_POLL_S = 5.0
+RENEW_S = LEASE_S / 6
+Ending = Literal["promoted", "rolled_back", "not_enough_data"]
 
 
 class VersionVerdict(Record):
@@ -57,34 +62,88 @@ class RolloutResult(Record):
 
     use_case: str
     version: str
-    outcome: Literal["promoted", "rolled_back", "not_enough_data"]
+    outcome: Ending
     percent: float
     """Share at the end of the trial."""
     reason: str
     gates: list[GateResult]
 
 
-def introduce(settings: Settings, use_case: str, version: str, traffic: Traffic) -> None:
+def introduce(
+    settings: Settings,
+    use_case: str,
+    version: str,
+    traffic: Traffic,
+    judged: bool = False,
+    before: Entry | None = None,
+) -> Entry:
     """Load a version beside the champion and give it its part of the requests.
+
+    Args:
+        settings: Say where everything is.
+        use_case: Its name.
+        version: A version in the registry.
+        traffic: What it gets.
+        judged: The caller renews the lease of its share; otherwise the share stays until somebody ends it.
+        before: What the caller read of the registry before it decided; `None` reads it now.
 
     Raises:
         NotFoundError: There is no such version.
         UsageError: It is the champion, or the use case has none whose requests could be shared.
+        ConflictError: Somebody else changed who answers in between.
         ServiceError: MLflow or Ray does not answer.
         ShopfloorError: It does not load; what answered before still answers.
     """
-    client = tracking.connect(settings)
-    if not registry.version_exists(client, use_case, version):
-        raise NotFoundError(
-            f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
+    load_use_case(settings, use_case)
+    mlflow = rollout.registry(settings)
+    champion.version_of(mlflow, use_case, version)
+    entry = before or assignments.read(mlflow, use_case)
+    champion.project(mlflow, use_case, entry)
+    assigned = entry.assignment
+    if assigned.champion == version:
+        on_trial = f"End the trial of version {assigned.challenger} first: shopfloor rollout end {use_case}"
+        raise UsageError(
+            f"Version {version} is the champion of {use_case}.",
+            on_trial if assigned.challenger else "It answers all requests already.",
         )
-    champion = rollout.live_versions(settings, use_case).get("champion")
-    if champion == version:
-        raise UsageError(f"Version {version} is the champion of {use_case}.", "It answers all requests already.")
-    if champion is None and traffic != rollout.NO_TRAFFIC:
+    if assigned.champion is None and traffic != rollout.NO_TRAFFIC:
         raise UsageError(f"{use_case} has no champion that answers.", f"shopfloor models promote {use_case}/{version}")
-    rollout.deploy(settings, use_case, challenger=version, traffic=traffic)
-    client.set_registered_model_alias(use_case, registry.CHALLENGER, version)
+    entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, judged=judged, before=entry)
+    champion.project(mlflow, use_case, entry)
+    return entry
+
+
+def end(settings: Settings, use_case: str, reason: str = "", before: Entry | None = None) -> str:
+    """Take the version on trial off the endpoint, and return which it was.
+
+    Raises:
+        UsageError: No version is on trial.
+        ConflictError: Somebody else changed who answers in between.
+        ServiceError: MLflow or Ray does not answer.
+    """
+    mlflow = rollout.registry(settings)
+    entry = before or assignments.read(mlflow, use_case)
+    version = entry.assignment.challenger
+    if version is None:
+        raise UsageError(f"{use_case} has no version on trial.", "`shopfloor deploy` puts one beside the champion.")
+    champion.project(mlflow, use_case, entry)
+    entry = rollout.deploy(settings, use_case, challenger=None, action="end", reason=reason, before=entry)
+    champion.project(mlflow, use_case, entry)
+    return version
+
+
+def remove(settings: Settings, use_case: str, reason: str = "") -> bool:
+    """Remove an endpoint and its champion, and tell whether there was one; the model's versions stay.
+
+    Raises:
+        ConflictError: Somebody else changed who answers in between.
+        ServiceError: MLflow or Ray does not answer.
+    """
+    mlflow = rollout.registry(settings)
+    champion.project(mlflow, use_case, assignments.read(mlflow, use_case))
+    removed = rollout.undeploy(settings, use_case, reason)
+    champion.project(mlflow, use_case, assignments.read(mlflow, use_case))
+    return removed
 
 
 def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStatus:
@@ -95,20 +154,19 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
         ServiceError: Ray does not answer.
     """
     case = load_use_case(settings, use_case)
-    live = rollout.live_versions(settings, use_case)
-    traffic = rollout.declared_traffic(settings, use_case)
-    champion, challenger = live.get("champion"), live.get("challenger")
+    assigned = assignments.read(rollout.registry(settings), use_case).assignment
+    present, challenger = assigned.champion, assigned.challenger
     log = _read(settings, use_case, since)
     versions: list[VersionVerdict] = []
-    numbers = {version: _numbers(case, log, version, champion) for version in (champion, challenger) if version}
-    percent = traffic.canary_percent if challenger else 0.0
-    if champion:
-        verdicts = gates.judge_live(case.gates.live, numbers[champion], None)
-        versions.append(_verdict(champion, "champion", 100 - percent, numbers[champion], verdicts))
+    numbers = {version: _numbers(case, log, version, present) for version in (present, challenger) if version}
+    percent = rollout.live_share(settings, use_case) if challenger else 0.0
+    if present:
+        verdicts = gates.judge_live(case.gates.live, numbers[present], None)
+        versions.append(_verdict(present, "champion", 100 - percent, numbers[present], verdicts))
     if challenger:
-        verdicts = gates.judge_live(case.gates.live, numbers[challenger], numbers.get(champion or ""))
+        verdicts = gates.judge_live(case.gates.live, numbers[challenger], numbers.get(present or ""))
         versions.append(_verdict(challenger, "challenger", percent, numbers[challenger], verdicts))
-    return RolloutStatus(use_case=use_case, since=since, shadow=traffic.shadow, versions=versions)
+    return RolloutStatus(use_case=use_case, since=since, shadow=assigned.shadow, versions=versions)
 
 
 def run(
@@ -131,64 +189,149 @@ def run(
 
     Raises:
         UsageError: The stages do not rise from above 0 to 100 at most, there are no gates, or the log is off.
+        ConflictError: Somebody else changed who answers; says who.
         ServiceError: MLflow or Ray does not answer; the same command goes on.
     """
     case = load_use_case(settings, use_case)
     _require_sense(case, stages)
-    client = tracking.connect(settings)
+    mlflow = rollout.registry(settings)
     begun = dt.datetime.now(dt.UTC)
-    present = rollout.declared_traffic(settings, use_case)
-    resumed = rollout.live_versions(settings, use_case).get("challenger") == version
+    entry = assignments.read(mlflow, use_case)
+    present = entry.assignment
+    resumed = present.challenger == version
     remaining = [stage for stage in stages if not (resumed and stage < present.canary_percent)]
     verdicts: list[GateResult] = []
     for percent in remaining:
-        introduce(settings, use_case, version, Traffic(canary_percent=percent, shadow=True))
-        stage_begun = dt.datetime.now(dt.UTC)
+        share = Traffic(canary_percent=percent, shadow=True)
+        entry = introduce(settings, use_case, version, share, judged=True, before=entry)
         progress(f"Version {version} answers {percent:g} % of the requests")
-        verdicts = _watch(settings, case, version, begun, stage_begun, stage_timeout_s)
-        missed = [result for result in verdicts if not result.passed and not result.undecided]
+        with _lease(mlflow, use_case, entry):
+            verdicts = _watch(settings, mlflow, case, entry, version, begun, stage_timeout_s)
+        missed = _missed(verdicts)
         if missed:
             reason = f"{missed[0].gate} is {missed[0].value:.6g}, the bound is {missed[0].bound}"
-            return _take_back(settings, client, case, version, percent, reason, verdicts)
+            end(settings, use_case, reason, entry)
+            return _ended(mlflow, case, version, "rolled_back", percent, reason, verdicts)
         waiting = [result for result in verdicts if result.undecided]
         if waiting:
-            rollout.deploy(settings, use_case, challenger=version)
+            rollout.deploy(settings, use_case, challenger=version, before=entry)
             reason = f"{waiting[0].gate}: {waiting[0].note}"
-            return _ended(client, case, version, "not_enough_data", percent, reason, verdicts)
+            return _ended(mlflow, case, version, "not_enough_data", percent, reason, verdicts)
     words = ", ".join(f"{stage:g}" for stage in stages)
-    promotion.promote_version(settings, use_case, version, reason=f"its canary met the gates at {words} %")
-    return _ended(client, case, version, "promoted", remaining[-1], f"the gates were met at {words} %", verdicts)
+    champion.promote_version(settings, use_case, version, f"its canary met the gates at {words} %", entry)
+    return _ended(mlflow, case, version, "promoted", remaining[-1], f"the gates were met at {words} %", verdicts)
+
+
+def detach(settings: Settings, use_case: str, version: str, stages: Sequence[float], stage_timeout_s: float) -> str:
+    """Let a Ray job do what `run` does, and return its id; the terminal may go.
+
+    Raises:
+        NotFoundError: There is no such version.
+        UsageError: As `run` says.
+        ServiceError: MLflow or Ray does not answer.
+    """
+    _require_sense(load_use_case(settings, use_case), stages)
+    champion.version_of(rollout.registry(settings), use_case, version)
+    percents = ",".join(f"{stage:g}" for stage in stages)
+    options = ("--stages", percents, "--stage-timeout", f"{stage_timeout_s:g}s")
+    return jobs.begin(settings, "rollout", "run", f"{use_case}/{version}", *options)
+
+
+def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) -> RolloutResult | None:
+    """Judge a new champion for the time that its use case sets, and roll it back where a bound is broken.
+
+    Args:
+        settings: Say where everything is.
+        use_case: Its name.
+        progress: Is told what happens.
+
+    Returns:
+        How the champion ended; `None` where it stays, or somebody else has changed it.
+
+    Raises:
+        ServiceError: MLflow or Ray does not answer.
+    """
+    case = load_use_case(settings, use_case)
+    mlflow = rollout.registry(settings)
+    version = assignments.read(mlflow, use_case).assignment.champion
+    if version is None:
+        return None
+    begun = dt.datetime.now(dt.UTC)
+    deadline = time.monotonic() + case.gates.live.watch_s
+    progress(f"Version {version} of {use_case} is watched for {case.gates.live.watch_s:g} s")
+    while True:
+        entry = assignments.read(mlflow, use_case)
+        if entry.assignment.champion != version:
+            return None
+        numbers = _numbers(case, _read(settings, use_case, begun), version, version)
+        verdicts = gates.judge_live(case.gates.live, numbers, None)
+        if missed := _missed(verdicts):
+            reason = f"after its promotion {missed[0].gate} is {missed[0].value:.6g}, the bound is {missed[0].bound}"
+            champion.roll_back(settings, use_case, reason, entry)
+            return _ended(mlflow, case, version, "rolled_back", 100, reason, verdicts)
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(GUARD_POLL_S)
+
+
+@contextlib.contextmanager
+def _lease(mlflow: Mlflow, use_case: str, entry: Entry) -> Any:
+    """Give the share back at once where who judges is stopped; one that is killed cannot, and its lease runs out."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ShopfloorError):
+            assignments.renew(mlflow, use_case, entry, LEASE_ENDED)
+        raise
 
 
 def _watch(
     settings: Settings,
+    mlflow: Mlflow,
     case: UseCase,
+    entry: Entry,
     version: str,
     begun: dt.datetime,
-    stage_begun: dt.datetime,
     timeout_s: float,
 ) -> list[GateResult]:
-    """Return the verdicts when each is decided or one is a miss, or when the time is over."""
-    deadline = time.monotonic() + timeout_s
+    """Return the verdicts when each is decided or one is a miss, or when the time is over.
+
+    Raises:
+        ConflictError: Somebody else changed who answers.
+        ServiceError: MLflow did not answer for as long as the lease holds.
+    """
+    stage_begun = dt.datetime.now(dt.UTC)
+    present = entry.assignment.champion
+    renewed = time.monotonic()
+    deadline = renewed + timeout_s
     while True:
-        champion = rollout.live_versions(settings, case.name).get("champion")
+        try:
+            assignments.require_same(case.name, entry, assignments.read(mlflow, case.name))
+            if time.monotonic() - renewed > RENEW_S:
+                assignments.renew(mlflow, case.name, entry)
+                renewed = time.monotonic()
+        except ServiceError:
+            if time.monotonic() - renewed > LEASE_S:
+                raise
         log = _read(settings, case.name, begun)
         recent = tuple(frame[frame["time"] >= stage_begun] for frame in log)
         verdicts = gates.judge_live(
             case.gates.live,
-            _merged(case, log, recent, version, champion),
-            _numbers(case, log, champion, None) if champion else None,
+            _merged(case, log, recent, version, present),
+            _numbers(case, log, present, None) if present else None,
         )
-        decided = not any(result.undecided for result in verdicts)
-        missed = any(not result.passed and not result.undecided for result in verdicts)
-        if decided or missed or time.monotonic() > deadline:
+        if not any(result.undecided for result in verdicts) or _missed(verdicts) or time.monotonic() > deadline:
             return verdicts
         time.sleep(POLL_S)
 
 
-def _merged(case: UseCase, log: Any, recent: Any, version: str, champion: str | None) -> LiveNumbers:
+def _missed(verdicts: Sequence[GateResult]) -> list[GateResult]:
+    return [result for result in verdicts if not result.passed and not result.undecided]
+
+
+def _merged(case: UseCase, log: Any, recent: Any, version: str, present: str | None) -> LiveNumbers:
     """Return what a version did in this stage; agreement and quality rest on the whole trial, for they need more."""
-    whole, stage = _numbers(case, log, version, champion), _numbers(case, recent, version, champion)
+    whole, stage = _numbers(case, log, version, present), _numbers(case, recent, version, present)
     own = {"p99_ms", "error_rate", "cost_per_1000"}
     return stage.model_copy(
         update={
@@ -200,10 +343,10 @@ def _merged(case: UseCase, log: Any, recent: Any, version: str, champion: str | 
     )
 
 
-def _numbers(case: UseCase, log: Any, version: str, champion: str | None) -> LiveNumbers:
+def _numbers(case: UseCase, log: Any, version: str, present: str | None) -> LiveNumbers:
     predictions, feedback = log
     tolerance = case.gates.live.tolerance
-    return live_numbers(predictions, feedback, version, champion, tolerance, case.serving.cost_per_hour)
+    return live_numbers(predictions, feedback, version, present, tolerance, case.serving.cost_per_hour)
 
 
 def _read(settings: Settings, use_case: str, since: dt.datetime) -> tuple[Any, Any]:
@@ -235,32 +378,18 @@ def _require_sense(case: UseCase, stages: Sequence[float]) -> None:
         raise UsageError(f"{case.name} keeps no log of predictions.", "Set serving.log in its use_case.yaml.")
 
 
-def _take_back(
-    settings: Settings,
-    client: Any,
-    case: UseCase,
-    version: str,
-    percent: float,
-    reason: str,
-    verdicts: list[GateResult],
-) -> RolloutResult:
-    rollout.deploy(settings, case.name, challenger=None)
-    if registry.alias_version(client, case.name, registry.CHALLENGER) == version:
-        client.delete_registered_model_alias(case.name, registry.CHALLENGER)
-    return _ended(client, case, version, "rolled_back", percent, reason, verdicts)
-
-
 def _ended(
-    client: Any,
+    mlflow: Mlflow,
     case: UseCase,
     version: str,
-    outcome: Literal["promoted", "rolled_back", "not_enough_data"],
+    outcome: Ending,
     percent: float,
     reason: str,
     verdicts: list[GateResult],
 ) -> RolloutResult:
     record = {"outcome": outcome, "percent": percent, "reason": reason, "when": dt.datetime.now(dt.UTC).isoformat()}
-    client.set_model_version_tag(case.name, version, TAG, json.dumps(record))
+    content = {"name": case.name, "version": version, "key": TAG, "value": json.dumps(record)}
+    mlflow.post("model-versions/set-tag", content)
     return RolloutResult(
         use_case=case.name, version=version, outcome=outcome, percent=percent, reason=reason, gates=verdicts
     )

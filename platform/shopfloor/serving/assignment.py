@@ -1,57 +1,260 @@
-"""The assignment as it stands in the registry: one tag of the registered model, which every replica follows.
+"""Who answers, as it stands in the registry: a ledger of changes, of which the newest valid one is the truth.
 
-Serve takes a replica out of the proxy while it hands it a new configuration; requests then wait or fail. A replica that
-looks at the registry by itself changes its versions in peace, and the tag changes all that belongs together at once.
+MLflow's tags and aliases overwrite, and nothing in its API says "only if nobody else wrote". What it does decide, in
+one transaction, is the number of a new model version. So each change is a new version of the registered model
+`<use_case>.endpoint`, with the whole value in its tags and the number of the version before it as its base. It is
+valid only where its own number is the next one: whoever wrote in between took that number. A writer that lost, or that
+wakes up late, leaves an entry that nobody reads. The version's aliases and records are projections (`deploy/champion`).
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import getpass
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
 from pydantic import ValidationError
 
-from shopfloor.errors import NotFoundError, ServiceError
-from shopfloor.runs.mlflow import Mlflow
-from shopfloor.serving.contract import TAG, Assignment
+from shopfloor.errors import AccessError, ConflictError, NotFoundError, ServiceError
+from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.serving.contract import LEASE_KEPT, TAG, Assignment
+
+SUFFIX = ".endpoint"
+"""What follows a use case's name in that of its ledger; no use case's name has a full stop."""
+BASE = "shopfloor.base"
+"""Tag of an entry: number of the entry that its writer saw last."""
+LEASE = "shopfloor.lease"
+"""Tag of an entry: whether somebody still answers for the challenger's share, see `contract`."""
+APPLICATION = "shopfloor.application"
+"""Tag of an entry: what Ray Serve is asked to run, and where."""
+_PAGE = 5
+"""Newest entries that a reader asks for; there are more only where so many writers lost in a row."""
+_TRIES, _TRIES_OF_FAILURES = 10, 2
 
 
-def read(mlflow: Mlflow, use_case: str) -> Assignment:
-    """Return what the registry says; an assignment of nothing where it has no such model, or the model no tag.
+@dataclass(frozen=True)
+class Entry:
+    """The newest valid change, with what stands beside it."""
+
+    assignment: Assignment
+    lease: str = LEASE_KEPT
+    application: dict[str, Any] | None = None
+    """What Serve runs, as `deploy/applications` declares it; `None` where nothing is to run."""
+    place: str = ""
+    """Ray cluster on which it runs."""
+    number: int = 0
+    """Of the newest entry, valid or not."""
+    known: bool = True
+    """Whether the registry says anything at all: one that lost a model takes no champion off."""
+
+
+def read(mlflow: Mlflow, use_case: str) -> Entry:
+    """Return what the registry says; an assignment of nothing where it never heard of an endpoint.
 
     Args:
         mlflow: The registry.
         use_case: Name of the registered model.
 
     Raises:
-        ServiceError: MLflow does not answer, or refuses, or the tag is broken.
+        ServiceError: MLflow does not answer, or refuses, or the entry is broken.
     """
-    try:
-        model = mlflow.get("registered-models/get", "registered_model", name=use_case)
-    except NotFoundError:  # said by MLflow itself; any other 404 says nothing about the model
-        return Assignment()
-    tags = {tag["key"]: tag.get("value", "") for tag in model.get("tags", [])}
-    try:
-        return Assignment.model_validate_json(tags[TAG]) if tags.get(TAG) else Assignment()
-    except ValidationError as error:
-        raise ServiceError(
-            f"The tag {TAG} of the model {use_case} is broken.", f"Remove it, then: shopfloor models promote {use_case}"
-        ) from error
+    versions = _entries(mlflow, use_case, _PAGE)
+    if not versions:
+        return _before_ledgers(mlflow, use_case)
+    entry = _newest_valid(versions) or _newest_valid(_entries(mlflow, use_case, 1000))
+    return entry or Entry(Assignment(), number=int(versions[0]["version"]), known=False)
 
 
-def write(mlflow: Mlflow, use_case: str, assignment: Assignment) -> None:
-    """Let the endpoint of `use_case` hold these versions; its replicas see it within a second.
+def read_all(mlflow: Mlflow) -> dict[str, Entry]:
+    """Return the newest valid change of every use case that has a ledger."""
+    models = mlflow.search(
+        "registered-models/search", "registered_models", filter=f"name LIKE '%{SUFFIX}'", max_results=1000
+    )
+    found: dict[str, Entry] = {}
+    for model in models:
+        use_case = model["name"].removesuffix(SUFFIX)
+        found[use_case] = _newest_valid(model.get("latest_versions", [])) or read(mlflow, use_case)
+    return found
+
+
+def change(mlflow: Mlflow, use_case: str, base: Entry, lease: str = LEASE_KEPT, **values: Any) -> Entry:
+    """Write the next assignment, unless somebody else changed anything since `base` was read.
 
     Args:
         mlflow: The registry.
         use_case: Name of the registered model.
-        assignment: What its endpoint is to hold.
+        base: What was read; what `values` leaves out stays as it is there.
+        lease: Whether somebody answers for the challenger's share, see `contract`.
+        **values: Fields of `Assignment` that change, and `application` and `place`.
+
+    Returns:
+        What stands in the registry now.
 
     Raises:
+        ConflictError: Somebody else wrote in between; says who.
         NotFoundError: There is no such model.
         ServiceError: MLflow does not answer, or refuses.
     """
-    content = {"name": use_case, "key": TAG, "value": assignment.model_dump_json()}
+    application = values.pop("application", base.application)
+    place = values.pop("place", base.place)
+    fresh: dict[str, Any] = {"action": "deploy", "replaced": None, "reason": "", "run_id": ""}
+    fresh |= {"by": myself(), "when": dt.datetime.now(dt.UTC), "id": uuid.uuid4().hex, "revision": 0}
+    assignment = Assignment.model_validate(base.assignment.model_dump() | fresh | values)
+    tags = {TAG: assignment.model_dump_json(exclude={"revision"}), LEASE: lease}
+    if application is not None:
+        tags[APPLICATION] = json.dumps({"place": place, "application": application}, sort_keys=True)
+    number = base.number
+    for attempt in range(_TRIES):
+        failure: ServiceError | None = None
+        try:
+            if _append(mlflow, use_case, number, tags, assignment) == number + 1:
+                assignment = assignment.model_copy(update={"revision": number + 1})
+                return Entry(assignment, lease, application, place, number + 1)
+        except (AccessError, RefusedError):
+            raise
+        except ServiceError as error:  # a database that is busy, or an answer that was lost
+            failure = error
+        newest = read(mlflow, use_case)
+        if newest.assignment.id == assignment.id:
+            return newest
+        require_same(use_case, base, newest)
+        if failure is not None and attempt >= _TRIES_OF_FAILURES:
+            raise failure
+        number = newest.number  # only somebody who lost as well was in between
+        time.sleep(0.02 * attempt)
+    raise ConflictError(f"The endpoint of {use_case} is being changed by too many at once.", "Try again.")
+
+
+def require_same(use_case: str, before: Entry, newest: Entry) -> None:
+    """Let only who still has the last word go on.
+
+    Raises:
+        ConflictError: Somebody else changed who answers since `before` was read.
+    """
+    if newest.assignment.revision != before.assignment.revision:
+        raise ConflictError(
+            f"Somebody else changed the endpoint of {use_case} in between: {newest.assignment.words()}.",
+            "`shopfloor status` shows who answers; try again if it is not what you want.",
+        )
+
+
+def renew(mlflow: Mlflow, use_case: str, entry: Entry, lease: str = "") -> None:
+    """Say that somebody answers for the challenger's share of this entry, for `LEASE_S` seconds or as `lease` says.
+
+    Raises:
+        ServiceError: MLflow does not answer, or refuses.
+    """
+    content = {"name": use_case + SUFFIX, "version": str(entry.assignment.revision), "key": LEASE}
+    if entry.assignment.revision:
+        mlflow.post("model-versions/set-tag", content | {"value": lease or fresh_lease()})
+
+
+def fresh_lease() -> str:
+    """Return a lease that begins now."""
+    return f"{time.time():.3f}"
+
+
+def myself() -> str:
+    """Return user and host of this process."""
     try:
-        mlflow.post("registered-models/set-tag", content)
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _entries(mlflow: Mlflow, use_case: str, count: int) -> list[Any]:
+    try:
+        return mlflow.search(
+            "model-versions/search",
+            "model_versions",
+            filter=f"name = '{use_case}{SUFFIX}'",
+            order_by="version_number DESC",
+            max_results=count,
+        )
+    except NotFoundError:
+        return []
+
+
+def _newest_valid(versions: list[Any]) -> Entry | None:
+    """Return the newest entry that was written on top of the one before it."""
+    for version in versions:
+        tags = _tags(version)
+        number = int(version["version"])
+        if tags.get(BASE) != str(number - 1):
+            continue
+        try:
+            assignment = Assignment.model_validate_json(tags[TAG]).model_copy(update={"revision": number})
+            declared = json.loads(tags.get(APPLICATION) or "{}")
+        except (ValidationError, ValueError, KeyError) as error:
+            raise ServiceError(
+                f"Version {number} of {version['name']} in MLflow is broken.", "Delete that version in MLflow."
+            ) from error
+        return Entry(
+            assignment,
+            tags.get(LEASE, LEASE_KEPT),
+            declared.get("application"),
+            declared.get("place", ""),
+            int(versions[0]["version"]),
+        )
+    return None
+
+
+def _append(mlflow: Mlflow, use_case: str, base: int, tags: dict[str, str], assignment: Assignment) -> int:
+    """Add an entry and return the number that MLflow gave it."""
+    entry = {
+        "name": use_case + SUFFIX,
+        "source": f"shopfloor:/{use_case}",  # MLflow wants one; there are no files behind an entry
+        "description": f"Champion {assignment.champion or '-'}, challenger {assignment.challenger or '-'}: "
+        f"{assignment.words()}",
+        "tags": [{"key": key, "value": value} for key, value in (tags | {BASE: str(base)}).items()],
+    }
+    try:
+        return int(mlflow.post("model-versions/create", entry)["model_version"]["version"])
+    except NotFoundError:
+        if base:
+            raise
+        _begin_ledger(mlflow, use_case)
+        return int(mlflow.post("model-versions/create", entry)["model_version"]["version"])
+
+
+def _begin_ledger(mlflow: Mlflow, use_case: str) -> None:
+    try:
+        mlflow.get("registered-models/get", "registered_model", name=use_case)
     except NotFoundError as error:
         raise NotFoundError(
             f"There is no model {use_case!r}.", "`shopfloor models list` shows what there is."
         ) from error
+    description = f"Who answers for {use_case}, and who changed it: the newest version counts. Kept by Shopfloor."
+    try:
+        mlflow.post("registered-models/create", {"name": use_case + SUFFIX, "description": description})
+    except RefusedError as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
+    """Return what the tag and the alias say that stood in the place of a ledger until version 0.1."""
+    try:
+        model = mlflow.get("registered-models/get", "registered_model", name=use_case)
+    except NotFoundError:  # said by MLflow itself; any other 404 says nothing about the model
+        return Entry(Assignment(), known=False)
+    aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
+    text = _tags(model).get(TAG)
+    try:
+        old = Assignment.model_validate_json(text) if text else Assignment(champion=aliases.get("champion"))
+    except ValidationError as error:
+        raise ServiceError(
+            f"The tag {TAG} of the model {use_case} is broken.", f"Remove it, then: shopfloor models promote {use_case}"
+        ) from error
+    return Entry(old, known=bool(text or old.champion))
+
+
+def _tags(thing: Any) -> dict[str, str]:
+    return {tag["key"]: tag.get("value", "") for tag in thing.get("tags", [])}

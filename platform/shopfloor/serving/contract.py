@@ -5,6 +5,7 @@ Both sides import this module, and it imports neither of them.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from typing import Literal
 
@@ -17,7 +18,12 @@ IMPORT_PATH = "shopfloor.serving.replica.app:build"
 VERSION_HEADER = "X-Shopfloor-Version"
 """Header of a request: the version that is to answer; of an answer: the one that did."""
 TAG = "shopfloor.endpoint"
-"""Of the registered model."""
+"""Tag that holds an assignment."""
+LEASE_S = 60.0
+"""How long a challenger keeps its share when nobody says any more that its trial goes on."""
+LEASE_KEPT, LEASE_ENDED = "kept", "ended"
+"""A lease that never runs out, and one that has; any other is the Unix time of its last renewal."""
+Action = Literal["promote", "rollback", "deploy", "end", "remove"]
 
 
 class OnlineConfig(BaseModel):
@@ -83,7 +89,7 @@ class Config(BaseModel):
 
 
 class Assignment(BaseModel):
-    """The versions of an endpoint, and what each gets of the requests that name none."""
+    """Who answers: the versions of an endpoint, their shares of the requests that name none, and whose doing it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,6 +101,21 @@ class Assignment(BaseModel):
     """Share of the requests that the challenger answers."""
     shadow: bool = False
     """Whether the challenger answers a copy of each row that the champion answers."""
+    before: str | None = None
+    """Champion to go back to."""
+    replaced: str | None = None
+    """Champion until this change, where this change made another one."""
+    action: Action = "deploy"
+    by: str = ""
+    """User and host."""
+    when: dt.datetime | None = None
+    reason: str = ""
+    run_id: str = ""
+    """MLflow run that asked for the change, or that made the version."""
+    id: str = ""
+    """Name of this change alone, by which its writer knows it again."""
+    revision: int = 0
+    """Number that the registry gave the change; 0 before the first one."""
 
     def versions(self) -> list[str]:
         """Return the versions that are to be loaded."""
@@ -103,3 +124,15 @@ class Assignment(BaseModel):
     def digest(self) -> str:
         """Return a hash of it, which tells whether a replica has it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def words(self) -> str:
+        """Return the change for a person."""
+        what = {
+            "promote": f"promotion of version {self.champion}",
+            "rollback": f"rollback to version {self.champion}",
+            "deploy": f"deployment of {' and '.join(self.versions()) or 'nothing'}",
+            "end": "end of a trial",
+            "remove": "removal of the endpoint",
+        }[self.action]
+        when = f" at {self.when:%Y-%m-%d %H:%M:%S} UTC" if self.when else ""
+        return f"{what} by {self.by or 'somebody'}{when}" + (f" ({self.reason})" if self.reason else "")

@@ -11,6 +11,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from shopfloor.serving.beside import process as side_process
@@ -25,32 +26,58 @@ class RehearsalFailed(Exception):
     """The version does not load, or its process ended while it did; says why."""
 
 
-def fetch(tracking_uri: str, name: str, version: str, directory: Path, limit_s: int = LIMIT_S) -> Path:
-    """Download a version and load it elsewhere, with all that a replica asks it then; return where it lies.
+class Rehearsal:
+    """One trial of a version; it ends with the block around it, whoever waits for it or not."""
 
-    Args:
-        tracking_uri: MLflow's server.
-        name: Registered model.
-        version: A version number.
-        directory: Gets the model's files.
-        limit_s: How long all of it may take.
+    def __init__(self) -> None:
+        """Begin with no process."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
+        self._lock = threading.Lock()
 
-    Raises:
-        RehearsalFailed: As it says.
-    """
-    order = {"tracking_uri": tracking_uri, "name": name, "version": version, "directory": str(directory)}
-    order["limit_s"] = str(limit_s)
-    with side_process.start(__name__) as process:
-        said, _ = process.communicate(json.dumps(order).encode())
-    try:
-        answer: dict[str, str] = json.loads(said)
-    except ValueError:
-        raise RehearsalFailed(
-            f"the process that tried it {_end(process, limit_s)}, see Ray's log of the replica"
-        ) from None
-    if "error" in answer:
-        raise RehearsalFailed(answer["error"])
-    return Path(answer["directory"])
+    def __enter__(self) -> Rehearsal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._ended = True
+            if self._process is not None and self._process.poll() is None:
+                self._process.kill()
+
+    def fetch(self, tracking_uri: str, name: str, version: str, directory: Path, limit_s: int = LIMIT_S) -> Path:
+        """Download a version and load it elsewhere, with all that a replica asks it then; return where it lies.
+
+        Args:
+            tracking_uri: MLflow's server.
+            name: Registered model.
+            version: A version number.
+            directory: Gets the model's files.
+            limit_s: How long all of it may take.
+
+        Raises:
+            RehearsalFailed: As it says.
+        """
+        order = {"tracking_uri": tracking_uri, "name": name, "version": version, "directory": str(directory)}
+        order["limit_s"] = str(limit_s)
+        with self._lock:
+            if self._ended:
+                raise RehearsalFailed("nobody waits for it any more")
+            self._process = process = side_process.start(__name__)
+        with process:
+            try:
+                output, _ = process.communicate(json.dumps(order).encode(), timeout=limit_s)
+            except subprocess.TimeoutExpired:  # a model may have taken the alarm of its own process away
+                process.kill()
+                raise RehearsalFailed(f"the process that tried it was not done after {limit_s} s") from None
+        try:
+            answer: dict[str, str] = json.loads(output)
+        except ValueError:
+            raise RehearsalFailed(
+                f"the process that tried it {_end(process, limit_s)}, see Ray's log of the replica"
+            ) from None
+        if "error" in answer:
+            raise RehearsalFailed(answer["error"])
+        return Path(answer["directory"])
 
 
 def main() -> None:

@@ -1,18 +1,27 @@
 """What Ray Serve is asked to run: the declaration of a use case's application, and Serve's REST API.
 
-Serve takes the list of all applications at once. Who changes one reads, changes and writes under `rollout.py`'s lock.
+Serve takes the list of all applications at once and removes what it lacks, so a deployer that had read the list before
+somebody else wrote it would take theirs away. What is to run therefore stands in the registry, with the assignment:
+whoever writes the list writes what the registry says for all of them, looks again, and repeats it until it holds.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
+import socket
+import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from shopfloor.errors import ServiceError
+from shopfloor.errors import ConflictError, ServiceError
+from shopfloor.runs.mlflow import Mlflow
+from shopfloor.serving import assignment as assignments
 from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
 from shopfloor.settings import NO_TOKENS, Settings
 from shopfloor.storage import is_remote, join
@@ -20,6 +29,18 @@ from shopfloor.use_case import ServingSection, UseCase
 
 SPARE_REQUESTS = 1000
 """Requests that Serve lets into a replica beyond those that it answers: it waits for their bodies, or refuses them."""
+SERVE = "/api/serve/applications/"
+FRESH_S = 5.0
+"""How old may be what was read of Serve and of the registry when the list is written."""
+_TRIES = 10
+_FIELDS = {"name", "route_prefix", "import_path", "args", "deployments"}
+_IMPORT = re.compile(r"^[ \t]*(?:from\s+([.\w]+)\s+import\s+(\([^)]*\)|[^\n]+)|import\s+([^\n#]+))", re.MULTILINE)
+_PROCESSES = (
+    IMPORT_PATH.partition(":")[0],
+    "shopfloor.serving.beside.rehearsal",
+    "shopfloor.serving.beside.shadow_process",
+)
+"""Modules that a replica runs, here and in processes beside it."""
 
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -31,14 +52,24 @@ def log_root(settings: Settings) -> str:
     return join(root if is_remote(root) else str((settings.project_root / root).resolve()), "predictions")
 
 
-def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
+def place(settings: Settings) -> str:
+    """Return the name of the Ray cluster: this machine for one that listens on loopback, whatever port it has now."""
+    address = urlsplit(settings.ray_dashboard_url)
+    return socket.gethostname() if is_loopback(address.hostname) else f"{address.hostname}:{address.port}"
+
+
+def build(settings: Settings, case: UseCase, before: dict[str, Any] | None) -> dict[str, Any]:
     """Return the declaration of a use case's application.
 
     Args:
         settings: Say what a replica needs to find.
         case: Its `serving` says how it answers.
-        present: What `running` says of it; `None` where it does not run.
+        before: What the registry declares now; `None` where it declares nothing.
+
+    Raises:
+        ServiceError: Ray's dashboard does not answer, or Serve refuses.
     """
+    present = running(settings).get(case.name)
     serving = case.serving
     config = Config(
         use_case=case.name,
@@ -56,11 +87,11 @@ def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
         batch_wait_ms=serving.batching.wait_ms if serving.batching else 0,
         max_rows=serving.max_rows,
         max_body_bytes=serving.max_body_bytes,
-        tokens_file=_tokens_file(settings, _config(present)),
+        tokens_file=_tokens_file(settings, before or _config(present)),
         online=online_config(settings, case),
     )
     failed = present is not None and present["status"] == "DEPLOY_FAILED"
-    attempt = _config(present).get("args", {}).get("attempt", "") if present and not failed else uuid.uuid4().hex[:8]
+    attempt = uuid.uuid4().hex[:8] if failed or before is None else before["args"]["attempt"]
     application: dict[str, Any] = {
         "name": case.name,
         "route_prefix": f"/{case.name}",
@@ -76,12 +107,31 @@ def build(settings: Settings, case: UseCase, present: Any) -> dict[str, Any]:
                 "ray_actor_options": {"num_cpus": serving.cpus} | ({"num_gpus": serving.gpus} if serving.gpus else {}),
                 # Serve puts a log record together for each request even where it is not to be written.
                 "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
-                "user_config": config.model_dump(),
+                "user_config": config.model_dump(mode="json"),
             }
         ],
     }
-    fingerprint = hashlib.sha256(json.dumps(application, sort_keys=True).encode()).hexdigest()[:16]
-    application["deployments"][0]["user_config"]["declaration"] = fingerprint
+    return _sealed(application)
+
+
+def readdressed(settings: Settings, application: dict[str, Any]) -> dict[str, Any]:
+    """Return a declaration with the registry's present address: the embedded one may have got another port."""
+    copy: dict[str, Any] = json.loads(json.dumps(application))
+    copy["deployments"][0]["user_config"] |= {"tracking_uri": settings.tracking_uri, "declaration": ""}
+    return _sealed(copy)
+
+
+def replicas(application: Mapping[str, Any]) -> int:
+    """Return how many replicas a declaration has at least."""
+    deployment = application["deployments"][0]
+    scaling = deployment.get("autoscaling_config")
+    return int(scaling["min_replicas"] if scaling else deployment["num_replicas"])
+
+
+def _sealed(application: dict[str, Any]) -> dict[str, Any]:
+    """Return a declaration with its own hash, by which it is known again."""
+    digest = hashlib.sha256(json.dumps(application, sort_keys=True).encode()).hexdigest()[:16]
+    application["deployments"][0]["user_config"]["declaration"] = digest
     return application
 
 
@@ -123,12 +173,50 @@ def _replicas(serving: ServingSection) -> dict[str, Any]:
 
 
 def _code_hash(settings: Settings, case: UseCase) -> str:
-    """Return a hash of what a replica has imported, of which the use case has a part where it looks features up."""
     digest = hashlib.sha256()
-    own = settings.project_root / "pipelines" / case.name / "features.py"
-    for file in [*sorted(Path(__file__).parents[1].rglob("*.py")), *([own] if case.serving.online else [])]:
+    for _, file in sorted(replica_code(settings, case).items()):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def replica_code(settings: Settings, case: UseCase) -> dict[str, Path]:
+    """Return what a replica imports of this repository, module to file; new code needs new replicas.
+
+    Args:
+        settings: Say where the project is.
+        case: Has a part in it where its replicas look features up.
+    """
+    roots = {"shopfloor": Path(__file__).parents[2], "pipelines": settings.project_root / "pipelines"}
+    modules = [*_PROCESSES, *([f"pipelines.{case.name}.features"] if case.serving.online else [])]
+    seen: dict[str, Path] = {}
+    while modules:
+        module = modules.pop()
+        package, *rest = module.split(".")
+        if package not in roots or module in seen:
+            continue
+        base = roots[package].joinpath(*rest)
+        file = next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+        if file is not None:
+            seen[module] = file
+            modules += _imports(file, module if file.name == "__init__.py" else module.rpartition(".")[0])
+    return seen
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports(file: Path, package: str) -> list[str]:
+    """Return the modules that a file may import, wherever it does; without parsing it, which takes 20 times as long."""
+    modules: list[str] = []
+    for source, names, plain in _IMPORT.findall(file.read_text(encoding="utf-8")):
+        if plain:
+            modules += [name.split()[0] for name in plain.split(",") if name.strip()]
+            continue
+        level = len(source) - len(source.lstrip("."))
+        parts = package.split(".")
+        above = ".".join(parts[: len(parts) - level + 1]) if level else ""
+        module = ".".join(filter(None, (above, source.lstrip("."))))
+        imported = (name.split()[0] for name in re.sub(r"#.*", "", names).strip("()").split(",") if name.strip())
+        modules += [module, *(f"{module}.{name}" for name in imported)]
+    return modules
 
 
 def _config(application: Any) -> dict[str, Any]:
@@ -154,46 +242,82 @@ def online_config(settings: Settings, case: UseCase) -> OnlineConfig | None:
     )
 
 
-def fingerprint(application: Any) -> str | None:
-    """Return the hash of what was declared to Serve; `None` where nothing was, or it failed to start."""
-    if application is None or application.get("status") == "DEPLOY_FAILED":
-        return None
-    deployments = _config(application).get("deployments") or [{}]
-    declaration = (deployments[0].get("user_config") or {}).get("declaration")
-    return str(declaration) if declaration else None
-
-
 def running(settings: Settings) -> dict[str, Any]:
     """Return Serve's applications by name, without those that are being removed.
 
     Raises:
         ServiceError: Ray's dashboard does not answer, or Serve refuses.
     """
-    details = _dashboard(settings, "GET").json()
+    details = ask_ray(settings, "GET", SERVE).json()
     return {name: item for name, item in details["applications"].items() if item["status"] != "DELETING"}
 
 
-def declare(settings: Settings, applications: dict[str, Any], *changed: dict[str, Any]) -> None:
-    """Make Serve run these applications: all of them as they are, but for those that `changed` brings.
+def declare(settings: Settings, *use_cases: str) -> None:
+    """Make Serve run what the registry declares for these, and lose nothing that it declares for others.
+
+    Args:
+        settings: Say where Serve and the registry are.
+        *use_cases: Use cases whose declaration has changed; one of which the registry declares nothing is removed.
 
     Raises:
-        ServiceError: Ray's dashboard does not answer, or Serve refuses.
+        ServiceError: MLflow, Ray's dashboard or Serve does not answer, or refuses.
+        ConflictError: The list never held, because others write it all the time.
     """
-    declared = {name: _config(item) for name, item in applications.items() if _config(item)}
-    declared |= {item["name"]: item for item in changed}
+    mlflow, here = Mlflow(settings.tracking_uri, settings.request_timeout_s), place(settings)
+    for attempt in range(_TRIES):
+        begun = time.monotonic()
+        entries = assignments.read_all(mlflow)
+        wanted: dict[str, Any] = dict.fromkeys(use_cases)
+        wanted |= {
+            name: entry.application
+            for name, entry in entries.items()
+            if name in wanted or (entry.place == here and _is_ours(name, entry.application))
+        }
+        present = {name: _config(item) for name, item in running(settings).items()}
+        if all(declaration(present.get(name)) == declaration(wanted[name]) for name in wanted):
+            return
+        if time.monotonic() - begun < FRESH_S:  # whoever was paused in between looks again
+            _put(settings, [item for item in (present | wanted).values() if item])
+        time.sleep(0.05 * attempt)
+    raise ConflictError("What Ray Serve runs is being changed by too many at once.", "Try again.")
+
+
+def _is_ours(name: str, application: Mapping[str, Any] | None) -> bool:
+    """Tell whether a declaration is one that `build` makes: who may write to the registry may not run code by it."""
+    own = {"name": name, "route_prefix": f"/{name}", "import_path": IMPORT_PATH}
+    return application is not None and dict(application) | own == application and set(application) == _FIELDS
+
+
+def declaration(application: Mapping[str, Any] | None) -> str | None:
+    """Return the hash of a declaration; `None` where there is none."""
+    deployments = (application or {}).get("deployments") or [{}]
+    return (deployments[0].get("user_config") or {}).get("declaration")
+
+
+def _put(settings: Settings, applications: list[dict[str, Any]]) -> None:
     address = urlsplit(settings.serve_url)
-    local = address.hostname in LOOPBACK
     # Serve reads the HTTP options when it starts, with the first application; a running one keeps its own.
-    http_options = {"host": "127.0.0.1" if local else "0.0.0.0", "port": address.port or 8000}  # noqa: S104
-    _dashboard(settings, "PUT", {"http_options": http_options, "applications": list(declared.values())})
+    host = "127.0.0.1" if is_loopback(address.hostname) else "0.0.0.0"  # noqa: S104
+    http_options = {"host": host, "port": address.port or 8000}
+    ask_ray(settings, "PUT", SERVE, {"http_options": http_options, "applications": applications})
 
 
-def _dashboard(settings: Settings, method: str, content: dict[str, Any] | None = None) -> Any:
+def is_loopback(host: str | None) -> bool:
+    """Tell whether a host is this machine's own."""
+    return host in LOOPBACK
+
+
+def ask_ray(settings: Settings, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
+    """Return the answer of Ray's dashboard.
+
+    Raises:
+        ServiceError: It does not answer, or refuses.
+    """
     import requests
 
     # The first call starts Serve's own processes, and takes as long as they do.
     timeout_s = max(settings.request_timeout_s, 60.0)
-    url = f"{settings.ray_dashboard_url.rstrip('/')}/api/serve/applications/"
+    url = f"{settings.ray_dashboard_url.rstrip('/')}{path}"
     try:
         answer = requests.request(method, url, json=content, timeout=timeout_s, headers=settings.ray_headers())
     except requests.RequestException as error:
@@ -203,7 +327,7 @@ def _dashboard(settings: Settings, method: str, content: dict[str, Any] | None =
         ) from error
     if not answer.ok:
         raise ServiceError(
-            f"Ray Serve answers {answer.status_code}: {answer.text.strip()[-500:]}",
+            f"Ray answers {answer.status_code}: {answer.text.strip()[-500:]}",
             f"{settings.ray_dashboard_url} shows its state; `shopfloor down` and `shopfloor up` start it anew.",
         )
     return answer

@@ -1,17 +1,14 @@
-"""Puts model versions on Ray Serve and says which ones answer: the assignment, Serve's REST API, the endpoint's status.
+"""Lets an endpoint hold the versions of its assignment, and says which ones answer.
 
-Serve takes the list of all applications at once, so reading, changing and writing it happens under one lock: two
-deployers never lose each other's application. It is asked only where an application is new or its settings changed;
-versions come and go by the assignment. One that does not load is taken back, and the live one answers on.
+The assignment is written first, in one write that fails where somebody else wrote in between; replicas follow it. Serve
+is asked only where an application is new or its settings changed. A version that does not load, or not in time, is
+taken off the assignment again, unless somebody else has changed it since; what answered before answers on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -20,13 +17,11 @@ from typing import Any
 from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
-from shopfloor.serving.contract import DEPLOYMENT, Assignment, Config
+from shopfloor.serving.assignment import Entry
+from shopfloor.serving.contract import DEPLOYMENT, LEASE_KEPT, Action, Config
 from shopfloor.serving.deploy import applications
 from shopfloor.settings import Settings
-from shopfloor.storage import EFFECT, Artifact, publish
-from shopfloor.use_case import UseCase, load_use_case
-
-logger = logging.getLogger(__name__)
+from shopfloor.use_case import load_use_case
 
 DEPLOY_TIMEOUT_S = 180.0
 STATUS_TIMEOUT_S = 2.0
@@ -64,13 +59,18 @@ def endpoint(settings: Settings, use_case: str) -> str:
     return f"{settings.serve_url.rstrip('/')}/{use_case}"
 
 
+def registry(settings: Settings) -> Mlflow:
+    """Return the registry of these settings."""
+    return Mlflow(settings.tracking_uri, settings.request_timeout_s)
+
+
 def declared_traffic(settings: Settings, use_case: str) -> Traffic:
     """Return what the challenger of a use case is to get of the requests.
 
     Raises:
         ServiceError: MLflow does not answer.
     """
-    assigned = _assigned(settings, use_case)
+    assigned = assignments.read(registry(settings), use_case).assignment
     return Traffic(assigned.canary_percent, assigned.shadow)
 
 
@@ -80,6 +80,12 @@ def live_versions(settings: Settings, use_case: str) -> Versions:
     return {alias: status[alias] for alias in ("champion", "challenger")} if status else {}
 
 
+def live_share(settings: Settings, use_case: str) -> float:
+    """Return the percent of the requests that the challenger answers, by the endpoint: its lease may have run out."""
+    status = _endpoint_status(settings, use_case)
+    return float(status["canary_percent"]) if status else 0.0
+
+
 def deploy(
     settings: Settings,
     use_case: str,
@@ -87,7 +93,11 @@ def deploy(
     challenger: str | Keep | None = KEEP,
     traffic: Traffic | Keep = NO_TRAFFIC,
     timeout_s: float = DEPLOY_TIMEOUT_S,
-) -> Versions:
+    judged: bool = False,
+    reason: str = "",
+    action: Action = "deploy",
+    before: Entry | None = None,
+) -> Entry:
     """Make the endpoint of `use_case` hold these versions, and wait until it does.
 
     Args:
@@ -97,54 +107,99 @@ def deploy(
         challenger: Version that answers whoever asks for it; the same.
         traffic: What the challenger gets of the other requests.
         timeout_s: How long to wait for all of it, the start of a replica included.
+        judged: The caller renews the challenger's lease; otherwise the share stays until somebody ends it.
+        reason: Why, for the record.
+        action: What kind of change it is.
+        before: What the caller read of the registry before it decided; `None` reads it now.
 
     Returns:
-        The versions deployed.
+        What stands in the registry now.
 
     Raises:
         ServiceError: Ray or the endpoint does not answer, or not in time.
-        ShopfloorError: A version does not load; what was deployed before is deployed again.
+        ShopfloorError: A version does not load; what was assigned before is assigned again.
         ConflictError: Another deployment of the same use case came in between.
     """
     case = load_use_case(settings, use_case)
+    mlflow = registry(settings)
     deadline = time.monotonic() + timeout_s
-    with _locked(settings):
-        running = applications.running(settings)
-        before = _assigned(settings, use_case)
-        wanted = Assignment(
-            champion=before.champion if isinstance(champion, Keep) else champion,
-            challenger=before.challenger if isinstance(challenger, Keep) else challenger,
-            canary_percent=before.canary_percent if isinstance(traffic, Keep) else traffic.canary_percent,
-            shadow=before.shadow if isinstance(traffic, Keep) else traffic.shadow,
-        )
-        present = running.get(use_case)
-        application = applications.build(settings, case, present)
-        _assign(settings, use_case, wanted)
-        if applications.fingerprint(present) != applications.fingerprint({"deployed_app_config": application}):
-            applications.declare(settings, running, application)
+    before = before or assignments.read(mlflow, use_case)
+    assigned = before.assignment
+    share = Traffic(assigned.canary_percent, assigned.shadow) if isinstance(traffic, Keep) else traffic
+    wanted = assigned.champion if isinstance(champion, Keep) else champion
+    entry = assignments.change(
+        mlflow,
+        use_case,
+        before,
+        # Whoever is killed while it loads leaves a share that ends by itself.
+        lease=assignments.fresh_lease() if share != NO_TRAFFIC else LEASE_KEPT,
+        champion=wanted,
+        before=assigned.before if wanted == assigned.champion else None,
+        challenger=assigned.challenger if isinstance(challenger, Keep) else challenger,
+        canary_percent=share.canary_percent,
+        shadow=share.shadow,
+        application=applications.build(settings, case, before.application),
+        place=applications.place(settings),
+        action=action,
+        reason=reason,
+        run_id=settings.run_id or "",
+    )
     try:
-        _wait_until_loaded(settings, case, wanted, _digest(application, wanted), deadline)
-    except _DoesNotLoadError as error:
-        _take_back(settings, use_case, wanted, before)
-        raise ShopfloorError(
-            f"Version {error.version} of {use_case} does not load: {error.reason}",
-            "What answered before still answers.",
-        ) from error
-    return {"champion": wanted.champion, "challenger": wanted.challenger}
+        hold(settings, use_case, entry, deadline)
+        if share != NO_TRAFFIC and not judged:
+            assignments.renew(mlflow, use_case, entry, LEASE_KEPT)
+    except BaseException:
+        with contextlib.suppress(ShopfloorError):
+            _take_back(mlflow, use_case, entry, before)
+        raise
+    return entry
 
 
-def undeploy(settings: Settings, use_case: str) -> None:
-    """Remove the endpoint of `use_case` and return when it is gone; nothing happens where there is none.
+def hold(settings: Settings, use_case: str, entry: Entry, deadline: float | None = None) -> None:
+    """Let Serve run what the registry declares, and return when the endpoint holds the assignment.
+
+    Args:
+        settings: Say where Ray's dashboard, Serve and MLflow are.
+        use_case: Its name.
+        entry: What stands in the registry, with an application.
+        deadline: Of `time.monotonic()`; `None` for `DEPLOY_TIMEOUT_S` from now.
+
+    Raises:
+        ServiceError: Ray or the endpoint does not answer, or not in time.
+        ShopfloorError: A version does not load.
+        ConflictError: The registry says something else since.
+    """
+    applications.declare(settings, use_case)
+    _wait_until_held(settings, use_case, entry, deadline or time.monotonic() + DEPLOY_TIMEOUT_S)
+
+
+def undeploy(settings: Settings, use_case: str, reason: str = "") -> bool:
+    """Remove the endpoint of `use_case` and return when it is gone; tells whether there was one.
 
     Raises:
         ServiceError: Ray does not answer, or the endpoint still does after all.
+        ConflictError: Somebody else changes the endpoint.
     """
-    with _locked(settings):
-        running = applications.running(settings)
-        if running.pop(use_case, None) is None:
-            return
-        applications.declare(settings, running)
-        _assign(settings, use_case, Assignment())
+    mlflow = registry(settings)
+    before = assignments.read(mlflow, use_case)
+    present = use_case in applications.running(settings)
+    if not present and before.application is None and not before.assignment.versions():
+        return False
+    if before.known:
+        assignments.change(
+            mlflow,
+            use_case,
+            before,
+            champion=None,
+            challenger=None,
+            canary_percent=0,
+            shadow=False,
+            before=None,
+            application=None,
+            action="remove",
+            reason=reason,
+        )
+    applications.declare(settings, use_case)
     deadline = time.monotonic() + settings.request_timeout_s
     while _endpoint_status(settings, use_case):
         if time.monotonic() > deadline:
@@ -152,90 +207,82 @@ def undeploy(settings: Settings, use_case: str) -> None:
                 f"{endpoint(settings, use_case)} still answers.", f"Look at {settings.ray_dashboard_url}."
             )
         time.sleep(POLL_S)
+    return True
 
 
-def introduce(settings: Settings, use_case: str, version: str, deployment: Artifact) -> None:
-    """Deploy `version` beside the live champion, as the challenger; the step `deploy`.
+def holds_already(settings: Settings, use_case: str, version: str, entry: Entry) -> bool:
+    """Tell whether all replicas have a version in memory, so that it can answer at once."""
+    ready: set[str] = set()
+    if entry.application is None:
+        return False
+    replicas = applications.replicas(entry.application)
+    for _ in range(1 if replicas == 1 else 4 * replicas):
+        status = _endpoint_status(settings, use_case)
+        if status is None or version not in {*status["loaded"], status["kept"]}:
+            return False
+        ready.add(status["replica"])
+        if len(ready) >= replicas:
+            return True
+    return False
 
-    Args:
-        settings: Say where to.
-        use_case: Its name.
-        version: A version in the registry.
-        deployment: Gets `deployment.json`, and an id of this deployment, so that what depends on it runs again.
+
+class _DoesNotLoadError(ShopfloorError):
+    """A version does not load."""
+
+
+def _wait_until_held(settings: Settings, use_case: str, entry: Entry, deadline: float) -> None:
+    """Return when as many replicas as declared have that configuration and hold the assignment.
+
+    Raises:
+        ShopfloorError: As `hold` says.
     """
-    live = live_versions(settings, use_case)
-    if live.get("champion") != version:
-        live = deploy(settings, use_case, challenger=version)
-    record = {
-        "use_case": use_case,
-        "version": version,
-        "deployment_id": uuid.uuid4().hex,
-        "endpoint": endpoint(settings, use_case),
-        "champion": live.get("champion") or "",
-    }
-    with publish(settings, deployment, "deploy") as directory:
-        (directory / "deployment.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    deployment.metadata["version"] = version
-    deployment.metadata["deployment_id"] = record["deployment_id"]
-    deployment.metadata[EFFECT] = {"kind": "deployment", "use_case": use_case, "version": version}
-
-
-class _DoesNotLoadError(Exception):
-    def __init__(self, version: str, reason: str) -> None:
-        super().__init__(version, reason)
-        self.version = version
-        self.reason = reason
-
-
-def _assigned(settings: Settings, use_case: str) -> Assignment:
-    return assignments.read(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case)
-
-
-def _assign(settings: Settings, use_case: str, assignment: Assignment) -> None:
-    assignments.write(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case, assignment)
-
-
-def _digest(application: dict[str, Any], assignment: Assignment) -> str:
-    return Config.model_validate(application["deployments"][0]["user_config"]).digest(assignment)
-
-
-def _wait_until_loaded(settings: Settings, case: UseCase, wanted: Assignment, digest: str, deadline: float) -> None:
-    """Return when as many replicas as configured have the configuration of that digest and hold `wanted`."""
+    wanted = entry.assignment
+    application = entry.application or {}
+    replicas = applications.replicas(application)
+    digest = Config.model_validate(application["deployments"][0]["user_config"]).digest(wanted)
     ready: set[str] = set()
     seen = "it never answered"
-    while time.monotonic() < deadline:
-        status = _endpoint_status(settings, case.name)
-        if status and status.get("digest") == digest:
-            for version in wanted.versions():
-                if version in status["errors"]:
-                    raise _DoesNotLoadError(version, status["errors"][version])
-            seen = f"it is loading {', '.join(status['loading'])}"
-            holds = {"champion": status["champion"], "challenger": status["challenger"]}
-            if not status["loading"] and holds == {"champion": wanted.champion, "challenger": wanted.challenger}:
-                ready.add(status["replica"])
-                if len(ready) >= case.serving.replicas:
-                    return
-        else:
-            seen = _check_progress(settings, case.name, wanted)
-        time.sleep(POLL_S)
+    for status in _statuses(settings, use_case, deadline):
+        if status is None or status.get("digest") != digest:
+            seen = _check_progress(settings, use_case, entry)
+            continue
+        for version in wanted.versions():
+            if version in status["errors"]:
+                raise _DoesNotLoadError(
+                    f"Version {version} of {use_case} does not load: {status['errors'][version]}",
+                    "What answered before still answers.",
+                )
+        seen = f"it is loading {', '.join(status['loading'])}"
+        held = (status["champion"], status["challenger"]) == (wanted.champion, wanted.challenger)
+        if not status["loading"] and held:
+            ready.add(status["replica"])
+            if len(ready) >= replicas:
+                return
     raise ServiceError(
-        f"The endpoint {endpoint(settings, case.name)} did not load {', '.join(wanted.versions())} in time: {seen}.",
+        f"The endpoint {endpoint(settings, use_case)} did not load {', '.join(wanted.versions())} in time: {seen}.",
         f"Look at its logs in {settings.ray_dashboard_url}, then deploy again.",
     )
 
 
-def _check_progress(settings: Settings, use_case: str, wanted: Assignment) -> str:
-    """Return what Serve says about an application that does not hold `wanted` yet.
+def _statuses(settings: Settings, use_case: str, deadline: float) -> Iterator[dict[str, Any] | None]:
+    """Yield what replicas say about themselves, until the deadline."""
+    while time.monotonic() < deadline:
+        yield _endpoint_status(settings, use_case)
+        time.sleep(POLL_S)
+
+
+def _check_progress(settings: Settings, use_case: str, entry: Entry) -> str:
+    """Return what Serve says about an application that does not hold the assignment yet.
 
     Raises:
         ServiceError: It failed to start.
-        ConflictError: It is not to hold `wanted` any more.
+        ConflictError: It is not to hold that any more.
     """
+    assignments.require_same(use_case, entry, assignments.read(registry(settings), use_case))
     application = applications.running(settings).get(use_case)
-    if application is None or _assigned(settings, use_case) != wanted:
-        raise ConflictError(
-            f"Another deployment of {use_case} took the place of this one.", "Wait for it to end, then deploy again."
-        )
+    if application is None:  # somebody who had read the list before put another one in its place
+        applications.declare(settings, use_case)
+        return "Serve was asked again"
     if application["status"] == "DEPLOY_FAILED":
         deployment = application["deployments"].get(DEPLOYMENT, {})
         reason = deployment.get("message") or application["message"]
@@ -246,11 +293,22 @@ def _check_progress(settings: Settings, use_case: str, wanted: Assignment) -> st
     return f"Serve says {application['status']} {application['message']}".rstrip()
 
 
-def _take_back(settings: Settings, use_case: str, wanted: Assignment, before: Assignment) -> None:
-    """Assign what was assigned before `wanted`, where nobody else has deployed since."""
-    with _locked(settings):
-        if _assigned(settings, use_case) == wanted:
-            _assign(settings, use_case, before)
+def _take_back(mlflow: Mlflow, use_case: str, entry: Entry, before: Entry) -> None:
+    """Assign what was assigned before, where nobody else has changed it since; the declaration stays."""
+    with contextlib.suppress(ConflictError):
+        old = before.assignment
+        assignments.change(
+            mlflow,
+            use_case,
+            entry,
+            lease=before.lease,
+            champion=old.champion,
+            challenger=old.challenger,
+            canary_percent=old.canary_percent,
+            shadow=old.shadow,
+            before=old.before,
+            reason=f"undone: {entry.assignment.words()}",
+        )
 
 
 def _endpoint_status(settings: Settings, use_case: str) -> dict[str, Any] | None:
@@ -267,14 +325,3 @@ def _endpoint_status(settings: Settings, use_case: str) -> dict[str, Any] | None
     except (requests.RequestException, ValueError):
         return None
     return status if isinstance(status, dict) and "replica" in status else None
-
-
-@contextlib.contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    """Keep other deployers on this machine out for as long as it takes to read, change and write the applications."""
-    import fcntl
-
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.state_dir / "serve.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -127,7 +127,7 @@ class Predictor:
 
     def _shadow_orders(self) -> Orders | None:
         config, holding = self._config, self._holding
-        if holding.challenger is None or not holding.assignment.shadow:
+        if holding.challenger is None or not holding.shadow:
             return None
         return Orders(
             use_case=config.use_case,

@@ -22,6 +22,8 @@ from shopfloor.serving.replica.versions import Holding
 
 JSON = "application/json"
 _KEY_HEADER = KEY_HEADER.lower().encode()
+_ASSIGNED = {"champion", "challenger", "canary_percent", "shadow", "revision"}
+"""What of the assignment a client may see: not who made it, and why."""
 _KEPT_BACK = {"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url", "online", "hosts"}
 """Addresses and paths, which a client needs not know."""
 _ROUTES = {"/predict", "/invocations"}
@@ -154,7 +156,7 @@ class Routes:
             request.role = "asked"
             model = holding.version(header.decode("latin-1"))
         elif holding.challenger is not None and takes(
-            holding.assignment.canary_percent, self.config.use_case, request.headers.get(_KEY_HEADER)
+            holding.canary_percent, self.config.use_case, request.headers.get(_KEY_HEADER)
         ):
             request.role = "canary"
             model = holding.challenger
@@ -205,7 +207,8 @@ class Routes:
             "kept": holding.before.version if holding.before else None,
             "errors": errors,
             "online_features": problem,
-            "assigned": holding.assignment.model_dump(),
+            "assigned": holding.assignment.model_dump(include=_ASSIGNED),
+            "canary_percent": holding.canary_percent,
             "config": config.model_dump(exclude=_KEPT_BACK),
             "digest": config.digest(holding.assignment),
             "replica": self._replica,

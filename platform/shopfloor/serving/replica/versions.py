@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from shopfloor.errors import ServiceError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.beside import rehearsal
-from shopfloor.serving.contract import VERSION_HEADER, Assignment, Config
+from shopfloor.serving.contract import LEASE_ENDED, LEASE_KEPT, LEASE_S, VERSION_HEADER, Assignment, Config
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel, load_model
 
@@ -27,6 +28,37 @@ RETRY_S = (5, 15, 60)
 LOOK_EVERY_S = 1.0
 """How often a replica looks at its assignment."""
 LOOK_TIMEOUT_S = 10.0
+
+
+class Lease:
+    """Whether somebody still answers for the challenger's share: who judges a trial renews it in the registry."""
+
+    def __init__(self) -> None:
+        """Begin with none seen."""
+        self._value: str | None = None
+        self._changed_s = 0.0
+
+    def holds(self, lease: str, now_s: float, unix_s: float) -> bool:
+        """Tell whether it does, by the time since the lease was seen to change: clocks of two machines may differ.
+
+        Args:
+            lease: As it stands in the registry now.
+            now_s: Time of a clock of this process that never goes back.
+            unix_s: Unix time here, for a replica that has just begun and cannot know since when the lease is the same.
+        """
+        if lease in {LEASE_KEPT, LEASE_ENDED}:
+            return lease == LEASE_KEPT
+        if lease != self._value:
+            age_s = max(0.0, unix_s - _unix_s(lease)) if self._value is None else 0.0
+            self._value, self._changed_s = lease, now_s - age_s
+        return now_s - self._changed_s < LEASE_S
+
+
+def _unix_s(lease: str) -> float:
+    try:
+        return float(lease)
+    except ValueError:  # somebody's own hand
+        return 0.0
 
 
 class Holding:
@@ -41,6 +73,14 @@ class Holding:
         self.errors: dict[str, str] = {}
         """Why a version does not load."""
         self.assignment = Assignment()
+        self.canary_percent = 0.0
+        """Share of the challenger now: the assignment's, as long as somebody answers for it."""
+        self.shadow = False
+        """Whether the challenger answers copies now; the same."""
+        self._lease = Lease()
+        self._last_lease: str | None = None
+        # Requests that wait for a model hold the threads of the event loop; a promotion must be heard all the same.
+        self._looking = ThreadPoolExecutor(1, "assignment")
         self._expect = expect
         self._swapped = swapped
         self.before: ServedModel | None = None
@@ -85,26 +125,49 @@ class Holding:
         """Return the versions that are assigned, and neither loaded nor known not to load."""
         return [name for name in self.assignment.versions() if name not in {*self.loaded, *self.errors}]
 
-    async def _follow(self, config: Config, tried: asyncio.Event) -> None:
-        """Look at the assignment again and again, and take up what it says; `tried` is set after the first time."""
+    async def _follow(self, config: Config, first: asyncio.Event) -> None:
+        """Look at the assignment again and again, and take up what it says; `first` is set when there is no waiting.
+
+        While the registry does not answer, a replica without a champion waits: it has nothing to answer with.
+        """
         import requests
 
         taken: Assignment | None = None
-        reachable = True
-        with requests.Session() as session:
-            mlflow = Mlflow(config.tracking_uri, LOOK_TIMEOUT_S, session)
-            while True:
-                try:
-                    wanted = await asyncio.to_thread(assignments.read, mlflow, config.use_case)
-                    reachable = True
-                    if wanted != taken:
-                        taken = wanted
-                        self._take_up(config, wanted, tried)
-                except ServiceError as error:
-                    if reachable:
-                        logger.warning("%s", error)
-                    reachable = False
-                await asyncio.sleep(LOOK_EVERY_S)
+        problem = ""
+        look = asyncio.get_running_loop().run_in_executor
+        try:
+            with requests.Session() as session:
+                mlflow = Mlflow(config.tracking_uri, LOOK_TIMEOUT_S, session)
+                while True:
+                    lease = None
+                    try:
+                        entry = await look(self._looking, assignments.read, mlflow, config.use_case)
+                        problem, lease = "", entry.lease
+                        if not entry.known:  # a registry that lost the model takes no champion off
+                            first.set()
+                        elif entry.assignment != taken:
+                            taken = entry.assignment
+                            self._take_up(config, taken, first)
+                    except Exception as error:  # whatever it is, the next look may go well
+                        if str(error) != problem:
+                            logger.warning("%s: %s", type(error).__name__, error)
+                        problem = str(error)
+                    self._share(lease)
+                    await asyncio.sleep(LOOK_EVERY_S)
+        finally:  # nobody waits for a follower that has ended
+            first.set()
+
+    def _share(self, lease: str | None) -> None:
+        """Let the challenger have its share while its lease holds; `None` where the registry did not say."""
+        known = lease if lease is not None else self._last_lease
+        self._last_lease = known
+        holds = known is not None and self._lease.holds(known, time.monotonic(), time.time())
+        # The share is not that of the version before, which answers on while this one is loaded.
+        holds = holds and self.challenger is not None and self.challenger.version == self.assignment.challenger
+        share = (self.assignment.canary_percent, self.assignment.shadow) if holds else (0.0, False)
+        if share != (self.canary_percent, self.shadow):
+            self.canary_percent, self.shadow = share
+            self._swapped()
 
     def _take_up(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
         self.assignment = wanted
@@ -138,9 +201,10 @@ class Holding:
             await self._expect()
             # A replica that answers tries elsewhere first what comes; one without a champion has nothing to lose.
             alone = self.champion is None and version == self.assignment.champion
-            self.loaded[version] = await asyncio.to_thread(
-                load_model, config.tracking_uri, config.use_case, version, None if alone else rehearsal.fetch
-            )
+            with rehearsal.Rehearsal() as trial:
+                self.loaded[version] = await asyncio.to_thread(
+                    load_model, config.tracking_uri, config.use_case, version, None if alone else trial.fetch
+                )
             self.errors.pop(version, None)
         except rehearsal.RehearsalFailed as error:
             logger.error("version %s of %s does not load: %s", version, config.use_case, error)
@@ -158,6 +222,7 @@ class Holding:
         self.challenger = self.loaded.get(wanted.challenger, self.challenger) if wanted.challenger else None
         self.loaded = {model.version: model for model in (self.champion, self.challenger) if model}
         self.errors = dict(list(self.errors.items())[-10:])
+        self._share(self._last_lease)
         self._swapped()
 
     def _why_no_champion(self) -> str:

@@ -1,0 +1,30 @@
+"""What Ray Serve is asked to run."""
+
+from pathlib import Path
+
+from shopfloor.serving.deploy import applications
+from shopfloor.settings import Settings
+from shopfloor.use_case import load_use_case
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_new_replicas_come_with_new_code_of_all_that_they_run_and_of_nothing_else():
+    settings = Settings(project_root=PROJECT)
+    code = applications.replica_code(settings, load_use_case(settings, "flight_delays"))
+    assert {
+        "shopfloor.serving.replica.app",
+        "shopfloor.judging.golden",
+        "shopfloor.serving.beside.rehearsal",
+        "shopfloor.serving.beside.shadow_process",
+        "shopfloor.runs.mlflow",
+        "pipelines.flight_delays.features",
+    } <= set(code)
+    rooms = {name.split(".")[1] for name in code if name.startswith("shopfloor.")}
+    assert not rooms & {"cli", "flows", "engines", "stack", "training", "report"}
+
+
+def test_a_cluster_on_this_machine_is_the_same_one_whatever_its_port():
+    here = [Settings(project_root=PROJECT, ray_dashboard_url=f"http://127.0.0.1:{port}") for port in (8265, 9999)]
+    there = Settings(project_root=PROJECT, ray_dashboard_url="https://ray.example.org")
+    assert applications.place(here[0]) == applications.place(here[1]) != applications.place(there)
