@@ -89,8 +89,10 @@ class Templates:
                 tasks[group]["hooks"] = {"exit": {key: hook[key] for key in ("template", "arguments") if key in hook}}
             dag: Json = {"tasks": list(tasks.values())}
             all_tasks = component["dag"]["tasks"]
-            if any(all_tasks[name].get("triggerPolicy", {}).get("strategy") == ALWAYS for name in tasks):
-                # What failed fails the DAG even where a later task was there to run all the same, after that task.
+            always = any(all_tasks[name].get("triggerPolicy", {}).get("strategy") == ALWAYS for name in tasks)
+            if always or any("containerSet" in self._by_name[task["template"]] for task in tasks.values()):
+                # What failed fails the DAG even where a later task was there to run all the same, after that task. Of a
+                # pod with several containers Argo sees the containers alone, unless it is looked at by itself.
                 dag |= {"target": " ".join(tasks), "failFast": False}
             template: Json = {"inputs": {"parameters": self._inputs(component, absent)}, "dag": dag}
             if retry:

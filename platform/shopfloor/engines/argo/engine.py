@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from shopfloor.engines.argo.client import ArgoClient
-from shopfloor.engines.argo.nodes import Steps, failed_hook, in_time, pods_of, seconds_of, step_of
+from shopfloor.engines.argo.nodes import Steps, has_failed, in_time, last_attempts, pods_of, seconds_of, step_of
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.base import Job, RunState
 from shopfloor.engines.manifests import text_of
@@ -35,6 +35,9 @@ _STEP_STATES: dict[str, Literal["pending", "running", "succeeded", "failed"]] = 
     "Failed": "failed",
     "Error": "failed",
 }
+_PREPARING = {"PodInitializing", "ContainerCreating"}
+PREPARING_S = 60.0
+"""How long a pod may take to get its images and volumes before that is told."""
 QUIET_S = 5.0
 """How long a run that is watched may print nothing before the server is asked why."""
 
@@ -83,7 +86,7 @@ class ArgoEngine:
         workflow = self._client.get(self._name(engine_run))
         status = workflow.get("status") or {}
         state = _STATES.get(status.get("phase", ""), "running")
-        if state == "succeeded" and any(failed_hook(node) for node in (status.get("nodes") or {}).values()):
+        if state == "succeeded" and has_failed(status.get("nodes") or {}):
             # Argo lets a workflow succeed whose exit task failed.
             return "failed"
         if state == "failed" and workflow.get("spec", {}).get("shutdown"):
@@ -133,7 +136,7 @@ class ArgoEngine:
                 seconds=seconds_of(node),
                 error=self._reason(node),
             )
-            for node in Steps(self._client, self._name(engine_run)).last_attempts()
+            for node in last_attempts(Steps(self._client, self._name(engine_run)).all)
         ]
 
     def _with_reasons(
@@ -217,6 +220,14 @@ class ArgoEngine:
         """Return what is known of why a step waits or failed."""
         message = str(node.get("message") or "")
         cluster = self._settings.cluster
+        if message in _PREPARING:
+            if seconds_of(node) < PREPARING_S:
+                return ""
+            # Argo hands on nothing of an image that a container before the main one lacks, or of a volume.
+            return (
+                f"{message} for {seconds_of(node):.0f} s; "
+                f"`kubectl get events -n {cluster.namespace} --field-selector type=Warning` says why."
+            )
         if not message and node.get("phase") == "Pending" and cluster.queue:
             # Argo hands on what the scheduler says, and the scheduler does not see a pod that Kueue holds.
             return (

@@ -26,7 +26,7 @@ class Steps:
         """Ask the server how the workflow stands."""
         workflow = self._client.get(self._name)
         status = workflow.get("status") or {}
-        self._all: dict[str, dict[str, Any]] = status.get("nodes") or {}
+        self.all: dict[str, dict[str, Any]] = status.get("nodes") or {}
         self.nodes = pods_of(workflow)
         self.ended = status.get("phase", "") in ENDED
         self.message = str(status.get("message") or "")
@@ -38,17 +38,6 @@ class Steps:
             self.read()
             self._unknown |= {number} - self.nodes.keys()
         return step_of(self.nodes[number]) if number in self.nodes else pod
-
-    def last_attempts(self) -> list[dict[str, Any]]:
-        """Return the pods in the order in which they began; of one that was tried again the last."""
-        before = {
-            child: True
-            for node in self._all.values()
-            if node.get("type") == "Retry"
-            for child in (node.get("children") or [])[:-1]
-        }
-        pods = [node for node in self.nodes.values() if node.get("id") not in before]
-        return sorted(pods, key=lambda node: str(node.get("startedAt") or "9"))
 
     def require(self, engine_run: str, step: str | None) -> None:
         """Refuse a step that has no pod.
@@ -63,9 +52,19 @@ class Steps:
             )
 
 
-def failed_hook(node: dict[str, Any]) -> bool:
-    """Tell whether a node is that of an exit task, and failed."""
-    return bool((node.get("nodeFlag") or {}).get("hooked")) and node.get("phase") in {"Failed", "Error"}
+def last_attempts(nodes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pods in the order in which they began; of one that was tried again the last."""
+    before = {
+        child for node in nodes.values() if node.get("type") == "Retry" for child in (node.get("children") or [])[:-1]
+    }
+    pods = [node for name, node in nodes.items() if node.get("type") == "Pod" and name not in before]
+    return sorted(pods, key=lambda node: str(node.get("startedAt") or "9"))
+
+
+def has_failed(nodes: dict[str, dict[str, Any]]) -> bool:
+    """Tell whether a step failed for good, or an exit task of whatever kind."""
+    hooks = [node for node in nodes.values() if (node.get("nodeFlag") or {}).get("hooked")]
+    return any(node.get("phase") in {"Failed", "Error"} for node in (*hooks, *last_attempts(nodes)))
 
 
 def pods_of(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
