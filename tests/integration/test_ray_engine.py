@@ -1,6 +1,7 @@
 """Runs as Ray jobs on a real cluster of two nodes, with a real MLflow server; and the commands that steer runs."""
 
 import contextlib
+import html
 import json
 import os
 import shutil
@@ -453,7 +454,7 @@ class ElsewhereEngine:
     ],
 )
 def test_whoever_looks_next_closes_the_record_of_a_run_that_its_engine_calls_ended(
-    environment, pipeline, mlflow_run, monkeypatch, ended, state, outcome
+    environment, pipeline, mlflow_run, monkeypatch, tmp_path, ended, state, outcome
 ):
     monkeypatch.setattr(dispatch, "engine_of", lambda settings, name: ElsewhereEngine(settings))
     monkeypatch.setattr(control, "engine_of", lambda settings, name: ElsewhereEngine(settings))
@@ -474,6 +475,9 @@ def test_whoever_looks_next_closes_the_record_of_a_run_that_its_engine_calls_end
     control.refresh(settings, client)
     run = mlflow_run(taken.run_id)
     assert (state_of(run), run.data.tags["shopfloor.outcome"]) == (state, outcome)
+    report = Path(client.download_artifacts(taken.run_id, "report.html", str(tmp_path))).read_text()
+    assert outcome in html.unescape(report)
+    assert "count" in report, "a step that did not run"
     if state != "succeeded":
         control.retry(settings, client, run, view=None)
         again = mlflow_run(taken.run_id)

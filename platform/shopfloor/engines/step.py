@@ -131,6 +131,7 @@ class _Step:
     def _end(self, state: str, seconds: float, outputs: Outputs, error: str = "") -> None:
         if self._client is None or self._settings.run_id is None:
             return
+        from shopfloor.runs import conclude
         from shopfloor.runs import index as run_records
         from shopfloor.runs import recorder as tracking
 
@@ -140,6 +141,7 @@ class _Step:
             tracking.finish_step(
                 self._client, self._settings.run_id, self._run_id, self._name, state, seconds, outputs, log, tags
             )
+            conclude.attach_records(self._settings, self._client, self._run_id, outputs)
 
 
 def _as_executor_output(task: dict[str, Any], outputs: Outputs) -> dict[str, Any]:

@@ -7,6 +7,7 @@ its MLflow run is made here, so that every engine's runs stand in one list, and 
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from shopfloor.flows import submit as submission
 from shopfloor.flows.submit import Outcome, Submission, View
 from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
 from shopfloor.records import Record
+from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 from shopfloor.settings import Settings
@@ -141,12 +143,13 @@ def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | N
         **submission.origin(settings, key, asked),
     }
     run = run_records.create_run(client, arguments.get("use_case"), compiled.name, arguments, tags)
+    client.log_text(run.info.run_id, json.dumps(compiled.ir, indent=1), conclude.PIPELINE_FILE)
     job = _job(settings.model_copy(update={"run_id": run.info.run_id}), compiled, arguments, asked, None)
     try:
         engine_run = engine_of(settings, engine).submit(job)
     except BaseException as error:
         text = str(error) if isinstance(error, ShopfloorError) else f"{type(error).__name__}: {error}"
-        run_records.close_run(client, run, "failed", f"It was not submitted: {text}")
+        conclude.close(settings, client, run, "failed", f"It was not submitted: {text}")
         raise
     client.set_tag(run.info.run_id, run_records.ENGINE_RUN, engine_run)
     return submitted(settings, run, engine, engine_run)

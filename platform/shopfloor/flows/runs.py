@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 from shopfloor.engines.base import Engine, KnowsSteps
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.flows.dispatch import Submitted, engine_of, engine_url, start, submitted
-from shopfloor.flows.submit import Outcome, Submission, View, missed_gates
-from shopfloor.records import Evaluation, StepRecord
+from shopfloor.flows.submit import Outcome, Submission, View
+from shopfloor.records import StepRecord
+from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
 from shopfloor.settings import Settings
 
@@ -39,7 +40,7 @@ WATCH_POLL_S = 2.0
 
 def refresh(settings: Settings, client: Any) -> None:
     """Close the records of runs that have ended without a word; warns of engines that cannot be asked."""
-    run_records.close_dead_runs(client)
+    conclude.close_dead_runs(settings, client)
     silent: set[str] = set()
     for run in run_records.open_runs(client):
         engine = run.data.tags.get(run_records.ENGINE, "local")
@@ -75,9 +76,8 @@ def reconcile(settings: Settings, client: Any, run: Any) -> str:
     if recorded != "running" or run.data.tags.get(run_records.ENGINE_RUN) != tags[run_records.ENGINE_RUN]:
         return recorded
     if not outcome:
-        state, outcome = _conclusion(client, engine, run, state)
-    run_records.close_run(client, run, state, outcome)
-    return state
+        outcome = _reason(client, engine, run, state)
+    return conclude.close(settings, client, run, state, outcome)
 
 
 def stop(settings: Settings, client: Any, run: Any) -> str:
@@ -103,7 +103,7 @@ def stop(settings: Settings, client: Any, run: Any) -> str:
         waited_for = f"{run.data.tags[run_records.ENGINE]} run {engine_run}"
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
-        run_records.close_dead_runs(client)
+        conclude.close_dead_runs(settings, client)
         now = client.get_run(run.info.run_id)
         state = _recorded(now) if _is_local(run) or _recorded(now) != "running" else reconcile(settings, client, now)
         if state not in {"pending", "running"}:
@@ -163,7 +163,7 @@ def _retry_elsewhere(settings: Settings, client: Any, run: Any) -> Submitted:
         after = engine.retry(before)
     except BaseException:
         client.set_tag(run.info.run_id, run_records.ENGINE_RUN, before)
-        run_records.close_run(client, run, recorded, closed.get(run_records.OUTCOME, ""))
+        conclude.close(settings, client, run, recorded, closed.get(run_records.OUTCOME, ""))
         raise
     client.set_tag(run.info.run_id, run_records.ENGINE_RUN, after)
     return submitted(_at(settings, run), run, engine.name, after)
@@ -244,7 +244,7 @@ def watch(settings: Settings, client: Any, run_id: str) -> Iterator[str]:
     if not _is_local(run):
         yield from _engine(settings, run).logs(_engine_run(run), follow=True)
     while True:
-        run_records.close_dead_runs(client)
+        conclude.close_dead_runs(settings, client)
         run = client.get_run(run_id)
         ended = _recorded(run) != "running"
         if ended or (not _is_local(run) and reconcile(settings, client, run) not in {"pending", "running"}):
@@ -330,29 +330,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _conclusion(client: Any, engine: Engine, run: Any, state: str) -> tuple[str, str]:
-    """Return the state and the sentence with which to close the record of a run that its engine calls ended."""
+def _reason(client: Any, engine: Engine, run: Any, state: str) -> str:
+    """Return why a run did not succeed, as far as no step says so."""
     if state == "killed":
-        return state, "The run was stopped; `shopfloor runs resume` goes on."
-    steps = run_records.steps_of(client, run)
-    if state == "failed":
-        failed = [step for step in steps if step.state == "failed"]
-        if failed:
-            return state, f"Step {failed[0].name} failed: {failed[0].error}"
-        last = ""
-        with contextlib.suppress(ShopfloorError):
-            last = next((line for line in reversed(list(engine.logs(_engine_run(run)))) if line.strip()), "")
-        return state, f"The {engine.name} run failed: {last or 'it left no log.'}"
-    for step in steps:
-        evaluation = _evaluation(client, step)
-        if evaluation is not None and not evaluation.passed:
-            return "gate_missed", missed_gates(evaluation)
-    return state, "Every step succeeded."
-
-
-def _evaluation(client: Any, step: StepRecord) -> Evaluation | None:
-    text = _recorded_text(client, step.run_id, "evaluation.json")
-    return Evaluation.model_validate_json(text) if text is not None else None
+        return "The run was stopped; `shopfloor runs resume` goes on."
+    if state != "failed" or any(step.state == "failed" for step in run_records.steps_of(client, run)):
+        return ""
+    last = ""
+    with contextlib.suppress(ShopfloorError):
+        last = next((line for line in reversed(list(engine.logs(_engine_run(run)))) if line.strip()), "")
+    return f"The {engine.name} run failed: {last or 'it left no log.'}"
 
 
 def _step_log(settings: Settings, client: Any, run: Any, record: StepRecord) -> str | None:
@@ -388,7 +375,7 @@ def _follow_here(settings: Settings, client: Any, run: Any, step: str | None) ->
         if ended:
             return
         time.sleep(POLL_S)
-        run_records.close_dead_runs(client)
+        conclude.close_dead_runs(settings, client)
 
 
 def _recorded_text(client: Any, run_id: str | None, *names: str) -> str | None:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 from shopfloor.engines.base import StepState
 from shopfloor.engines.local import LocalRun
@@ -32,9 +32,10 @@ from shopfloor.pipeline.compilation import (
     run_key,
 )
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
-from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
+from shopfloor.records import Evaluation, Record, StepRecord
 from shopfloor.registry import passport as registry
 from shopfloor.report.page import RunReport, render
+from shopfloor.runs import conclude as endings
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 from shopfloor.runs.code_version import code_version
@@ -43,17 +44,6 @@ from shopfloor.storage import CONTENT_HASH, local_copy, write_atomically
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
-
-State = Literal["succeeded", "gate_missed", "failed", "killed"]
-_FILES: dict[str, tuple[str, type[Record]]] = {
-    "data": ("data_version.json", DataVersion),
-    "checks": ("checks.json", Checks),
-    "features": ("feature_set.json", FeatureSet),
-    "search": ("search.json", Search),
-    "evaluation": ("evaluation.json", Evaluation),
-    "passport": ("passport.json", Passport),
-}
-"""What the report shows of a run, and the file beside an artifact that holds it."""
 
 
 class Submission(Record):
@@ -76,7 +66,7 @@ class Outcome(Record):
     """How a run ended."""
 
     run_id: str
-    state: State
+    state: endings.EndState
     message: str
     """One sentence."""
     use_case: str | None
@@ -139,7 +129,7 @@ def submit(
     refuse_artifacts(compiled, arguments, "local")
     forced = compiled.from_step_on(from_step)
     client = tracking.connect(settings)
-    run_records.close_dead_runs(client)
+    endings.close_dead_runs(settings, client)
     key = resolve(settings, client, compiled, arguments)
 
     asked = Submission(
@@ -224,17 +214,6 @@ def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
         run_records.DIRTY: str(code.dirty).lower(),
         **run_records.submission_tags(asked.model_dump_json()),
     }
-
-
-def missed_gates(evaluation: Evaluation) -> str:
-    """Return one sentence on the gates that an evaluation missed."""
-    words = "; ".join(
-        f"{gate.gate} must be {gate.bound}"
-        + (f", is {gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else f": {gate.note}")
-        for gate in evaluation.gates
-        if not gate.passed
-    )
-    return f"Gate missed: {words}. The champion is untouched."
 
 
 @contextlib.contextmanager
@@ -326,26 +305,10 @@ class _Run:
         Args:
             failure: Why the engine says that it failed; `None` where it says that all succeeded.
         """
-        evaluation = self._records.get("evaluation")
-        failed = [step for step in self._steps.values() if step.state == "failed"]
-        if failed:
-            others = f" ({len(failed) - 1} more failed.)" if len(failed) > 1 else ""
-            return self.finish("failed", f"Step {failed[0].name} failed: {failed[0].error}{others}")
-        if failure is not None:
-            return self.finish("failed", f"The run failed: {failure}")
-        if isinstance(evaluation, Evaluation) and not evaluation.passed:
-            return self.finish("gate_missed", f"{missed_gates(evaluation)}{self._failed_trials()}")
-        if self._version is not None:
-            return self.finish("succeeded", f"Version {self._version} is the champion.{self._failed_trials()}")
-        return self.finish("succeeded", f"Every step succeeded.{self._failed_trials()}")
+        why = None if failure is None else f"The run failed: {failure}"
+        return self.finish(*endings.ending(list(self._steps.values()), self._records, self._version, why))
 
-    def _failed_trials(self) -> str:
-        """Return what is to be said of trials that failed though the search did not."""
-        search = self._records.get("search")
-        failures = search.failures() if isinstance(search, Search) else ""
-        return f" {failures.rstrip('.')}." if failures else ""
-
-    def finish(self, state: State, message: str) -> Outcome:
+    def finish(self, state: endings.EndState, message: str) -> Outcome:
         """Mark what did not run, log the report and close the run's record."""
         for step, record in self._steps.items():
             if record.state in {"pending", "running"}:
@@ -358,10 +321,7 @@ class _Run:
         use_case = self._arguments.get("use_case")
         endpoint = f"{self._settings.serve_url}/{use_case}/predict" if self._version else None
         seconds = time.monotonic() - self._clock
-        links = {"run": self._recorder.url}
-        if self._version:
-            links["model"] = f"{self._settings.tracking_uri}/#/models/{use_case}/versions/{self._version}"
-            links["api"] = f"{self._settings.serve_url}/{use_case}/docs"
+        links = endings.links(self._settings, self._recorder.url, use_case, self._version)
         report = RunReport(
             run_id=self._recorder.run_id,
             pipeline=self._compiled.name,
@@ -376,7 +336,7 @@ class _Run:
             edges=self._compiled.edges,
             endpoint=endpoint,
             links=links,
-            **cast(Any, {name: self._records.get(name) for name in _FILES}),
+            **cast(Any, {name: self._records.get(name) for name in endings.FILES}),
         )
         try:
             for name, text in (
@@ -409,14 +369,13 @@ class _Run:
         effect = artifact["metadata"].get("effect") or {}
         if effect.get("kind") == "champion":
             self._version = effect["version"]
+        for name, (file, record) in endings.read_records(self._settings, artifact).items():
+            self._records[name] = record
+            self._recorder.log_artifact(file, step=step)
         try:
             directory = local_copy(self._settings, artifact["uri"])
         except NotFoundError:
             return
-        for name, (file, kind) in _FILES.items():
-            if (directory / file).is_file():
-                self._records[name] = kind.model_validate_json((directory / file).read_text(encoding="utf-8"))
-                self._recorder.log_artifact(directory / file, step=step)
         if (directory / "data_docs").is_dir():
             self._recorder.log_artifact(directory / "data_docs", "data_docs", step=step)
 

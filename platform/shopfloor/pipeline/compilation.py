@@ -121,7 +121,7 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
 
     mend(spec)
     ir = json_format.MessageToDict(spec)
-    steps, edges = _leaves(ir, ir["root"])
+    steps, edges = steps_and_edges(ir)
     return Compiled(
         name=spec.pipeline_info.name,
         spec=spec,
@@ -346,6 +346,11 @@ def _convert(name: str, text: str, kind: str) -> Any:
     except (ValueError, KeyError):
         raise UsageError(f"Parameter {name!r} must be {_TYPES[kind]}, not {text!r}.", f"Write -p {name}=...") from None
     return text
+
+
+def steps_and_edges(ir: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the leaf tasks of a pipeline's IR in an order that they can run in, and which of them waits for which."""
+    return _leaves(ir, ir["root"])
 
 
 def _leaves(ir: dict[str, Any], dag: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:

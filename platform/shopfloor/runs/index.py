@@ -1,7 +1,7 @@
-"""What MLflow knows of runs: how a run is recorded there, found again, and closed when its process no longer can.
+"""What MLflow knows of runs: how a run is recorded there and found again.
 
 The tags here say what MLflow has no field for: the engine and its id of the run, the state, the outcome, what was asked
-for. `recorder.py` writes a run while it goes on.
+for. `recorder.py` writes a run while it goes on, `conclude.py` its end.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ SUBMITTER = "shopfloor.submitter"
 """Process that hands the run to its engine; it counts until the engine's id stands beside it."""
 SUBMISSION = "shopfloor.submission"
 """Beginning of the tags that hold what was asked for, in pieces: a tag has a limit."""
+CHAMPION = "shopfloor.champion"
+"""Version that a step made the champion."""
 STATUS = {
     "succeeded": "FINISHED",
     "cached": "FINISHED",
@@ -104,40 +106,21 @@ def reopen(client: Any, run: Any, tags: Mapping[str, str], forget: tuple[str, ..
     client.update_run(run.info.run_id, status="RUNNING")
 
 
-def close_run(client: Any, run: Any, state: str, outcome: str) -> None:
-    """End the record of a run from outside, with the steps that still count as running."""
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}' and tags.`{STATE}` = 'running'"
-    )
-    # A step of which nobody wrote the end has not succeeded.
-    ends = [(child, state if state == "failed" else "killed") for child in children]
-    for item, end in (*ends, (run, state)):
-        client.set_tag(item.info.run_id, STATE, end)
-        client.set_terminated(item.info.run_id, STATUS[end])
-    client.set_tag(run.info.run_id, OUTCOME, outcome[:TAG_LIMIT])
-
-
 def open_runs(client: Any) -> list[Any]:
     """Return the runs whose record says that they go on."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, f"tags.`{STATE}` = 'running' and tags.`{PIPELINE}` LIKE '%'"))
 
 
-def close_dead_runs(client: Any) -> list[str]:
-    """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps.
-
-    Returns:
-        The ids of the runs that were closed.
-    """
-    closed: list[str] = []
+def dead_runs(client: Any) -> list[Any]:
+    """Return the runs whose record says that they go on and whose process is gone (a kill -9, a reboot)."""
+    dead: list[Any] = []
     for run in open_runs(client):
         tags = run.data.tags
         process = tags.get(PROCESS) or ("" if ENGINE_RUN in tags else tags.get(SUBMITTER, ""))
-        if not process or _process_lives(process):
-            continue
-        close_run(client, run, "killed", "The process of the run was killed.")
-        closed.append(run.info.run_id)
-    return closed
+        if process and not _process_lives(process):
+            dead.append(run)
+    return dead
 
 
 def submission_tags(text: str) -> dict[str, str]:
@@ -198,11 +181,17 @@ def _whole_run(client: Any, run_id: str) -> Any:
         raise NotFoundError(f"There is no run {run_id!r}.", "`shopfloor runs list` shows the ids.") from error
 
 
+def children_of(client: Any, run: Any) -> list[Any]:
+    """Return the MLflow runs of a run's steps in the order in which they began."""
+    return list(
+        client.search_runs(
+            [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", order_by=["start_time ASC"]
+        )
+    )
+
+
 def steps_of(client: Any, run: Any) -> list[StepRecord]:
     """Return the steps of a run in the order in which they began."""
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", order_by=["start_time ASC"]
-    )
     return [
         StepRecord.model_validate(
             {
@@ -213,7 +202,7 @@ def steps_of(client: Any, run: Any) -> list[StepRecord]:
                 "error": child.data.tags.get(ERROR, ""),
             }
         )
-        for child in children
+        for child in children_of(client, run)
     ]
 
 

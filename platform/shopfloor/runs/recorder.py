@@ -18,6 +18,7 @@ from typing import Any
 from shopfloor.errors import ServiceError, first_line
 from shopfloor.pipeline.results import Outputs, artifacts_of
 from shopfloor.runs.index import (
+    CHAMPION,
     ENGINE,
     ERROR,
     OUTCOME,
@@ -36,6 +37,7 @@ from shopfloor.runs.index import (
 )
 from shopfloor.runs.mlflow import connect as connect
 from shopfloor.settings import Settings
+from shopfloor.storage import EFFECT
 
 
 @contextlib.contextmanager
@@ -236,7 +238,10 @@ def finish_step(
                 for name, value in artifact["metadata"].items()
                 if isinstance(value, int | float) and not isinstance(value, bool)
             }
-    _log(client, step_run_id, numbers, {STATE: state, SECONDS: f"{seconds:.2f}", **tags})
+    effects = [artifact["metadata"].get(EFFECT) or {} for artifact in artifacts_of(outputs)]
+    versions = [effect["version"] for effect in effects if effect.get("kind") == "champion"]
+    champions = {CHAMPION: versions[-1]} if versions else {}
+    _log(client, step_run_id, numbers, {STATE: state, SECONDS: f"{seconds:.2f}", **champions, **tags})
     own = {name: value for name, value in numbers.items() if name != "seconds"}
     if own:
         _log(client, run_id, {f"{step}.{name}": value for name, value in own.items()}, {})

@@ -1,0 +1,213 @@
+"""How a run ends, on whatever engine it was: state, outcome, gates, links and the report, by one code.
+
+A run that records itself concludes while it still knows what its steps gave. Of any other run, whose submitter is long
+gone, whoever looks next concludes it from what its steps recorded.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from shopfloor.errors import NotFoundError, first_line
+from shopfloor.pipeline.compilation import steps_and_edges
+from shopfloor.pipeline.results import Outputs, artifacts_of
+from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
+from shopfloor.report.page import RunReport, render
+from shopfloor.runs import index
+from shopfloor.settings import Settings
+from shopfloor.storage import CONTENT_HASH, local_copy
+
+logger = logging.getLogger(__name__)
+
+EndState = Literal["succeeded", "gate_missed", "failed", "killed"]
+FILES: dict[str, tuple[str, type[Record]]] = {
+    "data": ("data_version.json", DataVersion),
+    "checks": ("checks.json", Checks),
+    "features": ("feature_set.json", FeatureSet),
+    "search": ("search.json", Search),
+    "evaluation": ("evaluation.json", Evaluation),
+    "passport": ("passport.json", Passport),
+}
+"""What the report shows of a run, and the file beside an artifact that holds it."""
+PIPELINE_FILE = "pipeline.json"
+"""File of a run with the pipeline as it was compiled."""
+
+
+def missed_gates(evaluation: Evaluation) -> str:
+    """Return one sentence on the gates that an evaluation missed."""
+    words = "; ".join(
+        f"{gate.gate} must be {gate.bound}"
+        + (f", is {gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else f": {gate.note}")
+        for gate in evaluation.gates
+        if not gate.passed
+    )
+    return f"Gate missed: {words}. The champion is untouched."
+
+
+def ending(
+    steps: Sequence[StepRecord], records: Mapping[str, Record], version: str | None, failure: str | None
+) -> tuple[EndState, str]:
+    """Return the state of a run that went to its end, and one sentence on it.
+
+    Args:
+        steps: How its steps ended.
+        records: What they gave, by the names of `FILES`.
+        version: Version that is the champion because of the run.
+        failure: Why the engine calls it failed; `None` where the engine calls it succeeded.
+    """
+    failed = [step for step in steps if step.state == "failed"]
+    if failed:
+        others = f" ({len(failed) - 1} more failed.)" if len(failed) > 1 else ""
+        return "failed", f"Step {failed[0].name} failed: {failed[0].error}{others}"
+    if failure is not None:
+        return "failed", failure
+    search, evaluation = records.get("search"), records.get("evaluation")
+    failures = search.failures() if isinstance(search, Search) else ""
+    trials = f" {failures.rstrip('.')}." if failures else ""
+    if isinstance(evaluation, Evaluation) and not evaluation.passed:
+        return "gate_missed", f"{missed_gates(evaluation)}{trials}"
+    done = f"Version {version} is the champion." if version is not None else "Every step succeeded."
+    return "succeeded", f"{done}{trials}"
+
+
+def links(settings: Settings, run_url: str, use_case: str | None, version: str | None) -> dict[str, str]:
+    """Return the addresses that belong to a run: its own, and its version's and the endpoint's where it has one."""
+    own = {"run": run_url}
+    if version:
+        own["model"] = f"{settings.tracking_uri}/#/models/{use_case}/versions/{version}"
+        own["api"] = f"{settings.serve_url}/{use_case}/docs"
+    return own
+
+
+def read_records(settings: Settings, artifact: Mapping[str, Any]) -> dict[str, tuple[Path, Record]]:
+    """Return the small files of an artifact that a report shows: by the names of `FILES`, each with its content."""
+    try:
+        directory = local_copy(settings, artifact["uri"])
+    except NotFoundError:
+        return {}
+    return {
+        name: (directory / file, kind.model_validate_json((directory / file).read_text(encoding="utf-8")))
+        for name, (file, kind) in FILES.items()
+        if (directory / file).is_file()
+    }
+
+
+def attach_records(settings: Settings, client: Any, step_run_id: str, outputs: Outputs) -> None:
+    """Attach what a report shows of a step's outputs to the step's run."""
+    for artifact in artifacts_of(outputs):
+        if CONTENT_HASH in artifact["metadata"]:
+            for file, _ in read_records(settings, artifact).values():
+                client.log_artifact(step_run_id, str(file))
+
+
+def close(settings: Settings, client: Any, run: Any, state: str, reason: str) -> str:
+    """End the record of a run from outside, with its steps, its outcome and its report.
+
+    Args:
+        settings: Say where MLflow and the endpoints are.
+        client: From `recorder.connect`.
+        run: MLflow's run.
+        state: What its engine says: `succeeded`, `failed` or `killed`.
+        reason: Why, where it did not succeed and no step says so.
+
+    Returns:
+        The run's state.
+    """
+    children = index.children_of(client, run)
+    for child in children:
+        if child.data.tags.get(index.STATE) == "running":
+            # A step of which nobody wrote the end has not succeeded.
+            end = "failed" if state == "failed" else "killed"
+            client.set_tag(child.info.run_id, index.STATE, end)
+            client.set_terminated(child.info.run_id, index.STATUS[end])
+    steps = index.steps_of(client, run)
+    records = _recorded(client, children)
+    version = next((v for child in children if (v := child.data.tags.get(index.CHAMPION))), None)
+    end_state: str = state
+    message = reason
+    if state != "killed":
+        end_state, message = ending(steps, records, version, None if state == "succeeded" else reason)
+    try:
+        report = _report(settings, client, run, steps, records, version, cast(EndState, end_state), message)
+        client.log_text(run.info.run_id, render(report), "report.html")
+    except Exception as error:  # whatever it is: how the run ended is told without it
+        logger.warning("Run %s has no report: %s", run.info.run_id, first_line(error))
+    client.set_tag(run.info.run_id, "mlflow.note.content", message)
+    client.set_tag(run.info.run_id, index.OUTCOME, message[: index.TAG_LIMIT])
+    client.set_tag(run.info.run_id, index.STATE, end_state)
+    client.set_terminated(run.info.run_id, index.STATUS[end_state])
+    return end_state
+
+
+def close_dead_runs(settings: Settings, client: Any) -> list[str]:
+    """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps.
+
+    Returns:
+        The ids of the runs that were closed.
+    """
+    dead = index.dead_runs(client)
+    for run in dead:
+        close(settings, client, run, "killed", "The process of the run was killed.")
+    return [run.info.run_id for run in dead]
+
+
+def _recorded(client: Any, children: Sequence[Any]) -> dict[str, Record]:
+    """Return what the steps of a run attached to their own runs."""
+    records: dict[str, Record] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for child in children:
+            there = {item.path for item in client.list_artifacts(child.info.run_id)}
+            for name, (file, kind) in FILES.items():
+                if file in there:
+                    path = client.download_artifacts(child.info.run_id, file, directory)
+                    records[name] = kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    return records
+
+
+def _report(
+    settings: Settings,
+    client: Any,
+    run: Any,
+    steps: Sequence[StepRecord],
+    records: Mapping[str, Record],
+    version: str | None,
+    state: EndState,
+    message: str,
+) -> RunReport:
+    tags = run.data.tags
+    use_case = tags.get(index.USE_CASE) or None
+    tasks, edges = _pipeline(client, run)
+    known = {step.task for step in steps}
+    begun_s = run.info.start_time / 1000
+    return RunReport(
+        run_id=run.info.run_id,
+        pipeline=tags.get(index.PIPELINE, ""),
+        use_case=use_case,
+        engine=tags.get(index.ENGINE, ""),
+        parameters=dict(run.data.params),
+        started=dt.datetime.fromtimestamp(begun_s, dt.UTC),
+        seconds=max(0.0, time.time() - begun_s),
+        state=state,
+        outcome=message,
+        steps=[*steps, *(StepRecord(name=task, state="skipped") for task in tasks if task not in known)],
+        edges=edges,
+        endpoint=f"{settings.serve_url}/{use_case}/predict" if version else None,
+        links=links(settings, index.run_url(settings, run.info.experiment_id, run.info.run_id), use_case, version),
+        **cast(Any, {name: records.get(name) for name in FILES}),
+    )
+
+
+def _pipeline(client: Any, run: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the tasks of a run's pipeline and which waits for which; nothing where the run does not say."""
+    if PIPELINE_FILE not in {item.path for item in client.list_artifacts(run.info.run_id)}:
+        return [], []
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(client.download_artifacts(run.info.run_id, PIPELINE_FILE, directory))
+        return steps_and_edges(json.loads(file.read_text(encoding="utf-8")))
