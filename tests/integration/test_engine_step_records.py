@@ -28,7 +28,7 @@ def settings(servers, tmp_path):
     return servers.model_copy(update={"project_root": PROJECT, "artifact_root": str(tmp_path / "store")})
 
 
-def pod(settings, place, run_id, name, fails):
+def pod(settings, place, run_id, name, fails, workflow="run-x7"):
     place.mkdir()
     task = {
         "command": [sys.executable, "-c", PROGRAM, "{{$}}"],
@@ -48,7 +48,7 @@ def pod(settings, place, run_id, name, fails):
             "SHOPFLOOR_ROOT": str(place),
             "SHOPFLOOR_STATE_DIR": str(place / "state"),
             "SHOPFLOOR_STEP": name,
-            "SHOPFLOOR_WORKFLOW": "run-x7",
+            "SHOPFLOOR_WORKFLOW": workflow,
             "SHOPFLOOR_WORKFLOW_UID": "0-1-2",
             "SHOPFLOOR_POD": "pod",
             "SHOPFLOOR_PIPELINE_ROOT": "",
@@ -83,3 +83,21 @@ def test_steps_stand_in_mlflow_with_state_numbers_log_and_error(settings, tmp_pa
     assert client.get_run(steps["train"].run_id).info.status == "FINISHED"
     log = client.download_artifacts(steps["train"].run_id, "step.log", str(tmp_path))
     assert Path(log).read_text() == "at work\n"
+
+
+def test_each_run_of_a_schedule_makes_its_record_in_its_first_step(settings, tmp_path):
+    client = tracking.connect(settings)
+    marker = run_records.scheduled("nightly")
+
+    codes = [
+        pod(settings, tmp_path / f"pod-{number}", marker, name, fails=False, workflow=workflow)
+        for number, (name, workflow) in enumerate([("train", "n-1"), ("judge", "n-1"), ("train", "n-2")])
+    ]
+
+    assert codes == [0, 0, 0]
+    runs = [run for run in run_records.list_runs(client, None, 100) if run.data.tags[run_records.PIPELINE] == "nightly"]
+    assert [run.data.tags[run_records.ENGINE_RUN] for run in runs] == ["shopfloor/n-2", "shopfloor/n-1"]
+    assert [[step.name for step in run_records.steps_of(client, run)] for run in runs] == [
+        ["train"],
+        ["train", "judge"],
+    ]

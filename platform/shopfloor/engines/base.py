@@ -9,9 +9,21 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from shopfloor.pipeline.results import Outputs
 from shopfloor.records import StepRecord
+from shopfloor.settings import Settings
 
 StepState = Literal["cached", "succeeded", "failed", "killed"]
 RunState = Literal["pending", "running", "succeeded", "gate_missed", "failed", "killed"]
+
+
+def engine_url(settings: Settings, name: str) -> str:
+    """Return where the engine of that name is: an address, and the namespace where it has one."""
+    cluster = settings.cluster
+    return {
+        "local": "",
+        "ray": settings.ray_dashboard_url,
+        "argo": f"{cluster.argo_url} {cluster.namespace}",
+        "kfp": f"{cluster.kfp_url} {cluster.namespace}",
+    }[name]
 
 
 class StepListener(Protocol):

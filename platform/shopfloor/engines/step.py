@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shopfloor.engines.base import engine_url
 from shopfloor.engines.local import last_error
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.pipeline.keys import component_key
@@ -120,13 +121,28 @@ class _Step:
     def _begin(self) -> None:
         if self._settings.run_id is None:
             return
+        from shopfloor.runs import index
         from shopfloor.runs import recorder as tracking
 
         self._client = tracking.connect(self._settings)
         with tracking.answering(self._settings):
-            experiment = self._client.get_run(self._settings.run_id).info.experiment_id
-            self._run_id = tracking.create_step(self._client, experiment, self._settings.run_id, self._name)
+            run_id = self._settings.run_id
+            if index.is_scheduled(run_id):
+                run_id = self._scheduled_run(run_id)
+                self._settings = self._settings.model_copy(update={"run_id": run_id})
+                os.environ["SHOPFLOOR_RUN_ID"] = run_id
+            experiment = self._client.get_run(run_id).info.experiment_id
+            self._run_id = tracking.create_step(self._client, experiment, run_id, self._name)
         os.environ["SHOPFLOOR_STEP_RUN_ID"] = self._run_id
+
+    def _scheduled_run(self, marker: str) -> str:
+        """Return the MLflow run of this run of a schedule, for which nobody made one before it began."""
+        from shopfloor.runs import index
+
+        use_case = self._input["inputs"]["parameterValues"].get("use_case")
+        tags = {index.ENGINE: "argo", index.ENGINE_URL: engine_url(self._settings, "argo")}
+        engine_run = f"{self._settings.cluster.namespace}/{os.environ['SHOPFLOOR_WORKFLOW']}"
+        return index.scheduled_run(self._client, self._settings, marker, use_case, tags, engine_run)
 
     def _end(self, state: str, seconds: float, outputs: Outputs, error: str = "") -> None:
         if self._client is None or self._settings.run_id is None:

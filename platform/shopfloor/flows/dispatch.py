@@ -11,7 +11,7 @@ import json
 import shlex
 from typing import Any, Literal, cast
 
-from shopfloor.engines.base import Engine, Job
+from shopfloor.engines.base import Engine, Job, engine_url
 from shopfloor.engines.manifests import check_schedule
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.flows import submit as submission
@@ -98,7 +98,7 @@ def manifest(settings: Settings, engine: str, asked: Submission, cron: str | Non
     else:
         submission.resolve_data(settings, compiled, arguments)
     refuse_artifacts(compiled, arguments, engine)
-    job = _job(settings, compiled, arguments, asked, cron)
+    job = _job(settings, engine, compiled, arguments, asked, cron)
     return str(cast(Any, engine_of(settings, engine)).manifest(job))
 
 
@@ -108,23 +108,12 @@ def engine_of(settings: Settings, name: str) -> Engine:
     return cast(Engine, getattr(importlib.import_module(module), class_name)(settings))
 
 
-def engine_url(settings: Settings, name: str) -> str:
-    """Return where the engine of that name is: an address, and the namespace where it has one."""
-    cluster = settings.cluster
-    return {
-        "local": "",
-        "ray": settings.ray_dashboard_url,
-        "argo": f"{cluster.argo_url} {cluster.namespace}",
-        "kfp": f"{cluster.kfp_url} {cluster.namespace}",
-    }[name]
-
-
 def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | None) -> Submitted:
     compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given, asked.function)
     refuse_artifacts(compiled, arguments, engine)
     if cron is not None:
         _leave_open(compiled, arguments)
-        schedule = engine_of(settings, engine).submit(_job(settings, compiled, arguments, asked, cron))
+        schedule = engine_of(settings, engine).submit(_job(settings, engine, compiled, arguments, asked, cron))
         return Submitted(
             run_id=None,
             engine=engine,
@@ -144,7 +133,7 @@ def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | N
     }
     run = run_records.create_run(client, arguments.get("use_case"), compiled.name, arguments, tags)
     client.log_text(run.info.run_id, json.dumps(compiled.ir, indent=1), conclude.PIPELINE_FILE)
-    job = _job(settings.model_copy(update={"run_id": run.info.run_id}), compiled, arguments, asked, None)
+    job = _job(settings.model_copy(update={"run_id": run.info.run_id}), engine, compiled, arguments, asked, None)
     try:
         engine_run = engine_of(settings, engine).submit(job)
     except BaseException as error:
@@ -171,14 +160,22 @@ def submitted(settings: Settings, run: Any, engine: str, engine_run: str) -> Sub
     )
 
 
-def _job(settings: Settings, compiled: Compiled, arguments: dict[str, Any], asked: Submission, cron: str | None) -> Job:
+def _job(
+    settings: Settings,
+    engine: str,
+    compiled: Compiled,
+    arguments: dict[str, Any],
+    asked: Submission,
+    cron: str | None,
+) -> Job:
     declared = compiled.parameters
     return Job(
         name=compiled.name,
         ir=compiled.without_cache(compiled.from_step_on(asked.from_step)),
         platforms=compiled.platforms,
         arguments=arguments,
-        run_id=settings.run_id,
+        # Each run of a schedule makes its record in its first step.
+        run_id=run_records.scheduled(compiled.name) if cron and engine == "argo" else settings.run_id,
         # The key of a scheduled run does not hold what it finds at its time, so it must not reuse an earlier run's.
         use_cache=asked.use_cache and not (cron and {"data_version", "champion"} & set(declared)),
         environment=settings.environment(),

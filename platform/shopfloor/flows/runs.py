@@ -17,9 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from shopfloor.engines.base import Engine, KnowsSteps
+from shopfloor.engines.base import Engine, KnowsSteps, engine_url
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
-from shopfloor.flows.dispatch import Submitted, engine_of, engine_url, start, submitted
+from shopfloor.flows.dispatch import Submitted, engine_of, start, submitted
 from shopfloor.flows.submit import Outcome, Submission, View
 from shopfloor.records import StepRecord
 from shopfloor.runs import conclude

@@ -121,6 +121,7 @@ def close(settings: Settings, client: Any, run: Any, state: str, reason: str) ->
         The run's state.
     """
     children = index.children_of(client, run)
+    told = index.steps_of(client, run)
     for child in children:
         if child.data.tags.get(index.STATE) == "running":
             # A step of which nobody wrote the end has not succeeded.
@@ -133,7 +134,7 @@ def close(settings: Settings, client: Any, run: Any, state: str, reason: str) ->
     end_state: str = state
     message = reason
     if state != "killed":
-        end_state, message = ending(steps, records, version, None if state == "succeeded" else reason)
+        end_state, message = ending(told, records, version, None if state == "succeeded" else reason)
     try:
         report = _report(settings, client, run, steps, records, version, cast(EndState, end_state), message)
         client.log_text(run.info.run_id, render(report), "report.html")

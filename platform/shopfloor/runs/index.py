@@ -50,6 +50,7 @@ STATUS = {
 EXPERIMENT_KIND = "mlflow.experimentKind"
 """Tag of an experiment by which MLflow chooses what its page shows: models and metrics, not prompts and traces."""
 RUN_ID_LENGTH = 32
+_SCHEDULED = "scheduled."
 TAG_LIMIT = 4900
 """MLflow refuses longer tag values."""
 
@@ -71,6 +72,45 @@ def create_run(
 
     client.log_batch(run.info.run_id, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
     return run
+
+
+def scheduled_run(
+    client: Any, settings: Settings, marker: str, use_case: str | None, tags: Mapping[str, str], engine_run: str
+) -> str:
+    """Return the id of the MLflow run of one run of a schedule: its first step makes it, the others find it.
+
+    Args:
+        client: From `recorder.connect`.
+        settings: Name the profile.
+        marker: What stands for the id in a schedule's steps, from `scheduled`.
+        use_case: Names the experiment; without one the pipeline does.
+        tags: Further tags of the run.
+        engine_run: Id under which the engine knows it.
+    """
+
+    def first() -> Any:
+        everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(everywhere, f"tags.`{ENGINE_RUN}` = '{engine_run}'")
+        return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+    known = first()
+    if known is None:
+        own = {"shopfloor.profile": settings.profile, ENGINE_RUN: engine_run}
+        made = create_run(client, use_case, marker.removeprefix(_SCHEDULED), {}, own | dict(tags))
+        known = first() or made
+        if known.info.run_id != made.info.run_id:  # another step was faster
+            client.delete_run(made.info.run_id)
+    return str(known.info.run_id)
+
+
+def scheduled(pipeline: str) -> str:
+    """Return what stands for the id of a run in the steps of a schedule: each of its runs gets one of its own."""
+    return f"{_SCHEDULED}{pipeline}"
+
+
+def is_scheduled(run_id: str) -> bool:
+    """Tell whether what stands for a run's id came from `scheduled`."""
+    return run_id.startswith(_SCHEDULED)
 
 
 def run_url(settings: Settings, experiment_id: str, run_id: str) -> str:

@@ -1,0 +1,118 @@
+"""A run that nobody watches ends in MLflow as one that somebody does: outcome, gates, report."""
+
+import html
+import json
+from pathlib import Path
+
+import pytest
+from shopfloor.records import Evaluation, GateResult
+from shopfloor.runs import conclude, index, recorder
+from shopfloor.runs.mlflow import import_mlflow
+from shopfloor.settings import Settings
+
+IR = {
+    "components": {"comp-evaluate": {}, "comp-register": {}},
+    "root": {
+        "dag": {
+            "tasks": {
+                "evaluate": {"componentRef": {"name": "comp-evaluate"}},
+                "register": {"componentRef": {"name": "comp-register"}, "dependentTasks": ["evaluate"]},
+            }
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    place = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)  # MLflow keeps artifacts in the directory that it is begun in
+        yield import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(project_root=tmp_path, state_dir=tmp_path / "state", artifact_root=str(tmp_path / "store"))
+
+
+def begun(client):
+    run = index.create_run(client, None, "judging", {"use_case": "tips"}, {index.ENGINE: "argo"})
+    client.log_text(run.info.run_id, json.dumps(IR), conclude.PIPELINE_FILE)
+    return run
+
+
+def step(client, run, name, state, outputs=None, **tags):
+    step_id = recorder.create_step(client, run.info.experiment_id, run.info.run_id, name)
+    if state != "running":
+        recorder.finish_step(client, run.info.run_id, step_id, name, state, 1.0, outputs or {}, None, tags)
+    return step_id
+
+
+def ended(client, run, tmp_path):
+    run = client.get_run(run.info.run_id)
+    report = html.unescape(Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))).read_text())
+    return run.data.tags[index.STATE], run.data.tags[index.OUTCOME], run.info.status, report
+
+
+def test_a_gate_that_a_step_on_a_cluster_missed_is_told(client, settings, tmp_path):
+    run = begun(client)
+    gate = GateResult(gate="roc_auc", bound=">= 0.9", value=0.8, passed=False, missed_by=0.1)
+    evaluation = Evaluation(
+        rows=10,
+        metrics={"roc_auc": 0.8},
+        champion=None,
+        champion_metrics={},
+        slices=[],
+        gates=[gate],
+        passed=False,
+        importance={},
+    )
+    place = tmp_path / "evaluation"
+    place.mkdir()
+    (place / "evaluation.json").write_text(evaluation.model_dump_json())
+    artifact = {"name": "evaluation", "uri": str(place), "metadata": {"content_hash": "x"}, "type": {}}
+    step_id = step(client, run, "evaluate", "succeeded", {"evaluation": artifact})
+    conclude.attach_records(settings, client, step_id, {"evaluation": artifact})
+
+    state = conclude.close(settings, client, run, "succeeded", "")
+
+    recorded, outcome, status, report = ended(client, run, tmp_path)
+    assert (state, recorded, status) == ("gate_missed", "gate_missed", "FAILED")
+    assert outcome.startswith("Gate missed: roc_auc must be >= 0.9, is 0.8000")
+    assert outcome in report
+    assert "register" in report, "the step that did not run"
+
+
+def test_a_step_that_nobody_ended_fails_with_its_run_and_the_engine_says_why(client, settings, tmp_path):
+    run = begun(client)
+    step_id = step(client, run, "evaluate", "running")
+
+    conclude.close(settings, client, run, "failed", "The argo run failed: no node fits")
+
+    assert ended(client, run, tmp_path)[:3] == ("failed", "The argo run failed: no node fits", "FAILED")
+    assert client.get_run(step_id).info.status == "FAILED"
+
+
+def test_a_step_that_made_the_champion_gives_the_run_its_version(client, settings, tmp_path):
+    run = begun(client)
+    effect = {"kind": "champion", "version": "7", "use_case": "tips"}
+    step(client, run, "promote", "succeeded", {"champion": {"uri": "x", "metadata": {"effect": effect}, "type": {}}})
+
+    conclude.close(settings, client, run, "succeeded", "")
+
+    state, outcome, status, report = ended(client, run, tmp_path)
+    assert (state, outcome, status) == ("succeeded", "Version 7 is the champion.", "FINISHED")
+    assert "/versions/7" in report
+
+
+def test_the_first_step_of_a_scheduled_run_makes_its_record_and_the_others_find_it(client, settings):
+    marker = index.scheduled("nightly")
+    assert index.is_scheduled(marker)
+    assert not index.is_scheduled("0123")
+
+    ids = [index.scheduled_run(client, settings, marker, None, {}, name) for name in ("n-1", "n-1", "n-2")]
+
+    assert ids[0] == ids[1] != ids[2]
+    run = client.get_run(ids[0])
+    assert (run.data.tags[index.PIPELINE], run.data.tags[index.STATE]) == ("nightly", "running")
