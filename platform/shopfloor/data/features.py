@@ -64,7 +64,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     use_case = load_use_case(settings, use_case_name)
     code = use_case.code("features")
     tables = local_copy(settings, tables_uri)
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    settings.private_state_dir()
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".features-") as scratch:
         made = Path(scratch)
         everything = code.rows(tables)
@@ -342,7 +342,7 @@ def locked(settings: Settings, name: str) -> Iterator[None]:
     """
     import filelock
 
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    settings.private_state_dir()
     file = settings.state_dir / f"{name}.lock"
     try:
         with filelock.FileLock(file, timeout=WAIT_S):

@@ -107,7 +107,7 @@ def materialize_version(settings: Settings, use_case: str, data_rev: str) -> Mat
             f"The endpoint of {use_case} looks no features up.",
             "Say in serving.online what a request may send.",
         )
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    settings.private_state_dir()
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".tables-") as scratch:
         tables = SimpleNamespace(name="tables", uri="", metadata={})
         here = settings.model_copy(update={"artifact_root": scratch, "published_dir": None})
@@ -129,7 +129,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
     source_tables = getattr(code, "online_tables", code.source_tables)
     definitions = getattr(code, "online_definitions", code.definitions)
     project = online_project(use_case.name)
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    settings.private_state_dir()
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".online-") as scratch:
         made = Path(scratch)
         source_tables(tables, made)
