@@ -37,6 +37,7 @@ from shopfloor.training import tuning
 
 from pipelines.flight_delays.source import make_tables
 from tests.endpoints import free_port
+from tests.endpoints import wait_for as until_it_answers
 
 PROJECT = Path(__file__).resolve().parents[2]
 FEATURES = [f"f{number}" for number in range(6)]
@@ -420,7 +421,7 @@ def tracking_uri(tmp_path, s3):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(port, 60)
+    until_it_answers(f"http://127.0.0.1:{port}/health", server)
     yield f"http://127.0.0.1:{port}"
     family = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
     for process in family:
