@@ -36,7 +36,7 @@ FIELDS = {
     "suspend": "duration",
 }
 NO_EFFECT = {
-    "spec": "serviceAccountName archiveLogs artifactRepositoryRef activeDeadlineSeconds ttlStrategy podGC podMetadata "
+    "spec": "serviceAccountName artifactRepositoryRef activeDeadlineSeconds ttlStrategy podGC podMetadata "
     "securityContext imagePullSecrets automountServiceAccountToken priority",
     "template": "metadata nodeSelector tolerations affinity securityContext",
     "parameter": "description",

@@ -32,7 +32,7 @@ def outputs_as_a_shell_writes_them():
 @dsl.container_component
 def silent(text: dsl.OutputPath(str)):
     """Write nothing."""
-    return dsl.ContainerSpec(image="busybox:1", command=["true"], args=[text])
+    return dsl.ContainerSpec(image="busybox:1", command=["sh", "-c", "true"], args=[text])
 
 
 @dsl.pipeline(name="container-output-not-written")

@@ -61,8 +61,6 @@ def workflow(
         "activeDeadlineSeconds": int(config.get("activeDeadlineSeconds", cluster.active_deadline_s)),
         "ttlStrategy": lifetime,
         "podGC": {"strategy": cluster.pod_gc},
-        # A pod goes when it has succeeded; its log stays with the artifacts.
-        "archiveLogs": True,
         "parallelism": cluster.parallelism,
         "podMetadata": {"labels": pod_labels},
         "securityContext": {
