@@ -50,7 +50,7 @@ CASES = {
     "metadata": Case(metadata, {"describe.text": '{"number":7} 7 {}'}, on_local=False),
     "over_artifacts": Case(
         over_artifacts,
-        {"for-loop-1-iteration-0/read.Output": "1", "for-loop-3-iteration-1/read.Output": "2"},
+        {"for-loop-1-iteration-0/read.Output": "1", "for-loop-1-iteration-1/read.Output": "2"},
         on_local=False,
     ),
     "collected_in_collected": Case(collected_in_collected, {"read-all.Output": "3 4 3 4"}, on_local=False),
