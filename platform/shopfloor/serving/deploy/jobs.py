@@ -13,10 +13,7 @@ import sys
 from urllib.parse import urlsplit
 
 from shopfloor.serving.deploy.applications import ask_ray, is_loopback
-from shopfloor.settings import ENV_PREFIX, Settings
-
-_PLACES = ("PROJECT_ROOT", "STATE_DIR")
-"""Settings that are true of this machine only."""
+from shopfloor.settings import ENV_PREFIX, Settings, elsewhere
 
 
 def begin(settings: Settings, *arguments: str) -> str:
@@ -39,8 +36,7 @@ def begin(settings: Settings, *arguments: str) -> str:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     else:
         begin, python = "exec env", "python"
-        for name in _PLACES:
-            environment.pop(ENV_PREFIX + name, None)
+        environment = elsewhere(environment)
     job = {
         "submission_id": f"shopfloor-{secrets.token_hex(6)}",  # chosen here: a lost answer hides no job
         "entrypoint": f"{begin} {own} {shlex.quote(python)} -m shopfloor {shlex.join(arguments)}",
