@@ -206,3 +206,13 @@ def test_what_cannot_be_used_is_named(build, more, error, message):
         build(more)
     assert type(raised.value) is error
     assert "\n" not in str(raised.value)
+
+
+def test_a_shared_registry_serves_features_while_they_are_materialized(tmp_path):
+    settings = Settings(
+        project_root=tmp_path,
+        state_dir=tmp_path / "state",
+        feature_registry=f"sqlite:///{tmp_path}/registry.db",
+        online_store=str(tmp_path / "online.db"),
+    )
+    assert features.feature_store(settings, "tiny").registry.serve_features_while_materializing

@@ -1,5 +1,6 @@
 """What a model is given of a part, and what the part's file holds then."""
 
+import json
 import os
 import pickle
 import threading
@@ -9,7 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shopfloor.serving import batch
+from shopfloor.errors import UsageError
+from shopfloor.serving import batch, data_set
+from shopfloor.serving.model.row import Column
 from shopfloor.settings import Settings
 
 NAN = float("nan")
@@ -92,7 +95,81 @@ def test_a_part_that_others_have_scored_meanwhile_is_not_written(settings, part,
 
 def test_a_worker_leaves_a_part_that_is_there(settings, part):
     worker = batch.Scorer(settings, "", "", pickle.dumps(batch.Scoring("1", tuple(NUMBERS), Keeping(), False, None)))
-    assert worker(vars(part)) == {"rows": 4}
+    assert worker({"part": json.dumps(vars(part))}) == {"rows": 4}
     before = os.stat(part.target).st_mtime_ns
-    assert worker(vars(part)) == {"rows": 4}
+    assert worker({"part": json.dumps(vars(part))}) == {"rows": 4}
     assert os.stat(part.target).st_mtime_ns == before
+
+
+ROWS = pa.table({"whole": [1, 2, 3, 4], "real": [0.5, 1, 2, 3], "shop": ["a", "b", "c", "d"]})
+COLUMNS = (Column("whole", "long", True), Column("real", "double", False), Column("shop", "string", True))
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+@pytest.mark.parametrize(
+    ("name", "values", "problem"),
+    [
+        ("whole", pa.array([1, 2.5, 3, 4]), "is no whole number"),
+        ("whole", pa.array([1, None, 3, 4], pa.int64()), "is missing"),
+        ("whole", pa.array([1, NAN, 3, 4]), "is missing"),
+        ("whole", pa.array([1, 2, 3, 2**63], pa.uint64()), "is outside of"),
+        ("whole", pa.array([1, 2, 3, 1e30]), "is no whole number in a row, or too large"),
+        ("real", pa.array([1, 2, 3, float("inf")]), "is not finite"),
+        ("shop", pa.array(["a", None, "c", "d"]), "is missing"),
+    ],
+)
+def test_a_value_that_the_endpoint_refuses_is_refused_with_its_column(name, values, problem, at_hand):
+    rows = ROWS.set_column(ROWS.column_names.index(name), name, values).to_batches()[0]
+    matrix = np.column_stack([rows.column(i).to_numpy(zero_copy_only=False) for i in (0, 1)]).astype(float)
+    with pytest.raises(UsageError, match=f"rows.parquet: column '{name}' {problem}"):
+        data_set.require_values("rows.parquet", COLUMNS, rows, matrix if at_hand else None)
+
+
+def test_what_the_endpoint_takes_is_taken():
+    rows = ROWS.set_column(0, "whole", pa.array([1.0, 2, 3, 4])).set_column(1, "real", pa.array([None, NAN, 3e38, 1]))
+    data_set.require_values("rows.parquet", COLUMNS, rows.to_batches()[0], None)
+
+
+def parts(settings, directory, columns=COLUMNS):
+    return data_set.parts_of(settings, str(directory), f"{directory}/out", "1", columns, 10)
+
+
+def test_files_and_row_groups_without_rows_are_in_no_part(settings, tmp_path):
+    data = tmp_path / "rows"
+    data.mkdir()
+    with pq.ParquetWriter(data / "a.parquet", ROWS.schema) as writer:
+        for table in (ROWS[:0], ROWS, ROWS[:0]):
+            writer.write_table(table)
+    pq.write_table(ROWS[:0], data / "b.parquet")
+    [part] = parts(settings, data)
+    assert part.rows == 4
+    batch.score_part(settings, batch.Scoring("3", ("real",), Keeping(), True, None), part)
+    assert len(pq.read_table(part.target, partitioning=None)) == 4
+
+
+@pytest.mark.parametrize("name", ["prediction", "model_version"])
+def test_a_file_that_was_scored_before_is_refused(settings, tmp_path, name):
+    pq.write_table(ROWS.append_column(name, ROWS["real"]), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match=f"has a column '{name}' already: it was scored before"):
+        parts(settings, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "values"), [("double", [True] * 4), ("boolean", [1] * 4), ("long", ["1"] * 4)])
+def test_a_column_of_another_type_than_the_endpoint_takes_is_refused(settings, tmp_path, kind, values):
+    pq.write_table(pa.table({"a": values}), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match=f"column 'a' is .* needs it as {kind}"):
+        parts(settings, tmp_path, (Column("a", kind, True),))
+
+
+def test_columns_that_stand_in_the_names_of_directories_stay_and_are_given_to_the_model(settings, tmp_path):
+    data = tmp_path / "rows"
+    for shop, year in (("eu", 2023), ("caf%C3%A9", 2024)):
+        (data / f"shop={shop}/year={year}").mkdir(parents=True)
+        pq.write_table(ROWS.drop_columns("shop"), data / f"shop={shop}/year={year}/part.parquet")
+    model = Keeping()
+    found = parts(settings, data)
+    for part in found:
+        batch.score_part(settings, batch.Scoring("3", ("year", "real"), model, False, None), part)
+        assert set(pq.read_table(part.target, partitioning=None)["shop"].to_pylist()) == {part.partition["shop"]}
+    assert {part.partition["shop"] for part in found} == {"eu", "café"}
+    assert {rows[0, 0] for rows in model.given} == {2023, 2024}

@@ -131,7 +131,8 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
             provider="local",
             registry={
                 "path": path,
-                **({"registry_type": "sql"} if sql else {}),
+                # Otherwise nobody reads online features while somebody materializes by hand.
+                **({"registry_type": "sql", "serve_features_while_materializing": True} if sql else {}),
                 **({"cache_ttl_seconds": 0} if cached else {}),
             },
             offline_store={"type": "duckdb"},

@@ -26,7 +26,18 @@ from shopfloor.data.versions import pull
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.records import Record
 from shopfloor.settings import Settings
-from shopfloor.storage import EFFECT, Artifact, Metrics, filesystem, join, local_copy, local_path, publish
+from shopfloor.storage import (
+    EFFECT,
+    Artifact,
+    Metrics,
+    filesystem,
+    is_remote,
+    join,
+    local_copy,
+    local_path,
+    publish,
+    write_atomically,
+)
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
@@ -192,11 +203,13 @@ def _note_uri(settings: Settings, use_case: str) -> str:
 
 
 def _note(settings: Settings, done: Materialized) -> None:
-    system, path = filesystem(settings, _note_uri(settings, done.use_case))
-    draft = f"{path}.new"
-    with system.open_output_stream(draft) as handle:
-        handle.write(done.model_dump_json(indent=1).encode())
-    system.move(draft, path)
+    uri, text = _note_uri(settings, done.use_case), done.model_dump_json(indent=1)
+    if not is_remote(uri):
+        write_atomically(local_path(uri), text)
+        return
+    system, path = filesystem(settings, uri)
+    with system.open_output_stream(path) as handle:  # an object is there as a whole, or not at all
+        handle.write(text.encode())
 
 
 def _measured(view: Any, file: Path) -> MaterializedView:

@@ -17,15 +17,18 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
+from shopfloor.errors import NotFoundError, ShopfloorError
 from shopfloor.registry import passport as registry
 from shopfloor.runs import recorder as tracking
+from shopfloor.serving.data_set import PREDICTION, VERSION, Part, parts_of, require_values, with_partition
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix
+from shopfloor.serving.model.row import Column
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, filesystem, is_remote, join, publish, stored
+from shopfloor.storage import Artifact, filesystem, is_remote, join, publish, stored, sync
 from shopfloor.training import cluster as ray_cluster
 from shopfloor.use_case import load_use_case
 
@@ -40,9 +43,6 @@ logger = logging.getLogger(__name__)
 ROWS_PER_PART = 500_000
 BATCH_ROWS = 50_000
 """Rows that are in memory at once, in each process."""
-PREDICTION = "prediction"
-VERSION = "model_version"
-_NUMBERS = {"boolean", "integer", "long", "float", "double"}
 
 
 class _Needless(Exception):
@@ -61,18 +61,8 @@ class Scoring:
     single_precision: bool
     frame: Callable[[pd.DataFrame], Any] | None
     """The way of a model that has no native one."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some row groups of one file, and where their predictions go."""
-
-    file: str
-    first: int
-    last: int
-    """The first row group that does not belong to it."""
-    rows: int
-    target: str
+    checks: tuple[Column, ...] = ()
+    """What the endpoint asks of the columns' values, in their order."""
 
 
 def score(settings: Settings, use_case: str, version: str, data: str, predictions: str, scored: Artifact) -> int:
@@ -88,7 +78,8 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
 
     Raises:
         NotFoundError: There is no such data set, version or champion.
-        UsageError: A file lacks a column of the model, or has it with a wrong type.
+        UsageError: A file lacks a column of the model, has it with a wrong type, holds a value that the endpoint would
+            refuse, or was scored before.
         ServiceError: MLflow or the Ray cluster does not answer.
     """
     load_use_case(settings, use_case)
@@ -105,7 +96,8 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
     # The same data and version again find their parts; any other set has a place of its own.
     target = join(root, f"version={version}", f"data={hashlib.sha256(content.encode()).hexdigest()[:12]}")
     model = load_model(settings.tracking_uri, use_case, version)
-    parts = plan(settings, data, target, model)
+    columns = model.rows.columns if model.rows else ()
+    parts = parts_of(settings, data, target, model.version, columns, ROWS_PER_PART)
     missing = [part for part in parts if not _is_there(settings, part.target)]
     rows = sum(part.rows for part in parts)
     logger.info("%s rows in %d parts, %d of them scored before", f"{rows:,}", len(parts), len(parts) - len(missing))
@@ -117,55 +109,17 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
         record = {"use_case": use_case, "version": version, "rows": rows, "data": data, "predictions": target}
         (directory / "scored.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     scored.metadata.update({"version": version, "rows": rows, "predictions": target})
+    logger.info("%s rows are scored with version %s: %s", f"{rows:,}", version, target)
     return rows
-
-
-def plan(settings: Settings, data: str, target: str, model: ServedModel) -> list[Part]:
-    """Return the parts of a data set.
-
-    Args:
-        settings: Say where an S3 store is.
-        data: The data set.
-        target: Directory of the predictions.
-        model: Its columns must be in every file.
-
-    Raises:
-        NotFoundError: There is no parquet file.
-        UsageError: A file is no parquet, or does not fit the model; it and the column are named.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    system, path = filesystem(settings, data)
-    files = _files(system, path)
-    scheme = data.partition("://")[0] + "://" if is_remote(data) else ""
-    if not files:
-        raise NotFoundError(f"There is no parquet file in {data}.", "Files must end in .parquet.")
-    parts: list[Part] = []
-    for file in files:
-        try:
-            with pq.ParquetFile(file, filesystem=system) as opened:
-                _require_columns(file, opened.schema_arrow, model)
-                counts = [opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups)]
-        except pa.ArrowInvalid as error:
-            raise UsageError(f"{file} is no parquet file: {error}.", "Remove or mend it.") from error
-        begin = 0
-        while begin < len(counts):
-            end, rows = begin + 1, counts[begin]
-            while end < len(counts) and rows + counts[end] <= ROWS_PER_PART:
-                rows += counts[end]
-                end += 1
-            parts.append(Part(f"{scheme}{file}", begin, end, rows, join(target, f"part-{len(parts):05}.parquet")))
-            begin = end
-    return parts
 
 
 def scoring(model: ServedModel) -> Scoring:
     """Return how rows are scored with a loaded version."""
-    columns = tuple(column.name for column in model.rows.columns) if model.rows else ()
+    checks = model.rows.columns if model.rows else ()
+    columns = tuple(column.name for column in checks)
     if model.native is None:
-        return Scoring(model.version, columns, None, False, model.pyfunc.predict)
-    return Scoring(model.version, columns, model.native.matrix, model.native.single_precision, None)
+        return Scoring(model.version, columns, None, False, model.pyfunc.predict, checks)
+    return Scoring(model.version, columns, model.native.matrix, model.native.single_precision, None, checks)
 
 
 class Scorer:
@@ -182,7 +136,7 @@ class Scorer:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score one part, batch by batch, where nobody has; return how many rows it has."""
-        part = Part(**row)
+        part = Part(**json.loads(row["part"]))
         if not _is_there(self._settings, part.target):
             score_part(self._settings, self._scoring, part)
         return {"rows": part.rows}
@@ -227,7 +181,8 @@ def score_part(settings: Settings, model: Scoring, part: Part, needless: threadi
             for rows in opened.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
                 if needless is not None and needless.is_set():
                     raise _Needless("Others have done it.")
-                scored = rows.append_column(PREDICTION, _predictions(model, rows))
+                rows = with_partition(rows, part.partition)
+                scored = rows.append_column(PREDICTION, _predictions(model, rows, part.file))
                 everywhere = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [model.version])
                 scored = scored.append_column(VERSION, everywhere)
                 if writer is None:
@@ -241,7 +196,11 @@ def score_part(settings: Settings, model: Scoring, part: Part, needless: threadi
                 writer.write_table(pa.Table.from_batches([scored]))
             if writer is not None:
                 writer.close()
+                if not is_remote(part.target):
+                    sync(Path(draft))
         target.move(draft, path)
+        if not is_remote(part.target):
+            sync(Path(directory))
     except BaseException:
         if target.get_file_info(draft).is_file:
             target.delete_file(draft)
@@ -254,13 +213,15 @@ def _texts(opened: pq.ParquetFile) -> list[str]:
     return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _predictions(model: Scoring, rows: pa.RecordBatch) -> pa.Array:
+def _predictions(model: Scoring, rows: pa.RecordBatch, file: str) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
     asked = rows.select(list(model.columns)) if model.columns else rows
-    if model.matrix is not None:
-        answers = model.matrix(_matrix(asked, np.float32 if model.single_precision else np.float64))
+    matrix = _matrix(asked, np.float32 if model.single_precision else np.float64) if model.matrix is not None else None
+    require_values(file, model.checks, asked, matrix)
+    if model.matrix is not None and matrix is not None:
+        answers = model.matrix(matrix)
     elif model.frame is not None:
         answers = answers_of(model.frame(asked.to_pandas()))
     values = np.asarray(answers)
@@ -300,17 +261,32 @@ def _score_on_ray(settings: Settings, use_case: str, model: ServedModel, parts: 
         cpus = int(ray.cluster_resources().get("CPU", 1))
         workers = max(1, min(cpus, len(parts)))
         share = max(0.01, math.floor(ray.available_resources().get("CPU", 0.1) / workers * 80) / 100)
-        done = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts)).map(
+        done = ray.data.from_items(
+            [{"part": json.dumps(vars(part))} for part in parts], override_num_blocks=len(parts)
+        ).map(
             Scorer,
             fn_constructor_args=(settings, use_case, model.version, portable),
             compute=ActorPoolStrategy(size=workers),
             num_cpus=min(1.0, share),
         )
         total, rows = sum(part.rows for part in parts), 0
-        for finished in done.iter_rows():
-            workers_run.set()
-            rows += finished["rows"]
-            logger.info("%s of %s rows", f"{rows:,}", f"{total:,}")
+        try:
+            for finished in done.iter_rows():
+                workers_run.set()
+                rows += finished["rows"]
+                logger.info("%s of %s rows", f"{rows:,}", f"{total:,}")
+        except Exception as error:
+            own = _own(error)
+            if own is None:
+                raise
+            raise own from error
+
+
+def _own(error: BaseException | None) -> ShopfloorError | None:
+    """Return the error of ours that a worker raised, from below those that Ray wraps it in."""
+    while error is not None and type(error).__module__ != ShopfloorError.__module__:
+        error = getattr(error, "cause", None) or error.__cause__
+    return error if isinstance(error, ShopfloorError) else None
 
 
 @contextlib.contextmanager
@@ -340,31 +316,6 @@ def _scored_meanwhile(settings: Settings, model: Scoring, parts: list[Part]) -> 
         workers_run.set()
         over.set()
         thread.join()
-
-
-def _files(system: Any, path: str) -> list[str]:
-    from pyarrow import fs
-
-    info = system.get_file_info(path)
-    if info.is_file:
-        return [path]
-    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
-    hidden = [item for item in found if any(part.startswith((".", "_")) for part in item.path[len(path) :].split("/"))]
-    return sorted(item.path for item in found if item.is_file and item.extension == "parquet" and item not in hidden)
-
-
-def _require_columns(file: str, schema: pa.Schema, model: ServedModel) -> None:
-    import pyarrow as pa
-
-    for column in model.rows.columns if model.rows else ():
-        if column.name not in schema.names:
-            raise UsageError(f"{file} has no column {column.name!r}.", f"Version {model.version} needs it.")
-        kind = schema.field(column.name).type
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        if column.type in _NUMBERS and not number and not pa.types.is_null(kind):
-            raise UsageError(
-                f"{file}: column {column.name!r} is {kind}.", f"Version {model.version} needs it as {column.type}."
-            )
 
 
 def _is_there(settings: Settings, uri: str) -> bool:

@@ -1,0 +1,202 @@
+"""A parquet data set on its way to a model: its parts, their partition columns, and which rows are refused.
+
+A part is some row groups of one file. What `/predict` answers with 422 is refused here too, with the file and the
+column named: a value is missing where the model needs one, is not finite, or is no whole number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.serving.model.row import FLOAT32_MAX, INT32, INT64, Column
+from shopfloor.settings import Settings
+from shopfloor.storage import filesystem, is_remote, join
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+PREDICTION = "prediction"
+VERSION = "model_version"
+_WHOLE = {"integer": INT32, "long": INT64}
+_REAL = {"float", "double"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some row groups of one file, and where their predictions go."""
+
+    file: str
+    first: int
+    last: int
+    """The first row group that does not belong to it."""
+    rows: int
+    target: str
+    partition: dict[str, Any] = field(default_factory=dict)
+    """Columns that the file's directory says, as in `shop=eu/`."""
+
+
+def parts_of(
+    settings: Settings, data: str, target: str, version: str, columns: Sequence[Column], rows_per_part: int
+) -> list[Part]:
+    """Return the parts of a data set; what has no rows is in none.
+
+    Args:
+        settings: Say where an S3 store is.
+        data: The data set, a file or a directory.
+        target: Directory of the predictions.
+        version: The model's, to be named in errors.
+        columns: The model's; they must be in every file, or in the name of its directory.
+        rows_per_part: Rows of a part, unless a single row group has more.
+
+    Raises:
+        NotFoundError: There is no parquet file.
+        UsageError: A file is no parquet, or does not fit the model; it and the column are named.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    system, path = filesystem(settings, data)
+    files = _files(system, path)
+    scheme = data.partition("://")[0] + "://" if is_remote(data) else ""
+    if not files:
+        raise NotFoundError(f"There is no parquet file in {data}.", "Files must end in .parquet.")
+    partitions = _partitions(path, files)
+    parts: list[Part] = []
+    for file, partition in zip(files, partitions, strict=True):
+        try:
+            with pq.ParquetFile(file, filesystem=system) as opened:
+                schema = with_partition(opened.schema_arrow.empty_table(), partition).schema
+                counts = [opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups)]
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"{file} is no parquet file: {error}.", "Remove or mend it.") from error
+        _require_columns(file, schema, version, columns)
+        begin = 0
+        while begin < len(counts):
+            end, rows = begin + 1, counts[begin]
+            while end < len(counts) and rows + counts[end] <= rows_per_part:
+                rows += counts[end]
+                end += 1
+            if rows:
+                name = join(target, f"part-{len(parts):05}.parquet")
+                parts.append(Part(f"{scheme}{file}", begin, end, rows, name, partition))
+            begin = end
+    return parts
+
+
+def with_partition(rows: Any, partition: dict[str, Any]) -> Any:
+    """Return a table or a batch with the columns that its directory says, where it has none of that name itself."""
+    import pyarrow as pa
+
+    for name, value in partition.items():
+        if name not in rows.schema.names:
+            rows = rows.append_column(name, pa.repeat(pa.scalar(value), len(rows)))
+    return rows
+
+
+def require_values(file: str, columns: Sequence[Column], rows: pa.RecordBatch, matrix: np.ndarray | None) -> None:
+    """Refuse rows that the endpoint would refuse.
+
+    Args:
+        file: To be named.
+        columns: The model's.
+        rows: Its columns in that order.
+        matrix: The same numbers, NaN where one is missing, if they are at hand.
+
+    Raises:
+        UsageError: A value is missing, not finite, too large or no whole number; the column is named.
+    """
+    import pyarrow as pa
+
+    for index, column in enumerate(columns):
+        values = rows.column(index)
+        if values.null_count and column.required:
+            raise _refused(file, column, "is missing in a row")
+        kind = values.type
+        if pa.types.is_integer(kind) and column.type in _WHOLE:
+            _require_range(file, column, values)
+        elif pa.types.is_floating(kind) and column.type in _WHOLE | dict.fromkeys(_REAL):
+            at_hand = matrix is not None and column.type in _REAL  # in 32 bits a fraction may be lost
+            numbers = matrix[:, index] if at_hand and matrix is not None else values.to_numpy(zero_copy_only=False)
+            if problem := _wrong(numbers, column):
+                raise _refused(file, column, problem)
+
+
+def _wrong(numbers: np.ndarray, column: Column) -> str:
+    """Return what is wrong with numbers, NaN where one is missing; a sum is finite where they all are."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(numbers.sum()):
+            if column.required and np.isnan(numbers).any():
+                return "is missing in a row"
+            if np.isinf(numbers).any():
+                return f"is not finite, or more than {FLOAT32_MAX:.3g}, in a row"
+        if column.type in _WHOLE:
+            known = numbers[~np.isnan(numbers)]
+            if (known != np.floor(known)).any() or (np.abs(known) > _WHOLE[column.type]).any():
+                return "is no whole number in a row, or too large a one"
+    return ""
+
+
+def _require_range(file: str, column: Column, values: Any) -> None:
+    import pyarrow.compute as pc
+
+    if column.type == "long" and values.type.bit_width <= 64 and str(values.type) != "uint64":
+        return
+    ends = pc.min_max(values).as_py()
+    limit = _WHOLE[column.type]
+    if ends["max"] is not None and not -limit - 1 <= ends["min"] <= ends["max"] <= limit:
+        raise _refused(file, column, f"is outside of {-limit - 1} to {limit} in a row")
+
+
+def _refused(file: str, column: Column, problem: str) -> UsageError:
+    return UsageError(
+        f"{file}: column {column.name!r} {problem}.", "The endpoint refuses it too; mend or leave out such rows."
+    )
+
+
+def _files(system: Any, path: str) -> list[str]:
+    from pyarrow import fs
+
+    info = system.get_file_info(path)
+    if info.is_file:
+        return [path]
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    hidden = [item for item in found if any(part.startswith((".", "_")) for part in item.path[len(path) :].split("/"))]
+    return sorted(item.path for item in found if item.is_file and item.extension == "parquet" and item not in hidden)
+
+
+def _partitions(path: str, files: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each file what the directories below the data set's say (`shop=eu`), numbers where all are numbers."""
+    from urllib.parse import unquote
+
+    folders = [file.removeprefix(path).split("/")[:-1] for file in files]
+    texts = [dict(folder.split("=", 1) for folder in inside if "=" in folder) for inside in folders]
+    whole = {
+        name: all(other[name].isdecimal() for other in texts if name in other) for values in texts for name in values
+    }
+    return [{name: int(text) if whole[name] else unquote(text) for name, text in values.items()} for values in texts]
+
+
+def _require_columns(file: str, schema: pa.Schema, version: str, columns: Sequence[Column]) -> None:
+    import pyarrow as pa
+
+    for name in (PREDICTION, VERSION):
+        if name in schema.names:
+            raise UsageError(
+                f"{file} has a column {name!r} already: it was scored before.", "Leave the column out, or rename it."
+            )
+    for column in columns:
+        if column.name not in schema.names:
+            raise UsageError(f"{file} has no column {column.name!r}.", f"Version {version} needs it.")
+        kind = schema.field(column.name).type
+        numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        fits = {"boolean": pa.types.is_boolean(kind), **dict.fromkeys([*_WHOLE, *_REAL], numbers)}
+        if not fits.get(column.type, True) and not pa.types.is_null(kind):
+            raise UsageError(
+                f"{file}: column {column.name!r} is {kind}.", f"Version {version} needs it as {column.type}."
+            )
