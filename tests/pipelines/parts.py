@@ -55,4 +55,4 @@ def read(data: dsl.Input[dsl.Dataset]) -> str:
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def read_all(parts: dsl.Input[list[dsl.Dataset]]) -> str:
     """Give what the artifacts of a list hold."""
-    return " ".join(open(part.path).read() for part in parts)
+    return " ".join(open(part.path).read() for part in parts or [])
