@@ -60,7 +60,8 @@ def on_cluster(settings, place, number, **more):
     }
     for name, value in values.items():
         for key in environment:
-            environment[key] = value if environment[key] == f"inputs.parameters.{name}" else environment[key]
+            forms = {f"inputs.parameters.{name}", f"=replace(inputs.parameters['{name}'], '$', '$$')"}
+            environment[key] = value if environment[key] in forms else environment[key]
     environment |= {
         "SHOPFLOOR_ROOT": str(place),
         "SHOPFLOOR_PROJECT_ROOT": str(PROJECT),
