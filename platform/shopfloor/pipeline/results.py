@@ -106,6 +106,8 @@ class ResultStore:
         if is_remote(uri):
             return not ours or uri.startswith(join(self._settings.artifact_root, ""))
         path = local_path(uri).resolve()
+        if not ours and not path.exists():  # metrics of a pod that is gone: all of them is in the metadata
+            return True
         own = [self._settings.state_dir.resolve()]
         if not is_remote(self._settings.artifact_root):
             own.append(local_path(self._settings.artifact_root).resolve())
