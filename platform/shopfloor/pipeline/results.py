@@ -106,8 +106,6 @@ class ResultStore:
         if is_remote(uri):
             return not ours or uri.startswith(join(self._settings.artifact_root, ""))
         path = local_path(uri).resolve()
-        if not ours and not path.exists():  # metrics of a pod that is gone: all of them is in the metadata
-            return True
         own = [self._settings.state_dir.resolve()]
         if not is_remote(self._settings.artifact_root):
             own.append(local_path(self._settings.artifact_root).resolve())
@@ -115,7 +113,13 @@ class ResultStore:
 
     def put(self, key: str, parts: Mapping[str, str], outputs: Outputs) -> None:
         """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why."""
-        entry = {"key": key, "parts": dict(parts), "outputs": outputs}
+        kept: Outputs = json.loads(json.dumps(outputs))
+        for artifact in artifacts_of(kept):
+            uri = artifact["uri"]
+            if CONTENT_HASH not in artifact["metadata"] and not is_remote(uri) and not local_path(uri).exists():
+                # Metrics are all in the metadata: they lie nowhere, and so not in a pod that will be gone.
+                artifact["uri"] = join(self._settings.artifact_root, "metadata-only", artifact["name"])
+        entry = {"key": key, "parts": dict(parts), "outputs": kept}
         self._write(self._place(key), json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True))
 
     def used(self, step: str, key: str, parts: Mapping[str, str]) -> None:
