@@ -37,6 +37,7 @@ _FIELDS = {"name", "route_prefix", "import_path", "args", "deployments"}
 _IMPORT = re.compile(r"^[ \t]*(?:from\s+([.\w]+)\s+import\s+(\([^)]*\)|[^\n]+)|import\s+([^\n#]+))", re.MULTILINE)
 _PROCESSES = (
     IMPORT_PATH.partition(":")[0],
+    "shopfloor.serving.beside.reader_process",
     "shopfloor.serving.beside.rehearsal",
     "shopfloor.serving.beside.shadow_process",
 )
