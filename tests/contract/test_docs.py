@@ -17,6 +17,8 @@ from shopfloor.cli.main import _global_options_first, app
 from shopfloor.settings import ClusterSettings, Settings
 from shopfloor.use_case import UseCase
 
+from tests.contract import references
+
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 SCHEMA = PROJECT / "docs" / "reference" / "use_case.schema.json"
@@ -172,6 +174,12 @@ def test_the_example_of_a_scikit_learn_model_does_what_a_search_asks_of_it():
     content["search"]["space"] = {"max_depth": {"type": "int", "low": 2, "high": 3}}
     rows = pd.DataFrame({"a": np.arange(200.0), "late": np.arange(200) % 3 == 0})
     try_contract(Example.model_validate(content), rows, rows, "late")
+
+
+@pytest.mark.parametrize("name", sorted(references.PAGES))
+def test_a_generated_page_is_what_the_program_says(name):
+    again = "Write it anew: .venv/bin/python -m tests.contract.references"
+    assert (references.FOLDER / name).read_text(encoding="utf-8") == references.PAGES[name](), again
 
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""Writes the generated pages of docs/reference from the program itself; a test compares them.
+
+.venv/bin/python -m tests.contract.references
+"""
+
+import ast
+import importlib
+import inspect
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import typer
+from shopfloor import errors
+from shopfloor.cli.main import INTERRUPTED, app
+from shopfloor.cli.submit import GATE_MISSED
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+NOTE = "<!-- Generated: `.venv/bin/python -m tests.contract.references`. -->\n"
+
+
+def commands(command, path):
+    """Yield each command with its words, those of a group after the group."""
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}")
+
+
+def _cell(text):
+    return " ".join(str(text or "").split()).replace("|", "\\|")
+
+
+def _default(parameter):
+    value = parameter.default
+    if value in (None, False, "", [], ()) or callable(value):
+        return ""
+    return f"`{getattr(value, 'value', value)}`"
+
+
+def cli():
+    """Return the page of every command and option."""
+    root = typer.main.get_command(app)
+    parts = [
+        NOTE,
+        "# The command line\n",
+        "`shopfloor [--profile NAME] [--debug] COMMAND ...`. Progress goes to stderr, results to stdout. `--json`\n"
+        "prints one JSON document, nothing else; without it, a table: drawn for a terminal, tab-separated for a pipe.\n",
+        "## Options of every command\n",
+        *_options(root),
+    ]
+    for path, command in commands(root, "shopfloor"):
+        if path == "shopfloor":
+            continue
+        words = [f"`{path}`" if getattr(command, "commands", None) else f"`{path}{_arguments(command)}`"]
+        parts.append(f"## {words[0]}\n" if len(path.split()) == 2 else f"### {words[0]}\n")
+        parts.append(inspect.cleandoc(command.help or "") + "\n")
+        parts += _options(command)
+    return "\n".join(parts)
+
+
+def _arguments(command):
+    names = [
+        p.name.upper().replace("_", "-") if p.required else f"[{p.name.upper()}]"
+        for p in command.params
+        if p.param_type_name == "argument"
+    ]
+    return "".join(f" {name}" for name in names)
+
+
+def _options(command):
+    rows = []
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            rows.append((f"`{parameter.name.upper()}`", "", _cell(getattr(parameter, "help", ""))))
+        elif parameter.name != "help":
+            names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+            variable = getattr(parameter, "envvar", None)
+            text = _cell(parameter.help) + (f" Or ${variable}." if variable else "")
+            rows.append((names, _default(parameter), text))
+    if not rows:
+        return []
+    return ["| option | default | meaning |\n|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows), ""]
+
+
+def exit_codes():
+    """Return the page of the exit codes, from the kinds of errors."""
+    kinds = {}
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, errors.ShopfloorError) and kind.__module__ == errors.__name__:
+            kinds.setdefault(kind.exit_code, []).append((name, inspect.getdoc(kind).splitlines()[0]))
+    rows = [
+        ("0", "done", "It did what was asked; for a training run: the model was promoted, or nothing had to change.")
+    ]
+    for code in sorted(kinds):
+        for name, text in kinds[code]:
+            rows.append((str(code), f"`{name}`", text))
+    rows.append((str(GATE_MISSED), "gate missed", "The model of a run was not good enough; the champion stays."))
+    rows.append((str(INTERRUPTED), "stopped", "Ctrl-C; what was finished stays finished."))
+    lines = [f"| {code} | {kind} | {_cell(text)} |" for code, kind, text in rows]
+    head = "Every error is one line on stderr: what is wrong, and what to do. `--debug` adds the traceback.\n"
+    table = "| code | kind | meaning |\n|---|---|---|"
+    tail = "\nA line that begins with `bug:` is a fault of ours, with exit code 1.\n"
+    return "\n".join([NOTE, "# Exit codes\n", head, table, *lines, tail])
+
+
+# Command to the record that its --json prints, where that is one record of the library's.
+DOCUMENTS = {
+    "data prepare": "shopfloor.data.versions:PreparedData",
+    "data show": "shopfloor.records:DataVersion",
+    "features materialize": "shopfloor.data.materialization:Materialized",
+    "plan": "shopfloor.flows.plan:Plan",
+    "submit (local)": "shopfloor.flows.submit:Outcome",
+    "submit (ray, argo, kfp)": "shopfloor.flows.dispatch:Submitted",
+    "models show": "shopfloor.records:Passport",
+    "rollout status": "shopfloor.flows.rollout:RolloutStatus",
+    "rollout run": "shopfloor.flows.rollout:RolloutResult",
+    "up": "shopfloor.stack.lifecycle:UpResult",
+    "down": "shopfloor.stack.lifecycle:DownResult",
+    "status": "shopfloor.stack.lifecycle:StackStatus",
+    "doctor (a list of these)": "shopfloor.stack.doctor:Finding",
+}
+
+
+def _record(place):
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _fields(record):
+    """Yield name, type and docstring of each field, in order; those of its bases first."""
+    for base in reversed(record.__mro__):
+        if not hasattr(base, "model_fields") or base.__module__.startswith("pydantic"):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and node.target.id in record.model_fields:
+                told = (
+                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                )
+                yield node.target.id, ast.unparse(node.annotation), told
+
+
+def _inner(record, seen):
+    """Yield the records that a record's fields hold, each once."""
+    for field in record.model_fields.values():
+        for one in _records_in(field.annotation):
+            if one not in seen:
+                seen.append(one)
+                _inner(one, seen)
+    return seen
+
+
+def _records_in(annotation):
+    if inspect.isclass(annotation) and hasattr(annotation, "model_fields"):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _records_in(argument)
+
+
+def _table(record):
+    rows = [f"| `{name}` | `{_cell(kind)}` | {_cell(told)} |" for name, kind, told in _fields(record)]
+    return ["| field | type | meaning |\n|---|---|---|", *rows, ""]
+
+
+def json_output():
+    """Return the page of what `--json` prints."""
+    parts = [NOTE, "# What --json prints\n", "One JSON document on stdout; everything else goes to stderr.\n"]
+    inner = []
+    for command, place in DOCUMENTS.items():
+        record = _record(place)
+        parts += [f"## `{command}`\n", inspect.getdoc(record).splitlines()[0] + "\n", *_table(record)]
+        _inner(record, inner)
+    parts.append("## Records within these\n")
+    for record in sorted(inner, key=lambda one: one.__name__):
+        parts += [f"### {record.__name__}\n", inspect.getdoc(record).splitlines()[0] + "\n", *_table(record)]
+    return "\n".join(parts)
+
+
+def metrics():
+    """Return the page of what a replica counts."""
+    from shopfloor.serving.replica.metrics import ReplicaMetrics
+
+    rows = []
+    for family in ReplicaMetrics()._registry.collect():
+        labels = ", ".join(f"`{name}`" for name in family_labels(ReplicaMetrics(), family.name))
+        rows.append(f"| `{family.name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
+    head = "`GET /<use_case>/metrics` of a replica, in Prometheus' text format.\n"
+    return "\n".join([NOTE, "# Metrics\n", head, "| metric | kind | labels | meaning |\n|---|---|---|---|", *rows, ""])
+
+
+def family_labels(metrics, name):
+    for collector in metrics._registry._collector_to_names:
+        if getattr(collector, "_name", "") == name:
+            return collector._labelnames
+    return ()
+
+
+def _endpoint_document():
+    """Return the OpenAPI document of an endpoint whose model has one input."""
+    from shopfloor.serving.contract import Config
+    from shopfloor.serving.model.row import Column, RowSchema
+    from shopfloor.serving.replica.documents import openapi
+
+    rows = RowSchema((Column("amount", "double", True),))
+    model = SimpleNamespace(name="<use_case>", version="1", rows=rows, example={"amount": 1.5})
+    config = Config(use_case="<use_case>", tracking_uri="")
+    return openapi(model, "/<use_case>", {"amount": 1.5}, None, config)
+
+
+def http_api():
+    """Return the page of an endpoint's routes, from the document that it gives itself."""
+    head = """The routes of an endpoint on Ray Serve. `GET /<use_case>/openapi.json` gives the same with the types of
+the model that answers, and `GET /<use_case>/docs` a page to try it. Bodies are JSON unless said otherwise.
+
+## Headers
+
+| header | of | meaning |
+|---|---|---|
+| `Authorization: Bearer TOKEN` | request | where the endpoint requires tokens |
+| `X-Shopfloor-Version` | request | the version that is to answer: `champion`, `challenger` or a loaded number |
+| `X-Shopfloor-Version` | answer | the version that did |
+| `X-Request-Id` | both | names the request in the log, for feedback; made where the request has none |
+| `X-Request-Key` | request | requests with the same key stay with the same version during a canary |
+| `Inference-Header-Content-Length` | both | bytes of JSON before binary tensors, of the Open Inference Protocol |
+| `Retry-After` | answer | with 503: when to come back, in seconds |
+"""
+    parts = [NOTE, "# HTTP API\n", head, "## Routes\n"]
+    for path, operations in _endpoint_document()["paths"].items():
+        for method, operation in operations.items():
+            parts.append(f"### `{method.upper()} {path}`\n\n{_cell(operation.get('summary'))}.\n")
+            body = operation.get("requestBody", {}).get("content", {})
+            if body:
+                parts.append("Body: " + ", ".join(f"`{kind}`" for kind in body) + ".\n")
+            parts.append("| status | meaning |\n|---|---|")
+            parts += [f"| {code} | {_cell(one.get('description'))} |" for code, one in operation["responses"].items()]
+            parts.append("")
+    return "\n".join(parts)
+
+
+PAGES = {
+    "cli.md": cli,
+    "exit-codes.md": exit_codes,
+    "json-output.md": json_output,
+    "metrics.md": metrics,
+    "http-api.md": http_api,
+}
+
+
+def main():
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
