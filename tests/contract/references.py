@@ -44,7 +44,7 @@ def cli():
         NOTE,
         "# The command line\n",
         "`shopfloor [--profile NAME] [--debug] COMMAND ...`. Progress goes to stderr, results to stdout. `--json`\n"
-        "prints one JSON document, nothing else; without it, a table: drawn for a terminal, tab-separated for a pipe.\n",
+        "prints one JSON document and nothing else; a table is drawn for a terminal, and tab-separated for a pipe.\n",
         "## Options of every command\n",
         *_options(root),
     ]
