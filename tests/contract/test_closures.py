@@ -21,7 +21,7 @@ COMPONENTS = sorted(file.stem for file in (PROJECT / "components").glob("[a-z]*.
 MOST_MODULES = 15
 MOST_ROOMS = 24
 MOST_FLOORS = 7
-NOT_YET = {"score": 21, "tune": 16}
+NOT_YET = {"score": 17}
 """Closures that are still larger, with their size: a number here may only shrink, and the line goes with the excess."""
 
 

@@ -18,9 +18,9 @@ from shopfloor import processes
 from shopfloor.errors import NotFoundError
 from shopfloor.processes import ProcessId
 from shopfloor.records import StepRecord
+from shopfloor.runs.mlflow import PARENT as PARENT
 from shopfloor.settings import Settings
 
-PARENT = "mlflow.parentRunId"
 STATE, STEP, PIPELINE, USE_CASE, ENGINE, ERROR, OUTCOME, PROCESS, SECONDS = (
     f"shopfloor.{name}"
     for name in ("state", "step", "pipeline", "use_case", "engine", "error", "outcome", "process", "seconds")

@@ -15,6 +15,8 @@ from shopfloor.errors import AccessError, NotFoundError, ServiceError
 from shopfloor.settings import Settings
 
 API = "/api/2.0/mlflow/"
+PARENT = "mlflow.parentRunId"
+"""Tag of a run: the run that it is part of."""
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, ShopfloorError
-from shopfloor.registry import passport as registry
-from shopfloor.runs import recorder as tracking
+from shopfloor.runs import versions as registry
+from shopfloor.runs.mlflow import connect
 from shopfloor.serving.data_set import PREDICTION, VERSION, Part, parts_of, require_values, with_partition
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix
@@ -83,7 +83,7 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
         ServiceError: MLflow or the Ray cluster does not answer.
     """
     load_use_case(settings, use_case)
-    client = tracking.connect(settings)
+    client = connect(settings)
     version = version or registry.alias_version(client, use_case, registry.CHAMPION) or ""
     if not version:
         raise NotFoundError(f"{use_case} has no champion.", "Give -p version=<number>.")

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shopfloor.records import Search, Trial
-from shopfloor.runs.index import PARENT
-from shopfloor.runs.mlflow import connect
+from shopfloor.runs.mlflow import PARENT, connect
 from shopfloor.settings import Settings
 
 TRIAL = "shopfloor.trial"
