@@ -74,7 +74,7 @@ def test_a_profile_can_be_any_file_and_is_the_same_one_from_another_directory(pr
 
 
 def test_a_profile_that_is_not_there_is_named_with_its_folder(project):
-    with pytest.raises(NotFoundError, match="no profile 'team' in /nowhere"):
+    with pytest.raises(NotFoundError, match="no profile '/nowhere/team.toml' in /nowhere"):
         load_settings("/nowhere/team.toml", project_root=project)
 
 
