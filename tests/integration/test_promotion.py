@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -351,7 +352,8 @@ def test_who_was_paused_between_reading_and_writing_the_list_reads_again(setting
     from shopfloor.serving.deploy import applications
 
     clock, writes = iter([0.0, applications.FRESH_S + 1]), []
-    monkeypatch.setattr(applications.time, "monotonic", lambda: next(clock, 0.0))
+    paused = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
+    monkeypatch.setattr(applications, "time", paused)
     monkeypatch.setattr(applications, "_put", lambda *given: writes.append(given))
     monkeypatch.setattr(applications, "running", lambda settings: {})
     monkeypatch.setattr(applications, "_TRIES", 1)

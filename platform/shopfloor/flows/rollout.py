@@ -97,7 +97,7 @@ def introduce(
     load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
     champion.version_of(mlflow, use_case, version)
-    entry = before or assignments.read(mlflow, use_case)
+    entry = champion.current(mlflow, use_case, before)
     champion.project(mlflow, use_case, entry)
     assigned = entry.assignment
     if assigned.champion == version:
@@ -122,7 +122,7 @@ def end(settings: Settings, use_case: str, reason: str = "", before: Entry | Non
         ServiceError: MLflow or Ray does not answer.
     """
     mlflow = rollout.registry(settings)
-    entry = before or assignments.read(mlflow, use_case)
+    entry = champion.current(mlflow, use_case, before)
     version = entry.assignment.challenger
     if version is None:
         raise UsageError(f"{use_case} has no version on trial.", "`shopfloor deploy` puts one beside the champion.")

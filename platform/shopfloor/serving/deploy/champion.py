@@ -61,7 +61,7 @@ def promote_version(
     case = load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
     run_id = version_of(mlflow, use_case, version).get("run_id", "")
-    entry = before or assignments.read(mlflow, use_case)
+    entry = current(mlflow, use_case, before)
     project(mlflow, use_case, entry)
     champion = entry.assignment.champion
     if champion == version:
@@ -94,7 +94,7 @@ def roll_back(settings: Settings, use_case: str, reason: str = "", before: Entry
     """
     load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
-    entry = before or assignments.read(mlflow, use_case)
+    entry = current(mlflow, use_case, before)
     project(mlflow, use_case, entry)
     champion = entry.assignment.champion
     if champion is None:
@@ -107,6 +107,18 @@ def roll_back(settings: Settings, use_case: str, reason: str = "", before: Entry
     run_id = settings.run_id or version_of(mlflow, use_case, target).get("run_id", "")
     _switch(settings, mlflow, use_case, entry, target, earlier, "rollback", reason, run_id)
     return Change(use_case=use_case, champion=target, before=champion)
+
+
+def current(mlflow: Mlflow, use_case: str, before: Entry | None) -> Entry:
+    """Return what stands in the registry now, where that is what the caller decided on.
+
+    Raises:
+        ConflictError: It is not: somebody else changed who answers since `before` was read.
+    """
+    entry = assignments.read(mlflow, use_case)
+    if before is not None:
+        assignments.require_same(use_case, before, entry)
+    return entry
 
 
 def project(mlflow: Mlflow, use_case: str, entry: Entry) -> None:
