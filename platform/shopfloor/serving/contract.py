@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -85,7 +86,9 @@ class Config(BaseModel):
 
     def digest(self, assignment: Assignment) -> str:
         """Return a hash of the whole, which tells whether a replica has it."""
-        return hashlib.sha256(f"{self.model_dump_json()}{assignment.digest()}".encode()).hexdigest()[:16]
+        # The registry hands a declaration back with its keys in another order.
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(f"{text}{assignment.digest()}".encode()).hexdigest()[:16]
 
 
 class Assignment(BaseModel):
