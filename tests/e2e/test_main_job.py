@@ -357,7 +357,9 @@ def test_whatever_dies_in_the_middle_is_said_and_the_same_submit_goes_on(clone, 
     assert "Step tune failed" in out, out + err
 
     out, err = interrupted(lambda _: _kill_service(clone, "ray"))
-    assert re.search(r"Step tune failed: The Ray cluster 127.0.0.1:\d+ (stopped answering|does not answer)\. Start", out), out + err
+    assert re.search(
+        r"Step tune failed: The Ray cluster 127.0.0.1:\d+ (stopped answering|does not answer)\. Start", out
+    ), out + err
     clone.run("up")
 
     _, err = interrupted(lambda _: _kill_service(clone, "mlflow"))

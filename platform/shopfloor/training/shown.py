@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from shopfloor.errors import ServiceError, first_line
 from shopfloor.records import Search, Trial
 from shopfloor.runs.mlflow import PARENT, connect
 from shopfloor.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 TRIAL = "shopfloor.trial"
 """Tag of a trial's run: its id."""
@@ -18,20 +22,26 @@ _AT_ONCE = 4
 
 
 def show(settings: Settings, search: Search) -> None:
-    """Record a search, where a run of MLflow stands for this step.
+    """Record a search, where a run of MLflow stands for this step; a finished search is not lost where MLflow is away.
 
     Args:
         settings: `step_run_id` and `run_id` name the runs of the step and of the pipeline; both get the parameters of
             the best trial.
         search: What to record.
-
-    Raises:
-        ServiceError: The MLflow server does not answer.
     """
     if settings.step_run_id is None:
         return
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _show(settings, settings.step_run_id, search)
+    except (ServiceError, MlflowException, requests.RequestException) as error:
+        logger.warning("the trials of this search are not all in MLflow: %s", first_line(error))
+
+
+def _show(settings: Settings, step_run_id: str, search: Search) -> None:
     client = connect(settings)
-    step_run_id = settings.step_run_id
     experiment_id = client.get_run(step_run_id).info.experiment_id
     best = next(trial for trial in search.trials if trial.trial_id == search.best_trial_id)
     for run_id in filter(None, (step_run_id, settings.run_id)):
