@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from shopfloor.engines.guard import MARKER
+from shopfloor.engines.local import end_process_group
 from shopfloor.errors import ConflictError
 from shopfloor.settings import Settings
 from shopfloor.training import tuning
@@ -83,3 +85,12 @@ def test_a_second_search_in_a_directory_says_who_has_it(tmp_path, monkeypatch):
             pass
     with tuning._alone(settings, "tune/a"):
         pass
+
+
+def test_a_step_that_is_stopped_by_another_thread_does_not_count_as_done():
+    process = subprocess.Popen(["sh", "-c", "sleep 600; true"], start_new_session=True)
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(process.wait)
+        end_process_group(process)
+
+    assert code.result() == -signal.SIGTERM

@@ -115,7 +115,7 @@ class LocalRun:
         """End every process of the run: first asked, after some seconds made to."""
         self._stopped = True
         for process in list(self._processes.values()):
-            end_process_group(process.pid)
+            end_process_group(process)
 
     def _run_step(self, step: Execution) -> Outputs:
         """Run one execution, or take its result from the store; the listener hears of both."""
@@ -222,7 +222,7 @@ class LocalRun:
             self._processes[process.pid] = process
             try:
                 if self._stopped:
-                    end_process_group(process.pid)
+                    end_process_group(process)
                 return process.wait()
             finally:
                 del self._processes[process.pid]
@@ -374,22 +374,23 @@ def _imported(importer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def end_process_group(group: int) -> None:
-    """End all processes of a group: SIGTERM, and SIGKILL for what is left after some seconds."""
+def end_process_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all of its group: SIGTERM, and SIGKILL for what is left after some seconds.
+
+    Args:
+        process: Leads its group. Its exit code is left to whoever waits for it: who takes it away with `os.waitpid`
+            makes `Popen.wait` say 0, and a step that was killed would count as done.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
         deadline = time.monotonic() + TERMINATION_GRACE_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-group, os.WNOHANG)
-            try:
-                os.killpg(group, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+            continue
+        return
 
 
 def last_error(log: Path | None) -> str:
