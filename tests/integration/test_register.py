@@ -104,7 +104,7 @@ def test_an_estimator_of_scikit_learn_registers_and_answers_its_probability(sett
         {"dataframe_records": rows},
         {"dataframe_split": {"columns": list(frame), "data": [list(r.values()) for r in rows]}},
     ):
-        _, _, answer = invoke(served, json.dumps(body).encode(), "application/json", max_rows=100)
+        answer = invoke(served, json.dumps(body).encode(), "application/json", max_rows=100)
         assert json.loads(answer)["predictions"] == pytest.approx(expected)
 
 
