@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 import requests
+from shopfloor.serving import assignment as assignments
 from shopfloor.serving.contract import DEPLOYMENT
+from shopfloor.serving.deploy.rollout import Traffic, registry
 from shopfloor.settings import Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack import state as states
@@ -155,6 +157,12 @@ def stop(process: subprocess.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait(5)
+
+
+def declared_traffic(settings: Settings, name: str) -> Traffic:
+    """Return what the challenger is to get of the requests, by the registry."""
+    assigned = assignments.read(registry(settings), name).assignment
+    return Traffic(assigned.canary_percent, assigned.shadow)
 
 
 def running_replicas(settings: Settings, name: str = CASE) -> set[int]:

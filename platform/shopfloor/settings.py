@@ -369,7 +369,7 @@ def _read_profile(root: Path, name: str, required: bool) -> dict[str, Any]:
     if not file.is_file() and not required:
         return {}
     if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
+        known = ", ".join(sorted(path.stem for path in (root / _PROFILES).glob("*.toml"))) or "none"
         raise NotFoundError(
             f"There is no profile {name!r} in {folder}.",
             f"Known profiles: {known}; or name a file that ends in .toml.",

@@ -15,9 +15,9 @@ from shopfloor.errors import ConflictError, UsageError
 from shopfloor.flows import rollout as canary
 from shopfloor.flows.promote import standing
 from shopfloor.serving.deploy.champion import promote_version
-from shopfloor.serving.deploy.rollout import Traffic, declared_traffic, deploy, endpoint
+from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
 
-from tests.endpoints import USE_CASE, register_models, rows_of
+from tests.endpoints import USE_CASE, declared_traffic, register_models, rows_of
 
 CASE = "toy_rollout"
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 from shopfloor.serving.deploy.applications import log_root
-from shopfloor.serving.deploy.rollout import NO_TRAFFIC, Traffic, declared_traffic, deploy, endpoint, undeploy
+from shopfloor.serving.deploy.rollout import NO_TRAFFIC, Traffic, deploy, endpoint, undeploy
 from shopfloor.serving.prediction_log import read_log
 
-from tests.endpoints import USE_CASE, post, register_models, rows_of
+from tests.endpoints import USE_CASE, declared_traffic, post, register_models, rows_of
 
 CASE = "toy_traffic"
 OTHER = "toy_traffic_other"

@@ -19,7 +19,7 @@ from shopfloor.pipeline.compilation import Compiled, run_key
 from shopfloor.pipeline.keys import StepKey, component_key
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import Record
-from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.runs.mlflow import PARENT, RUN_KEY, Mlflow, RefusedError, tags_of
 from shopfloor.runs.versions import CHAMPION
 from shopfloor.settings import Settings
 
@@ -241,9 +241,9 @@ def _champion(settings: Settings, model: str, key: str) -> str:
     if version is None:
         return ""
     run = _ask(settings, "runs/get", "run", run_id=version.get("run_id", ""))
-    parent = _tags(run).get("mlflow.parentRunId") if run else None
+    parent = tags_of(run["data"]).get(PARENT) if run else None
     maker = _ask(settings, "runs/get", "run", run_id=parent) if parent else run
-    if maker and _tags(maker).get("shopfloor.run_key") == key:
+    if maker and tags_of(maker["data"]).get(RUN_KEY) == key:
         params = {item["key"]: item["value"] for item in maker["data"].get("params", [])}
         return str(params.get("champion", ""))
     return str(version["version"])
@@ -263,10 +263,6 @@ def _ask(settings: Settings, path: str, expects: str, **parameters: str) -> dict
         # An alias that nobody set is refused as a wrong parameter.
         return None
     return answer
-
-
-def _tags(run: Mapping[str, Any]) -> dict[str, str]:
-    return {item["key"]: item["value"] for item in run["data"].get("tags", [])}
 
 
 def _with_defaults(component: ir.Json, given: Mapping[str, Any]) -> dict[str, Any]:

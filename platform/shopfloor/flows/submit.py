@@ -39,6 +39,7 @@ from shopfloor.runs import conclude as endings
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 from shopfloor.runs.code_version import code_version
+from shopfloor.runs.mlflow import RUN_KEY
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy, write_atomically
 from shopfloor.use_case import load_use_case
@@ -208,7 +209,7 @@ def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
     """Return the tags that say where a run comes from: its key, the code, what was asked for."""
     code = code_version(settings.project_root)
     return {
-        "shopfloor.run_key": key,
+        RUN_KEY: key,
         "shopfloor.profile": settings.profile,
         run_records.COMMIT: code.commit,
         run_records.DIRTY: str(code.dirty).lower(),

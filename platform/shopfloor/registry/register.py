@@ -18,7 +18,7 @@ from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passp
 from shopfloor.registry import flavors
 from shopfloor.registry.passport import FILE, find_passport, write_passport
 from shopfloor.runs import index as run_records
-from shopfloor.runs.mlflow import connect
+from shopfloor.runs.mlflow import RUN_KEY, connect
 from shopfloor.runs.versions import CHALLENGER, INPUTS, MODEL_HASH, tagged
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, EFFECT, Artifact, local_copy, publish
@@ -201,5 +201,5 @@ def _passport(
         gates=evaluation.gates,
         model_hash=hashes["model"],
         content_hashes=hashes,
-        run_key=tags.get("shopfloor.run_key", ""),
+        run_key=tags.get(RUN_KEY, ""),
     )

@@ -8,6 +8,7 @@ that refuses the caller, something else at that address, and nobody.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from shopfloor.environment import NO_REPORTS
@@ -17,6 +18,8 @@ from shopfloor.settings import Settings
 API = "/api/2.0/mlflow/"
 PARENT = "mlflow.parentRunId"
 """Tag of a run: the run that it is part of."""
+RUN_KEY = "shopfloor.run_key"
+"""Tag of a run: hash of what was asked for, the same for the same run again."""
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -130,6 +133,11 @@ class Mlflow:
 
     def _foreign(self, what: str) -> ServiceError:
         return ServiceError(f"What answers at {self.tracking_uri} is no MLflow server: {what}.", "Mend tracking_uri.")
+
+
+def tags_of(thing: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a model, a version or a run's data, as MLflow's REST API has them."""
+    return {tag["key"]: tag.get("value", "") for tag in thing.get("tags", [])}
 
 
 def credentials() -> dict[str, Any]:

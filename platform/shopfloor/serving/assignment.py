@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, ServiceError
-from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.runs.mlflow import Mlflow, RefusedError, tags_of
 from shopfloor.serving.contract import LEASE_KEPT, TAG, Assignment
 
 SUFFIX = ".endpoint"
@@ -185,7 +185,7 @@ def _entries(mlflow: Mlflow, use_case: str, count: int) -> list[Any]:
 def _newest_valid(versions: list[Any]) -> Entry | None:
     """Return the newest entry that was written on top of the one before it."""
     for version in versions:
-        tags = _tags(version)
+        tags = tags_of(version)
         number = int(version["version"])
         if tags.get(BASE) != str(number - 1):
             continue
@@ -246,7 +246,7 @@ def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
     except NotFoundError:  # said by MLflow itself; any other 404 says nothing about the model
         return Entry(Assignment(), known=False)
     aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
-    text = _tags(model).get(TAG)
+    text = tags_of(model).get(TAG)
     try:
         old = Assignment.model_validate_json(text) if text else Assignment(champion=aliases.get("champion"))
     except ValidationError as error:
@@ -254,7 +254,3 @@ def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
             f"The tag {TAG} of the model {use_case} is broken.", f"Remove it, then: shopfloor models promote {use_case}"
         ) from error
     return Entry(old, known=bool(text or old.champion))
-
-
-def _tags(thing: Any) -> dict[str, str]:
-    return {tag["key"]: tag.get("value", "") for tag in thing.get("tags", [])}

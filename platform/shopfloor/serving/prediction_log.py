@@ -14,7 +14,6 @@ import contextlib
 import datetime as dt
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shopfloor.storage import filesystem, join
+from shopfloor.storage import filesystem, join, sync
 
 logger = logging.getLogger(__name__)
 
@@ -351,16 +350,10 @@ def _put(settings: Any, place: str, name: str, content: Any) -> None:
             stream.write(content)
         system.move(draft, f"{directory}/{name}")
         return
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    Path(draft).write_bytes(content)
+    sync(Path(draft))
     Path(draft).rename(f"{directory}/{name}")
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(Path(directory))
 
 
 def _table(entries: list[Any], kind: Kind) -> Any:

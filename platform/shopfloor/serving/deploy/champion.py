@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.errors import ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
-from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.runs.mlflow import Mlflow, RefusedError, tags_of
 from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
@@ -143,7 +143,7 @@ def refuse_what_was_taken_back(mlflow: Mlflow, use_case: str, version: str) -> N
     Raises:
         RefusalError: This version, or another one of the same model, was rolled back after it was last promoted.
     """
-    tags = _tags(version_of(mlflow, use_case, version))
+    tags = tags_of(version_of(mlflow, use_case, version))
     same = [(version, tags)]
     if digest := tags.get(MODEL_HASH):
         others = mlflow.search(
@@ -152,7 +152,7 @@ def refuse_what_was_taken_back(mlflow: Mlflow, use_case: str, version: str) -> N
             filter=f"name = '{use_case}' and tag.`{MODEL_HASH}` = '{digest}'",
             max_results=1000,
         )
-        same += [(str(other["version"]), _tags(other)) for other in others]
+        same += [(str(other["version"]), tags_of(other)) for other in others]
     decisions = [
         (record.get("when", ""), what, number, record)
         for number, tags in same
@@ -188,7 +188,7 @@ def version_of(mlflow: Mlflow, use_case: str, version: str) -> dict[str, Any]:
 
 def history(mlflow: Mlflow, use_case: str, version: str) -> History:
     """Return who made a version champion and who took it back, as far as that happened."""
-    return _history(_tags(version_of(mlflow, use_case, version)))
+    return _history(tags_of(version_of(mlflow, use_case, version)))
 
 
 def _switch(
@@ -298,7 +298,3 @@ def _history(tags: Mapping[str, str]) -> History:
     if ROLLED_BACK in tags:
         found["rolled_back"] = json.loads(tags[ROLLED_BACK])
     return found
-
-
-def _tags(thing: Mapping[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag.get("value", "") for tag in thing.get("tags", [])}

@@ -64,16 +64,6 @@ def registry(settings: Settings) -> Mlflow:
     return Mlflow(settings.tracking_uri, settings.request_timeout_s)
 
 
-def declared_traffic(settings: Settings, use_case: str) -> Traffic:
-    """Return what the challenger of a use case is to get of the requests.
-
-    Raises:
-        ServiceError: MLflow does not answer.
-    """
-    assigned = assignments.read(registry(settings), use_case).assignment
-    return Traffic(assigned.canary_percent, assigned.shadow)
-
-
 def live_versions(settings: Settings, use_case: str) -> Versions:
     """Return the champion and the challenger as the endpoint itself reports them; nothing where it does not answer."""
     status = _endpoint_status(settings, use_case)

@@ -7,7 +7,7 @@ import random
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Literal
+from typing import Any
 
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel
@@ -16,8 +16,6 @@ KEY_HEADER = "X-Request-Key"
 """Requests with the same key are answered by the same version, as long as the split is the same."""
 MAX_BATCHES = 32
 """Batches that wait for a model: one that hangs gathers no more."""
-Role = Literal["live", "canary", "shadow", "asked"]
-"""Why a version answered: it is the champion, it has a share of the requests, it is watched, it was asked for."""
 
 
 def takes(percent: float, use_case: str, key: bytes | None) -> bool:
