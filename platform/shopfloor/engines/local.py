@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Collection, Mapping
@@ -33,12 +34,19 @@ from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
 
 TERMINATION_GRACE_S = 5.0
+STOP_REACHES_ALL_S = 2.0
+"""Within this time a run hears that it is stopped, after a step of it was told to end by the same hand."""
+_ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT)
 PARALLEL = max(2, min(8, os.cpu_count() or 1))
 """Steps that run at once."""
 _ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
 SILENT = "The step's process ended without a word."
 RAY_ENDED = "Ray ended the step:"
 _RAY_LINE = re.compile(r"\[[\d:, -]+ [CEFW] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
+
+
+class Terminated(TaskFailed):
+    """A step's process was told to end, which this run did not do."""
 
 
 class LocalRun:
@@ -71,7 +79,7 @@ class LocalRun:
         self._forced = frozenset(forced)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._guard = Guard()
-        self._stopped = False
+        self._stopped = threading.Event()
         self.failures: list[str] = []
         """Why tasks failed, each with the task's name; the run's listener has heard of those that began."""
 
@@ -113,7 +121,7 @@ class LocalRun:
 
     def stop(self) -> None:
         """End every process of the run: first asked, after some seconds made to."""
-        self._stopped = True
+        self._stopped.set()
         for process in list(self._processes.values()):
             end_process_group(process)
 
@@ -137,7 +145,7 @@ class LocalRun:
                     self._results.put(key.key, key.parts, outputs)
                     self._results.used(step.task, key.key, key.parts)
         except TaskFailed as error:
-            state, text = ("killed", "Stopped.") if self._stopped else ("failed", str(error))
+            state, text = ("killed", "Stopped.") if self._is_stopped(error) else ("failed", str(error))
             self._listener.step_finished(step.name, state, time.monotonic() - started, {}, log, text)  # type: ignore[arg-type]
             raise
         self._listener.step_finished(step.name, "succeeded", time.monotonic() - started, outputs, log, "")
@@ -173,11 +181,15 @@ class LocalRun:
             if code == 0:
                 _leave_out_what_is_no_number(Path(message.outputs.output_file), log)
                 return _outputs(component, message)
-            if self._stopped or attempt == policy.max_retry_count:
+            if self._stopped.is_set() or attempt == policy.max_retry_count:
                 break
             time.sleep(min(delay_s, policy.backoff_max_duration.seconds or 3600))
             delay_s *= policy.backoff_factor or 2
-        raise TaskFailed(self._error(log))
+        raise (Terminated if code in _ASKED_TO_END else TaskFailed)(self._error(log))
+
+    def _is_stopped(self, error: TaskFailed) -> bool:
+        """Tell whether a step ended because its run is stopped: who stops a run may reach the step before the run."""
+        return self._stopped.wait(STOP_REACHES_ALL_S if isinstance(error, Terminated) else 0)
 
     def _error(self, log: Path) -> str:
         """Return why a step failed, also where its process was ended without a word."""
@@ -221,7 +233,7 @@ class LocalRun:
             )
             self._processes[process.pid] = process
             try:
-                if self._stopped:
+                if self._stopped.is_set():
                     end_process_group(process)
                 return process.wait()
             finally:
