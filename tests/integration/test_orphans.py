@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from shopfloor.engines.guard import MARKER
-from shopfloor.engines.local import end_process_group
+from shopfloor.engines.processes import end_process_group
 from shopfloor.errors import ConflictError
 from shopfloor.settings import Settings
 from shopfloor.training import tuning

@@ -7,16 +7,13 @@ output, so that a component finds what it finds on any engine.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Collection, Mapping
@@ -25,6 +22,7 @@ from typing import Any
 
 from shopfloor.engines.base import StepListener
 from shopfloor.engines.guard import Guard
+from shopfloor.engines.processes import StepProcesses
 from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
 from shopfloor.errors import UsageError
 from shopfloor.pipeline import conditions
@@ -33,7 +31,6 @@ from shopfloor.pipeline.results import Outputs, ResultStore
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
 
-TERMINATION_GRACE_S = 5.0
 STOP_REACHES_ALL_S = 2.0
 """Within this time a run hears that it is stopped, after a step of it was told to end by the same hand."""
 _ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT)
@@ -77,9 +74,8 @@ class LocalRun:
         self._listener = listener
         self._use_cache = use_cache
         self._forced = frozenset(forced)
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._processes = StepProcesses()
         self._guard = Guard()
-        self._stopped = threading.Event()
         self.failures: list[str] = []
         """Why tasks failed, each with the task's name; the run's listener has heard of those that began."""
 
@@ -121,9 +117,7 @@ class LocalRun:
 
     def stop(self) -> None:
         """End every process of the run: first asked, after some seconds made to."""
-        self._stopped.set()
-        for process in list(self._processes.values()):
-            end_process_group(process)
+        self._processes.stop()
 
     def _run_step(self, step: Execution) -> Outputs:
         """Run one execution, or take its result from the store; the listener hears of both."""
@@ -181,7 +175,7 @@ class LocalRun:
             if code == 0:
                 _leave_out_what_is_no_number(Path(message.outputs.output_file), log)
                 return _outputs(component, message)
-            if self._stopped.is_set() or attempt == policy.max_retry_count:
+            if self._processes.stopped.is_set() or attempt == policy.max_retry_count:
                 break
             time.sleep(min(delay_s, policy.backoff_max_duration.seconds or 3600))
             delay_s *= policy.backoff_factor or 2
@@ -189,7 +183,7 @@ class LocalRun:
 
     def _is_stopped(self, error: TaskFailed) -> bool:
         """Tell whether a step ended because its run is stopped: who stops a run may reach the step before the run."""
-        return self._stopped.wait(STOP_REACHES_ALL_S if isinstance(error, Terminated) else 0)
+        return self._processes.stopped.wait(STOP_REACHES_ALL_S if isinstance(error, Terminated) else 0)
 
     def _error(self, log: Path) -> str:
         """Return why a step failed, also where its process was ended without a word."""
@@ -221,24 +215,10 @@ class LocalRun:
                 "PIP_TARGET": str(packages),
                 "PYTHONPATH": os.pathsep.join([str(packages), environment["PYTHONPATH"]]),
             }
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                cwd=root,
-                start_new_session=True,
-            )
-            self._processes[process.pid] = process
-            try:
-                if self._stopped.is_set():
-                    end_process_group(process)
-                return process.wait()
-            finally:
-                del self._processes[process.pid]
-                shutil.rmtree(packages, ignore_errors=True)
+        try:
+            return self._processes.run(command, environment, root, log)
+        finally:
+            shutil.rmtree(packages, ignore_errors=True)
 
 
 def check(pipeline_spec: Any) -> None:
@@ -384,25 +364,6 @@ def _imported(importer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
             "schemaVersion": importer.type_schema.schema_version,
         },
     }
-
-
-def end_process_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all of its group: SIGTERM, and SIGKILL for what is left after some seconds.
-
-    Args:
-        process: Leads its group. Its exit code is left to whoever waits for it: who takes it away with `os.waitpid`
-            makes `Popen.wait` say 0, and a step that was killed would count as done.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + TERMINATION_GRACE_S
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.05)
-            continue
-        return
 
 
 def last_error(log: Path | None) -> str:
