@@ -31,7 +31,9 @@ from shopfloor.use_case import load_use_case
 
 from pipelines.flight_delays.source import make_tables
 from tests.benchmarks.table import Row
-from tests.endpoints import ROOT, Recorder, log_booster, serving_cluster
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import log_booster, serving_cluster
+from tests.support.project import ROOT
 
 FLIGHTS = "flight_delays"
 SPLITS = ("train", "validate")

@@ -4,7 +4,7 @@ import resource
 import subprocess
 
 from tests.benchmarks.table import Row
-from tests.endpoints import BIN
+from tests.support.project import BIN
 
 ROUNDS = 5
 PEERS = ("dvc", "ray", "mlflow")

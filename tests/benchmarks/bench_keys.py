@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from tests.benchmarks.table import Row
-from tests.integration.test_steps_on_s3 import PROJECT, free_port, wait_for
+from tests.support.project import ROOT
+from tests.support.waiting import free_port, wait_for_port
 
 STEPS = 11
 KEYS = 1000
@@ -100,7 +101,7 @@ def measure() -> list[Row]:
             start_new_session=True,
         )
         try:
-            wait_for(port, 60)
+            wait_for_port(port)
             settings = {
                 "project_root": str(root),
                 "state_dir": str(root / "state"),
@@ -154,7 +155,7 @@ def measure() -> list[Row]:
 
 
 def _run(script: str, *arguments: str) -> dict[str, float]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "platform")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")])}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *arguments], capture_output=True, text=True, env=environment
     )
@@ -168,6 +169,6 @@ def _command(*arguments: str) -> float:
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "shopfloor", *arguments], cwd=PROJECT, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "shopfloor", *arguments], cwd=ROOT, check=True, capture_output=True)
         seconds.append(time.perf_counter() - began)
     return min(seconds)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.benchmarks.table import Row
+from tests.support.project import bare_environment, git
 
 PROJECT = Path(__file__).resolve().parents[2]
 COLD_S, AGAIN_S, PEAK_GIB, RATIO = 150, 10, 8, 1.5
@@ -64,13 +65,11 @@ class Clone:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, root / name)
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
-            subprocess.run(
-                ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", *command], cwd=root, check=True
-            )
+            git(root, *command)
 
     def python(self, *arguments: str) -> float:
         """Run Python in the clone and return the seconds that it took."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHOPFLOOR_", "MLFLOW_"))}
+        kept = bare_environment("MLFLOW_")
         paths = os.pathsep.join(map(str, (self.root, self.root / "platform")))
         path = os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", "")))
         began = time.perf_counter()

@@ -16,7 +16,7 @@ from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import live_versions
 
 from tests.benchmarks.table import Row
-from tests.endpoints import MODEL, USE_CASE, register_models, serving_cluster
+from tests.support.endpoints import MODEL, USE_CASE, register_models, serving_cluster
 
 CASES = ("toy_one", "toy_two", "toy_three")
 BROKEN = "toy_broken"

@@ -24,14 +24,7 @@ from shopfloor.settings import Settings
 
 from tests.benchmarks.load import load, steady
 from tests.benchmarks.table import Row
-from tests.endpoints import (
-    CASE,
-    MODEL,
-    USE_CASE,
-    register_models,
-    running_replicas,
-    serving_cluster,
-)
+from tests.support.endpoints import CASE, MODEL, USE_CASE, register_models, running_replicas, serving_cluster
 
 ROUNDS = 3
 LOAD_S = 60.0

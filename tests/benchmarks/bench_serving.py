@@ -27,17 +27,9 @@ from shopfloor.settings import Settings
 
 from tests.benchmarks.load import Load, load, repeat, request, steady
 from tests.benchmarks.table import Row
-from tests.endpoints import (
-    BIN,
-    CASE,
-    ROOT,
-    USE_CASE,
-    free_port,
-    register_models,
-    serving_cluster,
-    stop,
-    wait_for,
-)
+from tests.support.endpoints import CASE, USE_CASE, register_models, serving_cluster, stop
+from tests.support.project import BIN, ROOT
+from tests.support.waiting import free_port, wait_for
 
 ROUNDS = 5
 ROUND_S = 4.0

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.table import Row
-from tests.integration.test_steps_on_s3 import PROJECT, free_port, wait_for
+from tests.support.project import ROOT
+from tests.support.waiting import free_port, wait_for_port
 
 TRIALS = 16
 OURS = """
@@ -77,13 +78,13 @@ def measure() -> list[Row]:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd=PROJECT,
+            cwd=ROOT,
         )
         try:
-            wait_for(port, 60)
+            wait_for_port(port)
             time.sleep(10)  # a head that has just begun to answer is still starting its workers
             settings = {
-                "project_root": str(PROJECT),
+                "project_root": str(ROOT),
                 "state_dir": directory,
                 "artifact_root": f"{directory}/artifacts",
                 "ray_address": f"127.0.0.1:{port}",
@@ -134,6 +135,6 @@ def _rows(out: Path) -> None:
 
 def _seconds(script: str, settings: str, features: Path) -> float:
     done = subprocess.run(
-        [sys.executable, "-c", script, settings, str(features)], cwd=PROJECT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, settings, str(features)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])

@@ -32,7 +32,7 @@ from shopfloor.settings import Settings
 
 from tests.benchmarks.bench_serving import ROOMY
 from tests.benchmarks.table import Row, show
-from tests.endpoints import CASE, register_models, running_replicas, serving_cluster
+from tests.support.endpoints import CASE, register_models, running_replicas, serving_cluster
 
 MINUTES = 20.0
 CLIENTS = 8

@@ -38,7 +38,7 @@ from shopfloor.engines.base import Job
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageError
 from shopfloor.settings import ClusterSettings, Settings
 
-from tests.contract.servers import Answer, certificate, serve
+from tests.support.cluster_api import Answer, certificate, serve
 
 TOKEN = "argo-token-that-nobody-may-see"
 RUN = "0123456789abcdef0123456789abcdef"

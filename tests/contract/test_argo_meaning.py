@@ -20,7 +20,7 @@ from tests.argo.pods import PROJECT
 from tests.argo.steps import Artifact, plain
 from tests.contract.random_dags import PIPELINES, compiled
 from tests.pipelines import CASES
-from tests.shared import SHARED
+from tests.support.project import SHARED
 
 DIRECTORY = SHARED / "kfp-ir"
 FILES = sorted(DIRECTORY.glob("*.yaml"))

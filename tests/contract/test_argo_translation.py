@@ -19,7 +19,7 @@ from shopfloor.settings import load_settings
 
 from tests.pipelines import CASES
 from tests.pipelines.parts import read
-from tests.shared import SHARED
+from tests.support.project import SHARED
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((SHARED / "kfp-ir").glob("*.yaml"))

@@ -20,7 +20,7 @@ from shopfloor.engines.kfp.engine import KfpEngine
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import ClusterSettings, Settings
 
-from tests.contract.servers import Answer, serve
+from tests.support.cluster_api import Answer, serve
 
 TOKEN = "kfp-token-that-nobody-may-see"
 PROJECT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,12 @@ from shopfloor.settings import ClusterSettings, Settings
 from shopfloor.training import rayjob
 from shopfloor.training.rayjob import Workers, body, job_name
 
-from tests.contract.servers import Answer, serve
 from tests.contract.test_argo_translation import strict
+from tests.support.cluster_api import Answer, serve
+from tests.support.project import SHARED
+from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
-SHARED = PROJECT.parent / "shared"
 TOKEN = "kube-token-that-nobody-may-see"
 JOBS = "/apis/ray.io/v1/namespaces/team-a/rayjobs"
 NAME = "t-flights-0123456789"
@@ -266,9 +266,7 @@ def test_a_cancelled_step_deletes_its_job(server):
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    deadline = time.monotonic() + 30
-    while not server.asked("GET", f"{JOBS}/{NAME}") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: server.asked("GET", f"{JOBS}/{NAME}"))
     step.send_signal(signal.SIGTERM)
     out, _ = step.communicate(timeout=30)
 

@@ -8,12 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
+
+from tests.support.project import bare_environment, git
+from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = [
@@ -35,9 +37,8 @@ class Clone:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SHOPFLOOR_", "MLFLOW_"))
-        } | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'platform'}", "NO_COLOR": "1"}
+        paths = f"{root}{os.pathsep}{root / 'platform'}"
+        self.environment = bare_environment("MLFLOW_") | {"PYTHONPATH": paths, "NO_COLOR": "1"}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -96,11 +97,11 @@ def clone(tmp_path_factory):
     clone.edit(use_case, "log_loss: {max_loss: 0.005}", "log_loss: {max_loss: 0.2}")
     for file in ("dvc.yaml", "dvc.lock"):
         (root / file).unlink()
-    clone.shell("git", "init", "-q")
+    git(clone.root, "init", "-q")
     clone.shell(sys.executable, "-m", "dvc", "add", "-q", "data/flight_delays")
-    clone.shell("git", "add", "-A")
-    clone.shell("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "slice")
-    clone.shell("git", "tag", "slice")
+    git(clone.root, "add", "-A")
+    git(clone.root, "commit", "-qm", "slice")
+    git(clone.root, "tag", "slice")
     clone.run("up")
     try:
         yield clone
@@ -293,11 +294,8 @@ def test_a_stopped_run_is_marked_and_its_processes_are_gone(clone, first):
     process = clone.start(
         "submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=5", "--no-cache"
     )
-    deadline = time.monotonic() + 60
-    children: list[psutil.Process] = []
-    while not children and time.monotonic() < deadline:
-        children = [c for c in psutil.Process(process.pid).children(recursive=True) if _runs_a_step(c)]
-        time.sleep(0.1)
+    family = psutil.Process(process.pid)
+    children = wait_until(lambda: [c for c in family.children(recursive=True) if _runs_a_step(c)])
     process.send_signal(2)
     process.communicate(timeout=60)
 
@@ -324,16 +322,16 @@ def _wait_for_tune(process):
 
 
 def _kill_step(process):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    def killed():
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ended between the list and the question
                 # The step's own interpreter, not the shell that started it.
                 if child.name().startswith("python") and child.cmdline()[-1:] == ["tune"]:
                     child.kill()
-                    return
-        time.sleep(0.1)
-    raise AssertionError("no process runs tune")
+                    return True
+        return False
+
+    wait_until(killed)
 
 
 def _kill_service(clone, name):

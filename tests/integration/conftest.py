@@ -3,7 +3,7 @@
 import pytest
 from shopfloor.serving.deploy.rollout import undeploy
 
-from tests.endpoints import MODEL, serving_cluster
+from tests.support.endpoints import MODEL, serving_cluster
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,21 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.serving import batch
 from shopfloor.serving.model.loading import load_model
 
-from tests.endpoints import USE_CASE, register_models, rows_of
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import USE_CASE, register_models, rows_of
+from tests.support.waiting import wait_until
 
 CASE = "toy_batch"
 
@@ -85,8 +87,14 @@ def score(settings, *arguments, rows_per_part=ROWS, by="all"):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def living_actors(settings):
+    """Return the processes of the cluster's actors."""
+    actors = requests.get(f"{settings.ray_dashboard_url}/api/v0/actors", timeout=10, headers=settings.ray_headers())
+    return {actor["pid"] for actor in actors.json()["data"]["result"]["result"] if actor["state"] == "ALIVE"}
+
+
 def refused(settings, *arguments):
-    return batch.score(settings, *map(str, arguments), SimpleNamespace(name="scored", uri="", metadata={}))
+    return batch.score(settings, *map(str, arguments), Recorder("scored"))
 
 
 def result(place):
@@ -152,18 +160,19 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=len(table) // parts)
     asked = (CASE, "1", tmp_path / "rows.parquet", out)
+    others = living_actors(settings)
     process = subprocess.Popen(
         command(*asked, rows_per_part=1, by="workers"),
         env=os.environ | settings.environment(),
         cwd=settings.project_root,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 90
-    while len(list(out.rglob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: len(list(out.rglob("part-*.parquet"))) >= 2, every_s=0.02)
+    workers = [psutil.Process(pid) for pid in living_actors(settings) - others]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
-    time.sleep(3)  # its workers notice
+    assert workers
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     before = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
     assert 2 <= len(before) < parts
 

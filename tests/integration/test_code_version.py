@@ -1,10 +1,9 @@
 """Which code a run is submitted with, asked of a real git repository."""
 
-import os
-import subprocess
-
 import pytest
 from shopfloor.runs.code_version import CodeVersion, code_version
+
+from tests.support.project import git
 
 
 @pytest.fixture
@@ -15,12 +14,6 @@ def project(tmp_path):
     git(tmp_path, "init", "-q")
     commit(tmp_path)
     return tmp_path
-
-
-def git(directory, *arguments):
-    command = ["git", "-C", str(directory), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
 
 
 def commit(directory):

@@ -3,7 +3,6 @@
 import datetime as dt
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import duckdb
 import pandas as pd
@@ -15,18 +14,10 @@ from shopfloor.settings import Settings
 
 from pipelines.flight_delays import features as flight_features
 from pipelines.flight_delays.source import TABLES, make_tables
+from tests.support.artifacts import Recorder
+from tests.support.project import ROOT
 
-PROJECT = Path(__file__).resolve().parents[2]
 ASKED = pd.Timestamp("2013-01-20 15:00", tz="UTC")
-
-
-class Metrics(dict):
-    def log_metric(self, metric, value):
-        self[metric] = value
-
-
-def artifact(name):
-    return SimpleNamespace(name=name, uri="", metadata={})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +48,7 @@ def change(tables, table, query):
 @pytest.fixture
 def settings(tmp_path):
     return Settings(
-        project_root=PROJECT,
+        project_root=ROOT,
         state_dir=tmp_path,
         artifact_root=str(tmp_path / "artifacts"),
         feature_registry=str(tmp_path / "feast/registry.db"),
@@ -76,12 +67,12 @@ def test_the_tables_are_the_same_bytes_each_time_and_those_that_dvc_recorded(who
         for table in sorted(TABLES)
     ]
     listing = hashlib.md5(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-    lock = yaml.safe_load((PROJECT / "dvc.lock").read_text())
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
     assert lock["stages"]["flight_delays_source"]["outs"][0]["md5"] == f"{listing}.dir"
 
 
 def test_good_tables_pass_and_leave_checks_and_data_docs(settings, month):
-    checks, metrics = artifact("checks"), Metrics()
+    checks, metrics = Recorder("checks"), Recorder()
 
     quality.validate(settings, "flight_delays", str(month), checks, metrics)
 
@@ -89,7 +80,7 @@ def test_good_tables_pass_and_leave_checks_and_data_docs(settings, month):
     assert result.success
     assert {check.table for check in result.checks} == set(TABLES)
     assert (Path(checks.uri) / "data_docs/index.html").is_file()
-    assert metrics["checks"] == len(result.checks)
+    assert metrics.metrics["checks"] == len(result.checks)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +111,10 @@ def test_bad_tables_are_refused_with_one_line_for_each_unmet_expectation(
     bad = tmp_path / "bad"
     shutil.copytree(month, bad)
     change(bad, table, query)
-    checks = artifact("checks")
+    checks = Recorder("checks")
 
     with pytest.raises(DataError) as refused:
-        quality.validate(settings, "flight_delays", str(bad), checks, Metrics())
+        quality.validate(settings, "flight_delays", str(bad), checks, Recorder())
 
     for line in lines:
         assert line in refused.value.message
@@ -183,10 +174,10 @@ def test_feast_joins_the_weather_of_the_time_and_the_splits_hold_their_days(sett
     split = use_cases.Split.model_validate(intervals | {"monitor": (day[3], day[4])})
     mine = real.model_copy(update={"features": real.features.model_copy(update={"split": split})})
     monkeypatch.setattr(features, "load_use_case", lambda *_: mine)
-    made, again = artifact("features"), artifact("features")
+    made, again = Recorder("features"), Recorder("features")
 
-    features.build(settings, "flight_delays", str(month), made, Metrics())
-    features.build(settings, "flight_delays", str(month), again, Metrics())
+    features.build(settings, "flight_delays", str(month), made, Recorder())
+    features.build(settings, "flight_delays", str(month), again, Recorder())
 
     assert made.metadata["content_hash"] == again.metadata["content_hash"]
     record = FeatureSet.model_validate_json((Path(made.uri) / "feature_set.json").read_text())

@@ -15,7 +15,8 @@ from shopfloor.records import Evaluation, FeatureSet
 from shopfloor.runs.versions import PROMOTED, ROLLED_BACK
 from shopfloor.settings import Settings
 
-from tests.endpoints import MODEL, USE_CASE, Recorder, file_registry
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import MODEL, USE_CASE, file_registry
 
 CASE = "toy_judged"
 GATES = "gates: {champion: {roc_auc: {max_loss: 0.01}}}\n"

@@ -3,7 +3,6 @@
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,8 @@ import pytest
 from shopfloor.data import features
 from shopfloor.errors import DataError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
+
+from tests.support.artifacts import Recorder
 
 N = 300
 SPLIT = {
@@ -89,10 +90,9 @@ def build(tmp_path, request):
 
     def build(more):
         (folder / "features.py").write_text(CODE + more)
-        made, metrics = SimpleNamespace(name="features", uri="", metadata={}), {}
-        recorder = SimpleNamespace(log_metric=metrics.__setitem__)
-        features.build(settings, name, str(tmp_path / "tables"), made, recorder)
-        return pd.concat(pd.read_parquet(Path(made.uri) / f"{split}.parquet") for split in SPLIT), metrics
+        built, metrics = Recorder("features"), Recorder()
+        features.build(settings, name, str(tmp_path / "tables"), built, metrics)
+        return pd.concat(pd.read_parquet(Path(built.uri) / f"{split}.parquet") for split in SPLIT), metrics.metrics
 
     package = importlib.import_module("pipelines")
     package.__path__.append(str(tmp_path / "pipelines"))

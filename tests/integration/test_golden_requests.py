@@ -19,8 +19,9 @@ from shopfloor.serving.model import loading as predictors
 from shopfloor.serving.model.loading import AnswersDifferently, load_model
 from shopfloor.serving.model.native import Native, one_of
 
-from tests.endpoints import USE_CASE, Recorder, offline, post, register_models, rows_of
 from tests.integration.test_native_ways import linear
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import USE_CASE, offline, post, register_models, rows_of
 
 CASE = "toy_golden"
 BY_HAND = "toy_by_hand"

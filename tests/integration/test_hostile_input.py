@@ -21,7 +21,8 @@ import requests
 from shopfloor.serving.deploy.rollout import deploy, endpoint
 from shopfloor.serving.replica import tokens
 
-from tests.endpoints import USE_CASE, post, register_models, rows_of
+from tests.support.endpoints import USE_CASE, post, register_models, rows_of
+from tests.support.waiting import wait_until
 
 CASE = "toy_hostile"
 OTHER = "toy_hostile_other"
@@ -390,11 +391,17 @@ def begin(stack, url, *lines, length=50, sent=1):
     return connection
 
 
+def in_flight(url):
+    """Return how many requests the replica has begun and not answered, by its metrics."""
+    lines = requests.get(f"{url}/metrics", timeout=10).text.splitlines()
+    return float(next(line for line in lines if line.startswith("shopfloor_requests_in_flight{")).split()[-1])
+
+
 def test_more_slow_clients_than_there_are_places_keep_nobody_out(url, row):
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_IN_FLIGHT + 10):
             begin(stack, url, length=50_000, sent=20_000)  # more than HAProxy holds back
-        time.sleep(0.3)
+        wait_until(lambda: in_flight(url) > MAX_IN_FLIGHT)
         assert {post(f"{url}/predict", row).status_code for _ in range(10)} == {200}
 
 

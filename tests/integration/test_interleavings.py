@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions, registry
 
-from tests.endpoints import ROOT, USE_CASE, post, register_models, rows_of
+from tests.support.endpoints import USE_CASE, post, register_models, rows_of
+from tests.support.project import ROOT
+from tests.support.waiting import wait_until
 
 CASE = "toy_storm"
 INTERLEAVINGS = 200
@@ -70,9 +71,7 @@ def test_the_alias_the_assignment_and_the_endpoint_agree_when_the_dust_has_settl
     lines, row = storm
     assert [line["alias"] for line in lines] == [line["champion"] for line in lines]
     decided = assignments.read(registry(settings), CASE).assignment
-    deadline = time.monotonic() + 30
-    while live_versions(settings, CASE) != {"champion": decided.champion, "challenger": decided.challenger}:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    agreed = {"champion": decided.champion, "challenger": decided.challenger}
+    wait_until(lambda: live_versions(settings, CASE) == agreed)
     answers = post(f"{endpoint(settings, CASE)}/predict", row, **{"X-Shopfloor-Version": "champion"}).json()
     assert answers["version"] == decided.champion == lines[-1]["alias"]

@@ -13,7 +13,7 @@ from shopfloor.serving.model.loading import load_model
 from shopfloor.serving.protocols import open_inference
 from shopfloor.serving.protocols.mlflow_scoring import invoke
 
-from tests.endpoints import file_registry
+from tests.support.endpoints import file_registry
 
 COLUMNS = ["a", "b", "c"]
 

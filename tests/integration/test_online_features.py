@@ -5,7 +5,6 @@ import contextlib
 import datetime as dt
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ from shopfloor.use_case import load_use_case
 import pipelines
 from pipelines.flight_delays import features as flight_features
 from pipelines.flight_delays.source import make_tables
-from tests.endpoints import USE_CASE, free_port, post, register_models, rows_of
+from tests.support.endpoints import USE_CASE, post, register_models, rows_of
+from tests.support.waiting import free_port, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 CASE = "toy_online"
@@ -298,15 +298,13 @@ def test_the_shadow_and_the_log_see_the_completed_row(settings, url, rest):
     deploy(settings, CASE, challenger="2", traffic=Traffic(shadow=True))
     asked = rest | {"shop": "north", "price": 6.0, "asked_at": AT.isoformat()}
     request_id = post(f"{url}/predict", asked).headers["X-Request-Id"]
-    found = []
-    for _ in range(60):
+
+    def by_both():
         table = read_log(settings, log_root(settings), CASE, "predictions").to_pylist()
-        found = [row for row in table if row["request_id"] == request_id]
-        if len(found) == 2:
-            break
-        time.sleep(0.3)
-    by_role = {row["role"]: row for row in found}
-    assert by_role.keys() == {"live", "shadow"}
+        by_role = {row["role"]: row for row in table if row["request_id"] == request_id}
+        return by_role if by_role.keys() == {"live", "shadow"} else None
+
+    by_role = wait_until(by_both)
     assert json.loads(by_role["live"]["inputs"]) == asked
     features = json.loads(by_role["live"]["features"])
     assert features["count_0"] == 42
@@ -331,13 +329,12 @@ def test_without_the_store_values_are_missing_or_the_request_is_refused_until_it
         assert post(f"{other}/predict", rest | {"rate_0": 0.5, "count_0": 42}).status_code == 200
         metrics = requests.get(f"{url}/metrics", timeout=10).text
         assert [line for line in metrics.splitlines() if line.startswith("shopfloor_online_down_total")]
-    again = None
-    for _ in range(40):
-        again = post(f"{url}/predict", asked)
-        if again.status_code == 200:
-            break
-        time.sleep(0.5)
-    assert again.json()["inputs"]["age_0"] == {"value": 0.5, "source": "online"}
+
+    def answered():
+        answer = post(f"{url}/predict", asked)
+        return answer if answer.status_code == 200 else None
+
+    assert wait_until(answered).json()["inputs"]["age_0"] == {"value": 0.5, "source": "online"}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -23,7 +22,9 @@ from shopfloor.serving.deploy import steps
 from shopfloor.serving.deploy.champion import history, promote_version, roll_back
 from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint, registry
 
-from tests.endpoints import USE_CASE, Recorder, post, register_models, rows_of
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import USE_CASE, post, register_models, rows_of, shopfloor
+from tests.support.waiting import wait_until
 
 CASE, OTHER = "toy_promotion", "toy_abandoned"
 
@@ -94,7 +95,7 @@ def abandoned(settings, row):
         client.copy_model_version(f"models:/{CASE}/{version}", OTHER)
     deploy(settings, OTHER, champion="1")
     deploy(settings, OTHER, challenger="2", traffic=Traffic(canary_percent=100), judged=True)
-    eventually(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "2")
+    wait_until(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "2")
 
 
 @pytest.fixture
@@ -279,9 +280,9 @@ def test_a_deployment_that_times_out_leaves_no_share_behind(settings, row, first
 
 def test_a_share_that_is_given_up_goes_back_to_the_champion_at_once(settings, row, first):
     entry = deploy(settings, CASE, challenger="2", traffic=Traffic(canary_percent=100), judged=True)
-    eventually(lambda: answering(settings, row) == "2")
+    wait_until(lambda: answering(settings, row) == "2")
     assignments.renew(registry(settings), CASE, entry, LEASE_ENDED)
-    eventually(lambda: answering(settings, row) == "1")
+    wait_until(lambda: answering(settings, row) == "1")
 
 
 def test_a_run_does_not_promote_again_what_was_rolled_back(settings, row, first):
@@ -318,7 +319,7 @@ def test_what_stood_in_the_tag_before_there_was_a_ledger_still_counts(settings, 
 
 
 def test_a_share_that_nobody_judges_any_more_has_gone_back_to_the_champion(settings, row, abandoned):
-    eventually(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "1", timeout_s=90)
+    wait_until(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "1", timeout_s=90)
     assert assignments.read(registry(settings), OTHER).assignment.canary_percent == 100  # as it was left
 
 
@@ -344,7 +345,7 @@ def test_a_list_that_was_read_before_another_deployer_wrote_takes_nothing_away(s
     finally:
         write_use_case(settings, max_rows=50)
     assert [OTHER in names for names in lists] == [False, True]
-    eventually(lambda: standing(settings, OTHER).answers == "1", timeout_s=60)
+    wait_until(lambda: standing(settings, OTHER).answers == "1", timeout_s=60)
     assert standing(settings, CASE).answers == "1"
 
 
@@ -398,7 +399,7 @@ def test_every_endpoint_comes_back_on_an_empty_cluster_but_one_that_does_not_loa
     broken = assignments.read(registry(settings), OTHER)
     assignments.change(registry(settings), OTHER, broken, champion="9", challenger=None, canary_percent=0)
     applications.ask_ray(settings, "DELETE", applications.SERVE)
-    eventually(lambda: not applications.running(settings), timeout_s=60)
+    wait_until(lambda: not applications.running(settings), timeout_s=60)
 
     told = []
     restored = restore(settings, told.append)
@@ -433,13 +434,6 @@ def test_the_command_line_promotes_rolls_back_and_says_who_answers(settings, row
     assert "has no challenger" in refused.stderr
 
 
-def eventually(holds, timeout_s=15):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def environment(settings):
     return os.environ | settings.environment()
 
@@ -455,15 +449,3 @@ def kill(settings, after, *arguments):
         check=False,
     )
     return process.returncode
-
-
-def shopfloor(settings, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "shopfloor", *arguments],
-        env=environment(settings),
-        cwd=settings.project_root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )

@@ -1,6 +1,7 @@
 """Runs as Ray jobs on a real cluster of two nodes, with a real MLflow server; and the commands that steer runs."""
 
 import contextlib
+import functools
 import html
 import json
 import os
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -24,10 +24,11 @@ from shopfloor.flows.submit import Submission
 from shopfloor.runs.recorder import connect
 from shopfloor.settings import ClusterSettings, load_settings
 
-from tests.endpoints import free_port
+from tests.support import project
+from tests.support.project import ROOT, bare_environment
+from tests.support.waiting import free_port, wait_until
 
 JOB = Job(name="three", ir={}, platforms={}, arguments={}, file=Path(__file__))
-ROOT = Path(__file__).parents[2]
 PIPELINE = """
 from kfp import dsl
 
@@ -94,16 +95,6 @@ def loop():
 DEFECT = 'raise ValueError("the work is broken")'
 
 
-def wait_until(holds, seconds, what):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            if holds():
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
-
-
 def end(process):
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -168,8 +159,8 @@ def services(tmp_path_factory):
         return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
 
     try:
-        wait_until(lambda: nodes() == 2, 60, "the start of both nodes")
-        wait_until(lambda: requests.get(f"{found['mlflow']}/health", timeout=5).ok, 60, "MLflow's start")
+        wait_until(lambda: nodes() == 2)
+        wait_until(lambda: requests.get(f"{found['mlflow']}/health", timeout=5).ok)
         yield found
     finally:
         for process in reversed(started):
@@ -180,8 +171,7 @@ def services(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(services, tmp_path_factory):
     """The environment of every command: the services above, a state directory of its own."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("SHOPFLOOR_", "MLFLOW_", "RAY_"))}
-    return own | {
+    return bare_environment("MLFLOW_", "RAY_") | {
         "SHOPFLOOR_STATE_DIR": str(tmp_path_factory.mktemp("state")),
         "SHOPFLOOR_TRACKING_URI": services["mlflow"],
         "SHOPFLOOR_RAY_DASHBOARD_URL": services["dashboard"],
@@ -191,13 +181,7 @@ def environment(services, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shopfloor(environment):
-    def run(*arguments):
-        command = [sys.executable, "-m", "shopfloor", *(str(argument) for argument in arguments)]
-        return subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
-        )
-
-    return run
+    return functools.partial(project.shopfloor, environment=environment)
 
 
 @pytest.fixture
@@ -248,7 +232,7 @@ def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(s
 
     # Nobody watches: the command has returned.
     assert resumed != run_id
-    wait_until(lambda: state_of(mlflow_run(resumed)) != "running", 60, "the end of the run")
+    wait_until(lambda: state_of(mlflow_run(resumed)) != "running")
     run = mlflow_run(resumed)
     assert state_of(run) == "succeeded", run.data.tags
     assert (run.info.status, run.data.tags["shopfloor.engine"]) == ("FINISHED", "ray")
@@ -337,7 +321,7 @@ def is_step_of(process, run_id):
 def test_a_job_that_was_killed_is_seen_as_killed_by_whoever_looks_next(shopfloor, pipeline, mlflow_run):
     answer = shopfloor("submit", pipeline, "--engine", "ray", "-p", "text=killed", "-p", "seconds=600", "--json")
     run_id = submitted(answer)
-    wait_until(lambda: mlflow_run(run_id).steps["work"] == "running", 60, "the step's start")
+    wait_until(lambda: mlflow_run(run_id).steps.get("work") == "running")
     process = psutil.Process(int(mlflow_run(run_id).data.tags["shopfloor.process"].split()[1]))
     steps = process.children(recursive=True)
     assert steps
@@ -401,11 +385,7 @@ def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run,
     client = connect(settings)
     try:
         taken = dispatch.start(settings, "ray", asked, view=None)
-        wait_until(
-            lambda: control.reconcile(settings, client, mlflow_run(taken.run_id)) not in {"pending", "running"},
-            60,
-            "the end of the run",
-        )
+        wait_until(lambda: control.reconcile(settings, client, mlflow_run(taken.run_id)) not in {"pending", "running"})
     finally:
         file.unlink()
 

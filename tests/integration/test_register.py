@@ -22,8 +22,9 @@ from shopfloor.serving.model.loading import load_model
 from shopfloor.serving.protocols.mlflow_scoring import invoke
 from shopfloor.use_case import ModelSection
 
-from tests.endpoints import USE_CASE, Recorder, rows_of
 from tests.integration.test_golden_requests import change, made
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import USE_CASE, rows_of
 
 CASE = "toy_sklearn"
 MODEL = """

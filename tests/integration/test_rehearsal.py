@@ -6,7 +6,7 @@ import pytest
 from shopfloor.serving.beside import rehearsal
 from shopfloor.serving.model.loading import load_model
 
-from tests.endpoints import file_registry
+from tests.support.endpoints import file_registry
 
 MODEL = """
 import os, signal, sys, time

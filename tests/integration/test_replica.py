@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import threading
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +21,7 @@ from shopfloor.serving.replica import app, tokens
 from shopfloor.serving.replica.answering import MODEL_THREADS
 from shopfloor.settings import Settings
 
-from tests.endpoints import free_port
+from tests.support.waiting import free_port, wait_until
 
 CASE = "toy_alone"
 FRAME = pd.DataFrame({"size": [1.0, 2.5, -3.0], "colour": ["red", "blue", "red"]})
@@ -126,13 +125,6 @@ def replica(model):
     server.should_exit = True
     thread.join(20)
     patch.undo()
-
-
-def wait_until(holds, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def row(size=1.0, colour="red"):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import requests
@@ -17,7 +16,8 @@ from shopfloor.flows.promote import standing
 from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
 
-from tests.endpoints import USE_CASE, declared_traffic, register_models, rows_of
+from tests.support.endpoints import USE_CASE, declared_traffic, register_models, rows_of, shopfloor
+from tests.support.waiting import wait_until
 
 CASE = "toy_rollout"
 
@@ -140,16 +140,18 @@ def test_a_killed_rollout_goes_on_from_its_stage(settings, rows, champion):
 
 
 def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, rows, champion):
+    def judged():
+        status = json.loads(shopfloor(settings, "rollout", "status", CASE, "--since", "20s", "--json").stdout)
+        gates = status["versions"][-1]["gates"]
+        return status if gates and all(gate["passed"] for gate in gates) else None
+
     assert shopfloor(settings, "deploy", f"{CASE}/2", "--canary", "50", "--shadow").returncode == 0
     with requests_all_the_time(settings, rows):
-        time.sleep(8)
-        shown = shopfloor(settings, "rollout", "status", CASE, "--since", "20s", "--json")
-    found = json.loads(shown.stdout)
+        found = wait_until(judged)
     assert [(item["version"], item["role"], item["percent"]) for item in found["versions"]] == [
         ("1", "champion", 50),
         ("2", "challenger", 50),
     ]
-    assert all(gate["passed"] for gate in found["versions"][1]["gates"])
     table = shopfloor(settings, "rollout", "status", CASE)
     assert "2 (challenger)" in table.stdout
     again = shopfloor(settings, "deploy", f"{CASE}/1")
@@ -178,7 +180,7 @@ def test_a_detached_rollout_is_judged_by_a_ray_job(settings, rows, champion):
     with requests_all_the_time(settings, rows):
         begun = shopfloor(settings, "rollout", "run", f"{CASE}/2", "--stages", "50,100", "--detach", "--json")
         assert json.loads(begun.stdout)["job"].startswith("shopfloor-")
-        eventually(lambda: standing(settings, CASE).champion == "2")
+        wait_until(lambda: standing(settings, CASE).champion == "2")
 
 
 def test_a_champion_that_breaks_a_bound_after_its_promotion_is_rolled_back_by_itself(settings, rows, champion):
@@ -187,31 +189,12 @@ def test_a_champion_that_breaks_a_bound_after_its_promotion_is_rolled_back_by_it
     file.write_text(text.replace("min_requests: 20", "min_requests: 20\n    watch_s: 60"))
     with requests_all_the_time(settings, rows):
         promote_version(settings, CASE, "2")
-        eventually(lambda: standing(settings, CASE).changed.startswith("rollback to version 1"))
+        wait_until(lambda: standing(settings, CASE).changed.startswith("rollback to version 1"))
     assert "after its promotion p99_ms is" in standing(settings, CASE).changed
-    eventually(lambda: standing(settings, CASE).answers == "1")
-
-
-def eventually(holds, timeout_s=90):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(lambda: standing(settings, CASE).answers == "1")
 
 
 @pytest.mark.parametrize("stages", [(), (50, 20), (0, 100), (50, 120)])
 def test_stages_that_do_not_rise_are_refused(settings, rows, stages):
     with pytest.raises(UsageError, match="do not rise"):
         canary.run(settings, CASE, "2", lambda text: None, stages=stages)
-
-
-def shopfloor(settings, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "shopfloor", *arguments],
-        env=os.environ | settings.environment(),
-        cwd=settings.project_root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +20,11 @@ from shopfloor.serving.deploy.steps import introduce
 from shopfloor.serving.deploy.verify import verify
 from shopfloor.serving.replica import tokens
 
-from tests.endpoints import (
+from tests.support.artifacts import Recorder
+from tests.support.endpoints import (
     CASE,
     MODEL,
     USE_CASE,
-    Recorder,
-    free_port,
     offline,
     post,
     register_models,
@@ -34,6 +32,7 @@ from tests.endpoints import (
     running_replicas,
     serving_cluster,
 )
+from tests.support.waiting import free_port, wait_until
 
 OTHER = "toy_other"
 
@@ -105,13 +104,6 @@ def asking(url: str, row: dict, clients: int = 8):
         done.set()
         for thread in threads:
             thread.join()
-
-
-def wait_until(holds, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_without_a_ray_cluster_the_error_says_what_to_start(settings, models):

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import psutil
@@ -14,10 +13,11 @@ from shopfloor.serving.beside import shadow as shadows
 from shopfloor.serving.beside.shadow import Orders, Shadow
 from shopfloor.serving.prediction_log import read_log
 
-from tests.endpoints import ROOT, offline, register_models, rows_of
+from tests.support.endpoints import offline, register_models, rows_of
+from tests.support.project import ROOT
+from tests.support.waiting import wait_until
 
 CASE = "toy_shadow"
-PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,6 @@ def process():
             if "shopfloor.serving.beside.shadow_process" in child.cmdline():
                 return child
     return None
-
-
-def wait_until(true, timeout_s=PATIENCE_S):
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.1)
 
 
 def offer(shadow, rows, start=0):
@@ -179,4 +172,4 @@ def test_the_process_ends_when_its_replica_is_killed(model, orders):
     finally:
         replica.kill()
         replica.communicate()
-    assert child.wait(PATIENCE_S) in {None, 0}
+    assert child.wait(60) in {None, 0}

@@ -4,6 +4,7 @@ One stack serves all tests, in the order in which they stand: what the first one
 """
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -12,8 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,7 +20,10 @@ from shopfloor.settings import Settings, load_settings
 from shopfloor.stack import families, lifecycle, ray_head, services
 from shopfloor.stack import state as states
 
-ROOT = Path(__file__).parents[2]
+from tests.support import project
+from tests.support.project import ROOT, bare_environment
+from tests.support.waiting import wait_until
+
 DRIVER = """
 import os, ray
 ray.init(address=os.environ["SHOPFLOOR_RAY_ADDRESS"], log_to_driver=False)
@@ -38,19 +40,12 @@ print(ray.get(where.remote()))
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """The environment of every command here: a state directory of its own, too deep for Ray's sockets."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("SHOPFLOOR_")}
-    return own | {"SHOPFLOOR_STATE_DIR": str(tmp_path_factory.mktemp("a-rather-long-name") / "state")}
+    return bare_environment() | {"SHOPFLOOR_STATE_DIR": str(tmp_path_factory.mktemp("a-rather-long-name") / "state")}
 
 
 @pytest.fixture(scope="module")
 def shopfloor(environment):
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shopfloor", *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
-        )
-
-    return run
+    return functools.partial(project.shopfloor, environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +93,12 @@ def pid_of(settings: Settings, name: str) -> int:
 
 def wait_until_serving(shopfloor) -> dict:
     """Return the status once Serve has started, which `up` does not wait for."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        found = json.loads(shopfloor("status", "--json").stdout)
-        if found["services"][2]["health"] == "healthy":
-            return found
-        time.sleep(0.5)
-    raise TimeoutError
+
+    def serving():
+        status = json.loads(shopfloor("status", "--json").stdout)
+        return status if status["services"][2]["health"] == "healthy" else None
+
+    return wait_until(serving)
 
 
 def test_up_beside_another_server_finds_other_ports_that_every_command_uses(stack, settings):

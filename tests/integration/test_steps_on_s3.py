@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,6 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -36,31 +34,11 @@ from shopfloor.settings import Settings
 from shopfloor.training import tuning
 
 from pipelines.flight_delays.source import make_tables
-from tests.endpoints import free_port
-from tests.endpoints import wait_for as until_it_answers
+from tests.support.artifacts import Recorder
+from tests.support.project import ROOT, git
+from tests.support.waiting import free_port, wait_for, wait_for_port, wait_until
 
-PROJECT = Path(__file__).resolve().parents[2]
 FEATURES = [f"f{number}" for number in range(6)]
-
-
-class Metrics(dict):
-    def log_metric(self, metric, value):
-        self[metric] = value
-
-
-def artifact(name):
-    return SimpleNamespace(name=name, uri="", metadata={})
-
-
-def wait_for(port, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"nobody listens on {port}")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +52,7 @@ def s3(tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(port, 20)
+    wait_for_port(port)
     given = {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -97,7 +75,7 @@ def test_a_fetched_copy_that_was_changed_or_cut_is_fetched_again(s3, tmp_path):
     settings = Settings(
         project_root=tmp_path, state_dir=tmp_path, artifact_root=f"s3://lake/{tmp_path.name}", s3_endpoint_url=s3
     )
-    item = artifact("rows")
+    item = Recorder("rows")
     with storage.publish(settings, item, "step") as directory:
         (directory / "part").mkdir()
         (directory / "part/rows").write_text("the rows")
@@ -131,10 +109,10 @@ def ray_head(s3):
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'platform'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"},
         start_new_session=True,
     )
-    wait_for(port, 60)
+    wait_for_port(port)
     process = psutil.Process(head.pid)
     process.address = f"127.0.0.1:{port}"
     yield process
@@ -150,8 +128,8 @@ def project(tmp_path, ray_address, s3):
     """A project whose use case searches for seconds; its code is the real one."""
     folder = tmp_path / "pipelines/flight_delays"
     folder.mkdir(parents=True)
-    shutil.copy(PROJECT / "pipelines/flight_delays/model.py", folder)
-    text = (PROJECT / "pipelines/flight_delays/use_case.yaml").read_text()
+    shutil.copy(ROOT / "pipelines/flight_delays/model.py", folder)
+    text = (ROOT / "pipelines/flight_delays/use_case.yaml").read_text()
     for old, new in {
         "max_rounds: 100": "max_rounds: 20",
         "grace_rounds: 20": "grace_rounds: 10",
@@ -183,7 +161,7 @@ def edit(settings, old, new):
 def features(project):
     """Rows of which the first two features tell something, behind an S3 URI."""
     random = np.random.default_rng(1)
-    made = artifact("features")
+    made = Recorder("features")
     with storage.publish(project, made, "build_features") as directory:
         for split, rows in (("train", 2000), ("validate", 600), ("test", 600)):
             frame = pd.DataFrame(random.normal(size=(rows, len(FEATURES))), columns=FEATURES)
@@ -204,22 +182,22 @@ def features(project):
 
 
 def search(settings, features, trials=3):
-    model, found = artifact("model"), artifact("search")
-    tuning.tune(settings, "flight_delays", features.uri, trials, model, found, Metrics())
+    model, found = Recorder("model"), Recorder("search")
+    tuning.tune(settings, "flight_delays", features.uri, trials, model, found, Recorder())
     text = (storage.local_copy(settings, found.uri) / "search.json").read_text()
     return model, Search.model_validate_json(text)
 
 
 def test_a_search_finds_a_model_that_the_evaluation_lets_pass(project, features):
     model, found = search(project, features)
-    judged, numbers = artifact("evaluation"), Metrics()
+    judged, numbers = Recorder("evaluation"), Recorder()
 
     passed = evaluation.evaluate(project, "flight_delays", features.uri, model.uri, "", judged, numbers)
 
     assert model.uri.startswith("s3://lake/")
     assert len(found.trials) == 3
     assert found.best_trial_id == min(found.trials, key=lambda trial: trial.metrics["validate-logloss"]).trial_id
-    assert numbers["roc_auc"] > 0.75
+    assert numbers.metrics["roc_auc"] > 0.75
     assert passed is False  # the bounds on log loss and calibration are those of the flights
     result = json.loads((storage.local_copy(project, judged.uri) / "evaluation.json").read_text())
     missed = {gate["gate"] for gate in result["gates"] if not gate["passed"]}
@@ -229,7 +207,7 @@ def test_a_search_finds_a_model_that_the_evaluation_lets_pass(project, features)
 
 def test_the_search_as_a_job_on_its_cluster_leaves_at_a_uri_what_it_published(project, features, ray_address):
     result_uri = storage.join(project.artifact_root, "rayjobs", "job.json")
-    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "platform")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
     own = {"SHOPFLOOR_RAY_ADDRESS": "auto", "RAY_ADDRESS": ray_address, "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, "-m", "shopfloor.training.tuning", "flight_delays", features.uri, "2", result_uri],
@@ -330,8 +308,7 @@ def test_a_trial_whose_worker_dies_goes_on_from_its_last_checkpoint(project, fea
 
     def kill_after_the_first_checkpoint():
         deadline = time.monotonic() + 120
-        while not files("/checkpoint_") and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: files("/checkpoint_"), 120)
         while not killed and time.monotonic() < deadline:
             for process in ray_head.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -376,7 +353,7 @@ def repository(project, s3):
     """The project as a DVC repository with a tenth of the flights; the remote, the artifacts and Feast are in S3."""
     root = project.project_root
     for file in ("features.py", "expectations.py", "source.py"):
-        shutil.copy(PROJECT / "pipelines/flight_delays" / file, root / "pipelines/flight_delays")
+        shutil.copy(ROOT / "pipelines/flight_delays" / file, root / "pipelines/flight_delays")
     edit(project, "roc_auc: {min: 0.65}", "roc_auc: {min: 0.55}")
     edit(project, "log_loss: {max: 0.45}", "log_loss: {max: 0.6}")
     edit(project, "calibration_error: {max: 0.05}", "calibration_error: {max: 0.2}")
@@ -387,11 +364,8 @@ def repository(project, s3):
     duckdb.sql(f"COPY (FROM '{whole}' WHERE flight_id % 10 = 0 ORDER BY flight_id) TO '{tenth}'")
     tenth.replace(whole)
 
-    def sh(*command):
-        subprocess.run(command, cwd=root, check=True, capture_output=True)
-
     (root / ".gitignore").write_text("state/\n")
-    sh("git", "init", "-q")
+    git(root, "init", "-q")
     for arguments in (
         ("init", "-q"),
         ("remote", "add", "-q", "-d", "store", f"s3://lake/{root.name}/dvc"),
@@ -399,9 +373,9 @@ def repository(project, s3):
         ("add", "-q", "data/flight_delays"),
         ("push", "-q"),
     ):
-        sh(sys.executable, "-m", "dvc", *arguments)
-    sh("git", "add", "-A")
-    sh("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "a tenth")
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, check=True, capture_output=True)
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "a tenth")
     shutil.rmtree(root / ".dvc/cache")
     shutil.rmtree(data)
     return project.model_copy(update={"feature_registry": f"{project.artifact_root}/feast/registry.db"})
@@ -422,7 +396,7 @@ def tracking_uri(tmp_path, s3):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    until_it_answers(f"http://127.0.0.1:{port}/health", server)
+    wait_for(f"http://127.0.0.1:{port}/health", server)
     yield f"http://127.0.0.1:{port}"
     family = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
     for process in family:
@@ -449,8 +423,8 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
     run, step = (client.create_run(experiment).info.run_id for _ in range(2))
     update = {"tracking_uri": tracking_uri, "run_id": run, "step_run_id": step}
     settings = repository.model_copy(update=update)
-    tables, checks, joined, judged, version = map(artifact, ("tables", "checks", "features", "evaluation", "version"))
-    case, numbers = "flight_delays", Metrics()
+    tables, checks, joined, judged, version = map(Recorder, ("tables", "checks", "features", "evaluation", "version"))
+    case, numbers = "flight_delays", Recorder()
 
     versions.pull(settings, case, "HEAD", "", tables, numbers)
     quality.validate(settings, case, tables.uri, checks, numbers)

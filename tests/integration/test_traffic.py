@@ -1,7 +1,6 @@
 """Canary, shadow, log and feedback of a real endpoint, and its limits on what it takes at once."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +9,8 @@ from shopfloor.serving.deploy.applications import log_root
 from shopfloor.serving.deploy.rollout import NO_TRAFFIC, Traffic, deploy, endpoint, undeploy
 from shopfloor.serving.prediction_log import read_log
 
-from tests.endpoints import USE_CASE, declared_traffic, post, register_models, rows_of
+from tests.support.endpoints import USE_CASE, declared_traffic, post, register_models, rows_of
+from tests.support.waiting import wait_until
 
 CASE = "toy_traffic"
 OTHER = "toy_traffic_other"
@@ -35,15 +35,15 @@ def rows(settings):
     return rows_of(frame)
 
 
-def logged(settings, rows_expected, kind="predictions", use_case=CASE, timeout_s=15, **columns):
-    """Return the log when it holds that many rows with these values, or when the time is over."""
-    deadline = time.monotonic() + timeout_s
-    while True:
+def logged(settings, rows_expected, kind="predictions", use_case=CASE, **columns):
+    """Return the log when it holds that many rows with these values."""
+
+    def matching():
         table = read_log(settings, log_root(settings), use_case, kind).to_pylist()
         found = [row for row in table if all(row[name] == value for name, value in columns.items())]
-        if len(found) >= rows_expected or time.monotonic() > deadline:
-            return found
-        time.sleep(0.3)
+        return found if len(found) >= rows_expected else None
+
+    return wait_until(matching)
 
 
 def ask_many(url, rows, **headers):

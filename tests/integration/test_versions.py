@@ -7,29 +7,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from shopfloor.data import versions
 from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support.artifacts import Recorder
+from tests.support.project import ROOT, git
+
 TABLES = ("flights", "weather", "planes", "airports", "airlines")
-
-
-class Metrics(dict):
-    def log_metric(self, metric, value):
-        self[metric] = value
-
-
-def artifact():
-    return SimpleNamespace(name="tables", uri="", metadata={})
-
-
-def sh(root, *command):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"] if command[0] == "git" else []
-    subprocess.run([command[0], *identity, *command[1:]], cwd=root, check=True, capture_output=True)
 
 
 def dvc(root, *arguments):
@@ -46,9 +33,9 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     use_case = root / "pipelines/flight_delays/use_case.yaml"
     use_case.parent.mkdir(parents=True)
-    use_case.write_text((PROJECT / "pipelines/flight_delays/use_case.yaml").read_text())
+    use_case.write_text((ROOT / "pipelines/flight_delays/use_case.yaml").read_text())
     (root / ".gitignore").write_text(".shopfloor/\n")
-    sh(root, "git", "init", "-q")
+    git(root, "init", "-q")
     dvc(root, "init", "-q")
     dvc(root, "remote", "add", "-q", "-d", "store", str(root.parent / "store"))
     for tag in ("v1", "v2"):
@@ -57,16 +44,16 @@ def repository(tmp_path_factory):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{table} {tag}")
         dvc(root, "add", "-q", "data/flight_delays")
-        sh(root, "git", "add", "-A")
-        sh(root, "git", "commit", "-qm", tag)
-        sh(root, "git", "tag", tag)
+        git(root, "add", "-A")
+        git(root, "commit", "-qm", tag)
+        git(root, "tag", tag)
         dvc(root, "push", "-q")
     return Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / ".shopfloor/artifacts"))
 
 
 def pulled(settings, rev, version=""):
-    tables = artifact()
-    versions.pull(settings, "flight_delays", rev, version, tables, Metrics())
+    tables = Recorder("tables")
+    versions.pull(settings, "flight_delays", rev, version, tables, Recorder())
     return (Path(tables.uri) / "flights.parquet").read_text(), tables
 
 
@@ -131,7 +118,7 @@ def test_a_workspace_that_dvc_did_not_record_is_refused(repository):
 
 def test_prepare_pulls_what_the_workspace_lacks_and_fills_an_empty_remote(repository, tmp_path):
     root = tmp_path / "clone"
-    sh(tmp_path, "git", "clone", "-q", str(repository.project_root), str(root))
+    git(tmp_path, "clone", "-q", str(repository.project_root), str(root))
     settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
     assert versions.prepare(settings, "flight_delays").made
     assert (root / "data/flight_delays/flights.parquet").read_text() == "flights v2"
@@ -143,7 +130,7 @@ def test_prepare_pulls_what_the_workspace_lacks_and_fills_an_empty_remote(reposi
 
 def test_objects_that_are_nowhere_say_what_to_run(repository, tmp_path):
     root = tmp_path / "clone"
-    sh(tmp_path, "git", "clone", "-q", str(repository.project_root), str(root))
+    git(tmp_path, "clone", "-q", str(repository.project_root), str(root))
     dvc(root, "remote", "modify", "store", "url", str(tmp_path / "empty"))
     settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
     with pytest.raises(DataError, match=r"neither in DVC's cache nor in the remote 'store' .*`dvc push`"):
@@ -154,19 +141,19 @@ def test_on_a_fresh_clone_with_an_empty_remote_the_stage_makes_the_data(tmp_path
     root = tmp_path / "project"
     use_case = root / "pipelines/flight_delays/use_case.yaml"
     use_case.parent.mkdir(parents=True)
-    use_case.write_text((PROJECT / "pipelines/flight_delays/use_case.yaml").read_text())
+    use_case.write_text((ROOT / "pipelines/flight_delays/use_case.yaml").read_text())
     makes = (
         f"mkdir -p data/flight_delays; for t in {' '.join(TABLES)}; do echo $t > data/flight_delays/$t.parquet; done"
     )
     (root / "dvc.yaml").write_text(f"stages:\n  made:\n    cmd: {makes}\n    outs: [data/flight_delays]\n")
-    sh(root, "git", "init", "-q")
+    git(root, "init", "-q")
     dvc(root, "init", "-q")
     dvc(root, "remote", "add", "-q", "-d", "store", str(tmp_path / "first"))
     dvc(root, "repro", "-q")
-    sh(root, "git", "add", "-A")
-    sh(root, "git", "commit", "-qm", "made")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "made")
     clone = tmp_path / "clone"
-    sh(tmp_path, "git", "clone", "-q", str(root), str(clone))
+    git(tmp_path, "clone", "-q", str(root), str(clone))
     settings = Settings(project_root=clone, state_dir=clone / ".shopfloor", artifact_root=str(clone / "artifacts"))
 
     prepared = versions.prepare(settings, "flight_delays")
@@ -180,7 +167,7 @@ def test_on_a_fresh_clone_with_an_empty_remote_the_stage_makes_the_data(tmp_path
 def clone(repository, tmp_path):
     """A clone of the two data versions, which reaches their remote; nothing is in its cache."""
     root = tmp_path / "clone"
-    sh(tmp_path, "git", "clone", "-q", str(repository.project_root), str(root))
+    git(tmp_path, "clone", "-q", str(repository.project_root), str(root))
     return Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / ".shopfloor/artifacts"))
 
 
@@ -201,9 +188,9 @@ def elsewhere(settings):
 def test_a_project_in_a_folder_of_a_larger_repository_has_its_revisions(repository, tmp_path):
     root = tmp_path / "all/shop"
     shutil.copytree(repository.project_root, root, ignore=shutil.ignore_patterns(".git", ".shopfloor"))
-    sh(root.parent, "git", "init", "-q")
-    sh(root.parent, "git", "add", "-A")
-    sh(root.parent, "git", "commit", "-qm", "all")
+    git(root.parent, "init", "-q")
+    git(root.parent, "add", "-A")
+    git(root.parent, "commit", "-qm", "all")
     settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
     assert pulled(settings, "HEAD")[0] == pulled(settings, "")[0] == "flights v2"
 
@@ -369,7 +356,7 @@ def test_dvc_keeps_its_pickles_where_no_other_account_writes(clone, monkeypatch,
 
 def test_a_shallow_clone_says_that_it_is_one(repository, tmp_path):
     root = tmp_path / "shallow"
-    sh(tmp_path, "git", "clone", "-q", "--depth", "1", f"file://{repository.project_root}", str(root))
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{repository.project_root}", str(root))
     settings = Settings(project_root=root, state_dir=root / ".shopfloor")
     assert versions.resolve(settings, "flight_delays", "HEAD").commit
     with pytest.raises(

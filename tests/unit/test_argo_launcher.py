@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shopfloor.engines.argo import launcher
+
+from tests.support.waiting import wait_until
 
 ARTIFACT = {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"}
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -348,9 +349,7 @@ time.sleep(60)
         env=environment(tmp_path, task([sys.executable, "-c", program])),
         cwd=tmp_path,
     )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((tmp_path / "ready").exists)
 
     process.send_signal(signal.SIGTERM)
 

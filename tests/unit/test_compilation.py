@@ -13,7 +13,7 @@ from shopfloor.flows.submit import Submission
 from shopfloor.pipeline.compilation import compile_pipeline, parse_parameters, refuse_artifacts, run_key
 from shopfloor.settings import load_settings
 
-from tests.shared import SHARED
+from tests.support.project import SHARED
 
 ROOT = Path(__file__).parents[2]
 IR = SHARED / "kfp-ir"

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,8 @@ from shopfloor.processes import ProcessId, boot_id
 from shopfloor.settings import load_settings
 from shopfloor.stack import doctor, installation
 from shopfloor.stack import state as states
+
+from tests.support.project import git
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,9 +36,8 @@ def project(tmp_path, monkeypatch):
     (root / "store").mkdir()
     (root / "dvc.lock").write_text("")
     (root / ".gitignore").write_text(".shopfloor/\nstore/\n")
-    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
-        subprocess.run([*git, *command], check=True, env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull})
+        git(root, *command)
     return root
 
 

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import uuid
 
 import psutil
@@ -21,6 +20,8 @@ from shopfloor.stack.families import (
     port_is_free,
     spawn,
 )
+
+from tests.support.waiting import wait_until
 
 VARIABLE = "SHOPFLOOR_TEST_MARKER"
 SLEEPER = "import time; time.sleep(60)"
@@ -46,15 +47,6 @@ def start(tmp_path):
         for process in members(family):
             with contextlib.suppress(psutil.Error):
                 process.kill()
-
-
-def wait_for(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise TimeoutError
 
 
 def test_a_spawned_process_has_its_own_session_and_writes_to_its_log(start, tmp_path):
@@ -83,14 +75,14 @@ def test_another_process_with_the_same_pid_is_not_ours(start):
 def test_a_process_that_ended_but_was_not_waited_for_is_dead(start):
     family, child = start("")
 
-    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
 
     assert not alive(family.root)
 
 
 def test_end_stops_the_whole_tree(start):
     family, _ = start(PARENT)
-    wait_for(lambda: len(members(family)) == 2)
+    wait_until(lambda: len(members(family)) == 2)
 
     assert end([family], grace_s=5) == 2
 
@@ -99,7 +91,7 @@ def test_end_stops_the_whole_tree(start):
 
 def test_end_finds_a_child_in_another_session_whose_parent_is_gone(start):
     family, child = start(APART)
-    wait_for(lambda: len(members(family)) == 2)
+    wait_until(lambda: len(members(family)) == 2)
     child.kill()
     child.wait(5)
 
@@ -119,7 +111,7 @@ def test_end_finds_a_process_whose_start_was_never_recorded(start):
 
 def test_end_kills_what_does_not_stop_when_asked(start, tmp_path):
     family, _ = start(STUBBORN)
-    wait_for(lambda: (tmp_path / "logs" / "out.log").read_text())
+    wait_until(lambda: (tmp_path / "logs" / "out.log").read_text())
 
     assert end([family], grace_s=0.3) == 1
 

@@ -1,15 +1,10 @@
 """A real Ray cluster with a real MLflow registry, switched as `shopfloor up` does it, and models to serve there."""
 
 import contextlib
-import itertools
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -21,8 +16,10 @@ from shopfloor.settings import Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack import state as states
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
+from tests.support import project
+from tests.support.project import BIN, ROOT
+from tests.support.waiting import free_port, wait_for
+
 CASE = "toy_delays"
 USE_CASE = """
 name: {name}
@@ -49,34 +46,6 @@ def predict(model, frame):
     import xgboost
     return model.predict(xgboost.DMatrix(frame))
 """
-
-
-_ports = itertools.cycle(range(29_000, 32_768))
-for _ in range(random.randrange(3_768)):
-    next(_ports)
-
-
-def free_port() -> int:
-    """Return a port that is free, and that nobody gets by chance until a server listens on it.
-
-    The system gives ports from 32,768 on to whoever connects, and Serve starts HAProxy for ever where one is taken.
-    """
-    for port in _ports:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("the ports never end")
-
-
-def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120, **headers: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(url, timeout=2, headers=headers).ok:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(url)
 
 
 def file_registry(directory: Path) -> tuple[str, str]:
@@ -234,11 +203,8 @@ def offline(booster, frame):
     return booster.predict(xgboost.DMatrix(frame))
 
 
-class Recorder:
-    """Stands where KFP hands a step its artifacts."""
-
-    def __init__(self) -> None:
-        self.name, self.uri, self.metadata, self.metrics = "artifact", "", {}, {}
-
-    def log_metric(self, metric: str, value: float) -> None:
-        self.metrics[metric] = value
+def shopfloor(settings: Settings, *arguments: object):
+    """Run the command with these settings, in their project."""
+    return project.shopfloor(
+        *arguments, environment=os.environ | settings.environment(), root=settings.project_root, timeout_s=120
+    )
