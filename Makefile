@@ -22,7 +22,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 $(INSTALLED):
-	@echo "Installing into $(VENV) from requirements/dev.txt" >&2
+	@echo "Installing $$(grep -c '==' requirements/dev.txt) packages into $(VENV): some minutes where none is cached" >&2
 	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi  # it runs on the packages that are replaced
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt

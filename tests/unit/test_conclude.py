@@ -1,6 +1,6 @@
 """The end of a run is the same sentence on every engine."""
 
-from shopfloor.records import Evaluation, GateResult, StepRecord
+from shopfloor.records import Evaluation, GateResult, Passport, StepRecord
 from shopfloor.runs.conclude import ending
 
 GOOD = StepRecord(name="tune", state="succeeded")
@@ -36,3 +36,14 @@ def test_a_missed_gate_is_an_end_of_its_own():
 def test_a_run_that_made_a_champion_says_which():
     assert ending([GOOD], {"evaluation": evaluation(True)}, "7", None) == ("succeeded", "Version 7 is the champion.")
     assert ending([GOOD], {}, None, None) == ("succeeded", "Every step succeeded.")
+
+
+def test_a_run_that_promotes_nothing_names_its_challenger_and_how_to_go_on():
+    passport = Passport.model_construct(model="flights", version="4")
+
+    state, message = ending([GOOD], {"evaluation": evaluation(True), "passport": passport}, None, None)
+
+    assert state == "succeeded"
+    assert message.startswith("Version 4 of flights is the challenger")
+    assert "`shopfloor models promote flights/4`" in message
+    assert "`shopfloor rollout run flights/4`" in message

@@ -21,7 +21,7 @@ def prepare(context: typer.Context, use_case: UseCaseArgument, as_json: JsonOpti
     """Bring the tables into the workspace (pull or make them) and fill an empty DVC remote; quick when all is there."""
     from shopfloor.data.versions import prepare as prepare_data
 
-    prepared = prepare_data(settings_from(context), use_case)
+    prepared = prepare_data(settings_from(context), use_case, render.progress)
     if as_json:
         render.emit_json(prepared)
     else:

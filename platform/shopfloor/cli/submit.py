@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_from, settings_of_running_stack
@@ -42,6 +45,8 @@ _MARKS = {
 }
 
 
+_COUNT = re.compile(r"[a-z]+ \d+/\d+ ")
+_TAIL_BYTES = 4096
 GATE_MISSED = 3
 """Exit code of a run that did its work and whose model is not good enough."""
 
@@ -172,6 +177,7 @@ class LiveView:
         """Draw nothing yet."""
         self._steps: dict[str, tuple[str, float, float]] = {}
         self._live: Live | None = None
+        self._logs = Path()
 
     def __enter__(self) -> LiveView:
         """Begin."""
@@ -182,9 +188,10 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
 
-    def begin(self, run_url: str, compiled: Any) -> None:
+    def begin(self, run_url: str, compiled: Any, logs: Path) -> None:
         """Show all steps as pending."""
         render.progress(f"Run {run_url}")
+        self._logs = logs
         self._steps = {step: ("pending", 0.0, 0.0) for step in compiled.steps}
         if render.err.is_terminal:
             self._live = Live(
@@ -204,8 +211,21 @@ class LiveView:
         for step, (state, seconds, since) in self._steps.items():
             mark: Any = Spinner("dots") if state == "running" else _MARKS.get(state, "")
             shown = time.monotonic() - since if state == "running" else seconds
-            table.add_row(mark, step, state, "" if state in {"pending", "skipped"} else f"{shown:.1f} s")
+            seconds_text = "" if state in {"pending", "skipped"} else f"{shown:.1f} s"
+            count = latest_count(self._logs / f"{step}.log") if state == "running" else ""
+            table.add_row(mark, step, state, seconds_text, Text(render.printable(count), style="dim"))
         return table
+
+
+def latest_count(log: Path) -> str:
+    """Return the last line of a log that tells how far its step is, as `trial 3/16 ...` does; empty where none does."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if _COUNT.match(line)), "")
 
 
 def _show(outcome: Any) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +43,13 @@ class _Nowhere(DataError):
     """An object is neither in DVC's cache nor in its remote."""
 
 
-def prepare(settings: Settings, use_case_name: str) -> PreparedData:
+def prepare(settings: Settings, use_case_name: str, progress: Callable[[str], None] = logger.info) -> PreparedData:
     """Bring the tables into the workspace and into the remote, where they are not there yet.
+
+    Args:
+        settings: Say where the workspace is.
+        use_case_name: Its `data` section names the tables.
+        progress: Hears one line for each thing that takes time.
 
     Raises:
         DataError: The remote cannot be read, or lacks the tables and no stage makes them.
@@ -58,16 +63,19 @@ def prepare(settings: Settings, use_case_name: str) -> PreparedData:
             data.keep_site_cache()
             try:
                 data.require_all()
+                progress(f"Fetching the tables of {use_case_name} with dvc pull")
                 data.do("pull")
             except _Nowhere as error:
                 if not data.can_be_made:
                     raise DataError(f"{error.message} No stage in dvc.yaml makes it.", error.remedy) from error
+                progress(f"Nobody has the tables of {use_case_name} yet: making them with dvc repro")
                 _reproduce(settings, data.targets)
     with _tracked(settings, use_case) as data:
         data.keep_site_cache()
         version = data.version(use_case)
         pushed = data.lacks_in_remote()
         if pushed:
+            progress(f"Copying the tables of {use_case_name} into the remote with dvc push")
             data.do("push")
     return PreparedData(version=version, made=made, pushed=pushed)
 

@@ -85,8 +85,8 @@ class Outcome(Record):
 class View(Protocol):
     """Shows a run while it goes on."""
 
-    def begin(self, run_url: str, compiled: Compiled) -> None:
-        """Hear what will run."""
+    def begin(self, run_url: str, compiled: Compiled, logs: Path) -> None:
+        """Hear what will run, and the directory of the steps' logs, each `<step>.log`."""
         ...
 
     def step(self, step: str, state: str, seconds: float, error: str = "") -> None:
@@ -148,7 +148,7 @@ def submit(
     name = arguments.get("use_case")
     recorder = tracking.RunRecorder(settings, client, name, compiled.name, "local", arguments, run_id, tags)
     run = _Run(settings, compiled, recorder, view, arguments)
-    view.begin(recorder.url, compiled)
+    view.begin(recorder.url, compiled, run.directory / "logs")
     local_run = LocalRun(
         settings.model_copy(update={"run_id": recorder.run_id}),
         run.directory,

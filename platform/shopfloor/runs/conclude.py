@@ -73,8 +73,19 @@ def ending(
     trials = f" {failures.rstrip('.')}." if failures else ""
     if isinstance(evaluation, Evaluation) and not evaluation.passed:
         return "gate_missed", f"{missed_gates(evaluation)}{trials}"
-    done = f"Version {version} is the champion." if version is not None else "Every step succeeded."
-    return "succeeded", f"{done}{trials}"
+    passport = records.get("passport")
+    if version is not None:
+        outcome = f"Version {version} is the champion."
+    elif isinstance(passport, Passport):
+        challenger = f"{passport.model}/{passport.version}"
+        outcome = (
+            f"Version {passport.version} of {passport.model} is the challenger: this run promotes nothing. "
+            f"`shopfloor rollout run {challenger}` lets real requests judge it, "
+            f"`shopfloor models promote {challenger}` makes it the champion."
+        )
+    else:
+        outcome = "Every step succeeded."
+    return "succeeded", f"{outcome}{trials}"
 
 
 def links(settings: Settings, run_url: str, use_case: str | None, version: str | None) -> dict[str, str]:

@@ -351,8 +351,9 @@ def _listener(metric: str, finished: FinishedTrials) -> Any:
     from ray.tune import Callback
 
     def say(text: str) -> None:
-        done = len(finished.kept) + len(finished.failed)
-        print(f"trial {done}/{finished.count} {text}", flush=True)  # noqa: T201  the step's log
+        ended = len(finished.kept) + len(finished.failed)
+        best = f"; best {usable[0].trial.metrics[metric]:.5f}" if (usable := finished.usable()) else ""
+        print(f"trial {ended}/{finished.count} {text}{best}", flush=True)  # noqa: T201  the step's log
 
     class Listener(Callback):  # type: ignore[misc]
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
