@@ -1,10 +1,13 @@
 """The promises that the layout makes."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
+LIBRARY = PROJECT / "platform" / "shopfloor"
 
 
 def test_platform_stays_the_standard_librarys_module_in_the_project_root():
@@ -41,3 +44,24 @@ def test_help_answers_without_loading_a_component():
     assert "submit" in done.stdout
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert loaded & {"mlflow", "ray", "feast", "kfp", "dvc", "pandas", "great_expectations", "xgboost"} == set()
+
+
+def test_every_room_is_part_of_the_package_that_is_built():
+    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {file.parent.relative_to(LIBRARY.parent).as_posix().replace("/", ".") for file in LIBRARY.rglob("*.py")}
+    assert {name for name in packages if name.startswith("shopfloor")} == rooms
+
+
+def test_the_page_of_the_house_names_every_room_and_only_modules_that_exist():
+    text = (PROJECT / "docs" / "explanation" / "the-house.md").read_text()
+    rooms = {f"{folder.name}/" for folder in LIBRARY.iterdir() if (folder / "__init__.py").exists()}
+    assert {room for room in rooms if f"| `{room}` |" not in text} == set()
+
+    named = {name for name in re.findall(r"`([\w/]+(?:/\w+)*(?:\.py)?)`", text) if "/" in name.rstrip("/")}
+    places = [LIBRARY, LIBRARY / "serving", PROJECT]
+    missing = {
+        name
+        for name in named
+        if not any((place / name).exists() or (place / f"{name}.py").exists() for place in places)
+    }
+    assert missing == set()

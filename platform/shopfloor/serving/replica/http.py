@@ -28,7 +28,16 @@ JSON_BYTES = b"inference-header-content-length"
 RETRY_AFTER_S = 1
 MAX_HELD_BYTES = 512 * 1024 * 1024
 """Of all bodies together, from which on those that are not here as a whole are refused."""
-ONCE = (b"authorization", b"content-type", b"content-length", b"host", b"x-request-key", ASKED_VERSION, JSON_BYTES)
+ONCE = (
+    b"authorization",
+    b"content-type",
+    b"content-length",
+    b"host",
+    b"x-request-key",
+    REQUEST_ID,
+    ASKED_VERSION,
+    JSON_BYTES,
+)
 """Headers that a request has once: of two, a proxy and the endpoint might each believe another one."""
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _process = secrets.token_hex(6)
