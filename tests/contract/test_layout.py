@@ -65,3 +65,8 @@ def test_the_page_of_the_house_names_every_room_and_only_modules_that_exist():
         if not any((place / name).exists() or (place / f"{name}.py").exists() for place in places)
     }
     assert missing == set()
+
+
+def test_a_client_of_mlflow_is_made_in_one_place():
+    files = [file for file in LIBRARY.rglob("*.py") if "MlflowClient(" in file.read_text()]
+    assert [file.relative_to(LIBRARY).as_posix() for file in files] == ["runs/mlflow.py"]

@@ -466,7 +466,9 @@ def test_a_page_that_gives_its_own_name_this_address_reads_nothing(url, row, hos
         assert post(f"{url}/predict", row, Host=own).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["Authorization", "Content-Type", "X-Shopfloor-Version", "X-Request-Key"])
+@pytest.mark.parametrize(
+    "name", ["Authorization", "Content-Type", "X-Shopfloor-Version", "X-Request-Key", "X-Request-Id"]
+)
 def test_of_a_header_that_is_there_twice_nobody_guesses_which_one_counts(url, row, name):
     body = json.dumps(row).encode()
     values = {"Content-Type": "application/json", "X-Shopfloor-Version": "1"}

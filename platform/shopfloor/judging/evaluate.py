@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.errors import ShopfloorError, first_line
 from shopfloor.judging import gates, metrics, signature
 from shopfloor.records import Evaluation, FeatureSet, SliceResult
-from shopfloor.runs.mlflow import connect, import_mlflow
+from shopfloor.runs.mlflow import client_of, import_mlflow
 from shopfloor.runs.versions import alias_version, champions
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, Metrics, local_copy, publish
@@ -121,7 +121,7 @@ def by_slice(test: pd.DataFrame, columns: list[str], truth: np.ndarray, scores: 
 
 def _references(settings: Settings, use_case: UseCase, champion: str) -> list[str]:
     """Return the versions that a model is compared with, the champion first."""
-    client = connect(settings)
+    client = client_of(settings)
     if champion.startswith("@"):
         champion = alias_version(client, use_case.name, champion.removeprefix("@")) or ""
     if not champion:

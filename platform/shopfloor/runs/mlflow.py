@@ -186,4 +186,9 @@ def connect(settings: Settings) -> Any:
     except (requests.RequestException, ValueError) as error:
         remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
         raise ServiceError(f"The MLflow server {settings.tracking_uri} does not answer.", remedy) from error
+    return client_of(settings)
+
+
+def client_of(settings: Settings) -> Any:
+    """Return an `MlflowClient` of the tracking server, as it is: a step whose run began has seen it answer."""
     return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
