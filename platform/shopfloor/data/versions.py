@@ -80,13 +80,16 @@ def prepare(settings: Settings, use_case_name: str, progress: Callable[[str], No
     return PreparedData(version=version, made=made, pushed=pushed)
 
 
-def resolve(settings: Settings, use_case_name: str, rev: str) -> DataVersion:
-    """Return the data version of a use case at a git revision.
+def locate(settings: Settings, use_case_name: str, rev: str) -> tuple[DataVersion, list[str | None]]:
+    """Ask DVC for the data version of a use case at a git revision; `resolution.resolve` asks it only when it must.
 
     Args:
         settings: Say where the project is.
         use_case_name: Its `data.path` is what DVC tracks.
         rev: Tag, branch or commit; empty means the workspace, whose files must be what DVC recorded.
+
+    Returns:
+        The version, and where the bytes of each of its tables are, `None` where that is not on this machine.
 
     Raises:
         NotFoundError: There is no such revision, or it tracks no such data.
@@ -94,7 +97,8 @@ def resolve(settings: Settings, use_case_name: str, rev: str) -> DataVersion:
     """
     use_case = load_use_case(settings, use_case_name)
     with _tracked(settings, use_case, rev) as data:
-        return data.version(use_case)
+        version = data.version(use_case)
+        return version, [data.local_place(f"{table.name}.parquet") for table in version.tables]
 
 
 def pull(
@@ -270,6 +274,11 @@ class _Tracked:
                 f"{name} is not what DVC recorded: {place} was changed.",
                 "Remove that file and fetch it anew: dvc fetch",
             )
+
+    def local_place(self, name: str) -> str | None:
+        """Return where the bytes of a file are, `None` where that is not on this machine."""
+        system, place = self._place(self.files[name])
+        return place if system.protocol == "local" else None
 
     def require_all(self) -> None:
         """Raise `DataError` where the bytes of a file are nowhere."""

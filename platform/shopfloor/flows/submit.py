@@ -392,7 +392,7 @@ def resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, An
     """Fill in the data version that `data_rev` names at this moment, so that the run's key holds the data's content."""
     declared = compiled.parameters
     if "data_version" in declared and "use_case" in arguments and not arguments.get("data_version"):
-        from shopfloor.data.versions import resolve
+        from shopfloor.data.resolution import resolve
 
         arguments["data_version"] = resolve(settings, arguments["use_case"], arguments.get("data_rev", "")).md5
 

@@ -229,15 +229,19 @@ def _code_parts(settings: Settings, modules: Iterable[str]) -> dict[str, str]:
     """Return the hash of each module of this repository that these are or lead to, and of the files beside them."""
     code: dict[str, str] = {}
     folders: set[Path] = set()
+    seen: set[str] = set()
     queue = list(modules)
     while queue:
         module = queue.pop()
+        if module in seen:
+            continue
+        seen.add(module)
         package, _, last = module.rpartition(".")
         if last == _EVERYTHING:
             queue += _beside(settings, package)
             continue
         file = module_file(settings, module)
-        if file is None or module in code:
+        if file is None:
             continue
         digest, imports = _module(settings, module, file)
         code[module] = digest
