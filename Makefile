@@ -16,7 +16,7 @@ PEERS := .venv-peers
 STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
 PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test lint docs format bench soak lock lock-add clean purge
+.PHONY: help run stop test images lint docs format bench soak lock lock-add clean purge
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -58,6 +58,21 @@ lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts,
 	@$(BIN)/lint-imports
 	@$(BIN)/mkdocs build --quiet --strict
 
+# The version is the package's; the digest of the base image, where one was examined: make images BASE_DIGEST=sha256:...
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VARIANT := cpu
+IMAGE := shopfloor/platform:$(VERSION)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT))
+
+images: $(INSTALLED)  ## build the platform image (VARIANT=gpu for the other) and its bill of materials
+	@$(BIN)/hadolint platform/images/Dockerfile
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/platform.cdx.json 2> build/cyclonedx.log || { cat build/cyclonedx.log >&2; exit 1; }
+	@DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_OPTIONS) --file platform/images/Dockerfile --tag $(IMAGE) \
+	  --build-arg VERSION=$(VERSION) --build-arg VARIANT=$(VARIANT) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
+	  --build-arg REVISION=$(shell git rev-parse HEAD 2> /dev/null || echo unknown) .
+	@echo "Built $(IMAGE); what is in it: build/platform.cdx.json" >&2
+
 docs: $(INSTALLED)  ## build the documentation into build/site
 	@$(BIN)/mkdocs build --quiet --strict
 	@echo "Open build/site/README.html, or see it live: $(BIN)/mkdocs serve" >&2
@@ -78,6 +93,7 @@ PINS = grep -oE '^[A-Za-z0-9._-]+==[^ ;]+'
 lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks: every package may move
 	@for name in bootstrap runtime dev peers; do \
 	  $(RESOLVE) --upgrade requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+	@$(RESOLVE) -c requirements/runtime.txt requirements/gpu.in --output-file requirements/gpu.txt
 
 lock-add: $(INSTALLED)  ## lock what is new in requirements/*.in, and move no other package
 	@for name in bootstrap runtime dev peers; do \

@@ -26,7 +26,7 @@ _CHILD = "artifact_root"
 an image does not hold the profile of every team."""
 NO_TOKENS = "none"
 """Value of `serve_tokens_file` that takes the protection away from the endpoints that are deployed with it."""
-_PLACES = ("artifact_root", "feature_registry", "online_store", "serve_tokens_file", "ray_token_file")
+_PLACES = ("artifact_root", "secrets_dir", "feature_registry", "online_store", "serve_tokens_file", "ray_token_file")
 """The settings that may hold a relative path."""
 _PROFILES = Path("platform") / "profiles"
 _NO_SECRETS = {
@@ -104,6 +104,12 @@ class Settings(BaseModel):
     artifact_root: str = ".shopfloor/artifacts"
     """URI or directory of what steps hand on, the result store and the checkpoints."""
     s3_endpoint_url: str | None = None
+    data_remote: str | None = None
+    """DVC remote in place of the one in `.dvc/config`, such as `s3://bucket/prefix`."""
+    secrets_dir: str | None = None
+    """Directory that `shopfloor secrets init` filled: what the components ask for is taken from there."""
+    in_containers: bool = False
+    """Whether the Ray cluster runs in containers, which know the services by other addresses than this machine."""
     ray_address: str = "127.0.0.1:6379"
     """Ray cluster that searches join; `rayjob`: each brings its own, a KubeRay RayJob in the team's namespace."""
     ray_dashboard_url: str = "http://127.0.0.1:8265"
@@ -231,15 +237,28 @@ class SourcedSettings(BaseModel):
 
 
 _ONLY_HERE = {
-    *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
+    *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "SECRETS_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
     *(f"{ENV_PREFIX}RAY_TOKEN_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"),
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
 }
+_ADDRESSES = {
+    *(f"{ENV_PREFIX}{name}" for name in ("TRACKING_URI", "ARTIFACT_ROOT", "S3_ENDPOINT_URL", "DATA_REMOTE", "PROFILE")),
+    *(f"{ENV_PREFIX}{name}" for name in ("RAY_DASHBOARD_URL", "SERVE_URL", "FEATURE_REGISTRY", "ONLINE_STORE")),
+    *(f"{ENV_PREFIX}IN_CONTAINERS", "MLFLOW_TRACKING_URI"),
+    *("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"),
+}
+"""Variables that say where a service is; containers have their own."""
 
 
-def elsewhere(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what `Settings.environment` gave without what is true only of this machine: its places and its tokens."""
-    values = {name: value for name, value in environment.items() if name not in _ONLY_HERE}
+def elsewhere(environment: Mapping[str, str], in_containers: bool = False) -> dict[str, str]:
+    """Return what `Settings.environment` gave without what is true only of this machine: its places and its tokens.
+
+    Args:
+        environment: The variables.
+        in_containers: Leave the services' addresses out too: who gets the variables has its own.
+    """
+    without = _ONLY_HERE | _ADDRESSES if in_containers else _ONLY_HERE
+    values = {name: value for name, value in environment.items() if name not in without}
     cluster = f"{ENV_PREFIX}CLUSTER"
     if cluster in values:
         values[cluster] = json.dumps({**json.loads(values[cluster]), "token_file": None})
@@ -406,6 +425,6 @@ def _absolute(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "state_dir": state_dir,
-            **{field: anchor(getattr(settings, field)) for field in _PLACES if getattr(settings, field) is not None},
+            **{field: anchor(getattr(settings, field)) for field in _PLACES if getattr(settings, field)},
         }
     )

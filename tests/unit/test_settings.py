@@ -151,3 +151,21 @@ def test_another_machine_gets_neither_our_places_nor_our_tokens(tmp_path):
 )
 def test_loopback_joins_what_goes_past_the_proxy(before, after):
     assert direct_loopback(before) == {"NO_PROXY": after, "no_proxy": after}
+
+
+def test_a_container_keeps_its_own_addresses_and_gets_the_rest(project):
+    given = Settings(project_root=project, run_id="abc", in_containers=True, secrets_dir="/mine").environment()
+
+    sent = elsewhere(given, in_containers=True)
+
+    assert sent["SHOPFLOOR_RUN_ID"] == "abc"
+    assert not {name for name in sent if name.endswith(("_URI", "_URL", "_DIR", "_STORE", "_PROFILE", "_CONTAINERS"))}
+
+
+def test_a_job_in_containers_is_sent_a_copy_although_the_dashboard_is_on_this_machine(project):
+    from shopfloor.engines.ray import RayEngine
+
+    settings = Settings(project_root=project, artifact_root="s3://lake/artifacts")
+
+    assert RayEngine(settings)._is_here()
+    assert not RayEngine(settings.model_copy(update={"in_containers": True}))._is_here()

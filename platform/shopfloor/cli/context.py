@@ -18,19 +18,24 @@ class State:
         self.profile = profile
 
     def settings(self) -> Settings:
-        """Return the settings of the profile, as they are at this moment."""
+        """Return the settings of the profile, as they are at this moment; its secrets go to the components."""
         from shopfloor.settings import load_settings
+        from shopfloor.stack.secrets import export
 
-        return load_settings(self.profile)
+        settings = load_settings(self.profile)
+        export(settings)
+        return settings
 
     def settings_of_running_stack(self) -> Settings:
         """Return the settings where the services that they name are up, or are somebody else's to start."""
         from shopfloor.settings import load_sourced_settings
         from shopfloor.stack.lifecycle import require_up
+        from shopfloor.stack.secrets import export
 
         sourced = load_sourced_settings(self.profile)
         if sourced.sources["tracking_uri"] not in {"argument", "environment"}:
             require_up(sourced.settings)
+        export(sourced.settings)
         return sourced.settings
 
 

@@ -128,9 +128,9 @@ def _say(message: str, debug: bool) -> None:
 
 
 def _register() -> None:
-    from shopfloor.cli import compile, data, features, models, plan, rollout, runs, stack, submit, tokens
+    from shopfloor.cli import compile, data, features, models, plan, rollout, runs, stack, storage, submit, tokens
 
-    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens):
+    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens, storage):
         module.register(app)
 
 

@@ -364,7 +364,10 @@ def _tracked(settings: Settings, use_case: UseCase, rev: str = "") -> Iterator[_
 
     root, path = Path(os.path.realpath(settings.project_root)), os.path.normpath(use_case.data.path)
     commit = commit_of(root, rev) if rev else ""
-    here = {"core": {"site_cache_dir": str(_site_cache(settings))}}
+    here: dict[str, dict[str, Any]] = {"core": {"site_cache_dir": str(_site_cache(settings))}}
+    if settings.data_remote:
+        here["core"]["remote"] = "profile"
+        here["remote"] = {"profile": {"url": settings.data_remote}}
     with contextlib.ExitStack() as stack:
         try:
             repo = stack.enter_context(Repo(str(root), config=here))

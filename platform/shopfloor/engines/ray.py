@@ -70,7 +70,7 @@ class RayEngine:
         else:
             self._require_reachable()
             # What lies beside the project there is Ray's copy of it.
-            environment = elsewhere(environment)
+            environment = elsewhere(environment, self._settings.in_containers)
             runtime_env = self._carried()
             begin, places, python = "exec env", f'"$PWD{os.pathsep}$PWD/platform"', "python"
         # The steps join the cluster that the job is on; only the job knows its address.
@@ -166,7 +166,9 @@ class RayEngine:
         }
 
     def _is_here(self) -> bool:
-        """Tell whether the cluster's head is on this machine."""
+        """Tell whether the cluster's head is on this machine, and sees its files."""
+        if self._settings.in_containers:
+            return False
         host = urlsplit(self._url).hostname or ""
         with contextlib.suppress(ValueError):
             return ipaddress.ip_address(host).is_loopback
@@ -180,7 +182,7 @@ class RayEngine:
                 f"The Ray cluster at {self._url} cannot reach the artifacts in {settings.artifact_root}.",
                 "Use a profile whose artifacts are in an object store.",
             )
-        if urlsplit(settings.tracking_uri).hostname in {"localhost", "127.0.0.1", "::1"}:
+        if not settings.in_containers and urlsplit(settings.tracking_uri).hostname in {"localhost", "127.0.0.1", "::1"}:
             raise UsageError(
                 f"The Ray cluster at {self._url} cannot reach the MLflow server {settings.tracking_uri}.",
                 "Use a profile whose MLflow server has an address in the network.",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from shopfloor.errors import ConflictError, ServiceError
+from shopfloor.errors import ConflictError, ServiceError, UsageError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
@@ -296,6 +296,12 @@ def declaration(application: Mapping[str, Any] | None) -> str | None:
 
 
 def _put(settings: Settings, applications: list[dict[str, Any]]) -> None:
+    if settings.in_containers:
+        # A declaration holds addresses, and those of this machine are not the replicas'.
+        raise UsageError(
+            "The endpoints run in containers, and are changed from there.",
+            "Put `docker compose exec ray-head` before the command, and leave --profile out.",
+        )
     address = urlsplit(settings.serve_url)
     # Serve reads the HTTP options when it starts, with the first application; a running one keeps its own.
     host = "127.0.0.1" if is_loopback(address.hostname) else "0.0.0.0"  # noqa: S104

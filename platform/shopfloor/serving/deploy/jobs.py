@@ -29,14 +29,14 @@ def begin(settings: Settings, *arguments: str) -> str:
     environment = settings.model_copy(update={"run_id": None, "step_run_id": None}).environment()
     # Only the job knows the address of the cluster that it is on.
     own = f'{ENV_PREFIX}RAY_ADDRESS="$RAY_ADDRESS"'
-    if is_loopback(urlsplit(settings.ray_dashboard_url).hostname):
+    if not settings.in_containers and is_loopback(urlsplit(settings.ray_dashboard_url).hostname):
         root = settings.project_root
         begin, python = f"cd {shlex.quote(str(root))} && exec env", sys.executable
         path = [str(root), str(root / "platform"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     else:
         begin, python = "exec env", "python"
-        environment = elsewhere(environment)
+        environment = elsewhere(environment, settings.in_containers)
     job = {
         "submission_id": f"shopfloor-{secrets.token_hex(6)}",  # chosen here: a lost answer hides no job
         "entrypoint": f"{begin} {own} {shlex.quote(python)} -m shopfloor {shlex.join(arguments)}",

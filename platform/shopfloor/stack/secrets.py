@@ -1,0 +1,142 @@
+"""The secrets of the stack with real services: made once, one file each, and never written anywhere else.
+
+Compose mounts the files into the containers that need them; `environment` gives a person's own commands the few that
+they need. The directory is closed to other accounts; the files in it are readable, as a container runs as another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets as randomness
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from shopfloor.errors import ServiceError, UsageError
+from shopfloor.records import Record
+from shopfloor.settings import Settings
+from shopfloor.storage import write_atomically
+
+RANDOM = (
+    "postgres_password",
+    "mlflow_db_password",
+    "feast_db_password",
+    "object_store_secret",
+    "object_store_admin_secret",
+    "mlflow_admin_password",
+    "mlflow_password",
+    "mlflow_session_key",
+    "redis_password",
+    "ray_token",
+    "grafana_password",
+)
+"""The secrets that nobody chooses: each is a file of this name."""
+IDENTITIES = "object_store.json"
+"""SeaweedFS's identities: made from the two secrets of the object store, anew each time."""
+USER, ADMIN = "shopfloor", "shopfloor-admin"
+"""Access keys of the object store, and the user of MLflow: they are names, not secrets."""
+VARIABLE = "SHOPFLOOR_SECRETS"
+"""Where compose finds the directory."""
+BUCKETS = ("shopfloor", "shopfloor-data", "shopfloor-mlflow")
+SHORTEST = 20
+"""Characters of the shortest secret that is taken from a person."""
+_FEWEST_DIFFERENT = 8
+_VARIABLES = {
+    "AWS_SECRET_ACCESS_KEY": "object_store_secret",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow_password",
+    "REDIS_PASSWORD": "redis_password",
+    "PGPASSWORD": "feast_db_password",
+}
+
+
+class SecretsMade(Record):
+    """What `init` did."""
+
+    directory: str
+    made: list[str]
+    kept: list[str]
+
+
+def init(directory: Path, env_file: Path) -> SecretsMade:
+    """Make every secret that is missing, and keep those that are there.
+
+    Args:
+        directory: Made, and closed to other accounts.
+        env_file: Compose's, made or completed; it gets the directory, and no secret.
+
+    Raises:
+        UsageError: A secret that is there is weak, or the directory belongs to somebody else.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        directory.chmod(0o700)
+    except PermissionError as error:
+        raise UsageError(f"{directory} belongs to another account.", "Name a directory of your own.") from error
+    present = [name for name in RANDOM if (directory / name).exists()]
+    for name in present:
+        _refuse_weak(directory / name)
+    missing = [name for name in RANDOM if name not in present]
+    for name in missing:
+        write_atomically(directory / name, randomness.token_urlsafe(32), 0o444)
+    write_atomically(directory / IDENTITIES, _identities(directory), 0o444)
+    lines = env_file.read_text(encoding="utf-8").splitlines() if env_file.exists() else []
+    kept = [line for line in lines if not line.startswith(f"{VARIABLE}=")]
+    write_atomically(env_file, "\n".join([*kept, f"{VARIABLE}={directory.resolve()}", ""]), 0o600)
+    return SecretsMade(directory=str(directory), made=missing, kept=present)
+
+
+def export(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give this process, and those that it starts, the secrets of the profile's `secrets_dir`.
+
+    A variable that is set already stays: somebody else's credentials go before ours.
+
+    Raises:
+        ServiceError: The directory lacks a secret.
+    """
+    if not settings.secrets_dir:
+        return
+    values = {"AWS_ACCESS_KEY_ID": USER, "MLFLOW_TRACKING_USERNAME": USER, "AWS_DEFAULT_REGION": "us-east-1"}
+    if settings.s3_endpoint_url:
+        values["AWS_ENDPOINT_URL"] = settings.s3_endpoint_url
+    for variable, name in _VARIABLES.items():
+        try:
+            values[variable] = (Path(settings.secrets_dir) / name).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ServiceError(
+                f"The secret {name} of profile {settings.profile!r} cannot be read: {error.strerror}.",
+                f"Make it: shopfloor secrets init --directory {settings.secrets_dir}",
+            ) from error
+    for variable, value in values.items():
+        environment.setdefault(variable, value)
+
+
+def _refuse_weak(file: Path) -> None:
+    """Refuse a secret that could be guessed.
+
+    Raises:
+        UsageError: It is short, of few characters, or is no text.
+    """
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The secret {file} cannot be read.", "Remove the file, and a new one is made.") from error
+    if len(text) < SHORTEST or len(set(text)) < _FEWEST_DIFFERENT:
+        raise UsageError(
+            f"The secret {file} is weak: it has {len(text)} characters, {len(set(text))} of them different.",
+            f"At least {SHORTEST}, and {_FEWEST_DIFFERENT} different ones; or remove the file, and one is made.",
+        )
+
+
+def _identities(directory: Path) -> str:
+    """Return who may do what in SeaweedFS: the platform may use its buckets, the administrator may make them."""
+    actions = [f"{action}:{bucket}" for bucket in BUCKETS for action in ("Read", "Write", "List", "Tagging")]
+    users = ((USER, "object_store_secret", actions), (ADMIN, "object_store_admin_secret", ["Admin"]))
+    identities = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": name, "secretKey": (directory / secret).read_text(encoding="utf-8").strip()}],
+            "actions": rights,
+        }
+        for name, secret, rights in users
+    ]
+    return json.dumps({"identities": identities}, indent=1)

@@ -1,0 +1,84 @@
+"""An S3 store made ready and examined, on a real server: what it does, what it cannot, and who is not let in."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from shopfloor.errors import AccessError, ServiceError, UsageError
+from shopfloor.settings import Settings
+from shopfloor.stack import object_store
+
+from tests.support.waiting import free_port, wait_until
+
+KEYS = {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "ours-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """rclone's S3 server: no versions, no rules, no conditional writes."""
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = free_port()
+        command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--auth-key", "ours,ours-secret"]
+        server = subprocess.Popen([*command, "--addr", f"127.0.0.1:{port}", str(root)], stderr=subprocess.DEVNULL)
+        stack.callback(server.wait)
+        stack.callback(server.kill)
+        wait_until(lambda: socket.create_connection(("127.0.0.1", port), timeout=1).close() is None)
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def settings(endpoint, tmp_path, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    return Settings(
+        project_root=tmp_path,
+        s3_endpoint_url=endpoint,
+        artifact_root="s3://lake/artifacts",
+        data_remote="s3://lake-data/dvc",
+        request_timeout_s=5,
+    )
+
+
+def test_buckets_are_made_once_and_what_the_server_cannot_do_is_said(settings):
+    first = object_store.bootstrap(settings, ["lake-mlflow"])
+    second = object_store.bootstrap(settings, ["lake-mlflow"])
+
+    made = {row.name: row.message for row in first if " " not in row.name}
+    assert made == dict.fromkeys(("lake", "lake-data", "lake-mlflow"), "made")
+    assert {row.message for row in second if " " not in row.name} == {"was there"}
+    assert {row.verdict for row in first if row.name.endswith((" versions", " rules"))} == {"unsupported"}
+
+
+def test_a_store_is_examined_call_by_call_and_left_as_it_was(settings):
+    object_store.bootstrap(settings, [])
+
+    rows = {row.name: row for row in object_store.check(settings, "lake", keys=20)}
+
+    works = {"clock", "metadata", "range", "multipart", "concurrent writers", "wrong key refused", "listing"}
+    assert {name for name in works if rows[name].verdict != "ok"} == set(), rows
+    client = object_store._client(settings)
+    assert list(client.list_objects("lake", recursive=True)) == []
+
+
+def test_a_wrong_key_a_missing_bucket_and_a_store_that_is_down_are_one_line_each(settings, monkeypatch):
+    with pytest.raises(ServiceError, match="no bucket 'none'"):
+        object_store.check(settings, "none", 1)
+    away = settings.model_copy(update={"s3_endpoint_url": f"http://127.0.0.1:{free_port()}"})
+    with pytest.raises(ServiceError, match="does not answer"):
+        object_store.bootstrap(away, [])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(AccessError, match="does not let 'ours'"):
+        object_store.bootstrap(settings, [])
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UsageError, match="no credentials"):
+        object_store.bootstrap(settings, [])
+
+
+def test_a_profile_that_keeps_nothing_in_a_store_names_no_bucket(tmp_path):
+    with pytest.raises(UsageError, match="--bucket"):
+        object_store.bootstrap(Settings(project_root=tmp_path), [])
