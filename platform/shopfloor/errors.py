@@ -1,9 +1,19 @@
 """The errors that a user can act on: each says what is wrong and what to do about it.
 
-Anything else that escapes is a bug of ours. The command line turns a ShopfloorError into one line and an exit code.
+Anything else that escapes is a bug of ours. The command line turns a ShopfloorError into one line and an exit code; a
+step's process leaves what ends it as data, for the engine that began the process.
 """
 
 from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FAILURE_FILE = "SHOPFLOOR_FAILURE_FILE"
+"""Variable of a step's process: the file that takes why it failed."""
 
 
 class ShopfloorError(Exception):
@@ -62,3 +72,40 @@ MAX_CHARACTERS = 2000
 def first_line(error: BaseException, limit: int = MAX_CHARACTERS) -> str:
     """Return what an error says, or its type, in one line of at most `limit` characters without a full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:limit]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a step failed."""
+
+    kind: str
+    """Name of the exception's class, of the signal that ended the process, or `exit`."""
+    message: str
+    """What is wrong."""
+    remedy: str = ""
+    """What to do about it, where somebody knows."""
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".rstrip()
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Return what an exception says."""
+        kind = type(error).__name__
+        if isinstance(error, ShopfloorError):
+            return cls(kind, error.message, error.remedy)
+        # What a program ends itself with is a sentence already.
+        return cls(kind, str(error) if isinstance(error, SystemExit) else f"{kind}: {error}".rstrip(": "))
+
+
+def leave(why: BaseException | Failure | None) -> None:
+    """Write why this process fails, or will have failed if it ends now, where an engine reads it; `None` takes it back.
+
+    Without an engine that began this process nothing happens.
+    """
+    file = os.environ.get(FAILURE_FILE)
+    if file:
+        failure = Failure.of(why) if isinstance(why, BaseException) else why
+        text = json.dumps(asdict(failure)) if failure else ""
+        with contextlib.suppress(OSError):  # the exit code is told in any case
+            Path(file).write_text(text, encoding="utf-8")

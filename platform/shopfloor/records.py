@@ -190,6 +190,16 @@ class StepRecord(Record):
     seconds: float = 0.0
     run_id: str | None = None
     error: str = ""
+    """What is wrong, where it failed, or what it waits for."""
+    error_kind: str = ""
+    """Name of the exception's class, of the signal that ended its process, or `exit`."""
+    remedy: str = ""
+    """What to do about the error."""
+
+    @property
+    def why(self) -> str:
+        """The error and its remedy, in one text."""
+        return f"{self.error} {self.remedy}".rstrip()
 
     @property
     def task(self) -> str:

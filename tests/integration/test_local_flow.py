@@ -4,8 +4,9 @@ import importlib.util
 import zipfile
 
 import pytest
+from shopfloor.engines.failures import of_exit
 from shopfloor.engines.local import LocalRun
-from shopfloor.errors import UsageError
+from shopfloor.errors import Failure, UsageError
 from shopfloor.pipeline.compilation import compile_pipeline
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import Settings
@@ -53,8 +54,8 @@ class Listener:
     def step_started(self, step):
         return {}
 
-    def step_finished(self, step, state, seconds, outputs, log, error):
-        self.outputs.append((step, outputs.get("Output"), error) if error else (step, outputs.get("Output")))
+    def step_finished(self, step, state, seconds, outputs, log, failure):
+        self.outputs.append((step, outputs.get("Output"), failure) if failure else (step, outputs.get("Output")))
         self.logs.append(log.read_text() if log else "")
 
 
@@ -232,3 +233,54 @@ def test_packages_are_installed_for_their_step_alone(run, tmp_path):
     assert steps == [("probe", "found")]
     assert importlib.util.find_spec("probe_of_packages") is None
     assert not list((tmp_path / "run/packages").glob("*"))
+
+
+FAILURES = """
+@component
+def mend() -> str:
+    from shopfloor.errors import DataError
+    print("ValueError: of somebody else", flush=True)
+    raise DataError("Table 'a' has no rows.", "Look at data/a.csv.")
+
+@component
+def slip() -> str:
+    return {}["x"]
+
+@component
+def give_up() -> str:
+    import sys
+    sys.exit("No such table: 'a'")
+
+@component
+def vanish() -> str:
+    import os
+    print("about to end", flush=True)
+    os._exit(7)
+
+@component
+def starve() -> str:
+    import os, signal
+    print("ValueError: of somebody else", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@dsl.pipeline(name="failures")
+def pipeline():
+    mend()
+    slip()
+    give_up()
+    vanish()
+    starve()
+"""
+
+
+def test_a_step_that_fails_says_as_data_what_is_wrong_whatever_stands_in_its_log(run):
+    steps = run(FAILURES)
+
+    assert not run.succeeded
+    assert {step: failure for step, _, failure in steps} == {
+        "mend": Failure("DataError", "Table 'a' has no rows.", "Look at data/a.csv."),
+        "slip": Failure("KeyError", "KeyError: 'x'"),
+        "give-up": Failure("SystemExit", "No such table: 'a'"),
+        "vanish": Failure("exit", "The step's process ended with exit code 7: about to end"),
+        "starve": of_exit(-9),
+    }

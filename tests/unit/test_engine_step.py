@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import json_format
 from kfp import dsl
 from shopfloor.engines.argo.translation import translate
-from shopfloor.engines.local import LocalRun, last_error
+from shopfloor.engines.local import LocalRun
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import ClusterSettings, Settings
 
@@ -126,16 +126,3 @@ def test_a_server_that_does_not_answer_fails_the_step_in_one_line(settings, tmp_
     assert (done.returncode, ran) == (1, 0)
     assert done.stderr.splitlines()[-1].startswith("The MLflow server http://127.0.0.1:9 does not answer.")
     assert "Traceback" not in done.stderr
-
-
-def test_the_error_of_a_step_is_its_last_exception_or_what_ray_said_when_it_ended_the_process(tmp_path):
-    log = tmp_path / "log"
-    ray = "[2026-11-21 06:38:08,499 E 28084 28084] core_worker_process.cc:247: Failed to register worker: {\n  end\n}\n"
-    log.write_text(f"reading\n{ray}")
-    assert last_error(log).startswith("Ray ended the step: Failed to register worker. See `shopfloor status`")
-    log.write_text(f"{ray}ValueError: no\n")
-    assert last_error(log) == "ValueError: no"
-    log.write_text("Killed\n")
-    assert last_error(log) == "Killed"
-    log.write_text('{\n  "outputs": {}\n}\n')
-    assert last_error(log) == "The step's process ended without a word."

@@ -77,7 +77,7 @@ def show_run(settings: Settings, client: Any, run: Any, as_json: bool) -> None:
     render.emit_table(("parameter", "value"), sorted(run.data.params.items()))
     render.emit_table(("metric", "value"), [(name, f"{value:.6g}") for name, value in sorted(run.data.metrics.items())])
     render.emit_table(
-        ("step", "state", "seconds", "error"), [(s.name, s.state, f"{s.seconds:.1f}", s.error) for s in steps]
+        ("step", "state", "seconds", "error"), [(s.name, s.state, f"{s.seconds:.1f}", s.why) for s in steps]
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from shopfloor.errors import Failure
 from shopfloor.pipeline.results import Outputs
 from shopfloor.records import StepRecord
 from shopfloor.settings import Settings
@@ -34,7 +35,7 @@ class StepListener(Protocol):
         ...
 
     def step_finished(
-        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, error: str
+        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, failure: Failure | None
     ) -> None:
         """Hear how a step ended; a cached step ends without having started."""
         ...

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.engines.base import StepListener
+from shopfloor.engines.failures import read, telling
 from shopfloor.engines.guard import Guard
 from shopfloor.engines.processes import StepProcesses
 from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
-from shopfloor.errors import UsageError
+from shopfloor.errors import FAILURE_FILE, Failure, UsageError
 from shopfloor.pipeline import conditions
 from shopfloor.pipeline.keys import StepKey, component_key, plain
 from shopfloor.pipeline.results import Outputs, ResultStore
@@ -36,10 +36,9 @@ STOP_REACHES_ALL_S = 2.0
 _ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT)
 PARALLEL = max(2, min(8, os.cpu_count() or 1))
 """Steps that run at once."""
-_ERROR_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<message>.*)$")
-SILENT = "The step's process ended without a word."
-RAY_ENDED = "Ray ended the step:"
-_RAY_LINE = re.compile(r"\[[\d:, -]+ [CEFW] \d+ \d+\] (?:\([^)]*\) )?\S+: (?P<message>.+?)(?: \w+_id=\w+)?$")
+FAILURE = "failure.json"
+"""File of a try in which its process leaves why it failed."""
+_STOPPED = Failure("Stopped", "Stopped.")
 
 
 class Terminated(TaskFailed):
@@ -132,17 +131,18 @@ class LocalRun:
                 key = self._key(step, component, executor.container)
                 known = self._known(step, key)
                 if known is not None:
-                    self._listener.step_finished(step.name, "cached", time.monotonic() - started, known, None, "")
+                    self._listener.step_finished(step.name, "cached", time.monotonic() - started, known, None, None)
                     return known
                 outputs = self._try(step, component, executor.container, log)
                 if step.spec.caching_options.enable_cache:
                     self._results.put(key.key, key.parts, outputs)
                     self._results.used(step.task, key.key, key.parts)
         except TaskFailed as error:
-            state, text = ("killed", "Stopped.") if self._is_stopped(error) else ("failed", str(error))
-            self._listener.step_finished(step.name, state, time.monotonic() - started, {}, log, text)  # type: ignore[arg-type]
+            stopped = self._is_stopped(error)
+            seconds, why = time.monotonic() - started, _STOPPED if stopped else error.failure
+            self._listener.step_finished(step.name, "killed" if stopped else "failed", seconds, {}, log, why)
             raise
-        self._listener.step_finished(step.name, "succeeded", time.monotonic() - started, outputs, log, "")
+        self._listener.step_finished(step.name, "succeeded", time.monotonic() - started, outputs, log, None)
         return outputs
 
     def _key(self, step: Execution, component: Any, container: Any) -> StepKey:
@@ -171,7 +171,8 @@ class LocalRun:
         for attempt in range(policy.max_retry_count + 1):
             place = self._run_dir / "steps" / step.name / str(attempt)
             message = _executor_input(component, step.arguments, place)
-            code = self._run_process(step.name, _command(container, message, component), _environment(container), log)
+            variables = {**_environment(container), FAILURE_FILE: str(place / FAILURE)}
+            code = self._run_process(step.name, _command(container, message, component), variables, log)
             if code == 0:
                 _leave_out_what_is_no_number(Path(message.outputs.output_file), log)
                 return _outputs(component, message)
@@ -179,20 +180,13 @@ class LocalRun:
                 break
             time.sleep(min(delay_s, policy.backoff_max_duration.seconds or 3600))
             delay_s *= policy.backoff_factor or 2
-        raise (Terminated if code in _ASKED_TO_END else TaskFailed)(self._error(log))
+        raise (Terminated if code in _ASKED_TO_END else TaskFailed)(
+            ray_cluster.explained(self._settings, read(place / FAILURE, code, log))
+        )
 
     def _is_stopped(self, error: TaskFailed) -> bool:
         """Tell whether a step ended because its run is stopped: who stops a run may reach the step before the run."""
         return self._processes.stopped.wait(STOP_REACHES_ALL_S if isinstance(error, Terminated) else 0)
-
-    def _error(self, log: Path) -> str:
-        """Return why a step failed, also where its process was ended without a word."""
-        said = last_error(log)
-        # Ray's own code ends a driver whose cluster dies while it joins: no exception, often no line either.
-        ended = said == SILENT or said.startswith(RAY_ENDED)
-        if ended and ":" in self._settings.ray_address and not ray_cluster.answers(self._settings):
-            return str(ray_cluster.lost(self._settings))
-        return said
 
     def _run_process(self, step: str, command: list[str], variables: Mapping[str, str], log: Path) -> int:
         """Run one attempt of a step; its output goes to the end of its log."""
@@ -308,7 +302,8 @@ def _command(container: Any, message: Any, component: Any) -> list[str]:
     values = content.get("inputs", {}).get("parameterValues", {})
     for name, value in values.items():
         values[name] = plain(value) if isinstance(value, list | dict) else value
-    command = subprocess_task_handler.replace_python_executable([*container.command, *container.args], sys.executable)
+    command = telling([*container.command, *container.args])
+    command = subprocess_task_handler.replace_python_executable(command, sys.executable)
     return [json.dumps(content) if part == "{{$}}" else part for part in command]
 
 
@@ -364,23 +359,6 @@ def _imported(importer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
             "schemaVersion": importer.type_schema.schema_version,
         },
     }
-
-
-def last_error(log: Path | None) -> str:
-    """Return the message of the last exception in a step's log, without the names of our own error classes."""
-    lines = log.read_text(errors="replace").rstrip().splitlines() if log and log.is_file() else []
-    for index in range(len(lines) - 1, -1, -1):
-        match = _ERROR_LINE.match(lines[index])
-        if match:
-            ours = match["kind"].startswith("shopfloor.")
-            first = match["message"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['message']}"
-            return "\n".join([first, *lines[index + 1 :]]).strip()
-    for line in reversed(lines):
-        match = _RAY_LINE.match(line)
-        if match:
-            return f"{RAY_ENDED} {match['message'].rstrip('.:{ ')}. See `shopfloor status`, then submit again."
-    # KFP prints what a step is given, as JSON: its last line says nothing.
-    return lines[-1] if lines and any(letter.isalnum() for letter in lines[-1]) else SILENT
 
 
 def _from_kfp(outputs: dict[str, Any]) -> Outputs:

@@ -10,6 +10,7 @@ can be asked only where the registry and the serving are known.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from shopfloor.engines.base import engine_url
-from shopfloor.engines.local import last_error
-from shopfloor.errors import ServiceError, ShopfloorError
+from shopfloor.engines.failures import read
+from shopfloor.errors import FAILURE_FILE, Failure, ServiceError, ShopfloorError
 from shopfloor.pipeline.keys import component_key
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.settings import Settings, load_settings
 from shopfloor.storage import is_remote
+from shopfloor.training import cluster as ray_cluster
 
 LOG = "step.log"
 """Beside the executor's output: what the component prints."""
@@ -41,11 +43,14 @@ def run(task: dict[str, Any], executor_input: dict[str, Any], execute: Callable[
     Returns:
         The exit code: the component's own, 0 for a result from the store, 1 where a service failed.
     """
+    step: _Step | None = None
     try:
-        settings = load_settings()
-        return _Step(settings, task, executor_input).run(execute)
+        step = _Step(load_settings(), task, executor_input)
+        return step.run(execute)
     except ShopfloorError as error:
         sys.stderr.write(f"{error}\n")
+        if step is not None:
+            step.fail(error)
         return 1
 
 
@@ -59,10 +64,10 @@ class _Step:
         self._output_file = Path(executor_input["outputs"]["outputFile"])
         self._client: Any = None
         self._run_id = ""
+        self._started = time.monotonic()
 
     def run(self, execute: Callable[[], int]) -> int:
         """Look the result up, else execute; record either."""
-        started = time.monotonic()
         key = component_key(
             self._settings,
             self._task["command"],
@@ -74,20 +79,28 @@ class _Step:
         known = self._stored(lambda: self._store.get(key.key)) if self._task["cache"] else None
         if known is not None:
             self._output_file.write_text(json.dumps(_as_executor_output(self._task, known)), encoding="utf-8")
-            self._end("cached", time.monotonic() - started, known)
+            self._end("cached", time.monotonic() - self._started, known)
             return 0
+        failure_file = self._output_file.parent / "failure.json"
+        failure_file.unlink(missing_ok=True)
+        os.environ[FAILURE_FILE] = str(failure_file)
         code = execute()
         if code != 0:
-            error = last_error(self._output_file.parent / LOG)
-            self._end("failed", time.monotonic() - started, {}, error or f"Exit code {code}.")
+            why = ray_cluster.explained(self._settings, read(failure_file, code, self._output_file.parent / LOG))
+            self._end("failed", time.monotonic() - self._started, {}, why)
             return code
         outputs = self._outputs()
         # What lies only in this pod is of no use to another run; Argo keeps it for this one.
         if all(is_remote(item["uri"]) or not Path(item["uri"]).exists() for item in artifacts_of(outputs)):
             self._stored(lambda: self._store.put(key.key, key.parts, outputs))
             self._stored(lambda: self._store.used(self._name, key.key, key.parts))
-        self._end("succeeded", time.monotonic() - started, outputs)
+        self._end("succeeded", time.monotonic() - self._started, outputs)
         return 0
+
+    def fail(self, error: ShopfloorError) -> None:
+        """Record, where that can be done, that a service failed the step."""
+        with contextlib.suppress(ShopfloorError):
+            self._end("failed", time.monotonic() - self._started, {}, Failure.of(error))
 
     def _outputs(self) -> Outputs:
         """Return what the component made, in the form of the result store."""
@@ -144,14 +157,14 @@ class _Step:
         engine_run = f"{self._settings.cluster.namespace}/{os.environ['SHOPFLOOR_WORKFLOW']}"
         return index.scheduled_run(self._client, self._settings, marker, use_case, tags, engine_run)
 
-    def _end(self, state: str, seconds: float, outputs: Outputs, error: str = "") -> None:
-        if self._client is None or self._settings.run_id is None:
+    def _end(self, state: str, seconds: float, outputs: Outputs, why: Failure | None = None) -> None:
+        if not self._run_id or self._settings.run_id is None:
             return
         from shopfloor.runs import conclude
         from shopfloor.runs import index as run_records
         from shopfloor.runs import recorder as tracking
 
-        tags = {run_records.ERROR: error[: run_records.TAG_LIMIT]} if error else {}
+        tags = run_records.failure_tags(why) if why else {}
         log = self._output_file.parent / LOG
         with tracking.answering(self._settings):
             tracking.finish_step(

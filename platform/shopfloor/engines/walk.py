@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shopfloor.errors import UsageError
+from shopfloor.errors import Failure, UsageError
 from shopfloor.pipeline import conditions
 from shopfloor.pipeline.keys import plain
 
@@ -28,7 +28,12 @@ _FIELD = re.compile(r"parseJson\(string_value\)\[\"(.+)\"\]")
 
 
 class TaskFailed(Exception):
-    """A task failed; the message says why."""
+    """A task failed."""
+
+    def __init__(self, why: Failure | str) -> None:
+        """Take why, in words where no process said so."""
+        super().__init__(str(why))
+        self.failure = why if isinstance(why, Failure) else Failure(type(self).__name__, why)
 
 
 @dataclass(frozen=True)

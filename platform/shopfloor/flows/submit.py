@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 
 from shopfloor.engines.base import StepState
 from shopfloor.engines.local import LocalRun
-from shopfloor.errors import NotFoundError, ShopfloorError
+from shopfloor.errors import Failure, NotFoundError, ShopfloorError
 from shopfloor.flows.promote import effect_holds
 from shopfloor.judging.gates import require_known
 from shopfloor.pipeline.compilation import (
@@ -276,11 +276,15 @@ class _Run:
         return {"SHOPFLOOR_STEP_RUN_ID": step_run_id, "SHOPFLOOR_PUBLISHED_DIR": str(published)}
 
     def step_finished(
-        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, error: str
+        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, failure: Failure | None
     ) -> None:
         run_id = self._steps[step].run_id if step in self._steps else None
-        self._note(StepRecord(name=step, state=state, seconds=seconds, run_id=run_id, error=error))
-        self._recorder.step_finished(step, state, seconds, outputs, log, error)
+        record = StepRecord(name=step, state=state, seconds=seconds, run_id=run_id)
+        if failure:
+            texts = {"error": failure.message, "error_kind": failure.kind, "remedy": failure.remedy}
+            record = record.model_copy(update=texts)
+        self._note(record)
+        self._recorder.step_finished(step, state, seconds, outputs, log, failure)
         artifacts = list(artifacts_of(outputs)) or self._left_behind(step)
         for artifact in artifacts:
             if CONTENT_HASH in artifact["metadata"]:
@@ -298,7 +302,7 @@ class _Run:
                 begin = end - 1 if places and steps[places[0]].name == record.task else end
                 self._steps = {step.name: step for step in [*steps[:begin], record, *steps[end:]]}
             self._steps[record.name] = record
-        self._view.step(record.name, record.state, record.seconds, record.error)
+        self._view.step(record.name, record.state, record.seconds, record.why)
 
     def conclude(self, failure: str | None) -> Outcome:
         """Close a run that went to its end, and say how it ended.

@@ -65,7 +65,7 @@ def ending(
     failed = [step for step in steps if step.state == "failed"]
     if failed:
         others = f" ({len(failed) - 1} more failed.)" if len(failed) > 1 else ""
-        return "failed", f"Step {failed[0].name} failed: {failed[0].error}{others}"
+        return "failed", f"Step {failed[0].name} failed: {failed[0].why}{others}"
     if failure is not None:
         return "failed", failure
     search, evaluation = records.get("search"), records.get("evaluation")

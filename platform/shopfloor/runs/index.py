@@ -15,16 +15,17 @@ from typing import Any
 import psutil
 
 from shopfloor import processes
-from shopfloor.errors import NotFoundError
+from shopfloor.errors import Failure, NotFoundError
 from shopfloor.processes import ProcessId
 from shopfloor.records import StepRecord
 from shopfloor.runs.mlflow import PARENT as PARENT
 from shopfloor.settings import Settings
 
-STATE, STEP, PIPELINE, USE_CASE, ENGINE, ERROR, OUTCOME, PROCESS, SECONDS = (
-    f"shopfloor.{name}"
-    for name in ("state", "step", "pipeline", "use_case", "engine", "error", "outcome", "process", "seconds")
+STATE, STEP, PIPELINE, USE_CASE, ENGINE, OUTCOME, PROCESS, SECONDS = (
+    f"shopfloor.{name}" for name in ("state", "step", "pipeline", "use_case", "engine", "outcome", "process", "seconds")
 )
+ERROR, ERROR_KIND, REMEDY = (f"shopfloor.{name}" for name in ("error", "error_kind", "remedy"))
+"""Tags of a step that failed: what is wrong, the kind of it, and what to do."""
 COMMIT = "mlflow.source.git.commit"
 """Tag of a run, MLflow's own: the commit of the project that it was submitted with."""
 DIRTY = "shopfloor.git_dirty"
@@ -163,6 +164,12 @@ def dead_runs(client: Any) -> list[Any]:
     return dead
 
 
+def failure_tags(failure: Failure | None) -> dict[str, str]:
+    """Return the tags that say why a step failed, or, without a failure, that no attempt of it did."""
+    texts = (failure.message, failure.kind, failure.remedy) if failure else ("", "", "")
+    return {tag: text[:TAG_LIMIT] for tag, text in zip((ERROR, ERROR_KIND, REMEDY), texts, strict=True)}
+
+
 def submission_tags(text: str) -> dict[str, str]:
     """Return the tags that hold what was asked for, a JSON text of any length."""
     return {
@@ -240,6 +247,8 @@ def steps_of(client: Any, run: Any) -> list[StepRecord]:
                 "seconds": float(child.data.tags.get(SECONDS, 0)),
                 "run_id": child.info.run_id,
                 "error": child.data.tags.get(ERROR, ""),
+                "error_kind": child.data.tags.get(ERROR_KIND, ""),
+                "remedy": child.data.tags.get(REMEDY, ""),
             }
         )
         for child in children_of(client, run)

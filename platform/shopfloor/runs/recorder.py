@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shopfloor.errors import ServiceError, first_line
+from shopfloor.errors import Failure, ServiceError, first_line
 from shopfloor.pipeline.results import Outputs, artifacts_of
 from shopfloor.runs.index import (
     CHAMPION,
     ENGINE,
-    ERROR,
     OUTCOME,
     PARENT,
     PROCESS,
@@ -30,6 +29,7 @@ from shopfloor.runs.index import (
     STEP,
     TAG_LIMIT,
     create_run,
+    failure_tags,
     reopen,
     run_url,
     steps_of,
@@ -128,12 +128,12 @@ class RunRecorder:
         return self._steps[step]
 
     def step_finished(
-        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str
+        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, failure: Failure | None
     ) -> None:
-        """Write how a step ended: its numbers, its log, its error."""
+        """Write how a step ended: its numbers, its log, why it failed."""
         # A cached step is recorded only now, and maybe after one that began later.
         began_ms = int((time.time() - seconds) * 1000)
-        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, error, began_ms))
+        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, failure, began_ms))
 
     def log_artifact(self, local: Path, folder: str | None = None, step: str | None = None) -> None:
         """Attach a file or a directory to the run, or to a step's run."""
@@ -184,16 +184,23 @@ class RunRecorder:
     def _create_step(self, step: str, began_ms: int | None = None) -> str:
         if step in self._earlier:  # an attempt before this one left it
             self._client.update_run(self._steps[step], status="RUNNING")
-            self._log(self._steps[step], {}, {STATE: "running", ERROR: ""})
+            self._log(self._steps[step], {}, {STATE: "running", **failure_tags(None)})
             return self._steps[step]
         return create_step(self._client, self._experiment_id, self.run_id, step, began_ms)
 
     def _finish_step(
-        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, error: str, began_ms: int
+        self,
+        step: str,
+        state: str,
+        seconds: float,
+        outputs: Outputs,
+        log: Path | None,
+        failure: Failure | None,
+        began_ms: int,
     ) -> None:
         run_id = self._steps.get(step) or self._create_step(step, began_ms)
         self._steps[step] = run_id
-        tags = {ERROR: error[:TAG_LIMIT]} if error or step in self._earlier else {}
+        tags = failure_tags(failure) if failure or step in self._earlier else {}
         finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
 
     def _log(self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:

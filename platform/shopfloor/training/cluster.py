@@ -12,9 +12,13 @@ import time
 from collections.abc import Iterator
 
 from shopfloor.environment import NO_REPORTS
-from shopfloor.errors import ServiceError
+from shopfloor.errors import Failure, ServiceError, leave
 from shopfloor.settings import Settings
 
+_ENDED = Failure(
+    "RayEnded", "Ray ended the step's process.", "See `shopfloor status` and the log of the step, then submit again."
+)
+"""What is true of a driver that ends without an exception: Ray's own code does so where it cannot go on."""
 LOST_AFTER_S = 20.0
 """How long a cluster may be silent: its head can restart without a search being lost."""
 
@@ -42,12 +46,14 @@ def joined(settings: Settings) -> Iterator[None]:
 
     over = threading.Event()
     threading.Thread(target=_end_with_the_cluster, args=(settings, over), name="cluster-watch", daemon=True).start()
+    leave(_ENDED)
     try:
         ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         yield
     finally:
         over.set()
         ray.shutdown()
+        leave(None)
 
 
 def lost(settings: Settings) -> ServiceError:
@@ -56,6 +62,11 @@ def lost(settings: Settings) -> ServiceError:
         f"The Ray cluster {settings.ray_address} stopped answering.",
         "Start it (shopfloor up) and submit again: what was finished is kept.",
     )
+
+
+def explained(settings: Settings, failure: Failure) -> Failure:
+    """Return why a step failed that Ray ended: its cluster may be gone. Any other failure stays as it is."""
+    return Failure.of(lost(settings)) if failure == _ENDED and not answers(settings) else failure
 
 
 def answers(settings: Settings) -> bool:
@@ -76,6 +87,7 @@ def _end_with_the_cluster(settings: Settings, over: threading.Event) -> None:
             last = time.monotonic()
         elif time.monotonic() - last > LOST_AFTER_S:
             error = lost(settings)
-            sys.stderr.write(f"{type(error).__module__}.{type(error).__name__}: {error}\n")
+            leave(error)
+            sys.stderr.write(f"{error}\n")
             sys.stderr.flush()
             os._exit(1)

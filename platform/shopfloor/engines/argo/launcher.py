@@ -401,8 +401,10 @@ def main() -> int:
             return run_command(task, executor_input, constants)
 
         if task["platform"] and "importer" not in task:
+            from shopfloor.engines.failures import telling
             from shopfloor.engines.step import run
 
+            task = {**task, "command": telling(task["command"])}
             code = run(task, executor_input, execute)
         else:
             code = execute()

@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shopfloor.engines.failures import telling
 from shopfloor.engines.step import LOG, run
 
 
 def main(arguments: list[str]) -> int:
     """Run the step and return its exit code."""
     task: dict[str, Any] = json.loads(base64.b64decode(arguments[0]))
-    command = arguments[1:]
+    command = telling(arguments[1:])
     executor_input = _complete(json.loads(command[command.index("--executor_input") + 1]))
     folder = Path(executor_input["outputs"]["outputFile"]).parent
     folder.mkdir(parents=True, exist_ok=True)
