@@ -74,8 +74,8 @@ def find(process: ProcessId) -> psutil.Process | None:
     """Return the very process, `None` where it ended (also as a zombie) or its pid does not count here."""
     with contextlib.suppress(psutil.Error):
         if process.is_here and _started(process.pid) == process.started:
-            found = psutil.Process(process.pid)
-            return found if found.status() != psutil.STATUS_ZOMBIE else None
+            candidate = psutil.Process(process.pid)
+            return candidate if candidate.status() != psutil.STATUS_ZOMBIE else None
     return None
 
 

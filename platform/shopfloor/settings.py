@@ -78,15 +78,15 @@ class ClusterSettings(BaseModel):
         Raises:
             UsageError: The file cannot be read.
         """
-        given = os.environ.get(variable, "")
-        if not given and self.token_file is not None:
+        token = os.environ.get(variable, "")
+        if not token and self.token_file is not None:
             try:
-                given = self.token_file.read_text(encoding="utf-8")
+                token = self.token_file.read_text(encoding="utf-8")
             except OSError as error:
                 raise UsageError(
                     f"The token file {self.token_file} cannot be read: {error.strerror}.", "Mend it."
                 ) from error
-        return given.strip().removeprefix("Bearer ").strip()
+        return token.strip().removeprefix("Bearer ").strip()
 
 
 class Settings(BaseModel):
@@ -271,9 +271,9 @@ def find_project_root(start: Path | None = None) -> Path:
     Raises:
         NotFoundError: No such directory.
     """
-    given = os.environ.get(f"{ENV_PREFIX}PROJECT_ROOT")
-    if given:
-        return Path(given).resolve()
+    root = os.environ.get(f"{ENV_PREFIX}PROJECT_ROOT")
+    if root:
+        return Path(root).resolve()
     here = (start or Path.cwd()).resolve()
     for directory in (here, *here.parents):
         if (directory / "pyproject.toml").is_file() and (directory / "pipelines").is_dir():
@@ -306,10 +306,10 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
         for name in Settings.model_fields
         if f"{ENV_PREFIX}{name.upper()}" in os.environ and name != "project_root"
     }
-    given = {name: value for name, value in arguments.items() if value is not None}
+    explicit = {name: value for name, value in arguments.items() if value is not None}
     name = _profile_name(profile or environment.get("profile") or "embedded")
     layers: list[tuple[Source, dict[str, Any]]] = [
-        ("argument", given),
+        ("argument", explicit),
         ("environment", environment),
         ("profile", _read_profile(root, name, required=bool(profile) or _CHILD not in environment)),
     ]
@@ -326,7 +326,7 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
         settings = _absolute(Settings.model_validate(merged))
         if name == "embedded":
             state = _stack_state(settings)
-            stack = {key: value for key, value in state.items() if key not in {*given, *environment}}
+            stack = {key: value for key, value in state.items() if key not in {*explicit, *environment}}
             if settings.model_copy(update=stack).ray_dashboard_url != state.get("ray_dashboard_url"):
                 stack.pop("ray_token_file", None)  # another cluster never gets this one's token
             settings = settings.model_copy(update=stack)
@@ -388,10 +388,10 @@ def _read_profile(root: Path, name: str, required: bool) -> dict[str, Any]:
     if not file.is_file() and not required:
         return {}
     if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in (root / _PROFILES).glob("*.toml"))) or "none"
+        names = ", ".join(sorted(path.stem for path in (root / _PROFILES).glob("*.toml"))) or "none"
         raise NotFoundError(
             f"There is no profile {name!r} in {folder}.",
-            f"Known profiles: {known}; or name a file that ends in .toml.",
+            f"Known profiles: {names}; or name a file that ends in .toml.",
         )
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))

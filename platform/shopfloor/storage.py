@@ -237,17 +237,17 @@ def remembered(settings: Settings, stamp: str, compute: Callable[[], str]) -> st
         compute: Gives the answer, a text that is not empty.
     """
     name = hashlib.sha256(stamp.encode()).hexdigest()
-    known = settings.state_dir / "hashes" / name[:2] / name
+    cache = settings.state_dir / "hashes" / name[:2] / name
     with contextlib.suppress(OSError):
-        if text := known.read_text(encoding="utf-8"):
+        if text := cache.read_text(encoding="utf-8"):
             return text
     text = compute()
     # No answer is worth a failure, nor waiting for the disk: after a crash it is empty, or not there.
     with contextlib.suppress(OSError):
-        known.parent.mkdir(parents=True, exist_ok=True)
-        draft = known.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = cache.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
         draft.write_text(text, encoding="utf-8")
-        draft.replace(known)
+        draft.replace(cache)
     return text
 
 
@@ -258,8 +258,8 @@ def _listing(settings: Settings, uri: str) -> str | None:
     source, path = filesystem(settings, uri)
     handler = getattr(source, "handler", None)
     if isinstance(handler, fs.FSSpecHandler):
-        found = handler.fs.find(path, detail=True)
-        objects = [[name.removeprefix(path), item["size"], item.get("ETag", "")] for name, item in found.items()]
+        files = handler.fs.find(path, detail=True)
+        objects = [[name.removeprefix(path), item["size"], item.get("ETag", "")] for name, item in files.items()]
     else:
         infos = source.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
         objects = [[item.path.removeprefix(path), item.size, ""] for item in infos if item.type is fs.FileType.File]

@@ -62,8 +62,8 @@ class Split(_Section):
 
     def intervals(self) -> dict[str, Interval]:
         """Return the intervals by name: train, validate, test and, where given, monitor."""
-        named = {"train": self.train, "validate": self.validate_, "test": self.test}
-        return named | ({"monitor": self.monitor} if self.monitor else {})
+        intervals = {"train": self.train, "validate": self.validate_, "test": self.test}
+        return intervals | ({"monitor": self.monitor} if self.monitor else {})
 
 
 class FeaturesSection(_Section):
@@ -337,12 +337,12 @@ def load_use_case(settings: Settings, name: str) -> UseCase:
 
     file = settings.project_root / "pipelines" / name / FILE_NAME
     if not file.is_file():
-        known = ", ".join(list_use_cases(settings)) or "none"
-        raise NotFoundError(f"There is no use case {name!r}.", f"Known use cases: {known}.")
+        names = ", ".join(list_use_cases(settings)) or "none"
+        raise NotFoundError(f"There is no use case {name!r}.", f"Known use cases: {names}.")
     root = str(settings.project_root)
     if root not in sys.path:  # the use case's modules are imported from the project, wherever the command was started
         sys.path.insert(0, root)
-    shown = file.relative_to(settings.project_root)
+    place = file.relative_to(settings.project_root)
     try:
         # libyaml, where PyYAML has it, is ten times as fast.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(file.read_text(encoding="utf-8"))
@@ -352,16 +352,16 @@ def load_use_case(settings: Settings, name: str) -> UseCase:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         problem = getattr(error, "problem", None) or "not YAML"
-        raise UsageError(f"{shown}:{line}: {problem}.", "Mend the file.") from error
+        raise UsageError(f"{place}:{line}: {problem}.", "Mend the file.") from error
     try:
         use_case = UseCase.model_validate(content)
     except ValidationError as error:
         raise UsageError(
-            "\n".join(_describe(shown, node, problem) for problem in error.errors()),
+            "\n".join(_describe(place, node, problem) for problem in error.errors()),
             "docs/reference/use_case.md lists the keys.",
         ) from error
     if use_case.name != name:
-        raise UsageError(f"{shown}: name is {use_case.name!r}, the folder is {name!r}.", "Make them the same.")
+        raise UsageError(f"{place}: name is {use_case.name!r}, the folder is {name!r}.", "Make them the same.")
     return use_case
 
 

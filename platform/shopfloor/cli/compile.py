@@ -45,7 +45,7 @@ def compile_(
     from shopfloor.flows import dispatch
     from shopfloor.flows.submit import Submission
 
-    asked = Submission(
+    request = Submission(
         file=file,
         use_case=use_case,
         given=parameter or [],
@@ -53,7 +53,7 @@ def compile_(
         from_step=from_step,
         function=function,
     )
-    text = dispatch.manifest(settings_from(context), engine.value, asked, cron)
+    text = dispatch.manifest(settings_from(context), engine.value, request, cron)
     if output == "-":
         sys.stdout.write(text)
         return

@@ -27,11 +27,11 @@ def materialize(
     from shopfloor.data.materialization import materialize_version
 
     with render.activity(f"Materializing the features of {use_case}"):
-        done = materialize_version(settings_from(context), use_case, data_rev)
+        result = materialize_version(settings_from(context), use_case, data_rev)
     if as_json:
-        render.emit_json(done)
+        render.emit_json(result)
         return
-    rows = [(view.name, view.rows, view.newest.isoformat() if view.newest else "-") for view in done.views]
+    rows = [(view.name, view.rows, view.newest.isoformat() if view.newest else "-") for view in result.views]
     render.emit_table(("view", "rows", "newest"), rows)
 
 

@@ -152,12 +152,14 @@ def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
     if version:
         return name, version
     name, _, alias = name.partition("@")
-    found = registry.alias_version(client, name, alias or default_alias)
-    if found is None:
+    target = registry.alias_version(client, name, alias or default_alias)
+    if target is None:
         remedy = f"Version {alias} is {name}/{alias}; " if alias.isdigit() else ""
-        wanted = f"alias {alias!r}" if alias else default_alias
-        raise NotFoundError(f"Model {name!r} has no {wanted}.", f"{remedy}`shopfloor models list` shows what there is.")
-    return name, found
+        reference = f"alias {alias!r}" if alias else default_alias
+        raise NotFoundError(
+            f"Model {name!r} has no {reference}.", f"{remedy}`shopfloor models list` shows what there is."
+        )
+    return name, target
 
 
 def _client(context: typer.Context) -> Any:

@@ -39,14 +39,14 @@ def plan(
     """Show for each step whether `submit` would run or reuse it, and what changed; runs nothing."""
     from shopfloor.flows import plan as planning
 
-    found = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step, function)
+    preview = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step, function)
     if as_json:
-        render.emit_json(found)
+        render.emit_json(preview)
         return
-    for note in found.notes:
+    for note in preview.notes:
         render.progress(note)
     rows: list[tuple[str, str, str]] = []
-    for step in found.steps:
+    for step in preview.steps:
         rows.append((step.step, step.action, step.why))
         rows += [("", "", f"  {one.part}: {_short(one.old)} -> {_short(one.new)}") for one in step.changes]
     render.emit_table(("step", "action", "why"), rows)

@@ -85,8 +85,8 @@ def activity(title: str) -> Iterator[Callable[[str], None]]:
         return
     from rich.text import Text
 
-    with _console("err").status(Text(title)) as shown:
-        yield lambda message: shown.update(Text(printable(message)))
+    with _console("err").status(Text(title)) as spinner:
+        yield lambda message: spinner.update(Text(printable(message)))
 
 
 @functools.cache

@@ -64,9 +64,9 @@ def status(
     """Show bound, value and verdict for the champion and the version on trial."""
     from shopfloor.flows import rollout as canary
 
-    found = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - _span(since))
+    report = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - _span(since))
     if as_json:
-        render.emit_json(found)
+        render.emit_json(report)
         return
     rows = [
         (
@@ -79,7 +79,7 @@ def status(
             f"{gate.value:.4g}" if gate and gate.value is not None else "-",
             render.verdict(gate) if gate else "no gates",
         )
-        for item in found.versions
+        for item in report.versions
         for gate in (item.gates or NO_GATES)
     ]
     render.emit_table(("version", "share", "requests", "shadows", "gate", "bound", "value", "verdict"), rows)

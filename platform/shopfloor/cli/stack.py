@@ -53,13 +53,13 @@ def up(
     """Start the local stack (MLflow, Ray) and bring the champions back; does nothing where it already runs."""
     from shopfloor.stack import lifecycle
 
-    given = {
+    options = {
         "tracking_uri": mlflow_port,
         "ray_address": ray_port,
         "ray_dashboard_url": dashboard_port,
         "serve_url": serve_port,
     }
-    ports = {field: port for field, port in given.items() if port is not None}
+    ports = {field: port for field, port in options.items() if port is not None}
     with render.activity("Looking at the stack") as tell:
         result = lifecycle.up(settings_from(context), tell, ports)
         settings = settings_from(context)
@@ -92,9 +92,9 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
     from shopfloor.stack import lifecycle
 
     settings = settings_from(context)
-    found = lifecycle.status(settings)
-    _show(found, _standings(settings) if found.healthy else [], as_json)
-    if not found.healthy:
+    stack = lifecycle.status(settings)
+    _show(stack, _standings(settings) if stack.healthy else [], as_json)
+    if not stack.healthy:
         render.progress("Start what is missing: shopfloor up")
         raise typer.Exit(1)
 
@@ -160,9 +160,9 @@ def _standings(settings: Settings) -> list[Standing]:
     return standings(settings)
 
 
-def _show(found: StackStatus, standings: list[Standing], as_json: bool) -> None:
+def _show(stack: StackStatus, standings: list[Standing], as_json: bool) -> None:
     if as_json:
-        render.emit_json(found.model_dump(mode="json") | {"models": [item.model_dump() for item in standings]})
+        render.emit_json(stack.model_dump(mode="json") | {"models": [item.model_dump() for item in standings]})
         return
     rows = [
         (
@@ -175,11 +175,11 @@ def _show(found: StackStatus, standings: list[Standing], as_json: bool) -> None:
             dt.timedelta(seconds=int(service.uptime_s)),
             service.note,
         )
-        for service in found.services
+        for service in stack.services
     ]
     render.emit_table(("service", "health", "address", "version", "memory", "pid", "up", ""), rows)
-    if found.applications:
-        applications = [(item.name, item.state, item.address, item.message) for item in found.applications]
+    if stack.applications:
+        applications = [(item.name, item.state, item.address, item.message) for item in stack.applications]
         render.emit_table(("application", "state", "address", ""), applications)
     if standings:
         models = [

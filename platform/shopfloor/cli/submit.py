@@ -84,7 +84,7 @@ def submit(
 
     settings = settings_from(context)
     name = engine.value if engine else settings.default_engine
-    asked = Submission(
+    request = Submission(
         file=file,
         use_case=use_case,
         given=parameter or [],
@@ -97,7 +97,7 @@ def submit(
     if cron is None and name in {"local", "ray"}:
         settings_of_running_stack(context)
     with LiveView() as view:
-        outcome = dispatch.start(settings, name, asked, view, cron)
+        outcome = dispatch.start(settings, name, request, view, cron)
     show_outcome(settings, outcome, watch, as_json)
 
 
@@ -210,8 +210,8 @@ class LiveView:
         table = Table.grid(padding=(0, 2))
         for step, (state, seconds, since) in self._steps.items():
             mark: Any = Spinner("dots") if state == "running" else _MARKS.get(state, "")
-            shown = time.monotonic() - since if state == "running" else seconds
-            seconds_text = "" if state in {"pending", "skipped"} else f"{shown:.1f} s"
+            elapsed_s = time.monotonic() - since if state == "running" else seconds
+            seconds_text = "" if state in {"pending", "skipped"} else f"{elapsed_s:.1f} s"
             count = latest_count(self._logs / f"{step}.log") if state == "running" else ""
             table.add_row(mark, step, state, seconds_text, Text(render.printable(count), style="dim"))
         return table

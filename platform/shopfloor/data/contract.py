@@ -121,8 +121,8 @@ def require_view(view: Any, file: Path, keys: Mapping[str, Any] | None = None) -
     for feature in view.features:
         kind = column(feature.name)
         if pa.types.is_uint64(kind) or _kind(kind) not in {"number", "null"}:
-            given = {value: key for key, value in source.field_mapping.items()}.get(feature.name, feature.name)
-            values = pq.read_table(file, columns=[given])[given].to_pandas().rename(feature.name)
+            source_name = {value: key for key, value in source.field_mapping.items()}.get(feature.name, feature.name)
+            values = pq.read_table(file, columns=[source_name])[source_name].to_pandas().rename(feature.name)
             as_numbers(values, where=f" in {what}")
             if pa.types.is_uint64(kind) and values.max() > _LARGEST:
                 raise DataError(

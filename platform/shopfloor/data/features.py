@@ -66,12 +66,12 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     tables = local_copy(settings, tables_uri)
     settings.private_state_dir()
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".features-") as scratch:
-        made = Path(scratch)
+        source_files = Path(scratch)
         everything = code.rows(tables)
         rows = require_rows(everything, use_case.features.target)
-        code.source_tables(tables, made)
-        sources = keep_sources(settings, use_case, made)
-        frame, names = _join(settings, use_case, code, sources, made, rows)
+        code.source_tables(tables, source_files)
+        sources = keep_sources(settings, use_case, source_files)
+        frame, names = _join(settings, use_case, code, sources, source_files, rows)
     target = use_case.features.target
     entities = [name for name in rows.columns if name not in {TIME, target}]
     splits = _split(frame, use_case.features.split)
@@ -165,7 +165,7 @@ def feature_service(store: Any, use_case: UseCase, purpose: str = "") -> Any:
 
 
 def _join(
-    settings: Settings, use_case: UseCase, code: Any, sources: str, made: Path, rows: pd.DataFrame
+    settings: Settings, use_case: UseCase, code: Any, sources: str, directory: Path, rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[str]]:
     """Register the definitions and return the joined rows and the names of the features, in the service's order."""
     import pandas as pd
@@ -175,21 +175,21 @@ def _join(
         store.apply(code.definitions(lambda name: join(sources, f"{name}.parquet")))
     if is_remote(sources):
         # DuckDB's wheel reads no S3, so the join reads the files that were just made; the registry keeps the S3 places.
-        store = feature_store(settings, use_case.name, registry=str(made / "registry.db"))
-        store.apply(code.definitions(lambda name: str(made / f"{name}.parquet")))
+        store = feature_store(settings, use_case.name, registry=str(directory / "registry.db"))
+        store.apply(code.definitions(lambda name: str(directory / f"{name}.parquet")))
     service = feature_service(store, use_case)
     require_names(use_case, rows, service)
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
     # The rows come in a fixed order, so those of one time keep it.
     frame = rows.sort_values(TIME, kind="stable", ignore_index=True)
-    answers = [_answers(store, projection, made, frame) for projection in service.feature_view_projections]
+    answers = [_answers(store, projection, directory, frame) for projection in service.feature_view_projections]
     frame = pd.concat([frame, *answers], axis=1)
     for name in names:
         frame[name] = as_numbers(frame[name])
     return frame, names
 
 
-def _answers(store: Any, projection: Any, made: Path, frame: pd.DataFrame) -> pd.DataFrame:
+def _answers(store: Any, projection: Any, directory: Path, frame: pd.DataFrame) -> pd.DataFrame:
     """Return the features of one view for each row of a frame, in its order.
 
     Raises:
@@ -208,11 +208,11 @@ def _answers(store: Any, projection: Any, made: Path, frame: pd.DataFrame) -> pd
     renamed = {key: projection.join_key_map.get(key, key) for key in view.join_keys if key != DUMMY_ENTITY_ID}
     if absent := sorted(set(renamed.values()) - set(frame.columns)):
         raise UsageError(f"rows() has no column {absent[0]!r}, a key of view {view.name!r}.", "Add it to rows().")
-    file = made / f"{view.name}.parquet"
+    file = directory / f"{view.name}.parquet"
     require_view(view, file, {key: frame[column] for key, column in renamed.items()})
-    wanted = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
+    names = [f"{projection.name_to_use()}:{feature.name}" for feature in projection.features]
     try:
-        return _ask(store, wanted, frame[[*sorted(renamed.values()), TIME]], _changes(view, file))
+        return _ask(store, names, frame[[*sorted(renamed.values()), TIME]], _changes(view, file))
     except Exception as error:  # of Feast and of the libraries under it
         raise DataError(f"Feast cannot join view {view.name!r}: {first_line(error)}.", "--debug says more.") from error
 
@@ -238,7 +238,7 @@ def _changes(view: Any, file: Path) -> Any:
     return np.unique(np.concatenate([begins, begins + int(view.ttl.total_seconds() * 1_000_000) + 1]))
 
 
-def _ask(store: Any, wanted: list[str], rows: pd.DataFrame, changes: Any) -> pd.DataFrame:
+def _ask(store: Any, references: list[str], rows: pd.DataFrame, changes: Any) -> pd.DataFrame:
     """Return a view's features for `rows` (its keys and the time), in their order.
 
     Feast's join compares every row with every earlier one of its key: for a view whose rows come by the hour, asking
@@ -248,7 +248,7 @@ def _ask(store: Any, wanted: list[str], rows: pd.DataFrame, changes: Any) -> pd.
     import numpy as np
     import pandas as pd
 
-    names = [name.partition(":")[2] for name in wanted]
+    names = [name.partition(":")[2] for name in references]
     if not len(changes):
         return pd.DataFrame({name: np.full(len(rows), np.nan) for name in names})
     row = "row"
@@ -266,26 +266,26 @@ def _ask(store: Any, wanted: list[str], rows: pd.DataFrame, changes: Any) -> pd.
         _, first = np.unique(number, return_index=True)
         questions = keys.iloc[first].assign(**{row: np.arange(len(first))})
         questions[TIME] = pd.to_datetime(times.iloc[first], unit="us", utc=True)
-    answers = store.get_historical_features(entity_df=questions, features=wanted).to_df().sort_values(row)
-    found: pd.DataFrame = answers[names].take(number)
-    return found.reset_index(drop=True)
+    answers = store.get_historical_features(entity_df=questions, features=references).to_df().sort_values(row)
+    columns: pd.DataFrame = answers[names].take(number)
+    return columns.reset_index(drop=True)
 
 
-def keep_sources(settings: Settings, use_case: UseCase, made: Path) -> str:
+def keep_sources(settings: Settings, use_case: UseCase, directory: Path) -> str:
     """Keep the sources of the features behind a stable URI named after their content, and return it."""
-    for file in sorted(made.glob("*.parquet")):
+    for file in sorted(directory.glob("*.parquet")):
         _in_microseconds(file)
-    uri = join(settings.artifact_root, "features", use_case.name, hash_directory(made)[:16])
+    uri = join(settings.artifact_root, "features", use_case.name, hash_directory(directory)[:16])
     if is_remote(uri):
         from pyarrow import fs
 
         target, path = filesystem(settings, uri)
-        fs.copy_files(str(made), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
+        fs.copy_files(str(directory), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
     elif not local_path(uri).exists():
         place = local_path(uri)
         place.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".staging-"))
-        shutil.copytree(made, staging, dirs_exist_ok=True)
+        shutil.copytree(directory, staging, dirs_exist_ok=True)
         staging.chmod(0o755)
         try:
             move_synced(staging, place)

@@ -88,14 +88,14 @@ def materialize(settings: Settings, use_case: str, tables_uri: str, online: Arti
         ServiceError: The store does not take them.
         UsageError: The definitions have no feature service of the name that use_case.yaml gives.
     """
-    done: Materialized | None = None
+    record: Materialized | None = None
     if load_use_case(settings, use_case).serving.online is not None:
-        done = materialize_tables(settings, use_case, local_copy(settings, tables_uri))
-        online.metadata[EFFECT] = {"kind": EFFECT_KIND, "use_case": use_case, "version": done.sources}
+        record = materialize_tables(settings, use_case, local_copy(settings, tables_uri))
+        online.metadata[EFFECT] = {"kind": EFFECT_KIND, "use_case": use_case, "version": record.sources}
     with publish(settings, online, "materialize") as directory:
-        text = done.model_dump_json(indent=1) if done else "{}"
+        text = record.model_dump_json(indent=1) if record else "{}"
         (directory / "online.json").write_text(text, encoding="utf-8")
-    for view in done.views if done else []:
+    for view in record.views if record else []:
         metrics.log_metric(f"rows_{view.name}", view.rows)
 
 
@@ -142,14 +142,14 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
     project = online_project(use_case.name)
     settings.private_state_dir()
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".online-") as scratch:
-        made = Path(scratch)
-        source_tables(tables, made)
-        sources = keep_sources(settings, use_case, made)
-        with _in_one_line(f"The online store {shown(settings.online_store)} takes no features"):
+        directory = Path(scratch)
+        source_tables(tables, directory)
+        sources = keep_sources(settings, use_case, directory)
+        with _in_one_line(f"The online store {without_password(settings.online_store)} takes no features"):
             # From the files that were just made: Feast's DuckDB reads no S3. Its registry gets the places that last,
             # and gets them at the end, so that it never promises what the store does not hold.
-            writer = feature_store(settings, project, registry=str(made / "registry.db"))
-            writer.apply(definitions(lambda name: str(made / f"{name}.parquet")))
+            writer = feature_store(settings, project, registry=str(directory / "registry.db"))
+            writer.apply(definitions(lambda name: str(directory / f"{name}.parquet")))
             service = feature_service(writer, use_case, " for the online store")
             views = [writer.get_feature_view(projection.name) for projection in service.feature_view_projections]
             with locked(settings, "online-store"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -158,15 +158,15 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
                 writer.materialize(_EARLIEST, dt.datetime.now(dt.UTC), [view.name for view in views])
                 with locked(settings, "feast-registry"):
                     feature_store(settings, project).apply(definitions(lambda name: join(sources, f"{name}.parquet")))
-                done = Materialized(
+                record = Materialized(
                     use_case=use_case.name,
                     project=project,
-                    store=shown(settings.online_store),
+                    store=without_password(settings.online_store),
                     sources=sources,
-                    views=[_measured(view, made / f"{view.name}.parquet") for view in views],
+                    views=[_measured(view, directory / f"{view.name}.parquet") for view in views],
                 )
-                _note(settings, done)
-    return done
+                _note(settings, record)
+    return record
 
 
 def materialized(settings: Settings, use_case: str) -> Materialized | None:
@@ -174,18 +174,18 @@ def materialized(settings: Settings, use_case: str) -> Materialized | None:
     system, path = filesystem(settings, _note_uri(settings, use_case))
     try:
         with system.open_input_stream(path) as handle:
-            done = Materialized.model_validate_json(handle.read())
+            record = Materialized.model_validate_json(handle.read())
     except (FileNotFoundError, ValidationError):
         return None
     file = sqlite_file(settings.online_store)
-    gone = done.store != shown(settings.online_store) or (file is not None and not file.is_file())
-    return None if gone else done
+    gone = record.store != without_password(settings.online_store) or (file is not None and not file.is_file())
+    return None if gone else record
 
 
 def holds(settings: Settings, effect: dict[str, str]) -> bool:
     """Tell whether the online store still holds what a `materialize` step put there."""
-    done = materialized(settings, effect["use_case"])
-    return done is not None and done.sources == effect["version"]
+    record = materialized(settings, effect["use_case"])
+    return record is not None and record.sources == effect["version"]
 
 
 def sqlite_file(online_store: str) -> Path | None:
@@ -193,7 +193,7 @@ def sqlite_file(online_store: str) -> Path | None:
     return Path(online_store) if "://" not in online_store else None
 
 
-def shown(online_store: str) -> str:
+def without_password(online_store: str) -> str:
     """Return the store's address without a password."""
     return online_store.partition(",")[0]
 
@@ -202,8 +202,8 @@ def _note_uri(settings: Settings, use_case: str) -> str:
     return join(settings.artifact_root, "features", use_case, "online.json")
 
 
-def _note(settings: Settings, done: Materialized) -> None:
-    uri, text = _note_uri(settings, done.use_case), done.model_dump_json(indent=1)
+def _note(settings: Settings, record: Materialized) -> None:
+    uri, text = _note_uri(settings, record.use_case), record.model_dump_json(indent=1)
     if not is_remote(uri):
         write_atomically(local_path(uri), text)
         return

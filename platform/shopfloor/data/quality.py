@@ -100,8 +100,8 @@ def _for_columns(expectations: Iterable[Any], columns: Iterable[str]) -> Iterabl
     present = set(columns)
     missing: set[str] = set()
     for expectation in expectations:
-        named = [getattr(expectation, field, None) or [] for field in _COLUMN_FIELDS]
-        absent = {name for value in named for name in ([value] if isinstance(value, str) else value)} - present
+        values = [getattr(expectation, field, None) or [] for field in _COLUMN_FIELDS]
+        absent = {name for value in values for name in ([value] if isinstance(value, str) else value)} - present
         if not absent:
             yield expectation
         missing |= absent
@@ -129,17 +129,17 @@ def _in_words(kind: str, arguments: dict[str, Any]) -> str:
     """Return `values to be between (min_value 0, max_value 23)` for GX's own name and arguments."""
     words = kind.removeprefix("expect_").replace("_", " ").removeprefix("column ").removeprefix("table ")
     hidden = {*_COLUMN_FIELDS, "batch_id", "severity", "result_format", "ignore_row_if", "strict_min", "strict_max"}
-    shown = [f"{name} {value}" for name, value in arguments.items() if name not in hidden and value is not None]
-    return f"{words} ({', '.join(shown)})" if shown else words
+    details = [f"{name} {value}" for name, value in arguments.items() if name not in hidden and value is not None]
+    return f"{words} ({', '.join(details)})" if details else words
 
 
 def _observed(item: Any) -> str:
     result = item.result or {}
     if result.get("unexpected_count"):
-        seen = f"{result['unexpected_count']} of {result.get('element_count', '?')} rows"
+        share = f"{result['unexpected_count']} of {result.get('element_count', '?')} rows"
         sample = [str(value) for value in result.get("partial_unexpected_list", [])[:3]]
         sample = [value for value in sample if value not in {"None", "nan", "NaT"}]
-        return f"{seen}, such as {', '.join(sample)}" if sample else seen
+        return f"{share}, such as {', '.join(sample)}" if sample else share
     if "observed_value" in result:
         return f"observed {result['observed_value']}"
     if item.success:

@@ -57,8 +57,8 @@ def prepare(settings: Settings, use_case_name: str, progress: Callable[[str], No
     """
     use_case = load_use_case(settings, use_case_name)
     folder = settings.project_root / use_case.data.path
-    made = not all((folder / f"{table}.parquet").is_file() for table in use_case.data.tables)
-    if made:
+    absent = not all((folder / f"{table}.parquet").is_file() for table in use_case.data.tables)
+    if absent:
         with _tracked(settings, use_case) as data:
             data.keep_site_cache()
             try:
@@ -77,7 +77,7 @@ def prepare(settings: Settings, use_case_name: str, progress: Callable[[str], No
         if pushed:
             progress(f"Copying the tables of {use_case_name} into the remote with dvc push")
             data.do("push")
-    return PreparedData(version=version, made=made, pushed=pushed)
+    return PreparedData(version=version, made=absent, pushed=pushed)
 
 
 def locate(settings: Settings, use_case_name: str, rev: str) -> tuple[DataVersion, list[str | None]]:

@@ -48,14 +48,14 @@ class Submitted(Record):
 
 
 def start(
-    settings: Settings, engine: str, asked: Submission, view: View, cron: str | None = None, run_id: str | None = None
+    settings: Settings, engine: str, request: Submission, view: View, cron: str | None = None, run_id: str | None = None
 ) -> Outcome | Submitted:
     """Run a pipeline where `engine` says.
 
     Args:
         settings: The profile.
         engine: `local` runs it to its end, the others take it and come back.
-        asked: The pipeline and its parameters.
+        request: The pipeline and its parameters.
         view: Hears of the steps of a local run.
         cron: A schedule, for engines that keep one.
         run_id: MLflow run that goes on, for the local engine.
@@ -65,23 +65,23 @@ def start(
         ServiceError: A service is down.
     """
     if cron is not None:
-        _check_schedule(settings, engine, asked, cron)
+        _check_schedule(settings, engine, request, cron)
     if engine == "local":
         return submission.submit(
             settings,
-            asked.file,
-            asked.use_case,
-            asked.given,
+            request.file,
+            request.use_case,
+            request.given,
             view,
-            asked.use_cache,
+            request.use_cache,
             run_id,
-            asked.from_step,
-            asked.function,
+            request.from_step,
+            request.function,
         )
-    return _hand_over(settings, engine, asked, cron)
+    return _hand_over(settings, engine, request, cron)
 
 
-def manifest(settings: Settings, engine: str, asked: Submission, cron: str | None = None) -> str:
+def manifest(settings: Settings, engine: str, request: Submission, cron: str | None = None) -> str:
     """Return exactly what `start` would send to an engine's service; asks no service.
 
     The champion is not looked up: where there is one, it is given as a parameter, or left empty.
@@ -91,14 +91,14 @@ def manifest(settings: Settings, engine: str, asked: Submission, cron: str | Non
     """
     if engine not in {"argo", "kfp"}:
         raise UsageError(f"The {engine} engine takes no manifest.", "Name --engine argo or kfp.")
-    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given, asked.function)
+    compiled, arguments = submission.read(settings, request.file, request.use_case, request.given, request.function)
     if cron is not None:
-        _check_schedule(settings, engine, asked, cron)
+        _check_schedule(settings, engine, request, cron)
         _leave_open(compiled, arguments)
     else:
         submission.resolve_data(settings, compiled, arguments)
     refuse_artifacts(compiled, arguments, engine)
-    job = _job(settings, engine, compiled, arguments, asked, cron)
+    job = _job(settings, engine, compiled, arguments, request, cron)
     return str(cast(Any, engine_of(settings, engine)).manifest(job))
 
 
@@ -108,12 +108,12 @@ def engine_of(settings: Settings, name: str) -> Engine:
     return cast(Engine, getattr(importlib.import_module(module), class_name)(settings))
 
 
-def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | None) -> Submitted:
-    compiled, arguments = submission.read(settings, asked.file, asked.use_case, asked.given, asked.function)
+def _hand_over(settings: Settings, engine: str, request: Submission, cron: str | None) -> Submitted:
+    compiled, arguments = submission.read(settings, request.file, request.use_case, request.given, request.function)
     refuse_artifacts(compiled, arguments, engine)
     if cron is not None:
         _leave_open(compiled, arguments)
-        schedule = engine_of(settings, engine).submit(_job(settings, engine, compiled, arguments, asked, cron))
+        schedule = engine_of(settings, engine).submit(_job(settings, engine, compiled, arguments, request, cron))
         return Submitted(
             run_id=None,
             engine=engine,
@@ -124,16 +124,16 @@ def _hand_over(settings: Settings, engine: str, asked: Submission, cron: str | N
         )
     client = tracking.connect(settings)
     key = submission.resolve(settings, client, compiled, arguments)
-    asked = asked.model_copy(update={"file": str(compiled.file), "arguments": arguments})
+    request = request.model_copy(update={"file": str(compiled.file), "arguments": arguments})
     tags = {
         run_records.ENGINE: engine,
         run_records.ENGINE_URL: engine_url(settings, engine),
         run_records.SUBMITTER: run_records.this_process(),
-        **submission.origin(settings, key, asked),
+        **submission.origin(settings, key, request),
     }
     run = run_records.create_run(client, arguments.get("use_case"), compiled.name, arguments, tags)
     client.log_text(run.info.run_id, json.dumps(compiled.ir, indent=1), conclude.PIPELINE_FILE)
-    job = _job(settings.model_copy(update={"run_id": run.info.run_id}), engine, compiled, arguments, asked, None)
+    job = _job(settings.model_copy(update={"run_id": run.info.run_id}), engine, compiled, arguments, request, None)
     try:
         engine_run = engine_of(settings, engine).submit(job)
     except BaseException as error:
@@ -165,24 +165,24 @@ def _job(
     engine: str,
     compiled: Compiled,
     arguments: dict[str, Any],
-    asked: Submission,
+    request: Submission,
     cron: str | None,
 ) -> Job:
     declared = compiled.parameters
     return Job(
         name=compiled.name,
-        ir=compiled.without_cache(compiled.from_step_on(asked.from_step)),
+        ir=compiled.without_cache(compiled.from_step_on(request.from_step)),
         platforms=compiled.platforms,
         arguments=arguments,
         # Each run of a schedule makes its record in its first step.
         run_id=run_records.scheduled(compiled.name) if cron and engine == "argo" else settings.run_id,
         # The key of a scheduled run does not hold what it finds at its time, so it must not reuse an earlier run's.
-        use_cache=asked.use_cache and not (cron and {"data_version", "champion"} & set(declared)),
+        use_cache=request.use_cache and not (cron and {"data_version", "champion"} & set(declared)),
         environment=settings.environment(),
         cron=cron,
         file=compiled.file,
-        from_step=asked.from_step,
-        function=asked.function,
+        from_step=request.from_step,
+        function=request.function,
     )
 
 
@@ -193,16 +193,16 @@ def _leave_open(compiled: Compiled, arguments: dict[str, Any]) -> None:
         arguments.setdefault("champion", AT_EACH_RUN)
 
 
-def _check_schedule(settings: Settings, engine: str, asked: Submission, cron: str) -> None:
+def _check_schedule(settings: Settings, engine: str, request: Submission, cron: str) -> None:
     """Refuse a schedule that nobody keeps, or that is none.
 
     Raises:
         UsageError: It says which of both.
     """
     if engine in {"local", "ray"}:
-        given = [part for text in asked.given for part in ("-p", text)]
-        case = ["--use-case", asked.use_case] if asked.use_case else []
-        command = shlex.join(["shopfloor", "submit", asked.file, *case, *given, "--engine", engine])
+        words = [part for text in request.given for part in ("-p", text)]
+        case = ["--use-case", request.use_case] if request.use_case else []
+        command = shlex.join(["shopfloor", "submit", request.file, *case, *words, "--engine", engine])
         raise UsageError(
             f"The {engine} engine keeps no schedule.",
             f"Put this into your crontab: {cron} cd {shlex.quote(str(settings.project_root))} && {command}",

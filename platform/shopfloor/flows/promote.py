@@ -78,7 +78,7 @@ def standings(settings: Settings) -> list[Standing]:
         names |= {name for name, entry in assignments.read_all(rollout.registry(settings)).items() if entry.application}
     except ShopfloorError:
         return []
-    return [found for name in sorted(names) if (found := standing(settings, name)) is not None]
+    return [present for name in sorted(names) if (present := standing(settings, name)) is not None]
 
 
 def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], bool]:

@@ -195,7 +195,7 @@ def run(
     case = load_use_case(settings, use_case)
     _require_sense(case, stages)
     mlflow = rollout.registry(settings)
-    begun = dt.datetime.now(dt.UTC)
+    start = dt.datetime.now(dt.UTC)
     entry = assignments.read(mlflow, use_case)
     present = entry.assignment
     resumed = present.challenger == version
@@ -206,7 +206,7 @@ def run(
         entry = introduce(settings, use_case, version, share, judged=True, before=entry)
         progress(f"Version {version} answers {percent:g} % of the requests")
         with _lease(mlflow, use_case, entry):
-            verdicts = _watch(settings, mlflow, case, entry, version, begun, stage_timeout_s)
+            verdicts = _watch(settings, mlflow, case, entry, version, start, stage_timeout_s)
         missed = _missed(verdicts)
         if missed:
             reason = f"{missed[0].gate} is {missed[0].value:.6g}, the bound is {missed[0].bound}"
@@ -256,14 +256,14 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
     version = assignments.read(mlflow, use_case).assignment.champion
     if version is None:
         return None
-    begun = dt.datetime.now(dt.UTC)
+    start = dt.datetime.now(dt.UTC)
     deadline = time.monotonic() + case.gates.live.watch_s
     progress(f"Version {version} of {use_case} is watched for {case.gates.live.watch_s:g} s")
     while True:
         entry = assignments.read(mlflow, use_case)
         if entry.assignment.champion != version:
             return None
-        numbers = _numbers(case, _read(settings, use_case, begun), version, version)
+        numbers = _numbers(case, _read(settings, use_case, start), version, version)
         verdicts = gates.judge_live(case.gates.live, numbers, None)
         if missed := _missed(verdicts):
             reason = f"after its promotion {missed[0].gate} is {missed[0].value:.6g}, the bound is {missed[0].bound}"
@@ -291,7 +291,7 @@ def _watch(
     case: UseCase,
     entry: Entry,
     version: str,
-    begun: dt.datetime,
+    start: dt.datetime,
     timeout_s: float,
 ) -> list[GateResult]:
     """Return the verdicts when each is decided or one is a miss, or when the time is over.
@@ -313,7 +313,7 @@ def _watch(
         except ServiceError:
             if time.monotonic() - renewed > LEASE_S:
                 raise
-        log = _read(settings, case.name, begun)
+        log = _read(settings, case.name, start)
         recent = tuple(frame[frame["time"] >= stage_begun] for frame in log)
         verdicts = gates.judge_live(
             case.gates.live,

@@ -122,9 +122,9 @@ def retry(settings: Settings, client: Any, run: Any, view: View) -> Outcome | Su
     """
     _require_ended_badly(run)
     if _is_local(run):
-        asked = submission_of(run)
-        texts = {"given": [f"{name}={_text(value)}" for name, value in asked.arguments.items()], "use_case": None}
-        return start(settings, "local", asked.model_copy(update=texts), view, run_id=run.info.run_id)
+        request = submission_of(run)
+        texts = {"given": [f"{name}={_text(value)}" for name, value in request.arguments.items()], "use_case": None}
+        return start(settings, "local", request.model_copy(update=texts), view, run_id=run.info.run_id)
     with _alone(settings, run.info.run_id):
         return _retry_elsewhere(settings, client, client.get_run(run.info.run_id))
 
@@ -187,8 +187,8 @@ def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
         raise UsageError(f"Run {run.info.run_id} goes on.", f"To end it: `shopfloor runs stop {run.info.run_id}`.")
     engine = run.data.tags.get(run_records.ENGINE, "local")
     _require_profile(settings, run)
-    asked = submission_of(run).model_copy(update={"use_cache": True, "from_step": None})
-    return start(_at(settings, run), engine, asked, view)
+    request = submission_of(run).model_copy(update={"use_cache": True, "from_step": None})
+    return start(_at(settings, run), engine, request, view)
 
 
 def steps(settings: Settings, client: Any, run: Any) -> list[StepRecord]:
@@ -216,21 +216,21 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
         return
     records = run_records.steps_of(client, run)
     others = dict.fromkeys(record.name for record in _unrecorded(settings, run, records))
-    wanted = [record for record in records if step in {None, record.name}]
+    matches = [record for record in records if step in {None, record.name}]
     if step in others:
         yield from _engine(settings, run).logs(_engine_run(run), step)
         return
-    if step is not None and not wanted:
-        known = ", ".join([*dict.fromkeys(record.name for record in records), *others]) or "none yet"
-        raise NotFoundError(f"Run {run.info.run_id!r} has no step {step!r}.", f"It has {known}.")
-    written = 0
-    for record in wanted:
+    if step is not None and not matches:
+        names = ", ".join([*dict.fromkeys(record.name for record in records), *others]) or "none yet"
+        raise NotFoundError(f"Run {run.info.run_id!r} has no step {step!r}.", f"It has {names}.")
+    count = 0
+    for record in matches:
         text = _step_log(settings, client, run, record)
         if text is not None:
-            written += 1
+            count += 1
             yield from [f"--- {record.name}"] if step is None else []
             yield from text.splitlines()
-    if not written and not _is_local(run):
+    if not count and not _is_local(run):
         yield from _engine(settings, run).logs(_engine_run(run), step)
         return
     for other in others:
@@ -270,7 +270,7 @@ def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> lis
         return []
     try:
         engine = _engine(settings, run)
-        known = engine.steps(_engine_run(run)) if isinstance(engine, KnowsSteps) else []
+        steps = engine.steps(_engine_run(run)) if isinstance(engine, KnowsSteps) else []
     except NotFoundError:
         # Its time to live is over, or it is with another server: the record is what is left.
         return []
@@ -278,7 +278,7 @@ def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> lis
         logger.warning("Only what is recorded is shown: %s", error.message)
         return []
     names = {step.name for step in recorded}
-    return [step for step in known if step.name not in names]
+    return [step for step in steps if step.name not in names]
 
 
 def _engine(settings: Settings, run: Any) -> Engine:

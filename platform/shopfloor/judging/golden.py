@@ -54,17 +54,17 @@ def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model:
     directory = local_copy(settings, features_uri)
     features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
     test = pd.read_parquet(directory / "test.parquet", columns=list(features.features))
-    chosen = _choose(test, use_case.evaluation.golden_rows)
-    answers = np.asarray(use_case.code("model").predict(model, chosen), dtype=np.float64)
-    if len(answers) != len(chosen) or not np.isfinite(answers).all():
+    sample = _choose(test, use_case.evaluation.golden_rows)
+    answers = np.asarray(use_case.code("model").predict(model, sample), dtype=np.float64)
+    if len(answers) != len(sample) or not np.isfinite(answers).all():
         raise ShopfloorError(
-            f"The model answers {len(answers)} of {len(chosen)} golden rows, or one of them with no finite number.",
+            f"The model answers {len(answers)} of {len(sample)} golden rows, or one of them with no finite number.",
             "Mend `predict` in model.py: a prediction a row.",
         )
-    table = answers.reshape(len(chosen), -1)  # a column of single numbers is the same as single numbers
+    table = answers.reshape(len(sample), -1)  # a column of single numbers is the same as single numbers
     predictions = table[:, 0] if table.shape[1] == 1 else table
     return Golden(
-        rows=[_plain(row, features) for row in chosen.to_dict("records")], predictions=list(predictions.tolist())
+        rows=[_plain(row, features) for row in sample.to_dict("records")], predictions=list(predictions.tolist())
     )
 
 
@@ -144,10 +144,10 @@ def _choose(test: pd.DataFrame, count: int) -> pd.DataFrame:
         raise ShopfloorError("The test set is empty.", "Look at the split in use_case.yaml.")
     incomplete = test[test.isna().any(axis="columns")]
     parts = [(incomplete, min(len(incomplete), count // 5)), (test, count - min(len(incomplete), count // 5))]
-    chosen = [
+    samples = [
         part.iloc[np.linspace(0, len(part) - 1, min(size, len(part))).astype(int)] for part, size in parts if size
     ]
-    return pd.concat(chosen).reset_index(drop=True)
+    return pd.concat(samples).reset_index(drop=True)
 
 
 def _plain(row: dict[Any, Any], features: FeatureSet) -> dict[str, Any]:

@@ -92,11 +92,11 @@ def _add_quality(
     metrics: dict[str, float], counts: dict[str, int], answers: pd.DataFrame, feedback: pd.DataFrame
 ) -> None:
     """Add the evaluation's metrics where the outcomes are yes or no and both occur."""
-    known = answers.drop_duplicates("request_id").merge(
+    outcomes = answers.drop_duplicates("request_id").merge(
         feedback.drop_duplicates("request_id", keep="last"), on="request_id"
     )
     truth, scores = [], []
-    for output, outcome in zip(known["output"], known["outcome"], strict=True):
+    for output, outcome in zip(outcomes["output"], outcomes["outcome"], strict=True):
         score, label = _prediction(output), json.loads(outcome)
         if isinstance(score, int | float) and label in (0, 1):
             scores.append(float(score))

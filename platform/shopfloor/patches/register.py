@@ -66,7 +66,7 @@ def fingerprint(component: str, place: str) -> str | None:
 def moved(patch: Patch) -> dict[str, str | None]:
     """Return the definitions that are not what they were when the patch was checked, each with its hash now."""
     now = {place: fingerprint(patch.component, place) for place in patch.relies_on}
-    return {place: found for place, found in now.items() if found != patch.relies_on[place]}
+    return {place: present for place, present in now.items() if present != patch.relies_on[place]}
 
 
 def _names(node: ast.AST) -> set[str]:

@@ -53,8 +53,8 @@ def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artif
     identity = [*(f"{name}={hashes[name]}" for name in MADE_OF), use_case.model.model_dump_json()]
     inputs = hashlib.sha256(";".join(identity).encode()).hexdigest()
     _ensure_model(client, use_case)
-    known = tagged(client, use_case_name, INPUTS, inputs)
-    version = known[0] if known else _make_version(settings, client, use_case, made_of, inputs, hashes["model"])
+    versions = tagged(client, use_case_name, INPUTS, inputs)
+    version = versions[0] if versions else _make_version(settings, client, use_case, made_of, inputs, hashes["model"])
     run_id = client.get_model_version(use_case_name, version).run_id
     passport = find_passport(client, run_id)
     if passport is None:

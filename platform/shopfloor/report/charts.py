@@ -130,18 +130,18 @@ def importance(evaluation: Evaluation) -> str:
 
 def slices(evaluation: Evaluation, metric: str) -> str:
     """Return a metric by slice, the metric of all rows as a line."""
-    shown = [item for item in evaluation.slices if metric in item.metrics][::-1]
+    rows = [item for item in evaluation.slices if metric in item.metrics][::-1]
     title = evaluation.titles.get(metric, metric)
 
     def draw(axes: Any) -> None:
-        labels = [_plain(f"{item.column} = {item.value} ({item.rows})") for item in shown]
-        axes.plot([item.metrics[metric] for item in shown], labels, "o", color=LINE_COLOURS[0])
+        labels = [_plain(f"{item.column} = {item.value} ({item.rows})") for item in rows]
+        axes.plot([item.metrics[metric] for item in rows], labels, "o", color=LINE_COLOURS[0])
         axes.axvline(evaluation.metrics[metric], color=INK, lw=0.8, ls="--")
         axes.set_xlabel(title)
         axes.locator_params(axis="x", nbins=6)
         axes.tick_params(axis="y", labelsize=8)
 
-    return _svg(draw, (5.5, 0.22 * len(shown) + 0.8), f"{title} by slice (rows); dashed: all rows")
+    return _svg(draw, (5.5, 0.22 * len(rows) + 0.8), f"{title} by slice (rows); dashed: all rows")
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float], title: str) -> str:

@@ -132,7 +132,7 @@ def close(settings: Settings, client: Any, run: Any, state: str, reason: str) ->
         The run's state.
     """
     children = index.children_of(client, run)
-    told = index.steps_of(client, run)
+    recorded = index.steps_of(client, run)
     for child in children:
         if child.data.tags.get(index.STATE) == "running":
             # A step of which nobody wrote the end has not succeeded.
@@ -145,7 +145,7 @@ def close(settings: Settings, client: Any, run: Any, state: str, reason: str) ->
     end_state: str = state
     message = reason
     if state != "killed":
-        end_state, message = ending(told, records, version, None if state == "succeeded" else reason)
+        end_state, message = ending(recorded, records, version, None if state == "succeeded" else reason)
     try:
         report = _report(settings, client, run, steps, records, version, cast(EndState, end_state), message)
         client.log_text(run.info.run_id, render(report), "report.html")
@@ -196,7 +196,7 @@ def _report(
     tags = run.data.tags
     use_case = tags.get(index.USE_CASE) or None
     tasks, edges = _pipeline(client, run)
-    known = {step.task for step in steps}
+    names = {step.task for step in steps}
     begun_s = run.info.start_time / 1000
     return RunReport(
         run_id=run.info.run_id,
@@ -208,7 +208,7 @@ def _report(
         seconds=max(0.0, time.time() - begun_s),
         state=state,
         outcome=message,
-        steps=[*steps, *(StepRecord(name=task, state="skipped") for task in tasks if task not in known)],
+        steps=[*steps, *(StepRecord(name=task, state="skipped") for task in tasks if task not in names)],
         edges=edges,
         endpoint=f"{settings.serve_url}/{use_case}/predict" if version else None,
         links=links(settings, index.run_url(settings, run.info.experiment_id, run.info.run_id), use_case, version),

@@ -94,14 +94,14 @@ def scheduled_run(
         runs = client.search_runs(everywhere, f"tags.`{ENGINE_RUN}` = '{engine_run}'")
         return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
-    known = first()
-    if known is None:
+    record = first()
+    if record is None:
         own = {"shopfloor.profile": settings.profile, ENGINE_RUN: engine_run}
-        made = create_run(client, use_case, marker.removeprefix(_SCHEDULED), {}, own | dict(tags))
-        known = first() or made
-        if known.info.run_id != made.info.run_id:  # another step was faster
-            client.delete_run(made.info.run_id)
-    return str(known.info.run_id)
+        own_record = create_run(client, use_case, marker.removeprefix(_SCHEDULED), {}, own | dict(tags))
+        record = first() or own_record
+        if record.info.run_id != own_record.info.run_id:  # another step was faster
+            client.delete_run(own_record.info.run_id)
+    return str(record.info.run_id)
 
 
 def scheduled(pipeline: str) -> str:
@@ -203,13 +203,13 @@ def find_run(client: Any, run_id: str) -> Any:
         NotFoundError: There is none, or more than one.
     """
     runs = list_runs(client, None, 1000)
-    found = runs[:1] if run_id == "latest" else [run for run in runs if run.info.run_id.startswith(run_id)]
-    if not found and len(run_id) == RUN_ID_LENGTH:
+    matches = runs[:1] if run_id == "latest" else [run for run in runs if run.info.run_id.startswith(run_id)]
+    if not matches and len(run_id) == RUN_ID_LENGTH:
         return _whole_run(client, run_id)
-    if len(found) != 1:
-        problem = "There is no run" if not found else f"{len(found)} runs begin with"
+    if len(matches) != 1:
+        problem = "There is no run" if not matches else f"{len(matches)} runs begin with"
         raise NotFoundError(f"{problem} {run_id!r}.", "`shopfloor runs list` shows the ids.")
-    return found[0]
+    return matches[0]
 
 
 def _whole_run(client: Any, run_id: str) -> Any:
@@ -257,12 +257,12 @@ def steps_of(client: Any, run: Any) -> list[StepRecord]:
 
 def experiment(client: Any, name: str) -> str:
     """Return the id of the experiment of that name, made or brought back where need be."""
-    found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "active":
-        return str(found.experiment_id)
-    if found is not None:
-        client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+    present = client.get_experiment_by_name(name)
+    if present is not None and present.lifecycle_stage == "active":
+        return str(present.experiment_id)
+    if present is not None:
+        client.restore_experiment(present.experiment_id)
+        return str(present.experiment_id)
     try:
         return str(client.create_experiment(name, tags={EXPERIMENT_KIND: "custom_model_development"}))
     except Exception:  # somebody else created it a moment ago

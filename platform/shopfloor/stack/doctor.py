@@ -93,11 +93,11 @@ def _python() -> Iterator[Finding]:
     if PYTHON[0] <= sys.version_info[:2] < PYTHON[1]:
         yield Finding(subject="python", verdict="ok", message=f"{version} in {sys.prefix}")
         return
-    wanted = f"{PYTHON[0][0]}.{PYTHON[0][1]} to {PYTHON[1][0]}.{PYTHON[1][1] - 1}"
+    versions = f"{PYTHON[0][0]}.{PYTHON[0][1]} to {PYTHON[1][0]}.{PYTHON[1][1] - 1}"
     yield Finding(
         subject="python",
         verdict="fail",
-        message=f"{version}; the lock is made for {wanted}",
+        message=f"{version}; the lock is made for {versions}",
         remedy="Name a right one and install anew: `make clean`, then `make run PYTHON=python3.11`.",
     )
 
@@ -320,12 +320,12 @@ def _object_store(settings: Settings) -> Iterator[Finding]:
         )
         return
     keys = {"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"}
-    known = bool(keys & os.environ.keys()) or (Path.home() / ".aws" / "credentials").is_file()
+    credentials = bool(keys & os.environ.keys()) or (Path.home() / ".aws" / "credentials").is_file()
     yield Finding(
         subject="object store",
-        verdict="ok" if known else "warn",
-        message=f"{settings.s3_endpoint_url} answers" + ("" if known else ", but there are no credentials"),
-        remedy="" if known else "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+        verdict="ok" if credentials else "warn",
+        message=f"{settings.s3_endpoint_url} answers" + ("" if credentials else ", but there are no credentials"),
+        remedy="" if credentials else "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
     )
 
 

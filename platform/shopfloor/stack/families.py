@@ -59,30 +59,30 @@ def spawn(
 
 def members(family: Family) -> list[psutil.Process]:
     """Return the family's running processes: the root first, where it runs; never this process or one above it."""
-    found: dict[int, psutil.Process] = {}
+    tree: dict[int, psutil.Process] = {}
     root = find(family.root) if family.root else None
     if root is not None:
         with contextlib.suppress(psutil.Error):
-            found = {process.pid: process for process in (root, *root.children(recursive=True))}
-    sessions = {session for pid in found if (session := _session(pid)) is not None}
+            tree = {process.pid: process for process in (root, *root.children(recursive=True))}
+    sessions = {session for pid in tree if (session := _session(pid)) is not None}
     others: list[psutil.Process] = []
     for process in own_processes():
-        if process.pid in found:
+        if process.pid in tree:
             continue
         if _session(process.pid) in sessions or _carries(process, family.marker):
-            found[process.pid] = process
+            tree[process.pid] = process
         else:
             others.append(process)
     # What has wiped its environment out is known by its session, once more by its name.
-    sessions |= {session for pid in found if (session := _session(pid)) is not None}
+    sessions |= {session for pid in tree if (session := _session(pid)) is not None}
     if family.root and not psutil.pid_exists(family.root.pid):
         sessions.add(family.root.pid)
     for process in others:
         if _session(process.pid) in sessions and _named(process, family.titles):
-            found[process.pid] = process
+            tree[process.pid] = process
     for process in (own := psutil.Process(), *own.parents()):
-        found.pop(process.pid, None)
-    return [process for process in found.values() if _running(process)]
+        tree.pop(process.pid, None)
+    return [process for process in tree.values() if _running(process)]
 
 
 def end(families: Iterable[Family], grace_s: float) -> int:
@@ -103,15 +103,15 @@ def end(families: Iterable[Family], grace_s: float) -> int:
         return family.root is not None and alive(family.root)
 
     running = left()
-    asked: set[int] = set()
+    notified: set[int] = set()
     asked_until = time.monotonic() + grace_s
     while running and time.monotonic() < asked_until:
         for family in families:
             # Where a root runs it stops its own; orphans have nobody to do that.
             family_running = members(family)[:1] if root_runs(family) else members(family)
             for process in family_running:
-                if process.pid not in asked:
-                    asked.add(process.pid)
+                if process.pid not in notified:
+                    notified.add(process.pid)
                     with contextlib.suppress(psutil.Error):
                         process.terminate()
         psutil.wait_procs(running, timeout=POLL_S)

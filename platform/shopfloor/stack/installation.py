@@ -49,9 +49,9 @@ def read_lock(lock: Path) -> dict[str, str]:
     """
     pins: dict[str, str] = {}
     for line in lock.read_text(encoding="utf-8").splitlines():
-        found = _PIN.match(line)
-        if found and (not found[3] or Marker(found[3].strip()).evaluate()):
-            pins[canonicalize_name(found[1])] = found[2]
+        match = _PIN.match(line)
+        if match and (not match[3] or Marker(match[3].strip()).evaluate()):
+            pins[canonicalize_name(match[1])] = match[2]
     return pins
 
 

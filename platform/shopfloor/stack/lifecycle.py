@@ -113,11 +113,11 @@ def up(
             f"The services of profile {settings.profile!r} are not started from here.",
             "Leave --profile and SHOPFLOOR_PROFILE out to start the embedded stack.",
         )
-    wanted = ports or {}
+    ports_by_setting = ports or {}
     with states.locked(settings, lambda: progress("Another `shopfloor up` or `down` is at work; waiting for it")):
         token_file = states.ray_token_file(settings)
         state = states.read(settings) or _blank(settings, token_file)
-        _refuse_other_ports(state, wanted)
+        _refuse_other_ports(state, ports_by_setting)
         deadline = time.monotonic() + timeout_s
         missing = [name for name in SERVICES if not _keeps_running(settings, state, name, timeout_s)]
         children: dict[str, subprocess.Popen[bytes]] = {}
@@ -125,13 +125,13 @@ def up(
             # What a dead service or a killed `up` left behind holds its ports and files.
             families.end([services.family(settings, name, _service(state, name))], GRACE_S)
         for name in missing:
-            state = _plan(settings, state, name, wanted)
+            state = _plan(settings, state, name, ports_by_setting)
             state, children[name] = _start(settings, state, name)
             progress(f"Starting {TITLES[name]} on {state.addresses[ADDRESSES[name][0]]}")
-        state = _wait(settings, state, children, progress, wanted, deadline)
+        state = _wait(settings, state, children, progress, ports_by_setting, deadline)
         if "ray" in missing or _serve_is_gone(settings, state):
             serve_port = services.port_of(state.addresses["serve_url"])
-            if not families.port_is_free(serve_port) and "serve_url" not in wanted:
+            if not families.port_is_free(serve_port) and "serve_url" not in ports_by_setting:
                 state = _move_serve(settings, state)
             with contextlib.suppress(OSError):  # the first deployment starts it as well
                 services.start_serve(state.of(settings))
@@ -165,9 +165,9 @@ def status(settings: Settings) -> StackStatus:
     """Return how every service is, as it says itself."""
     state = states.read(settings)
     settings = state.of(settings) if state else settings
-    found = [_service_status(settings, state, name) for name in SERVICES]
-    details = services.serve_details(settings) if found[-1].health == "healthy" else {}
-    found.append(_serve_status(details, found[-1], settings.serve_url))
+    statuses = [_service_status(settings, state, name) for name in SERVICES]
+    details = services.serve_details(settings) if statuses[-1].health == "healthy" else {}
+    statuses.append(_serve_status(details, statuses[-1], settings.serve_url))
     applications = [
         ApplicationStatus(
             name=name,
@@ -177,8 +177,9 @@ def status(settings: Settings) -> StackStatus:
         )
         for name, item in (details.get("applications") or {}).items()
     ]
-    healthy = all(service.health == "healthy" for service in found[:-1]) and found[-1].health in {"healthy", "starting"}
-    return StackStatus(profile=settings.profile, healthy=healthy, services=found, applications=applications)
+    *servers, serve = statuses
+    healthy = all(server.health == "healthy" for server in servers) and serve.health in {"healthy", "starting"}
+    return StackStatus(profile=settings.profile, healthy=healthy, services=statuses, applications=applications)
 
 
 def require_up(settings: Settings) -> None:
@@ -227,24 +228,24 @@ def _keeps_running(settings: Settings, state: StackState, name: str, timeout_s: 
     return services.answers(name, state.of(settings)) or processes.age_s(service.process) < timeout_s
 
 
-def _refuse_other_ports(state: StackState, wanted: dict[str, int]) -> None:
+def _refuse_other_ports(state: StackState, ports: dict[str, int]) -> None:
     for name in SERVICES:
         for field in ADDRESSES[name]:
             address = state.addresses.get(field, "") if _runs(state, name) else ""
-            if address and field in wanted and services.port_of(address) != wanted[field]:
+            if address and field in ports and services.port_of(address) != ports[field]:
                 raise UsageError(
-                    f"{TITLES[name]} runs already, on {address}, not on port {wanted[field]}.",
+                    f"{TITLES[name]} runs already, on {address}, not on port {ports[field]}.",
                     "To move it: `shopfloor down`, then `shopfloor up` again.",
                 )
 
 
-def _plan(settings: Settings, state: StackState, name: str, wanted: dict[str, int]) -> StackState:
+def _plan(settings: Settings, state: StackState, name: str, ports: dict[str, int]) -> StackState:
     """Choose a service's addresses: the port that the user insists on, the last one, the usual one, or a free one."""
     addresses = dict(state.addresses)
     others = [services.port_of(address) for field, address in addresses.items() if field not in ADDRESSES[name]]
-    choose = services.port_chooser(settings.state_dir, [*others, *wanted.values()])
+    choose = services.port_chooser(settings.state_dir, [*others, *ports.values()])
     for field in ADDRESSES[name]:
-        port = wanted.get(field)
+        port = ports.get(field)
         if port is not None and not families.port_is_free(port):
             raise UsageError(
                 f"Port {port} is taken by {families.holder_of(port)}.",
@@ -281,7 +282,7 @@ def _wait(
     state: StackState,
     children: dict[str, subprocess.Popen[bytes]],
     progress: Progress,
-    wanted: dict[str, int],
+    ports: dict[str, int],
     deadline: float,
 ) -> StackState:
     """Wait until every service answers; start one anew that lost its port to another process."""
@@ -310,7 +311,7 @@ def _wait(
                         f"Its log is {state.services[name].log}.",
                     )
                 attempts[name] += 1
-                state = _plan(settings, state, name, wanted)
+                state = _plan(settings, state, name, ports)
                 state, children[name] = _start(settings, state, name)
                 progress(f"Starting {TITLES[name]} again, on {state.addresses[ADDRESSES[name][0]]}")
             elif time.monotonic() > deadline:
@@ -325,8 +326,8 @@ def _wait(
 
 def _move_serve(settings: Settings, state: StackState) -> StackState:
     """Choose another port for Serve, which binds its own only now."""
-    taken = [services.port_of(address) for address in state.addresses.values()]
-    choose = services.port_chooser(settings.state_dir, taken)
+    own_ports = [services.port_of(address) for address in state.addresses.values()]
+    choose = services.port_chooser(settings.state_dir, own_ports)
     address = services.address_on("serve_url", choose(USUAL_PORTS["serve_url"], services.NEIGHBOURS))
     state = state.model_copy(update={"addresses": {**state.addresses, "serve_url": address}})
     states.write(settings, state)

@@ -66,14 +66,14 @@ def port_chooser(state_dir: Path, taken: Iterable[int] = ()) -> Callable[[int, i
         state_dir: Of the stack.
         taken: Never chosen; neither is a port that was chosen before.
     """
-    given = set(taken)
+    unavailable = set(taken)
     place = int.from_bytes(hashlib.sha256(os.fsencode(state_dir)).digest()[:4])
 
     def choose(first: int, count: int) -> int:
         candidates = (first, *(first + 1 + (place + step) % count for step in range(count)))
         for port in candidates:
-            if port not in given and port_is_free(port):
-                given.add(port)
+            if port not in unavailable and port_is_free(port):
+                unavailable.add(port)
                 return port
         raise ServiceError(f"No port from {first} to {first + count} is free.", "Stop what holds them.")
 

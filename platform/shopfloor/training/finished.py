@@ -58,11 +58,11 @@ class FinishedTrials:
         rounds = int(numbers.get("rounds", 0))
         state = "finished" if rounds >= self._section.max_rounds else "stopped"
         trial = self._trial(trial_id, params, numbers, state)
-        kept = FinishedTrial(trial=trial, checkpoint=checkpoint)
-        self.kept[trial_id] = kept
+        record = FinishedTrial(trial=trial, checkpoint=checkpoint)
+        self.kept[trial_id] = record
         self._filesystem.create_dir(self._directory(), recursive=True)
         with self._filesystem.open_output_stream(f"{self._directory()}/{trial_id}.json") as stream:
-            stream.write(kept.model_dump_json().encode())
+            stream.write(record.model_dump_json().encode())
         return trial
 
     def broke(self, trial_id: str, params: dict[str, Any], numbers: dict[str, Any], error: str) -> Trial:
@@ -102,7 +102,7 @@ class FinishedTrials:
     def _read(self) -> dict[str, FinishedTrial]:
         from pyarrow import fs
 
-        kept: dict[str, FinishedTrial] = {}
+        records: dict[str, FinishedTrial] = {}
         for info in self._filesystem.get_file_info(fs.FileSelector(self._directory(), allow_not_found=True)):
             if info.type is not fs.FileType.File or info.size > MAX_BYTES:
                 continue
@@ -114,8 +114,8 @@ class FinishedTrials:
                 continue
             if one.checkpoint and not self._is_own(one.checkpoint):
                 continue
-            kept[one.trial.trial_id] = one
-        return dict(list(kept.items())[: self.count])
+            records[one.trial.trial_id] = one
+        return dict(list(records.items())[: self.count])
 
     def _is_own(self, path: str) -> bool:
         from pyarrow import fs

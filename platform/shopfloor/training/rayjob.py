@@ -58,9 +58,9 @@ class Workers:
         return self.count, max(1, math.ceil(self.cpus)), math.ceil(self.gpus)
 
 
-def job_name(use_case: str, asked: dict[str, Any]) -> str:
-    """Return the name of the job that does `asked`: the same for the same, a DNS label."""
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
+def job_name(use_case: str, identity: dict[str, Any]) -> str:
+    """Return the name of the job of this identity: the same for the same, a DNS label."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     stem = re.sub(r"[^a-z0-9]+", "-", use_case.lower()).strip("-")[: NAME_LENGTH - 13]
     return f"t-{stem}-{digest}"
 
@@ -97,10 +97,10 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
 
     def template(name: str, resources: dict[str, str], limits: dict[str, str]) -> dict[str, Any]:
         pod = {"serviceAccountName": cluster.service_account, "restartPolicy": "Never"}
-        asked = {"requests": {**resources, **limits}, "limits": limits}
+        needs = {"requests": {**resources, **limits}, "limits": limits}
         return {
             "metadata": {"labels": labels},
-            "spec": {**pod, "containers": [{"name": name, **container, "resources": asked}]},
+            "spec": {**pod, "containers": [{"name": name, **container, "resources": needs}]},
         }
 
     gpu = {"nvidia.com/gpu": str(gpus)} if gpus else {}
@@ -341,26 +341,26 @@ class _Jobs:
 
     def _refused(self, error: Any, verb: str) -> ShopfloorError:
         try:
-            said = str(json.loads(error.body or "{}").get("message", ""))
+            message = str(json.loads(error.body or "{}").get("message", ""))
         except (ValueError, AttributeError):
-            said = ""
-        said = " ".join(said.split())[:300]
+            message = ""
+        message = " ".join(message.split())[:300]
         if error.status == 404:
             return ServiceError("The cluster knows no RayJobs.", "Let the platform team install the KubeRay operator.")
         if error.status == 401:
             return ServiceError("The Kubernetes API refuses the token.", "Renew the service account's token.")
         if error.status == 403:
             return ServiceError(
-                f"No right to {verb} rayjobs in the namespace {self._namespace}: {said}",
+                f"No right to {verb} rayjobs in the namespace {self._namespace}: {message}",
                 f"Give the service account {self._settings.cluster.service_account} create, get and delete on them.",
             )
         if error.status in {400, 422}:
-            return UsageError(f"The cluster refuses the RayJob: {said}", "Mend the profile or search.workers.")
-        return ServiceError(f"The Kubernetes API failed with status {error.status}: {said}", "Try again.")
+            return UsageError(f"The cluster refuses the RayJob: {message}", "Mend the profile or search.workers.")
+        return ServiceError(f"The Kubernetes API failed with status {error.status}: {message}", "Try again.")
 
     def _silent(self, error: Exception) -> ServiceError:
-        said = first_line(error, 200)
-        return ServiceError(f"The Kubernetes API does not answer: {said}.", "Try again: the job goes on.")
+        message = first_line(error, 200)
+        return ServiceError(f"The Kubernetes API does not answer: {message}.", "Try again: the job goes on.")
 
 
 def _has_failed(status: dict[str, Any]) -> bool:

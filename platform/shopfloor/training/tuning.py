@@ -46,7 +46,7 @@ from shopfloor.storage import (
     write_atomically,
 )
 from shopfloor.training import cluster as ray_cluster
-from shopfloor.training import rayjob, shown, trial
+from shopfloor.training import rayjob, trial, trial_runs
 from shopfloor.training.contract import try_contract
 from shopfloor.training.finished import FinishedTrials
 from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
@@ -98,15 +98,15 @@ def tune(
     try_contract(use_case, rows.train, rows.validate, rows.target)
     with ray_cluster.joined(settings):
         result, best, checkpoint = _search(settings, use_case, rows, trials)
-        with checkpoint.as_directory() as files:
-            made = trial.best_model(Path(files))
+        with checkpoint.as_directory() as place:
+            files = trial.best_model(Path(place))
             # By the model's own files: another search that ends with the same model has made the same.
-            with publish(settings, model, "tune-model", content_hash=hash_directory(made)) as target:
-                shutil.copytree(made, target, dirs_exist_ok=True)
+            with publish(settings, model, "tune-model", content_hash=hash_directory(files)) as target:
+                shutil.copytree(files, target, dirs_exist_ok=True)
                 (target / "best_trial.json").write_text(best.model_dump_json(indent=1), encoding="utf-8")
     with publish(settings, search, "tune-search") as target:
         (target / "search.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    shown.show(settings, result)
+    trial_runs.record(settings, result)
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
     metrics.log_metric("trials", len(result.trials))
@@ -124,14 +124,14 @@ def _tune_on_a_cluster_of_its_own(
 ) -> None:
     """Let a RayJob do the same search, and hand on what it published."""
     section = use_case.search
-    asked = {
+    identity = {
         "use_case": use_case.name,
         "features_uri": features_uri,
         "trials": trials,
         "run_id": settings.run_id,
         "search": section.model_dump(mode="json"),
     }
-    name = rayjob.job_name(use_case.name, asked)
+    name = rayjob.job_name(use_case.name, identity)
     result_uri = join(settings.artifact_root, "rayjobs", f"{name}.json")
     words = [use_case.name, features_uri, str(trials), result_uri]
     workers = rayjob.Workers(
@@ -144,13 +144,13 @@ def _tune_on_a_cluster_of_its_own(
     with target_fs.open_input_stream(path) as stream:
         result = json.loads(stream.read())
     own = join(settings.artifact_root, "steps") + "/"
-    for artifact, made in ((model, result["model"]), (search, result["search"])):
-        if not made["uri"].startswith(own):
-            raise ShopfloorError(f"The RayJob {name} names {made['uri']}, which no step of ours published.")
-        artifact.uri = made["uri"]
-        artifact.metadata.update(made["metadata"])
+    for artifact, output in ((model, result["model"]), (search, result["search"])):
+        if not output["uri"].startswith(own):
+            raise ShopfloorError(f"The RayJob {name} names {output['uri']}, which no step of ours published.")
+        artifact.uri = output["uri"]
+        artifact.metadata.update(output["metadata"])
     text = (local_copy(settings, search.uri) / "search.json").read_text(encoding="utf-8")
-    shown.show(settings, Search.model_validate_json(text))
+    trial_runs.record(settings, Search.model_validate_json(text))
     for metric, value in result["metrics"].items():
         metrics.log_metric(metric, value)
 
@@ -170,12 +170,12 @@ def main(use_case: str, features_uri: str, trials: int, result_uri: str) -> None
     model, search = (SimpleNamespace(name=name, uri="", metadata={}) for name in ("model", "search"))
     numbers: dict[str, float] = {}
     tune(settings, use_case, features_uri, trials, model, search, SimpleNamespace(log_metric=numbers.__setitem__))
-    made = {"model": vars(model), "search": vars(search), "metrics": numbers}
+    outputs = {"model": vars(model), "search": vars(search), "metrics": numbers}
     target_fs, path = filesystem(settings, result_uri)
     if not is_remote(result_uri):
         target_fs.create_dir(path.rpartition("/")[0], recursive=True)
     with target_fs.open_output_stream(path) as stream:
-        stream.write(json.dumps(made).encode())
+        stream.write(json.dumps(outputs).encode())
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _run_trials(use_case: UseCase, job: trial.Job, place: str, finished: Finishe
     section = use_case.search
     alone = section.workers.per_trial == 1
     resources = _resources(section.workers) if alone else {"CPU": 0.1}  # a trial of several workers waits for them
-    known = [one.trial for one in finished.usable()]
+    earlier = [one.trial for one in finished.usable()]
     tuner = Tuner(
         with_resources(with_parameters(trial.run_alone if alone else trial.run_on_workers, job=job), resources),
         tune_config=TuneConfig(
@@ -292,8 +292,8 @@ def _run_trials(use_case: UseCase, job: trial.Job, place: str, finished: Finishe
                 mode=section.mode,
                 # The first points of a seed are always the same: a search that goes on needs others.
                 seed=section.seed + len(finished.kept),
-                points_to_evaluate=[one.params for one in known] or None,
-                evaluated_rewards=[one.metrics[section.metric] for one in known] or None,
+                points_to_evaluate=[one.params for one in earlier] or None,
+                evaluated_rewards=[one.metrics[section.metric] for one in earlier] or None,
             ),
             scheduler=ASHAScheduler(
                 time_attr="rounds",

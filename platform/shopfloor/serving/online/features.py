@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema, to_json
 
-from shopfloor.data.materialization import shown
+from shopfloor.data.materialization import without_password
 from shopfloor.errors import first_line
 from shopfloor.serving.contract import OnlineConfig
 from shopfloor.serving.errors import BadRequest
@@ -203,7 +203,9 @@ class OnlineFeatures:
             return None, "late"
         except Exception as error:
             logger.warning("the online store cannot be read", exc_info=error)
-            self._failed(f"The online store {shown(self.config.online_store)} cannot be read: {first_line(error)}.")
+            self._failed(
+                f"The online store {without_password(self.config.online_store)} cannot be read: {first_line(error)}."
+            )
             return None, "down"
 
     def _failed(self, problem: str) -> None:

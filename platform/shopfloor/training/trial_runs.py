@@ -21,7 +21,7 @@ _STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _AT_ONCE = 4
 
 
-def show(settings: Settings, search: Search) -> None:
+def record(settings: Settings, search: Search) -> None:
     """Record a search, where a run of MLflow stands for this step; a finished search is not lost where MLflow is away.
 
     Args:
@@ -35,25 +35,25 @@ def show(settings: Settings, search: Search) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        _show(settings, settings.step_run_id, search)
+        _record_search(settings, settings.step_run_id, search)
     except (ServiceError, MlflowException, requests.RequestException) as error:
         logger.warning("the trials of this search are not all in MLflow: %s", first_line(error))
 
 
-def _show(settings: Settings, step_run_id: str, search: Search) -> None:
+def _record_search(settings: Settings, step_run_id: str, search: Search) -> None:
     client = connect(settings)
     experiment_id = client.get_run(step_run_id).info.experiment_id
     best = next(trial for trial in search.trials if trial.trial_id == search.best_trial_id)
     for run_id in filter(None, (step_run_id, settings.run_id)):
-        known = client.get_run(run_id).data.params
+        present = client.get_run(run_id).data.params
         client.log_batch(
-            run_id, params=_params({name: best.params[name] for name in best.params.keys() - known.keys()})
+            run_id, params=_params({name: best.params[name] for name in best.params.keys() - present.keys()})
         )
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda trial: _record(client, experiment_id, step_run_id, search, trial), search.trials))
+        list(pool.map(lambda trial: _record_trial(client, experiment_id, step_run_id, search, trial), search.trials))
 
 
-def _record(client: Any, experiment_id: str, step_run_id: str, search: Search, trial: Trial) -> None:
+def _record_trial(client: Any, experiment_id: str, step_run_id: str, search: Search, trial: Trial) -> None:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
