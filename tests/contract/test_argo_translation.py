@@ -12,9 +12,9 @@ import pytest
 import yaml
 from google.protobuf import json_format
 from kfp import dsl
+from shopfloor.engines.argo.source import UnsupportedFeature
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.errors import UsageError
-from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import load_settings
 
 from tests.pipelines import CASES

@@ -69,7 +69,7 @@ def run(tmp_path):
         settings = Settings(project_root=tmp_path, state_dir=tmp_path / "state", artifact_root=str(tmp_path / "store"))
         listener = Listener()
         engine = LocalRun(settings, tmp_path / "run", ResultStore(settings, lambda effect: True), listener)
-        run.succeeded = engine.execute(compile_pipeline(settings, str(file)).spec, arguments)
+        run.succeeded = engine.execute(compile_pipeline(settings, str(file)).pipeline, arguments)
         run.logs = listener.logs
         return listener.outputs
 

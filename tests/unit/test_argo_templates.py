@@ -9,10 +9,10 @@ import pytest
 from google.protobuf import json_format
 from kfp import dsl, kubernetes
 from shopfloor.engines.argo import launcher
+from shopfloor.engines.argo.source import UnsupportedFeature
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.argo.values import ROOT, from_input, selected
 from shopfloor.errors import UsageError
-from shopfloor.pipeline.ir import UnsupportedFeature
 from shopfloor.settings import ClusterSettings, Settings
 
 from tests.pipelines import CASES

@@ -10,6 +10,7 @@ from shopfloor.engines.argo.translation import translate
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import dispatch
 from shopfloor.flows.submit import Submission
+from shopfloor.pipeline import ir
 from shopfloor.pipeline.compilation import compile_pipeline, parse_parameters, refuse_artifacts, run_key
 from shopfloor.settings import load_settings
 
@@ -138,21 +139,48 @@ def group(items: List[Dict[str, str]] = [{"region": "a"}]):
 def test_a_loop_in_an_exit_handler_is_given_its_list_and_a_text_the_field_of_an_item(settings, tmp_path):
     (tmp_path / "group.py").write_text(GROUP)
 
-    ir = compile_pipeline(settings, str(tmp_path / "group.py")).ir
+    spec = compile_pipeline(settings, str(tmp_path / "group.py")).ir
 
-    assert ir["root"]["dag"]["tasks"]["exit-handler-1"]["inputs"]["parameters"] == {
+    assert spec["root"]["dag"]["tasks"]["exit-handler-1"]["inputs"]["parameters"] == {
         "pipelinechannel--items": {"componentInputParameter": "items"}
     }
-    say = ir["components"]["comp-for-loop-2"]["dag"]["tasks"]["say"]["inputs"]["parameters"]
+    say = spec["components"]["comp-for-loop-2"]["dag"]["tasks"]["say"]["inputs"]["parameters"]
     assert say["pipelinechannel--items-loop-item-subvar-region"] == {
         "componentInputParameter": "pipelinechannel--items-loop-item",
         "parameterExpressionSelector": 'parseJson(string_value)["region"]',
     }
-    assert translate(ir, {}, {}, settings)["kind"] == "Workflow"
+    assert translate(spec, {}, {}, settings)["kind"] == "Workflow"
 
     (tmp_path / "group.py").write_text(GROUP.replace('f"{item.region}!"', '"each"'))
-    ir = compile_pipeline(settings, str(tmp_path / "group.py")).ir
-    assert translate(ir, {}, {}, settings)["kind"] == "Workflow"
+    spec = compile_pipeline(settings, str(tmp_path / "group.py")).ir
+    assert translate(spec, {}, {}, settings)["kind"] == "Workflow"
+
+
+LOOPS = """
+from typing import Dict, List
+from kfp import dsl
+
+@dsl.component
+def say(text: str):
+    pass
+
+@dsl.pipeline(name="loops")
+def loops(items: List[Dict[str, str]] = [{"region": "a"}], word: str = "w"):
+    with dsl.ParallelFor(items) as item:
+        with dsl.If(word == "w"):
+            with dsl.ParallelFor([1, 2]) as number:
+                say(text=f"{item.region} {number} {word}")
+"""
+
+
+def test_a_text_in_a_loop_in_a_loop_is_given_the_items_of_both_also_where_kfp_hands_neither_on(settings, tmp_path):
+    (tmp_path / "loops.py").write_text(LOOPS)
+
+    compiled = compile_pipeline(settings, str(tmp_path / "loops.py"))
+
+    assert set(compiled.parameters) == {"items", "word"}
+    ir.checked(compiled.pipeline.spec)
+    assert translate(compiled.ir, {}, {}, settings)["kind"] == "Workflow"
 
 
 def test_a_pipeline_is_compiled_without_kfps_client_which_is_there_all_the_same():
@@ -201,12 +229,24 @@ def test_every_compiled_pipeline_of_the_kfp_project_is_read_with_its_platform_co
         (
             "none.yaml",
             "root: {dag: {tasks: {}}}\npipelineInfo: {name: a}\n",
-            "is not a whole pipeline: it has no tasks.",
+            "is broken: it has no tasks.",
         ),
         (
             "lost.yaml",
             "root: {dag: {tasks: {t: {componentRef: {name: comp-x}}}}}\npipelineInfo: {name: a}\n",
-            "it has no component 'comp-x'",
+            "task 't' has no component 'comp-x'",
+        ),
+        (
+            "itself.yaml",
+            "root: {dag: {tasks: {t: {componentRef: {name: x}}}}}\npipelineInfo: {name: a}\n"
+            "components: {x: {dag: {tasks: {t: {componentRef: {name: x}}}}}}\n",
+            "component 'x' contains itself",
+        ),
+        (
+            "path.yaml",
+            "root: {dag: {tasks: {../../t: {componentRef: {name: x}}}}}\npipelineInfo: {name: a}\n"
+            "components: {x: {executorLabel: x}}\ndeploymentSpec: {executors: {x: {container: {image: a}}}}\n",
+            "'../../t' is no name of a task",
         ),
         ("none.py", "x = 1\n", "defines 0 pipelines, not one."),
         ("syntax.py", "def (:\n", "cannot be loaded: SyntaxError"),

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from kfp import dsl
 from shopfloor.engines.argo.translation import translate
 from shopfloor.engines.local import LocalRun
+from shopfloor.pipeline import ir
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import ClusterSettings, Settings
 
@@ -110,7 +111,7 @@ def test_what_this_machine_has_computed_is_a_hit_on_the_cluster(settings, tmp_pa
     listener = Silent()
     store = ResultStore(settings, effect_holds=lambda effect: True)
     run = LocalRun(settings, tmp_path / "run", store, listener)
-    assert run.execute(counting.pipeline_spec, {"number": 3}) is True
+    assert run.execute(ir.unchecked(counting.pipeline_spec), {"number": 3}) is True
 
     done, ran = on_cluster(settings, tmp_path / "pod-1", 3)
 

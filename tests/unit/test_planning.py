@@ -53,7 +53,7 @@ def planned(settings, *given, **more):
 def run(settings, **arguments):
     compiled = compile_pipeline(settings, "pipelines/numbers.py")
     store = ResultStore(settings, lambda effect: True)
-    assert LocalRun(settings, settings.state_dir / "run", store, Quiet()).execute(compiled.spec, arguments)
+    assert LocalRun(settings, settings.state_dir / "run", store, Quiet()).execute(compiled.pipeline, arguments)
 
 
 def test_before_the_first_run_everything_runs_or_waits(settings):

@@ -5,7 +5,8 @@ import threading
 import pytest
 from kfp import dsl
 from shopfloor.engines.walk import TaskFailed, Walk
-from shopfloor.pipeline.ir import mend
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.sdk import mend
 
 
 @dsl.component
@@ -57,7 +58,7 @@ class Executed:
 def walk(pipeline, executed, arguments=None, parallel=2):
     mend(pipeline.pipeline_spec)
     constants = {"{{$.pipeline_job_name}}": "the-run"}
-    walked = Walk(pipeline.pipeline_spec, executed, executed.stop, constants, parallel)
+    walked = Walk(ir.checked(pipeline.pipeline_spec), executed, executed.stop, constants, parallel)
     return walked.run(arguments or {}), walked.failures
 
 

@@ -25,7 +25,7 @@ from shopfloor.engines.guard import Guard
 from shopfloor.engines.processes import StepProcesses
 from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
 from shopfloor.errors import FAILURE_FILE, Failure, UsageError
-from shopfloor.pipeline import conditions
+from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.keys import StepKey, component_key, plain
 from shopfloor.pipeline.results import Outputs, ResultStore
 from shopfloor.settings import Settings
@@ -78,11 +78,11 @@ class LocalRun:
         self.failures: list[str] = []
         """Why tasks failed, each with the task's name; the run's listener has heard of those that began."""
 
-    def execute(self, pipeline_spec: Any, arguments: dict[str, Any]) -> bool:
+    def execute(self, pipeline: ir.Pipeline, arguments: dict[str, Any]) -> bool:
         """Run the pipeline to its end.
 
         Args:
-            pipeline_spec: KFP's `PipelineSpec` message.
+            pipeline: The compiled pipeline.
             arguments: Values of the pipeline's parameters.
 
         Returns:
@@ -94,20 +94,19 @@ class LocalRun:
             ShopfloorError: The listener gave the run up (a service died).
             KeyboardInterrupt: Somebody stopped the run; its processes are gone.
         """
-        check(pipeline_spec)
-        self._spec = pipeline_spec
-        self._executors = _executors(pipeline_spec)
+        check(pipeline)
+        self._pipeline = pipeline
         workspace = self._run_dir / "workspace"
         constants = {
-            "{{$.pipeline_job_name}}": f"{pipeline_spec.pipeline_info.name}-{self._run_dir.name}",
-            "{{$.pipeline_job_resource_name}}": f"{pipeline_spec.pipeline_info.name}-{self._run_dir.name}",
+            "{{$.pipeline_job_name}}": f"{pipeline.name}-{self._run_dir.name}",
+            "{{$.pipeline_job_resource_name}}": f"{pipeline.name}-{self._run_dir.name}",
             "{{$.pipeline_job_uuid}}": self._run_dir.name,
             "{{$.pipeline_root}}": str(self._run_dir / "steps"),
             "{{$.workspace_path}}": str(workspace),
         }
         workspace.mkdir(parents=True, exist_ok=True)
         try:
-            walk = Walk(pipeline_spec, self._run_step, self.stop, constants, PARALLEL)
+            walk = Walk(pipeline, self._run_step, self.stop, constants, PARALLEL)
             self.failures = walk.failures
             with self._guard:
                 return walk.run(arguments)
@@ -122,18 +121,18 @@ class LocalRun:
         """Run one execution, or take its result from the store; the listener hears of both."""
         started = time.monotonic()
         log = self._run_dir / "logs" / f"{step.name}.log"
-        component = self._spec.components[step.component]
-        executor = self._executors[component.executor_label]
+        component = self._pipeline.component(step.spec)
+        executor = self._pipeline.executor(component)
         try:
             if executor.WhichOneof("spec") == "importer":
                 outputs: Outputs = {"artifact": _imported(executor.importer, step.arguments)}
             else:
-                key = self._key(step, component, executor.container)
+                key = self._key(step, component, executor)
                 known = self._known(step, key)
                 if known is not None:
                     self._listener.step_finished(step.name, "cached", time.monotonic() - started, known, None, None)
                     return known
-                outputs = self._try(step, component, executor.container, log)
+                outputs = self._try(step, component, executor, log)
                 if step.spec.caching_options.enable_cache:
                     self._results.put(key.key, key.parts, outputs)
                     self._results.used(step.task, key.key, key.parts)
@@ -145,15 +144,15 @@ class LocalRun:
         self._listener.step_finished(step.name, "succeeded", time.monotonic() - started, outputs, log, None)
         return outputs
 
-    def _key(self, step: Execution, component: Any, container: Any) -> StepKey:
+    def _key(self, step: Execution, component: ir.Message, executor: ir.Message) -> StepKey:
         artifacts = {
             name: value if isinstance(value, list) else [value]
             for name, value in step.arguments.items()
             if name in component.input_definitions.artifacts
         }
         parameters = {name: value for name, value in step.arguments.items() if name not in artifacts}
-        command = [*container.command, *container.args]
-        return component_key(self._settings, command, parameters, artifacts, _environment(container))
+        environment = ir.environment_of(executor)
+        return component_key(self._settings, ir.command_of(executor), parameters, artifacts, environment)
 
     def _known(self, step: Execution, key: StepKey) -> Outputs | None:
         """Return what the store holds for a step that takes it."""
@@ -164,15 +163,15 @@ class LocalRun:
             self._results.used(step.task, key.key, key.parts)
         return outputs
 
-    def _try(self, step: Execution, component: Any, container: Any, log: Path) -> Outputs:
+    def _try(self, step: Execution, component: ir.Message, executor: ir.Message, log: Path) -> Outputs:
         """Run a step's process, again as often as the pipeline says."""
         policy = step.spec.retry_policy
         delay_s = policy.backoff_duration.seconds
         for attempt in range(policy.max_retry_count + 1):
             place = self._run_dir / "steps" / step.name / str(attempt)
             message = _executor_input(component, step.arguments, place)
-            variables = {**_environment(container), FAILURE_FILE: str(place / FAILURE)}
-            code = self._run_process(step.name, _command(container, message, component), variables, log)
+            variables = {**ir.environment_of(executor), FAILURE_FILE: str(place / FAILURE)}
+            code = self._run_process(step.name, _command(executor, message, component), variables, log)
             if code == 0:
                 _leave_out_what_is_no_number(Path(message.outputs.output_file), log)
                 return _outputs(component, message)
@@ -215,58 +214,39 @@ class LocalRun:
             shutil.rmtree(packages, ignore_errors=True)
 
 
-def check(pipeline_spec: Any) -> None:
-    """Refuse a pipeline with a condition that nobody can read, before anything runs.
+def check(pipeline: ir.Pipeline) -> None:
+    """Refuse, before anything runs, a condition that nobody can read, and a container, which this machine does not run.
 
     Args:
-        pipeline_spec: KFP's `PipelineSpec` message.
+        pipeline: The compiled pipeline.
 
     Raises:
-        UsageError: A condition is not of the part of CEL that KFP writes.
+        UsageError: It says which of both.
     """
-    for component in (pipeline_spec.root, *pipeline_spec.components.values()):
-        for name, task in component.dag.tasks.items():
-            if task.trigger_policy.condition:
-                try:
-                    conditions.parse(task.trigger_policy.condition)
-                except conditions.ConditionError as error:
-                    raise UsageError(
-                        f"Nobody can read the {error} of task {name!r}.",
-                        "KFP's compiler escapes nothing in a condition: compare with a text without ' and \\.",
-                    ) from error
+    from kfp.local import config, subprocess_task_handler
 
-
-def _executors(pipeline_spec: Any) -> dict[str, Any]:
-    """Return the executors by name.
-
-    Raises:
-        UsageError: One is a container, which this machine does not run.
-    """
-    from kfp.local import config, subprocess_task_handler, utils
-
-    executors = {
-        name: utils.struct_to_executor_spec(executor)
-        for name, executor in pipeline_spec.deployment_spec["executors"].items()
-    }
-    for name, executor in executors.items():
-        command = [*executor.container.command, *executor.container.args]
+    for name, task in pipeline.tasks():
+        if task.trigger_policy.condition:
+            try:
+                conditions.parse(task.trigger_policy.condition)
+            except conditions.ConditionError as error:
+                raise UsageError(
+                    f"Nobody can read the {error} of task {name!r}.",
+                    "KFP's compiler escapes nothing in a condition: compare with a text without ' and \\.",
+                ) from error
+    for name, executor in pipeline.executors.items():
         try:
-            if executor.WhichOneof("spec") == "container":
+            if executor.HasField("container"):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of images that mean nothing on this machine
                     subprocess_task_handler.SubprocessTaskHandler(
-                        executor.container.image, command, "", config.SubprocessRunner(use_venv=False)
+                        executor.container.image, ir.command_of(executor), "", config.SubprocessRunner(use_venv=False)
                     )
         except RuntimeError as error:
             raise UsageError(
                 f"Component {name.removeprefix('exec-')!r} is a container, which the local engine does not run.",
                 "Submit it with --engine argo or kfp, or make it a Python component.",
             ) from error
-    return executors
-
-
-def _environment(container: Any) -> dict[str, str]:
-    return {variable.name: variable.value for variable in container.env}
 
 
 def _executor_input(component: Any, arguments: Mapping[str, Any], place: Path) -> Any:
@@ -294,7 +274,7 @@ def _executor_input(component: Any, arguments: Mapping[str, Any], place: Path) -
     return message
 
 
-def _command(container: Any, message: Any, component: Any) -> list[str]:
+def _command(executor: ir.Message, message: Any, component: ir.Message) -> list[str]:
     """Return the command of a Python component with its input filled in."""
     from kfp.local import executor_input_utils, subprocess_task_handler
 
@@ -302,8 +282,7 @@ def _command(container: Any, message: Any, component: Any) -> list[str]:
     values = content.get("inputs", {}).get("parameterValues", {})
     for name, value in values.items():
         values[name] = plain(value) if isinstance(value, list | dict) else value
-    command = telling([*container.command, *container.args])
-    command = subprocess_task_handler.replace_python_executable(command, sys.executable)
+    command = subprocess_task_handler.replace_python_executable(telling(ir.command_of(executor)), sys.executable)
     return [json.dumps(content) if part == "{{$}}" else part for part in command]
 
 

@@ -11,14 +11,13 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shopfloor.errors import Failure, UsageError
-from shopfloor.pipeline import conditions
-from shopfloor.pipeline.keys import plain
+from shopfloor.pipeline import conditions, ir
 
 Values = dict[str, Any]
 TaskState = Literal["SUCCEEDED", "FAILED", "SKIPPED"]
@@ -44,8 +43,7 @@ class Execution:
     """Unlike that of any other execution of the run, e.g. `train`, `train.0` in a loop, `inner.train`."""
     task: str
     """As the pipeline has it."""
-    component: str
-    spec: Any
+    spec: ir.Message
     """KFP's `PipelineTaskSpec`."""
     arguments: Values
     """Parameters as plain values, artifacts as the executions before gave them."""
@@ -60,12 +58,6 @@ class _Scope:
     parent: _Scope | None = None
     outputs: dict[str, Values] = field(default_factory=dict)
     states: dict[str, TaskState] = field(default_factory=dict)
-
-    def argument(self, name: str) -> Any:
-        """Return an argument, of a group around this one where the compiler forgot to hand it on; else a KeyError."""
-        if name in self.arguments or self.parent is None:
-            return self.arguments[name]
-        return self.parent.argument(name)
 
     def output(self, task: str, key: str) -> Any:
         """Return an output of a task here or in a group around this one, else a KeyError."""
@@ -82,7 +74,7 @@ class Walk:
 
     def __init__(
         self,
-        pipeline_spec: Any,
+        pipeline: ir.Pipeline,
         execute: Callable[[Execution], Values],
         stop: Callable[[], None],
         constants: Mapping[str, str],
@@ -91,13 +83,13 @@ class Walk:
         """Prepare a walk.
 
         Args:
-            pipeline_spec: KFP's `PipelineSpec` message.
+            pipeline: What to walk through.
             execute: Runs one task, in a thread, and returns its outputs or raises `TaskFailed`.
             stop: Ends what runs, so that `execute` comes back.
             constants: What stands for KFP's placeholders, e.g. `{{$.pipeline_job_name}}`.
             parallel: How many tasks run at once.
         """
-        self._spec = pipeline_spec
+        self._pipeline = pipeline
         self._execute = execute
         self._stop = stop
         self._constants = constants
@@ -106,7 +98,7 @@ class Walk:
         self._ended = threading.Event()
         self.failures: list[str] = []
         """Why tasks failed, each with the task's name."""
-        self._uses = Counter(_leaf_tasks(pipeline_spec, pipeline_spec.root))
+        self._uses = Counter(pipeline.leaves(pipeline.root)[0])
 
     def run(self, arguments: Values) -> bool:
         """Walk to the end; independent tasks go on where one fails.
@@ -118,7 +110,7 @@ class Walk:
             ShopfloorError: From `execute`; nothing more was begun.
             KeyboardInterrupt: Somebody stopped the walk; nothing runs any more.
         """
-        root = self._spec.root
+        root = self._pipeline.root
         with ThreadPoolExecutor(1, "walk") as pool:
             future = pool.submit(self._group, root, _Scope((), _with_defaults(root, arguments)))
             try:
@@ -153,25 +145,25 @@ class Walk:
         return "FAILED" if "FAILED" in scope.states.values() else "SUCCEEDED", _group_outputs(component, scope)
 
     def _task(self, name: str, task: Any, scope: _Scope) -> tuple[TaskState, Values]:
-        policy = task.trigger_policy
-        always = policy.strategy == policy.ALL_UPSTREAM_TASKS_COMPLETED
+        condition = task.trigger_policy.condition
+        always = ir.waits_for_all(task)
         if self._ended.is_set() or (not always and any(scope.states.get(n) == "FAILED" for n in task.dependent_tasks)):
             return "FAILED", {}
-        component = self._spec.components[task.component_ref.name]
+        component = self._pipeline.component(task)
         try:
             arguments = self._arguments(task, scope)
-            if policy.condition and not _holds(policy.condition, _with_defaults(component, arguments)):
+            if condition and not _holds(condition, _with_defaults(component, arguments)):
                 return "SKIPPED", {}
-            if task.WhichOneof("iterator"):
+            if ir.iterator(task) is not None:
                 return self._loop(name, task, component, arguments, scope)
-            if component.WhichOneof("implementation") == "dag":
+            if ir.is_dag(component):
                 return self._group(component, _Scope((*scope.path, name), _with_defaults(component, arguments), scope))
             declared = {*component.input_definitions.parameters, *component.input_definitions.artifacts}
             own = {n: value for n, value in _with_defaults(component, arguments).items() if n in declared}
             with self._places:
                 if self._ended.is_set():
                     return "FAILED", {}
-                execution = Execution(self._name(name, scope), name, task.component_ref.name, task, own)
+                execution = Execution(self._name(name, scope), name, task, own)
                 return "SUCCEEDED", self._execute(execution)
         except TaskFailed as error:
             self.failures.append(f"{name}: {error}")
@@ -208,35 +200,22 @@ class Walk:
         """Return what a task is given; what no task gave is left out, so that a default counts."""
         values: Values = {}
         constants: list[str] = []
-        for name, source in task.inputs.parameters.items():
-            kind = source.WhichOneof("kind")
-            try:
-                if kind == "runtime_value":
-                    constants.append(name)
-                    values[name] = _plain(source.runtime_value.constant)
-                elif kind == "task_output_parameter":
-                    values[name] = scope.output(
-                        source.task_output_parameter.producer_task, source.task_output_parameter.output_parameter_key
-                    )
-                elif kind == "component_input_parameter":
-                    values[name] = scope.argument(source.component_input_parameter)
-                else:
-                    values[name] = self._final_status(source.task_final_status.producer_task, scope)
-            except KeyError:
-                continue
-            selected = _FIELD.fullmatch(source.parameter_expression_selector)
-            if selected:
-                values[name] = _field(values[name], selected[1])
-        for name, source in task.inputs.artifacts.items():
-            try:
-                if source.WhichOneof("kind") == "task_output_artifact":
-                    values[name] = scope.output(
-                        source.task_output_artifact.producer_task, source.task_output_artifact.output_artifact_key
-                    )
-                else:
-                    values[name] = scope.argument(source.component_input_artifact)
-            except KeyError:
-                continue
+        for kind in ir.KINDS:
+            for name, origin in ir.inputs(task, kind).items():
+                try:
+                    if origin.kind == "constant":
+                        constants.append(name)
+                        values[name] = origin.value
+                    elif origin.kind == "output":
+                        values[name] = scope.output(origin.task, origin.name)
+                    elif origin.kind == "input":
+                        values[name] = scope.arguments[origin.name]
+                    else:
+                        values[name] = self._final_status(origin.task, scope)
+                except KeyError:
+                    continue
+                if selected := _FIELD.fullmatch(origin.selector):
+                    values[name] = _field(values[name], selected[1])
         # Only what the pipeline itself says is filled in: what a task gave is no template.
         texts = {**self._constants, "{{$.pipeline_task_name}}": task.task_info.name}
         return values | {name: filled(values[name], values, texts) for name in constants}
@@ -245,7 +224,7 @@ class Walk:
         state = scope.states.get(task, "SUCCEEDED")
         return {
             "state": state,
-            "pipeline_job_resource_name": self._spec.pipeline_info.name,
+            "pipeline_job_resource_name": self._pipeline.name,
             "pipeline_task_name": task,
             "error": {"code": 1, "message": "; ".join(self.failures)} if state == "FAILED" else {},
         }
@@ -253,19 +232,7 @@ class Walk:
 
 def _with_defaults(component: Any, arguments: Values) -> Values:
     """Return arguments with the defaults of the parameters that have no value."""
-    defaults = {
-        name: _plain(definition.default_value)
-        for name, definition in component.input_definitions.parameters.items()
-        if name not in arguments and definition.HasField("default_value")
-    }
-    return defaults | arguments
-
-
-def _plain(value: Any) -> Any:
-    """Return a protobuf `Value` as Python has it, whole numbers as such."""
-    from google.protobuf import json_format
-
-    return None if value.WhichOneof("kind") is None else plain(json_format.MessageToDict(value))
+    return {name: value for name, value in ir.defaults(component).items() if name not in arguments} | arguments
 
 
 def _holds(text: str, values: Mapping[str, Any]) -> bool:
@@ -323,26 +290,9 @@ def _items(task: Any, arguments: Values) -> tuple[list[Any], str]:
 def _group_outputs(component: Any, scope: _Scope) -> Values:
     """Return what a group gives: of the alternatives of a `OneOf` the one that ran."""
     outputs: Values = {}
-    declared = component.dag.outputs
-    for name, source in declared.parameters.items():
-        one = source.WhichOneof("kind") == "value_from_parameter"
-        selectors = [source.value_from_parameter] if one else source.value_from_oneof.parameter_selectors
-        for selector in selectors:
-            given = scope.outputs.get(selector.producer_subtask, {})
-            if selector.output_parameter_key in given:
-                outputs[name] = given[selector.output_parameter_key]
-    for name, source in declared.artifacts.items():
-        for selector in source.artifact_selectors:
-            given = scope.outputs.get(selector.producer_subtask, {})
-            if selector.output_artifact_key in given:
-                outputs[name] = given[selector.output_artifact_key]
+    for kind in ir.KINDS:
+        for name in getattr(component.dag.outputs, kind):
+            for task, key in ir.selectors(component, kind, name):
+                if key in scope.outputs.get(task, {}):
+                    outputs[name] = scope.outputs[task][key]
     return outputs
-
-
-def _leaf_tasks(spec: Any, component: Any) -> Iterator[str]:
-    for name, task in component.dag.tasks.items():
-        inner = spec.components[task.component_ref.name]
-        if inner.WhichOneof("implementation") == "dag":
-            yield from _leaf_tasks(spec, inner)
-        else:
-            yield name

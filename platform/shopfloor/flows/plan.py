@@ -99,7 +99,7 @@ def plan(
             notes.append(f"The champion is unknown: {error.message}")
             known["champion"] = _Unknown("")
     walk = _Walk(settings, compiled, forced)
-    root = compiled.ir["root"]
+    root = compiled.pipeline.root
     walk.dag(root, _with_defaults(root, known))
     if walk.silence and not notes:
         notes.append(f"What MLflow and Ray hold is unknown: {walk.silence}")
@@ -117,11 +117,11 @@ class _Walk:
         self.silence = ""
         """Why a service could not be asked."""
         self._settings = settings
-        self._ir = compiled.ir
+        self._pipeline = compiled.pipeline
         self._forced = forced
         self._store = ResultStore(settings, self._holds)
 
-    def dag(self, component: ir.Json, given: Mapping[str, Any]) -> dict[str, Any]:
+    def dag(self, component: ir.Message, given: Mapping[str, Any]) -> dict[str, Any]:
         """Plan the tasks of a DAG and return its outputs."""
         made: dict[str, dict[str, Any] | None] = {}
         for name, task in ir.in_order(component):
@@ -129,12 +129,12 @@ class _Walk:
         return _dag_outputs(component, made)
 
     def _task(
-        self, name: str, task: ir.Json, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]
+        self, name: str, task: ir.Message, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]
     ) -> dict[str, Any] | None:
         """Plan a task and return its outputs as far as they are known, `None` where it is skipped."""
-        component = self._ir["components"][task["componentRef"]["name"]]
+        component = self._pipeline.component(task)
         inputs = _with_defaults(component, _inputs(task, given, made))
-        if (condition := task.get("triggerPolicy", {}).get("condition")) is not None:
+        if condition := task.trigger_policy.condition:
             holds = _holds(condition, inputs)
             if holds is False:
                 self._mark(component, name, "skip", "Its condition is not met.")
@@ -143,24 +143,20 @@ class _Walk:
                 waits = next((value.step for value in inputs.values() if isinstance(value, _Unknown)), "")
                 self._mark(component, name, "unknown", f"Whether it runs depends on what {waits or 'comes'} gives.")
                 return {}
-        if "parameterIterator" in task or "artifactIterator" in task:
+        if ir.iterator(task) is not None:
             self._mark(component, name, "unknown", "A loop: each of its items is looked up when the run comes to it.")
             return {}
-        if "dag" in component:
+        if ir.is_dag(component):
             return self.dag(component, inputs)
-        reusable = bool(task.get("cachingOptions", {}).get("enableCache"))
-        return self._leaf(name, component, inputs, reusable)
+        return self._leaf(name, component, inputs, task.caching_options.enable_cache)
 
-    def _leaf(self, name: str, component: ir.Json, inputs: Mapping[str, Any], reusable: bool) -> dict[str, Any]:
-        executor = self._ir["deploymentSpec"]["executors"][component["executorLabel"]]
-        container = executor.get("container")
-        outputs = {
-            output: _Unknown(name) for kind in ("parameters", "artifacts") for output in ir.outputs(component, kind)
-        }
-        if container is None:
+    def _leaf(self, name: str, component: ir.Message, inputs: Mapping[str, Any], reusable: bool) -> dict[str, Any]:
+        executor = self._pipeline.executor(component)
+        outputs = {output: _Unknown(name) for kind in ir.KINDS for output in ir.outputs(component, kind)}
+        if not executor.HasField("container"):
             self.steps.append(StepPlan(step=name, action="run", why="It is no container.", changes=[]))
             return outputs
-        key = self._key(component, container, inputs)
+        key = self._key(component, executor, inputs)
         last = self._store.last_parts(name, key.parts)
         unknown = {part: value for part, value in inputs.items() if isinstance(value, _Unknown)}
         changes = _changes(last, key.parts, {f"input {part}" for part in unknown} | {f"parameter {p}" for p in unknown})
@@ -194,7 +190,7 @@ class _Walk:
         self.steps.append(StepPlan(step=name, action="run", why=why, changes=changes))
         return outputs
 
-    def _key(self, component: ir.Json, container: Mapping[str, Any], inputs: Mapping[str, Any]) -> StepKey:
+    def _key(self, component: ir.Message, executor: ir.Message, inputs: Mapping[str, Any]) -> StepKey:
         declared = ir.artifacts(component)
         artifacts: dict[str, list[Any]] = {}
         parameters: dict[str, Any] = {}
@@ -205,17 +201,16 @@ class _Walk:
                 artifacts[name] = value if isinstance(value, list) else [value]
             else:
                 parameters[name] = value
-        command = [*container.get("command", []), *container.get("args", [])]
-        environment = {item["name"]: item.get("value", "") for item in container.get("env", [])}
+        command, environment = ir.command_of(executor), ir.environment_of(executor)
         return component_key(self._settings, command, parameters, artifacts, environment)
 
-    def _mark(self, component: ir.Json, name: str, action: Action, why: str) -> None:
+    def _mark(self, component: ir.Message, name: str, action: Action, why: str) -> None:
         """Give every leaf under a task the same plan."""
-        if "dag" not in component:
+        if not ir.is_dag(component):
             self.steps.append(StepPlan(step=name, action=action, why=why, changes=[]))
             return
         for inner, task in ir.in_order(component):
-            self._mark(self._ir["components"][task["componentRef"]["name"]], inner, action, why)
+            self._mark(self._pipeline.component(task), inner, action, why)
 
     def _holds(self, effect: dict[str, str]) -> bool:
         """Tell whether what a step once did to the world is still so."""
@@ -265,38 +260,29 @@ def _ask(settings: Settings, path: str, expects: str, **parameters: str) -> dict
     return answer
 
 
-def _with_defaults(component: ir.Json, given: Mapping[str, Any]) -> dict[str, Any]:
-    declared = ir.parameters(component)
-    defaults = {name: one["defaultValue"] for name, one in declared.items() if "defaultValue" in one}
-    return {**defaults, **{name: value for name, value in given.items() if value is not None}}
+def _with_defaults(component: ir.Message, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {**ir.defaults(component), **{name: value for name, value in given.items() if value is not None}}
 
 
-def _inputs(task: ir.Json, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _inputs(task: ir.Message, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """Return the values of a task's inputs, `_Unknown` for those that a step will make."""
     values: dict[str, Any] = {}
-    for kind, output, outer in (
-        ("parameters", "taskOutputParameter", "componentInputParameter"),
-        ("artifacts", "taskOutputArtifact", "componentInputArtifact"),
-    ):
-        for name, source in ir.inputs(task, kind).items():
-            if output in source:
-                producer = source[output]["producerTask"]
-                wanted = source[output].get("outputParameterKey") or source[output].get("outputArtifactKey")
-                values[name] = (made.get(producer) or {}).get(wanted, _Unknown(producer))
-            elif outer in source:
-                values[name] = given.get(source[outer])
-            elif "runtimeValue" in source:
-                values[name] = source["runtimeValue"].get("constant")
+    for kind in ir.KINDS:
+        for name, origin in ir.inputs(task, kind).items():
+            if origin.kind == "output":
+                values[name] = (made.get(origin.task) or {}).get(origin.name, _Unknown(origin.task))
+            elif origin.kind == "input":
+                values[name] = given.get(origin.name)
             else:
-                values[name] = _Unknown("")
+                values[name] = origin.value if origin.kind == "constant" else _Unknown("")
     return values
 
 
-def _dag_outputs(component: ir.Json, made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _dag_outputs(component: ir.Message, made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """Return the outputs of a DAG, each from the first of its possible sources that is not skipped."""
     outputs: dict[str, Any] = {}
-    for kind in ("parameters", "artifacts"):
-        for name in component["dag"].get("outputs", {}).get(kind, {}):
+    for kind in ir.KINDS:
+        for name in getattr(component.dag.outputs, kind):
             for producer, key in ir.selectors(component, kind, name):
                 given = made.get(producer)
                 if given is not None:

@@ -160,7 +160,7 @@ def submit(
     try:
         # The result store asks MLflow for what steps have done: it can die between two steps too.
         with _stoppable(), tracking.answering(settings):
-            succeeded = local_run.execute(compiled.spec, arguments)
+            succeeded = local_run.execute(compiled.pipeline, arguments)
     except KeyboardInterrupt:
         with contextlib.suppress(ShopfloorError):
             run.finish("killed", "Stopped by the user; submit again to go on.")

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.pipeline.ir import artifacts, in_order, mend, parameters, producers
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import Json, Pipeline, one_line
 from shopfloor.pipeline.keys import step_key
+from shopfloor.pipeline.sdk import import_kfp, mend
 from shopfloor.settings import Settings
 
 _TYPES = {
@@ -40,10 +41,8 @@ class Compiled:
     """A compiled pipeline."""
 
     name: str
-    spec: Any
-    """KFP's `PipelineSpec` message."""
-    ir: dict[str, Any]
-    """The same as JSON."""
+    pipeline: Pipeline
+    """What KFP's compiler made of it."""
     steps: list[str]
     """Names of the leaf tasks, in an order that respects their dependencies."""
     edges: list[tuple[str, str]]
@@ -54,9 +53,14 @@ class Compiled:
     """Where it stands, absolute."""
 
     @property
+    def ir(self) -> Json:
+        """The pipeline as JSON."""
+        return self.pipeline.as_json()
+
+    @property
     def parameters(self) -> dict[str, Any]:
-        """The definitions of the pipeline's parameters by name."""
-        return parameters(self.ir["root"])
+        """The definitions of the pipeline's parameters by name: KFP's `ParameterSpec`s."""
+        return ir.parameters(self.pipeline.root)
 
     def from_step_on(self, step: str | None) -> frozenset[str]:
         """Return a step and all that follows it; nothing for no step.
@@ -76,16 +80,14 @@ class Compiled:
             queue += after
         return frozenset(found)
 
-    def without_cache(self, steps: frozenset[str]) -> dict[str, Any]:
-        """Return the IR in which these steps take no stored result."""
-        if not steps:
-            return self.ir
-        ir: dict[str, Any] = json.loads(json.dumps(self.ir))
-        for dag in (ir["root"], *ir["components"].values()):
-            for name, task in dag.get("dag", {}).get("tasks", {}).items():
-                if name in steps:
-                    task["cachingOptions"] = {}
-        return ir
+    def without_cache(self, steps: frozenset[str]) -> Json:
+        """Return the IR, as JSON, in which these steps take no stored result."""
+        spec = type(self.pipeline.spec)()
+        spec.CopyFrom(self.pipeline.spec)
+        for name, task in Pipeline(spec, {}).tasks():
+            if name in steps:
+                ir.forbid_cache(task)
+        return Pipeline(spec, self.pipeline.executors).as_json()
 
 
 def compile_pipeline(settings: Settings, file: str, function: str | None = None) -> Compiled:
@@ -106,7 +108,7 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
             f"pipelines/{p.name}" for p in sorted((settings.project_root / "pipelines").glob("[a-z]*.py"))
         )
         raise NotFoundError(f"There is no pipeline file {file}.", f"Known pipelines: {known}.")
-    _import_kfp()
+    import_kfp()
     if path.suffix == ".py":
         spec, platforms = _from_python(settings, path, file, function)
     elif path.suffix in {".yaml", ".yml", ".json"}:
@@ -117,18 +119,16 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
         raise UsageError(
             f"{file} is neither Python nor YAML.", "Name a file such as pipelines/training.py, or a compiled pipeline."
         )
-    from google.protobuf import json_format
-
     mend(spec)
-    ir = json_format.MessageToDict(spec)
-    steps, edges = steps_and_edges(ir)
+    # What stands in a file may have been changed since KFP's compiler wrote it.
+    pipeline = ir.unchecked(spec) if path.suffix == ".py" else ir.checked(spec)
+    steps, edges = pipeline.leaves(pipeline.root)
     return Compiled(
-        name=spec.pipeline_info.name,
-        spec=spec,
-        ir=ir,
+        name=pipeline.name,
+        pipeline=pipeline,
         steps=steps,
         edges=edges,
-        platforms=json_format.MessageToDict(platforms),
+        platforms=ir.as_json(platforms),
         file=path.resolve(),
     )
 
@@ -139,7 +139,7 @@ def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: An unknown parameter, a value of the wrong type, a missing or doubled one.
     """
-    declared, inputs = compiled.parameters, artifacts(compiled.ir["root"])
+    declared, inputs = compiled.parameters, ir.artifacts(compiled.pipeline.root)
     values: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -152,7 +152,7 @@ def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
             known = ", ".join(sorted([*declared, *inputs]))
             remedy = f"It has {known}." if known else "It has no parameters."
             raise UsageError(f"Pipeline {compiled.name!r} has no parameter {name!r}.", remedy)
-        values[name] = _convert(name, value, declared[name]["parameterType"])
+        values[name] = _convert(name, value, ir.type_of(declared[name]))
     return values
 
 
@@ -162,7 +162,7 @@ def refuse_artifacts(compiled: Compiled, arguments: dict[str, Any], engine: str)
     Raises:
         UsageError: One is given.
     """
-    given = artifacts(compiled.ir["root"]).keys() & arguments.keys()
+    given = ir.artifacts(compiled.pipeline.root).keys() & arguments.keys()
     if given and engine != "argo":
         raise UsageError(
             f"The {engine} engine takes no artifact for the pipeline's input {min(given)!r}.",
@@ -180,7 +180,7 @@ def require_parameters(compiled: Compiled, values: dict[str, Any]) -> None:
     missing = [
         name
         for name, definition in declared.items()
-        if name not in values and "defaultValue" not in definition and not definition.get("isOptional")
+        if name not in values and not definition.HasField("default_value") and not definition.is_optional
     ]
     if missing:
         hint = "Give it with --use-case." if missing == ["use_case"] else "Give them with -p key=value."
@@ -191,40 +191,19 @@ def run_key(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -
     """Return the hash of all that goes into a run: the DAG, every step's code, the parameters, the data version."""
     what = {name: value for name, value in arguments.items() if name not in RESOLVED_AT_SUBMIT}
     code: dict[str, str] = {}
-    for name, executor in sorted(compiled.ir["deploymentSpec"]["executors"].items()):
-        container = executor.get("container", {})
-        command = [*container.get("command", []), *container.get("args", [])]
+    for name, executor in sorted(compiled.pipeline.executors.items()):
+        command = ir.command_of(executor)
         source = next((part for part in command if "\nfrom kfp import dsl" in part), "")
         function = command[command.index("--function_to_execute") + 1] if "--function_to_execute" in command else name
         known = {"use_case": arguments["use_case"]} if "use_case" in arguments else {}
         # What is not a Python function is all in its executor: the image, the command, the importer's address.
-        code[name] = step_key(settings, source, function, known, {}).key if source else json.dumps(executor)
-    text = json.dumps({"arguments": what, "code": code, "dag": compiled.ir["root"]["dag"]}, sort_keys=True)
+        code[name] = (
+            step_key(settings, source, function, known, {}).key
+            if source
+            else json.dumps(ir.as_json(executor), sort_keys=True)
+        )
+    text = json.dumps({"arguments": what, "code": code, "dag": ir.as_json(compiled.pipeline.root.dag)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _import_kfp() -> None:
-    """Import KFP's SDK without its client, which comes when somebody asks for it.
-
-    PATCH kfp 2.17: `import kfp` brings in the client and with it every model of Kubernetes: 0.5 of its 0.7 s.
-    """
-    if "kfp" in sys.modules:
-        return
-    stand_in: Any = ModuleType("kfp.client")
-    stand_in.Client = None
-    sys.modules["kfp.client"] = stand_in
-    try:
-        import kfp
-    finally:
-        del sys.modules["kfp.client"]
-
-    def client(name: str) -> Any:
-        if name != "Client":
-            raise AttributeError(f"module 'kfp' has no attribute {name!r}")
-        return importlib.import_module("kfp.client").Client
-
-    del kfp.Client
-    kfp.__getattr__ = client
 
 
 def _from_python(settings: Settings, path: Path, file: str, function: str | None) -> tuple[Any, Any]:
@@ -253,7 +232,7 @@ def _is_step_of(inner: Any, outer: Any) -> bool:
     """Tell whether one pipeline is a step of another: KFP names the component of a step after it."""
     step = re.compile(re.escape(f"comp-{inner.pipeline_spec.pipeline_info.name}") + r"(-\d+)?")
     return inner is not outer and any(
-        step.fullmatch(name) and component.HasField("dag") for name, component in outer.pipeline_spec.components.items()
+        step.fullmatch(name) and ir.is_dag(component) for name, component in outer.pipeline_spec.components.items()
     )
 
 
@@ -268,7 +247,7 @@ def _from_ir(path: Path, file: str) -> tuple[Any, Any]:
         text = path.read_text(encoding="utf-8")
         documents = list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not YAML: {_one_line(error)}.", remedy) from error
+        raise UsageError(f"{file} is not YAML: {one_line(error)}.", remedy) from error
     pipeline, platforms = documents[0] if documents else None, documents[1] if len(documents) == 2 else {}
     if len(documents) > 2 or not isinstance(pipeline, dict) or not isinstance(platforms, dict):
         raise UsageError(f"{file} is not a compiled pipeline.", remedy)
@@ -279,21 +258,8 @@ def _from_ir(path: Path, file: str) -> tuple[Any, Any]:
         spec = json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
         platform = json_format.ParseDict(platforms, pipeline_spec_pb2.PlatformSpec())
     except json_format.ParseError as error:
-        raise UsageError(f"{file} is not a compiled pipeline: {_one_line(error)}", remedy) from error
-    unknown = [
-        task.component_ref.name
-        for component in [spec.root, *spec.components.values()]
-        for task in component.dag.tasks.values()
-        if task.component_ref.name not in spec.components
-    ]
-    if unknown or not spec.root.dag.tasks:
-        what = f"it has no component {unknown[0]!r}" if unknown else "it has no tasks"
-        raise UsageError(f"{file} is not a whole pipeline: {what}.", remedy)
+        raise UsageError(f"{file} is not a compiled pipeline: {one_line(error)}", remedy) from error
     return spec, platform
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _load(settings: Settings, path: Path) -> Any:
@@ -306,7 +272,7 @@ def _load(settings: Settings, path: Path) -> Any:
             specification.loader.exec_module(module)
     except Exception as error:
         raise UsageError(
-            f"{path} cannot be loaded: {type(error).__name__}: {_one_line(error)}", "Mend the file."
+            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)}", "Mend the file."
         ) from error
     return module
 
@@ -346,29 +312,3 @@ def _convert(name: str, text: str, kind: str) -> Any:
     except (ValueError, KeyError):
         raise UsageError(f"Parameter {name!r} must be {_TYPES[kind]}, not {text!r}.", f"Write -p {name}=...") from None
     return text
-
-
-def steps_and_edges(ir: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the leaf tasks of a pipeline's IR in an order that they can run in, and which of them waits for which."""
-    return _leaves(ir, ir["root"])
-
-
-def _leaves(ir: dict[str, Any], dag: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the leaf tasks under a DAG, nested ones opened, and the edges between them."""
-    steps: list[str] = []
-    edges: list[tuple[str, str]] = []
-    inside: dict[str, list[str]] = {}
-    for name, task in in_order(dag):
-        component = ir["components"][task["componentRef"]["name"]]
-        if "dag" in component:
-            inner_steps, inner_edges = _leaves(ir, component)
-            heads = [step for step in inner_steps if step not in {after for _, after in inner_edges}]
-            edges += inner_edges
-        else:
-            inner_steps = heads = [name]
-        inside[name] = inner_steps
-        steps += inner_steps
-        for before in sorted(producers(task)):
-            last = inside.get(before, [])[-1:]
-            edges += [(step, head) for step in last for head in heads]
-    return steps, edges

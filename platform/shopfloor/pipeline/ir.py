@@ -1,42 +1,28 @@
-"""KFP's intermediate representation as the translator reads it: checked once, so that the rest can rely on it."""
+"""The one reader of a compiled pipeline: KFP's intermediate representation, on KFP's own messages.
+
+Whoever asks what a pipeline is (which tasks, after which others, what each is given, what runs it) asks here, so that
+`plan`, every engine and the report mean the same. Checked once, so that the rest can rely on it. Messages know their
+fields, defaults and kinds of numbers; JSON of them is made only where it is sent or kept.
+"""
 
 from __future__ import annotations
 
 import graphlib
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shopfloor.errors import UsageError
+from shopfloor.pipeline.keys import plain
+from shopfloor.pipeline.sdk import import_kfp
 
 Json = dict[str, Any]
-ENVELOPE_SUFFIX = "-artifact"
-STEP_NAME = "task-name"
-"""Argo parameter that tells a template shared by many tasks which task it is."""
+Message = Any
+"""One of KFP's protobuf messages, e.g. a `ComponentSpec` or a `PipelineTaskSpec`."""
+KINDS: tuple[Literal["parameters"], Literal["artifacts"]] = ("parameters", "artifacts")
 _NAME = re.compile(r"[A-Za-z][-A-Za-z0-9]*")
 _INPUT = re.compile(r"[-A-Za-z0-9_]+")
-_CHANNEL, _ITEM, _FIELD = "pipelinechannel--", "-loop-item", "-subvar-"
-"""What KFP's compiler adds to the name of a parameter for a group, of a list for its items, of an item for a field."""
-ALWAYS = "ALL_UPSTREAM_TASKS_COMPLETED"
-
-
-class UnsupportedFeature(UsageError):
-    """A pipeline uses what this engine cannot translate.
-
-    Args:
-        task: Name of the task, or of the pipeline.
-        feature: What of it.
-    """
-
-    def __init__(self, task: str, feature: str) -> None:
-        super().__init__(
-            f"Task {task!r} uses {feature}: the argo engine does not translate that.",
-            "Change the task, or submit with --engine kfp.",
-        )
-        self.task = task
-        self.feature = feature
 
 
 def broken(what: str) -> UsageError:
@@ -45,272 +31,339 @@ def broken(what: str) -> UsageError:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A pipeline's IR, of which structure and references have been checked."""
+class Origin:
+    """Where the value of a task's input comes from."""
 
-    name: str
-    description: str
-    root: Json
-    components: dict[str, Json]
-    executors: dict[str, Json]
-    platform: dict[str, Json]
-    """Executor to its kfp-kubernetes settings."""
-    pipeline_config: Json
+    kind: Literal["constant", "input", "output", "status", "other"]
+    """A constant of the pipeline, an input of the DAG around the task, an output or the final status of another task,
+    or what KFP no longer writes."""
+    task: str = ""
+    """The other task."""
+    name: str = ""
+    """Name of the DAG's input, of the other task's output, or of the other kind."""
+    value: Any = None
+    """The constant; whole numbers are such."""
+    selector: str = ""
+    """KFP's expression that picks a part of the value; mostly empty."""
 
-    def component(self, task: Json) -> Json:
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline's IR."""
+
+    spec: Message
+    """KFP's `PipelineSpec`."""
+    executors: Mapping[str, Message]
+    """What runs a component, by label: KFP's `ExecutorSpec`s."""
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return str(self.spec.pipeline_info.name)
+
+    @property
+    def root(self) -> Message:
+        """The component of the whole pipeline."""
+        return self.spec.root
+
+    def component(self, task: Message) -> Message:
         """Return the component of a task."""
-        return self.components[task["componentRef"]["name"]]
+        return self.spec.components[task.component_ref.name]
 
-    def executor(self, component: Json) -> Json:
+    def executor(self, component: Message) -> Message:
         """Return the executor of a component that is no DAG."""
-        return self.executors[component["executorLabel"]]
+        return self.executors[component.executor_label]
+
+    def tasks(self) -> Iterator[tuple[str, Message]]:
+        """Yield all tasks, of every DAG."""
+        for component in (self.spec.root, *self.spec.components.values()):
+            yield from tasks(component).items()
+
+    def leaves(self, component: Message) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return the tasks under a DAG that are no DAGs, in an order in which they can run, and which waits for which.
+
+        Args:
+            component: The DAG's component.
+
+        Returns:
+            The names, and pairs of them: (before, after).
+        """
+        steps: list[str] = []
+        edges: list[tuple[str, str]] = []
+        last: dict[str, list[str]] = {}
+        for name, task in in_order(component):
+            inner = self.component(task)
+            inner_steps, inner_edges = self.leaves(inner) if is_dag(inner) else ([name], [])
+            heads = [step for step in inner_steps if step not in {after for _, after in inner_edges}]
+            last[name] = inner_steps[-1:]
+            steps += inner_steps
+            edges += inner_edges
+            edges += [(s, head) for before in sorted(producers(task)) for s in last.get(before, []) for head in heads]
+        return steps, edges
+
+    def as_json(self) -> Json:
+        """Return the IR as JSON, as KFP's own tools take it, with the executors as they are now."""
+        content: Json = as_json(self.spec)
+        executors = {label: as_json(executor) for label, executor in self.executors.items()}
+        return content | {"deploymentSpec": {**content.get("deploymentSpec", {}), "executors": executors}}
 
 
-def read(ir: Json, platforms: Json) -> Source:
-    """Check a pipeline's IR.
-
-    Args:
-        ir: `PipelineSpec` as JSON.
-        platforms: `{"platforms": {"kubernetes": ...}}`, or empty.
+def read(ir: Json) -> Message:
+    """Return KFP's `PipelineSpec` of a pipeline's IR.
 
     Raises:
-        UsageError: It is not IR, or refers to what it does not have.
-        UnsupportedFeature: It is meant for another platform.
+        UsageError: It is not IR.
     """
+    import_kfp()
     from google.protobuf import json_format
-    from kfp.pipeline_spec import pipeline_spec_pb2 as pb2
+    from kfp.pipeline_spec import pipeline_spec_pb2
 
     try:
-        spec = json_format.MessageToDict(json_format.ParseDict(ir, pb2.PipelineSpec()))
-        deployment = json_format.MessageToDict(
-            json_format.ParseDict(spec.get("deploymentSpec", {}), pb2.PipelineDeploymentConfig())
-        )
-        platform = json_format.MessageToDict(json_format.ParseDict(platforms or {}, pb2.PlatformSpec()))
+        return json_format.ParseDict(ir, pipeline_spec_pb2.PipelineSpec())
     except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
-        raise broken(" ".join(str(error).split())[:300]) from error
-    name = spec.get("pipelineInfo", {}).get("name", "")
-    if not name or not spec.get("root", {}).get("dag", {}).get("tasks"):
-        raise broken("it has no name" if not name else "it has no tasks")
-    others = platform.get("platforms", {}).keys() - {"kubernetes"}
-    if others:
-        raise UnsupportedFeature(name, f"settings of the platform {sorted(others)[0]!r}")
-    kubernetes = platform.get("platforms", {}).get("kubernetes", {})
-    settings = kubernetes.get("deploymentSpec", {}).get("executors", {})
-    source = Source(
-        name=name,
-        description=spec["pipelineInfo"].get("description", ""),
-        root=spec["root"],
-        components=spec.get("components", {}),
-        executors=deployment.get("executors", {}),
-        platform={label: _platform(label, item, spec) for label, item in sorted(settings.items())},
-        pipeline_config=kubernetes.get("pipelineConfig", {}),
-    )
-    _check(source, "root", source.root, ())
-    return source
+        raise broken(one_line(error)) from error
 
 
-def mend(spec: Any) -> None:
-    """Mend in a pipeline what KFP's compiler gets wrong, so that every engine is given what its author wrote.
-
-    PATCH kfp 2.17: where a loop goes over a list that stands outside the group around it (an exit handler), the group
-    is given the item instead of the list. A field of an item within a text becomes an input that nobody gives.
+def checked(spec: Message) -> Pipeline:
+    """Return a pipeline of which structure and references hold.
 
     Args:
-        spec: KFP's `PipelineSpec` message; it is changed.
+        spec: KFP's `PipelineSpec`.
+
+    Raises:
+        UsageError: It refers to what it does not have.
     """
-    components = {name: component for name, component in spec.components.items() if component.HasField("dag")}
-    for component in (spec.root, *components.values()):
-        for task in component.dag.tasks.values():
-            if (item := task.parameter_iterator.item_input) and task.component_ref.name in components:
-                _take_fields(task, components[task.component_ref.name], item)
-    waiting = [spec.root]
-    while waiting:
-        component = waiting.pop()
-        for task in component.dag.tasks.values():
-            if task.component_ref.name in components:
-                inner = components[task.component_ref.name]
-                _give_lists(component, task, inner)
-                waiting.append(inner)
+    if not spec.pipeline_info.name or not spec.root.dag.tasks:
+        raise broken("it has no name" if not spec.pipeline_info.name else "it has no tasks")
+    pipeline = unchecked(spec)
+    _check(pipeline, "root", pipeline.root, ())
+    return pipeline
 
 
-def _take_fields(task: Any, body: Any, item: str) -> None:
-    """Let the tasks of a loop's body take the fields of an item from the item."""
-    for name in [name for name in body.input_definitions.parameters if name.startswith(f"{item}{_FIELD}")]:
-        field = name.removeprefix(f"{item}{_FIELD}")
-        body.input_definitions.parameters[item].parameter_type = body.input_definitions.parameters[item].parameter_type
-        del body.input_definitions.parameters[name]
-        task.inputs.parameters.pop(name, None)
-        for user in body.dag.tasks.values():
-            for source in user.inputs.parameters.values():
-                if source.component_input_parameter == name:
-                    source.component_input_parameter = item
-                    source.parameter_expression_selector = f"parseJson(string_value)[{json.dumps(field)}]"
+def unchecked(spec: Message) -> Pipeline:
+    """Return a pipeline that KFP's compiler has just made, or that was checked before.
+
+    Args:
+        spec: KFP's `PipelineSpec`.
+
+    Raises:
+        UsageError: What it says of its executors is not IR.
+    """
+    from google.protobuf import json_format
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    try:
+        deployment = pipeline_spec_pb2.PipelineDeploymentConfig()
+        json_format.ParseDict(json_format.MessageToDict(spec.deployment_spec), deployment)
+    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
+        raise broken(one_line(error)) from error
+    return Pipeline(spec, deployment.executors)
 
 
-def _give_lists(component: Any, task: Any, group: Any) -> None:
-    """Give a group of tasks the list that a loop in it goes over, and take from it an item that nobody has."""
-    declared, inputs = component.input_definitions.parameters, group.input_definitions.parameters
-    for name, source in list(task.inputs.parameters.items()):
-        outer, is_item, _ = source.component_input_parameter.partition(_ITEM)
-        if is_item and source.component_input_parameter not in declared and outer in declared:
-            del task.inputs.parameters[name]
-            del inputs[name]
-    needed = {
-        task.inputs.parameters[task.parameter_iterator.items.input_parameter].component_input_parameter
-        for task in group.dag.tasks.values()
-        if task.parameter_iterator.items.input_parameter in task.inputs.parameters
-    }
-    for name in sorted(needed - inputs.keys() - {""}):
-        outer = name if name in declared else name.removeprefix(_CHANNEL)
-        if outer in declared:
-            task.inputs.parameters[name].component_input_parameter = outer
-            inputs[name].parameter_type = declared[outer].parameter_type
+def one_line(error: Exception) -> str:
+    """Return what an error says, on one line of no great length."""
+    return " ".join(str(error).split())[:300]
 
 
-def parameters(component: Json) -> dict[str, Json]:
+def as_json(message: Message) -> Any:
+    """Return a message as JSON."""
+    from google.protobuf import json_format
+
+    return json_format.MessageToDict(message)
+
+
+def value(message: Message) -> Any:
+    """Return a protobuf `Value` as Python has it: whole numbers are such, dicts in the order of their keys."""
+    return None if message.WhichOneof("kind") in {None, "null_value"} else _in_order(plain(as_json(message)))
+
+
+def _in_order(content: Any) -> Any:
+    """Return JSON with its dicts in the order of their keys: a message has another order in each process."""
+    if isinstance(content, list):
+        return [_in_order(item) for item in content]
+    return {key: _in_order(content[key]) for key in sorted(content)} if isinstance(content, dict) else content
+
+
+def is_dag(component: Message) -> bool:
+    """Tell whether a component is a DAG of tasks."""
+    return bool(component.WhichOneof("implementation") == "dag")
+
+
+def tasks(component: Message) -> dict[str, Message]:
+    """Return the tasks of a DAG, in the order of their names; a message has no order of its own."""
+    return dict(sorted(component.dag.tasks.items()))
+
+
+def parameters(component: Message) -> dict[str, Message]:
     """Return a component's input parameters, in the order of their names."""
-    return dict(sorted(component.get("inputDefinitions", {}).get("parameters", {}).items()))
+    return dict(sorted(component.input_definitions.parameters.items()))
 
 
-def artifacts(component: Json) -> dict[str, Json]:
+def artifacts(component: Message) -> dict[str, Message]:
     """Return a component's input artifacts, in the order of their names."""
-    return dict(sorted(component.get("inputDefinitions", {}).get("artifacts", {}).items()))
+    return dict(sorted(component.input_definitions.artifacts.items()))
 
 
-def outputs(component: Json, kind: str) -> dict[str, Json]:
+def outputs(component: Message, kind: str) -> dict[str, Message]:
     """Return a component's output `parameters` or `artifacts`, in the order of their names."""
-    return dict(sorted(component.get("outputDefinitions", {}).get(kind, {}).items()))
+    return dict(sorted(getattr(component.output_definitions, kind).items()))
 
 
-def tasks(component: Json) -> dict[str, Json]:
-    """Return the tasks of a DAG, in the order of their names."""
-    return dict(sorted(component["dag"].get("tasks", {}).items()))
+def type_of(parameter: Message) -> str:
+    """Return the name of a parameter's type, e.g. `NUMBER_INTEGER`; text where it says none."""
+    kinds = parameter.DESCRIPTOR.fields_by_name["parameter_type"].enum_type.values_by_number
+    return str(kinds[parameter.parameter_type].name) if parameter.parameter_type else "STRING"
 
 
-def in_order(component: Json) -> Iterator[tuple[str, Json]]:
-    """Yield the tasks of a DAG, each after those that it waits for, otherwise as they stand there."""
-    waiting: dict[str, Json] = dict(component["dag"].get("tasks", {}))
+def defaults(component: Message) -> dict[str, Any]:
+    """Return the defaults of a component's parameters that have one."""
+    return {
+        name: value(parameter.default_value)
+        for name, parameter in parameters(component).items()
+        if parameter.HasField("default_value")
+    }
+
+
+def inputs(task: Message, kind: str) -> dict[str, Origin]:
+    """Return what the inputs (`parameters` or `artifacts`) of a task are given, in the order of their names."""
+    return {name: origin(given) for name, given in sorted(getattr(task.inputs, kind).items())}
+
+
+def origin(given: Message) -> Origin:
+    """Return where a value comes from.
+
+    Args:
+        given: KFP's `InputParameterSpec` or `InputArtifactSpec`.
+    """
+    kind, selector = given.WhichOneof("kind"), getattr(given, "parameter_expression_selector", "")
+    if kind == "task_output_parameter":
+        output = given.task_output_parameter
+        return Origin("output", output.producer_task, output.output_parameter_key, selector=selector)
+    if kind == "task_output_artifact":
+        return Origin(
+            "output", given.task_output_artifact.producer_task, given.task_output_artifact.output_artifact_key
+        )
+    if kind in {"component_input_parameter", "component_input_artifact"}:
+        return Origin("input", name=getattr(given, kind), selector=selector)
+    if kind == "task_final_status":
+        return Origin("status", given.task_final_status.producer_task)
+    if kind == "runtime_value" and given.runtime_value.WhichOneof("value") == "constant":
+        return Origin("constant", value=value(given.runtime_value.constant), selector=selector)
+    return Origin("other", name=kind or "nothing")
+
+
+def iterator(task: Message) -> Message | None:
+    """Return how a task loops, `None` where it does not."""
+    kind = task.WhichOneof("iterator")
+    return getattr(task, kind) if kind else None
+
+
+def waits_for_all(task: Message) -> bool:
+    """Tell whether a task runs once those before it have ended, however they did."""
+    return bool(task.trigger_policy.strategy == task.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED)
+
+
+def forbid_cache(task: Message) -> None:
+    """Let a task take no stored result."""
+    task.caching_options.Clear()
+    task.caching_options.SetInParent()
+
+
+def command_of(executor: Message) -> list[str]:
+    """Return the words of a container's command and of its arguments."""
+    return [*executor.container.command, *executor.container.args]
+
+
+def environment_of(executor: Message) -> dict[str, str]:
+    """Return the variables that a container sets."""
+    return {variable.name: variable.value for variable in executor.container.env}
+
+
+def in_order(component: Message) -> Iterator[tuple[str, Message]]:
+    """Yield the tasks of a DAG, each after those that it waits for, otherwise by name."""
+    waiting = tasks(component)
     while waiting:
         ready = [name for name, task in waiting.items() if not producers(task) & waiting.keys()]
         for name in ready or list(waiting):
             yield name, waiting.pop(name)
 
 
-def producers(task: Json) -> set[str]:
+def producers(task: Message) -> set[str]:
     """Return the tasks that `task` must wait for: those it names and those whose outputs it takes."""
-    found = set(task.get("dependentTasks", []))
-    for given in [*inputs(task, "parameters").values(), *inputs(task, "artifacts").values()]:
-        for reference in ("taskOutputParameter", "taskOutputArtifact", "taskFinalStatus"):
-            if reference in given:
-                found.add(given[reference].get("producerTask", ""))
-    return found
+    origins = [source for kind in KINDS for source in inputs(task, kind).values()]
+    return {*task.dependent_tasks, *(source.task for source in origins if source.kind in {"output", "status"})}
 
 
-def selectors(component: Json, kind: str, name: str) -> list[tuple[str, str]]:
+def selectors(component: Message, kind: str, name: str) -> list[tuple[str, str]]:
     """Return which outputs of which tasks an output of a DAG is taken from: the first of them that ran."""
-    output = component["dag"].get("outputs", {}).get(kind, {}).get(name, {})
+    declared = getattr(component.dag.outputs, kind)
+    if name not in declared:
+        return []
     if kind == "artifacts":
-        return [
-            (item.get("producerSubtask", ""), item.get("outputArtifactKey", ""))
-            for item in output.get("artifactSelectors", [])
-        ]
-    found = output.get("valueFromOneof", {}).get("parameterSelectors") or [output.get("valueFromParameter")]
-    return [(item.get("producerSubtask", ""), item.get("outputParameterKey", "")) for item in found if item]
+        return [(item.producer_subtask, item.output_artifact_key) for item in declared[name].artifact_selectors]
+    one = declared[name].WhichOneof("kind") == "value_from_parameter"
+    items = [declared[name].value_from_parameter] if one else declared[name].value_from_oneof.parameter_selectors
+    return [(item.producer_subtask, item.output_parameter_key) for item in items]
 
 
-def check_references(source: Source, component: Json, name: str, task: Json) -> None:
-    """Check that the inputs of a task refer to what its DAG has.
+def check_origin(pipeline: Pipeline, component: Message, task: str, source: Origin, kind: str = "parameters") -> None:
+    """Check that what an input of a task is given refers to what its DAG has.
+
+    Args:
+        pipeline: The pipeline.
+        component: The DAG's component.
+        task: Name of the task.
+        source: What the input is given.
+        kind: `parameters` or `artifacts`.
 
     Raises:
-        UsageError: One does not.
+        UsageError: It does not.
     """
-    for reference in producers(task):
-        if reference not in component["dag"]["tasks"]:
-            raise broken(f"task {name!r} refers to the task {reference!r}, which is not beside it")
-    for what in _dangling(source, component, task):
-        raise broken(f"task {name!r} refers to {what}")
+    if source.kind == "input" and source.name not in getattr(component.input_definitions, kind):
+        raise broken(f"task {task!r} refers to input {source.name!r}, which nobody declares")
+    if source.kind in {"output", "status"} and source.task not in component.dag.tasks:
+        raise broken(f"task {task!r} refers to the task {source.task!r}, which is not beside it")
+    if source.kind == "output":
+        producer = component.dag.tasks[source.task].component_ref.name
+        known = producer in pipeline.spec.components
+        if not known or source.name not in outputs(pipeline.spec.components[producer], kind):
+            raise broken(f"task {task!r} refers to output {source.name!r} of {source.task!r}, which is not there")
 
 
-def inputs(task: Json, kind: str) -> dict[str, Json]:
-    """Return the inputs (`parameters` or `artifacts`) that a task is given."""
-    found: dict[str, Json] = task.get("inputs", {}).get(kind, {})
-    return found
-
-
-def _platform(label: str, settings: Json, spec: Json) -> Json:
-    """Return an executor's kfp-kubernetes settings, checked against their own schema."""
-    from google.protobuf import json_format
-    from kfp.kubernetes import kubernetes_executor_config_pb2 as pb2
-
-    try:
-        message = json_format.ParseDict(settings, pb2.KubernetesExecutorConfig())
-    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
-        unknown = re.search(r'no field named "(\w+)"', str(error))
-        users = [
-            task_name
-            for component in [spec["root"], *spec.get("components", {}).values()]
-            for task_name, task in component.get("dag", {}).get("tasks", {}).items()
-            if spec["components"].get(task.get("componentRef", {}).get("name"), {}).get("executorLabel") == label
-        ]
-        if unknown:
-            raise UnsupportedFeature(min(users, default=label), f"the platform setting {unknown[1]!r}") from error
-        raise broken(" ".join(str(error).split())[:300]) from error
-    made: Json = json_format.MessageToDict(message)
-    return made
-
-
-def _check(source: Source, name: str, component: Json, above: tuple[str, ...]) -> None:
+def _check(pipeline: Pipeline, name: str, component: Message, above: tuple[str, ...]) -> None:
     """Follow every reference from a DAG downwards."""
     for task_name, task in tasks(component).items():
         if not _NAME.fullmatch(task_name):
             raise broken(f"{task_name!r} is no name of a task")
-        used = task.get("componentRef", {}).get("name", "")
-        if used not in source.components:
+        used = task.component_ref.name
+        if used not in pipeline.spec.components:
             raise broken(f"task {task_name!r} has no component {used!r}")
         if used in above or used == name:
             raise broken(f"component {used!r} contains itself")
-        inner = source.components[used]
-        if "dag" in inner and not inner["dag"].get("tasks"):
+        inner = pipeline.component(task)
+        if is_dag(inner) and not inner.dag.tasks:
             raise broken(f"component {used!r} has no tasks")
-        check_references(source, component, task_name, task)
-        for input_name in (*inputs(task, "parameters"), *inputs(task, "artifacts"), *parameters(inner)):
+        for other in sorted(producers(task) - component.dag.tasks.keys()):
+            raise broken(f"task {task_name!r} refers to the task {other!r}, which is not beside it")
+        for kind in KINDS:
+            for source in inputs(task, kind).values():
+                check_origin(pipeline, component, task_name, source, kind)
+        for input_name in (*task.inputs.parameters, *task.inputs.artifacts, *parameters(inner)):
             if not _INPUT.fullmatch(input_name):
                 raise broken(f"{input_name!r} is no name of an input")
-        if "dag" in inner:
-            _check(source, used, inner, (*above, name))
-        elif inner.get("executorLabel", "") not in source.executors:
-            raise broken(f"component {used!r} has no executor {inner.get('executorLabel', '')!r}")
-    _check_order(component)
-    for kind in ("parameters", "artifacts"):
-        for output in component["dag"].get("outputs", {}).get(kind, {}):
-            for task_name, key in selectors(component, kind, output):
-                if task_name not in component["dag"]["tasks"]:
-                    raise broken(f"output {output!r} refers to the task {task_name!r}, which is not there")
-                if key not in outputs(source.component(component["dag"]["tasks"][task_name]), kind):
-                    raise broken(f"output {output!r} refers to output {key!r} of {task_name!r}, which is not there")
-
-
-def _dangling(source: Source, component: Json, task: Json) -> Iterator[str]:
-    """Yield what the inputs of a task refer to and nobody has."""
-    for kind, word in (("parameters", "Parameter"), ("artifacts", "Artifact")):
-        declared = (parameters if kind == "parameters" else artifacts)(component)
-        for given in inputs(task, kind).values():
-            above = given.get(f"componentInput{word}")
-            if above is not None and above not in declared:
-                yield f"input {above!r}, which nobody declares"
-            made = given.get(f"taskOutput{word}")
-            if made is not None:
-                producer = source.components.get(
-                    component["dag"]["tasks"][made.get("producerTask", "")].get("componentRef", {}).get("name", ""), {}
-                )
-                key = made.get(f"output{word}Key", "")
-                if key not in outputs(producer, kind):
-                    yield f"output {key!r} of {made.get('producerTask')!r}, which is not there"
-
-
-def _check_order(component: Json) -> None:
+        if is_dag(inner):
+            _check(pipeline, used, inner, (*above, name))
+        elif inner.executor_label not in pipeline.executors:
+            raise broken(f"component {used!r} has no executor {inner.executor_label!r}")
     order = graphlib.TopologicalSorter({name: sorted(producers(task)) for name, task in tasks(component).items()})
     try:
         order.prepare()
     except graphlib.CycleError as error:
         raise broken(f"the tasks {', '.join(sorted(set(error.args[1])))} wait for one another") from error
+    for kind in KINDS:
+        for output in getattr(component.dag.outputs, kind):
+            for task_name, key in selectors(component, kind, output):
+                if task_name not in component.dag.tasks:
+                    raise broken(f"output {output!r} refers to the task {task_name!r}, which is not there")
+                if key not in outputs(pipeline.component(component.dag.tasks[task_name]), kind):
+                    raise broken(f"output {output!r} refers to output {key!r} of {task_name!r}, which is not there")

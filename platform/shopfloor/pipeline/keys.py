@@ -372,8 +372,8 @@ def _is_text(node: Any) -> bool:
 
 def plain(value: Any) -> Any:
     """Return a JSON value with whole numbers as such: what passes through KFP's messages comes out as floats."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= 2**53 else value
     if isinstance(value, list):
         return [plain(item) for item in value]
     return {name: plain(item) for name, item in value.items()} if isinstance(value, dict) else value

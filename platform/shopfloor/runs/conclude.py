@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from shopfloor.errors import NotFoundError, first_line
-from shopfloor.pipeline.compilation import steps_and_edges
+from shopfloor.pipeline import ir
 from shopfloor.pipeline.results import Outputs, artifacts_of
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
 from shopfloor.report.page import RunReport, render
@@ -222,4 +222,5 @@ def _pipeline(client: Any, run: Any) -> tuple[list[str], list[tuple[str, str]]]:
         return [], []
     with tempfile.TemporaryDirectory() as directory:
         file = Path(client.download_artifacts(run.info.run_id, PIPELINE_FILE, directory))
-        return steps_and_edges(json.loads(file.read_text(encoding="utf-8")))
+        pipeline = ir.unchecked(ir.read(json.loads(file.read_text(encoding="utf-8"))))
+        return pipeline.leaves(pipeline.root)

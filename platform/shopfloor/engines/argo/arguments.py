@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from shopfloor.engines.argo import source as ir
 from shopfloor.engines.argo.containers import type_of
 from shopfloor.engines.argo.launcher import ABSENT, encode
+from shopfloor.engines.argo.source import ALWAYS, ENVELOPE_SUFFIX, Json, UnsupportedFeature, broken
 from shopfloor.engines.argo.values import (
     NO_ARTIFACT,
     Value,
@@ -18,8 +20,6 @@ from shopfloor.engines.argo.values import (
     if_succeeded,
     selected,
 )
-from shopfloor.pipeline import ir
-from shopfloor.pipeline.ir import ALWAYS, ENVELOPE_SUFFIX, Json, UnsupportedFeature, broken
 
 
 def arguments(

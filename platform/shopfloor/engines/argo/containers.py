@@ -11,9 +11,7 @@ from typing import Any
 
 from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.launcher import ABSENT
-from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant
-from shopfloor.errors import UsageError
-from shopfloor.pipeline.ir import (
+from shopfloor.engines.argo.source import (
     ENVELOPE_SUFFIX,
     STEP_NAME,
     Json,
@@ -22,6 +20,8 @@ from shopfloor.pipeline.ir import (
     artifacts,
     parameters,
 )
+from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant
+from shopfloor.errors import UsageError
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)

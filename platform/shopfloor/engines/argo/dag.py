@@ -12,14 +12,15 @@ import re
 from dataclasses import dataclass
 
 from shopfloor.engines.argo import executors, outputs
+from shopfloor.engines.argo import source as ir
 from shopfloor.engines.argo.arguments import arguments, value_of
 from shopfloor.engines.argo.containers import Use, retry_strategy, type_of
 from shopfloor.engines.argo.launcher import PLACEHOLDER, protect
 from shopfloor.engines.argo.outputs import ITERATION
+from shopfloor.engines.argo.source import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
 from shopfloor.engines.argo.values import Value, computed, constant, given_inputs
 from shopfloor.errors import UsageError
-from shopfloor.pipeline import conditions, ir
-from shopfloor.pipeline.ir import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
+from shopfloor.pipeline import conditions
 from shopfloor.settings import Settings
 
 

@@ -6,8 +6,8 @@ from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.containers import Leaf, Use, template_inputs
 from shopfloor.engines.argo.launched import launched, static
 from shopfloor.engines.argo.native import native
+from shopfloor.engines.argo.source import Json, UnsupportedFeature, broken, outputs, parameters
 from shopfloor.engines.argo.values import given_inputs
-from shopfloor.pipeline.ir import Json, UnsupportedFeature, broken, outputs, parameters
 
 CLAIM_STUBS = {"argostub/createpvc", "argostub/deletepvc"}
 """Images by which kfp-kubernetes asks for a volume claim to be made or deleted."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shopfloor.engines.argo import source as ir
 from shopfloor.engines.argo.launcher import IMPORTED
-from shopfloor.pipeline import ir
-from shopfloor.pipeline.ir import Json, Source, UnsupportedFeature
+from shopfloor.engines.argo.source import Json, Source, UnsupportedFeature
 
 
 def check(source: Source, dag: Json, known: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from shopfloor.engines.argo.containers import (
     variable,
 )
 from shopfloor.engines.argo.launcher import PARAMETER, protect
+from shopfloor.engines.argo.source import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
 from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT
-from shopfloor.pipeline.ir import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
 from shopfloor.settings import elsewhere
 
 LAUNCHER = "shopfloor.engines.argo.launcher"

@@ -23,9 +23,7 @@ from shopfloor.engines.argo.containers import (
 )
 from shopfloor.engines.argo.launched import reader, static
 from shopfloor.engines.argo.launcher import PLACEHOLDER, flatten, parts, protect
-from shopfloor.engines.argo.values import ROOT, WORKSPACE, given_inputs
-from shopfloor.pipeline.conditions import literal
-from shopfloor.pipeline.ir import (
+from shopfloor.engines.argo.source import (
     ENVELOPE_SUFFIX,
     STEP_NAME,
     Json,
@@ -34,6 +32,8 @@ from shopfloor.pipeline.ir import (
     outputs,
     parameters,
 )
+from shopfloor.engines.argo.values import ROOT, WORKSPACE, given_inputs
+from shopfloor.pipeline.conditions import literal
 
 PLACES = (f"{ROOT}/outputs/parameters", f"{ROOT}/outputs/artifacts")
 

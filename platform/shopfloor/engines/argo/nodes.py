@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from shopfloor.engines.argo.client import ENDED, ArgoClient
+from shopfloor.engines.argo.source import STEP_NAME
 from shopfloor.errors import NotFoundError
-from shopfloor.pipeline.ir import STEP_NAME
 
 
 class Steps:

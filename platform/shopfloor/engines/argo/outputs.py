@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+from shopfloor.engines.argo import source as ir
 from shopfloor.engines.argo.containers import type_of
 from shopfloor.engines.argo.launcher import ABSENT, NOWHERE
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, Json, Source
 from shopfloor.engines.argo.values import NO_ARTIFACT, Value, from_task
-from shopfloor.pipeline import ir
 from shopfloor.pipeline.conditions import literal
-from shopfloor.pipeline.ir import ENVELOPE_SUFFIX, Json, Source
 
 ITERATION = "iteration"
 """Name of the one task in a loop's template."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shopfloor.engines.argo.launcher import PLACEHOLDER, parts
+from shopfloor.engines.argo.source import Json, UnsupportedFeature, broken
 from shopfloor.errors import UsageError
 from shopfloor.pipeline.conditions import literal
-from shopfloor.pipeline.ir import Json, UnsupportedFeature, broken
 
 _QUANTITY = re.compile(r"\+?(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?\d+)?")
 

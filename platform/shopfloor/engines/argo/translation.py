@@ -11,10 +11,7 @@ from typing import Any
 from shopfloor.engines.argo import importers
 from shopfloor.engines.argo.dag import Templates
 from shopfloor.engines.argo.launcher import protect
-from shopfloor.engines.argo.values import constant
-from shopfloor.engines.argo.workflow import cron_workflow, settled, workflow
-from shopfloor.errors import UsageError
-from shopfloor.pipeline.ir import (
+from shopfloor.engines.argo.source import (
     ENVELOPE_SUFFIX,
     Json,
     Source,
@@ -24,6 +21,9 @@ from shopfloor.pipeline.ir import (
     parameters,
     read,
 )
+from shopfloor.engines.argo.values import constant
+from shopfloor.engines.argo.workflow import cron_workflow, settled, workflow
+from shopfloor.errors import UsageError
 from shopfloor.settings import Settings
 
 __all__ = ["UnsupportedFeature", "cron_workflow", "translate"]

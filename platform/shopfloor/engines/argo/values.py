@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shopfloor.engines.argo.launcher import PLACEHOLDER, encode, parts, protect
+from shopfloor.engines.argo.source import Json, UnsupportedFeature
 from shopfloor.pipeline.conditions import literal
-from shopfloor.pipeline.ir import Json, UnsupportedFeature
 
 ROOT = "/tmp/shopfloor-step"  # noqa: S108  a volume of the pod's own
 WORKSPACE = "/kfp-workspace"

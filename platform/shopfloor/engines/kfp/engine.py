@@ -22,6 +22,7 @@ from shopfloor.engines.base import Job, RunState
 from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
+from shopfloor.pipeline import ir
 from shopfloor.records import StepRecord
 from shopfloor.settings import Settings, elsewhere
 
@@ -72,8 +73,8 @@ class KfpEngine:
         Raises:
             UsageError: The pipeline is not one.
         """
-        ir, platforms = self._configured(job)
-        return text_of(*([ir, platforms] if platforms else [ir]), sort_keys=True)
+        pipeline, platforms = self._configured(job)
+        return text_of(*([pipeline, platforms] if platforms else [pipeline]), sort_keys=True)
 
     def submit(self, job: Job) -> str:
         """Begin a run, or with a schedule a recurring run, and return its id.
@@ -243,58 +244,58 @@ class KfpEngine:
     def _configured(self, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the pipeline and its platform configuration with what the profile adds."""
         cluster = self._settings.cluster
-        ir, platforms = copy.deepcopy(job.ir), copy.deepcopy(job.platforms)
+        pipeline, platforms = ir.checked(ir.read(job.ir)), copy.deepcopy(job.platforms)
         wanted = {QUEUE_LABEL: cluster.queue, PRIORITY_LABEL: cluster.priority_class}
         labels = {name: value for name, value in wanted.items() if value}
-        executors: dict[str, Any] = ir.get("deploymentSpec", {}).get("executors", {})
-        components = {
-            component["executorLabel"]: component
-            for component in ir.get("components", {}).values()
-            if "executorLabel" in component
-        }
-        uncached = _uncached(ir)
-        for name, executor in executors.items():
-            container = executor.get("container")
-            if container is None:
+        tasks = [task for _, task in pipeline.tasks()]
+        # Tasks of one component share its executor: where one of them takes no stored result, none does.
+        components = {pipeline.component(task).executor_label: pipeline.component(task) for task in tasks}
+        uncached = {pipeline.component(task).executor_label for task in tasks if not task.caching_options.enable_cache}
+        for name, executor in pipeline.executors.items():
+            if not executor.HasField("container"):
                 continue
-            ours = container.get("image") == cluster.image and name in components
+            ours = executor.container.image == cluster.image and name in components
             if ours:
-                self._prepare(job, components[name], container, job.use_cache and name not in uncached)
+                self._prepare(job, components[name], executor, job.use_cache and name not in uncached)
             secret = cluster.environment_secret if ours else None
             if labels or secret:
                 kubernetes = platforms.setdefault("platforms", {}).setdefault("kubernetes", {})
                 config = kubernetes.setdefault("deploymentSpec", {}).setdefault("executors", {}).setdefault(name, {})
                 _configure(config, labels, secret)
         if not job.use_cache:
-            _forbid_cache(ir)
-        return ir, platforms
+            # Nor is the backend's own cached result taken.
+            for task in tasks:
+                ir.forbid_cache(task)
+        return pipeline.as_json(), platforms
 
-    def _prepare(self, job: Job, component: dict[str, Any], container: dict[str, Any], cache: bool) -> None:
+    def _prepare(self, job: Job, component: ir.Message, executor: ir.Message, cache: bool) -> None:
         """Give a step of the platform image its settings, and put the content key in front of its command."""
-        own = [*container.get("command", []), *container.get("args", [])]
-        outputs = component.get("outputDefinitions", {})
-        said = {item["name"]: item.get("value", "") for item in container.get("env", [])}
+        own, said = ir.command_of(executor), ir.environment_of(executor)
+        parameters, artifacts = (ir.outputs(component, kind) for kind in ir.KINDS)
         task = {
             "command": own,
             "environment": said,
             "cache": cache,
             "outputs": {
-                "parameters": {name: one["parameterType"] for name, one in outputs.get("parameters", {}).items()},
-                "artifacts": {name: one.get("artifactType", {}) for name, one in outputs.get("artifacts", {}).items()},
+                "parameters": {name: ir.type_of(output) for name, output in parameters.items()},
+                "artifacts": {name: ir.as_json(output.artifact_type) for name, output in artifacts.items()},
             },
         }
+        container = executor.container
         if "--executor_input" in own:
             encoded = base64.b64encode(json.dumps(task, sort_keys=True).encode()).decode()
-            container["command"] = ["python3", "-m", "shopfloor.engines.kfp.step", encoded]
-            container["args"] = own
+            container.command[:] = ["python3", "-m", "shopfloor.engines.kfp.step", encoded]
+            container.args[:] = own
         values = elsewhere(job.environment)
         values["SHOPFLOOR_STATE_DIR"] = "/tmp/shopfloor"  # noqa: S108  of the step's own container
-        values["SHOPFLOOR_STEP"] = _step_name(component)
+        values["SHOPFLOOR_STEP"] = component.executor_label.removeprefix("exec-")
         if job.run_id:
             values["SHOPFLOOR_RUN_ID"] = job.run_id
         # The kubelet halves `$$` and expands `$(NAME)` in a variable's value.
         ours = {name: value.replace("$", "$$") for name, value in values.items()}
-        container["env"] = [{"name": name, "value": value} for name, value in sorted({**ours, **said}.items())]
+        del container.env[:]
+        for name, value in sorted({**ours, **said}.items()):
+            container.env.add(name=name, value=value)
 
     def _answered(self, ask: Callable[[Any], _Answer], right: str) -> _Answer:
         """Ask KFP's client, and say in one line what went wrong."""
@@ -362,11 +363,6 @@ def _lost() -> tuple[type[Exception], ...]:
     return (urllib3.exceptions.HTTPError, OSError)
 
 
-def _seconds(task: Any) -> float:
-    began, ended = task.start_time, task.end_time
-    return float((ended - began).total_seconds()) if began and ended else 0.0
-
-
 def _state(found: Any) -> RunState:
     return _STATES.get(str(found.state), "running")
 
@@ -392,28 +388,3 @@ def _configure(config: dict[str, Any], labels: dict[str, str], secret: str | Non
                 "optional": True,
             }
         )
-
-
-def _uncached(ir: dict[str, Any]) -> set[str]:
-    """Return the executors of tasks that are to take no stored result; tasks of one component share its executor."""
-    components = ir.get("components", {})
-    tasks = [
-        task for dag in (ir["root"], *components.values()) for task in dag.get("dag", {}).get("tasks", {}).values()
-    ]
-    return {
-        components[task["componentRef"]["name"]].get("executorLabel", "")
-        for task in tasks
-        if not task.get("cachingOptions", {}).get("enableCache")
-    }
-
-
-def _forbid_cache(ir: dict[str, Any]) -> None:
-    """Let no task of the pipeline take the backend's own cached result."""
-    dags = [ir["root"], *ir.get("components", {}).values()]
-    for dag in dags:
-        for task in dag.get("dag", {}).get("tasks", {}).values():
-            task["cachingOptions"] = {}
-
-
-def _step_name(component: dict[str, Any]) -> str:
-    return str(component["executorLabel"]).removeprefix("exec-")
