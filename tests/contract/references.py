@@ -6,11 +6,14 @@
 import ast
 import importlib
 import inspect
+import json
 import textwrap
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
 import typer
+from pydantic import RootModel
 from shopfloor import errors
 from shopfloor.cli.main import INTERRUPTED, app
 from shopfloor.cli.submit import GATE_MISSED
@@ -103,27 +106,50 @@ def exit_codes():
     return "\n".join([NOTE, "# Exit codes\n", head, table, *lines, tail])
 
 
-# Command to the record that its --json prints, where that is one record of the library's.
-DOCUMENTS = {
-    "data prepare": "shopfloor.data.versions:PreparedData",
-    "data show": "shopfloor.records:DataVersion",
-    "features materialize": "shopfloor.data.materialization:Materialized",
-    "plan": "shopfloor.flows.plan:Plan",
-    "submit (local)": "shopfloor.flows.submit:Outcome",
-    "submit (ray, argo, kfp)": "shopfloor.flows.dispatch:Submitted",
-    "models show": "shopfloor.records:Passport",
-    "rollout status": "shopfloor.flows.rollout:RolloutStatus",
-    "rollout run": "shopfloor.flows.rollout:RolloutResult",
-    "up": "shopfloor.stack.lifecycle:UpResult",
-    "down": "shopfloor.stack.lifecycle:DownResult",
-    "status": "shopfloor.stack.lifecycle:StackStatus",
-    "doctor (a list of these)": "shopfloor.stack.doctor:Finding",
-}
+def documents():
+    """Return for each command with `--json` the records that it prints, and whether each is one or a list of them."""
+    root = typer.main.get_command(app)
+    options = {path: {name for one in command.params for name in one.opts} for path, command in commands(root, "")}
+    printing = {path.strip(): command for path, command in commands(root, "") if "--json" in options[path]}
+    return {path: printed(inspect.unwrap(command.callback), []) for path, command in printing.items()}
 
 
-def _record(place):
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+def printed(function, seen):
+    """Return what `render.emit_json` is called with in a function of the command line, and in those that it calls."""
+    if function in seen:
+        return []
+    seen.append(function)
+    module = inspect.getmodule(function)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    imported = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for body in (ast.parse(inspect.getsource(module)), tree)
+        for node in ast.walk(body)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    kinds = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        if name in {"render.emit_json", "render.emit_json_list"}:
+            kinds.append((_named(ast.unparse(call.args[0]), imported), name.endswith("_list")))
+        elif isinstance(call.func, ast.Name):
+            inner = vars(module).get(name) or (_named(name, imported) if name in imported else None)
+            if inspect.isfunction(inner) and inner.__module__.startswith("shopfloor.cli."):
+                kinds += printed(inner, seen)
+    return list(dict.fromkeys(kinds))
+
+
+def _named(name, imported):
+    """Return what a name in the source stands for, `Plan` or `planning.Plan`."""
+    first, *rest = name.split(".")
+    package, attribute = imported[first]
+    value = getattr(importlib.import_module(package), attribute, None) or importlib.import_module(
+        f"{package}.{attribute}"
+    )
+    for part in rest:
+        value = getattr(value, part)
+    return value
 
 
 def _fields(record):
@@ -137,7 +163,9 @@ def _fields(record):
                 told = (
                     after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
                 )
-                yield node.target.id, ast.unparse(node.annotation), told
+                kind = record.model_fields[node.target.id].annotation
+                values = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+                yield node.target.id, " | ".join(map(repr, values)) or ast.unparse(node.annotation), told
 
 
 def _inner(record, seen):
@@ -158,6 +186,10 @@ def _records_in(annotation):
 
 
 def _table(record):
+    if issubclass(record, RootModel):
+        kind = record.model_fields["root"].annotation
+        named = ", ".join(getattr(one, "__name__", str(one)) for one in kind.__args__)
+        return [f"An object: `{kind.__name__}[{named}]`.\n"]
     rows = [f"| `{name}` | `{_cell(kind)}` | {_cell(told)} |" for name, kind, told in _fields(record)]
     return ["| field | type | meaning |\n|---|---|---|", *rows, ""]
 
@@ -165,11 +197,21 @@ def _table(record):
 def json_output():
     """Return the page of what `--json` prints."""
     parts = [NOTE, "# What --json prints\n", "One JSON document on stdout; everything else goes to stderr.\n"]
-    inner = []
-    for command, place in DOCUMENTS.items():
-        record = _record(place)
-        parts += [f"## `{command}`\n", inspect.getdoc(record).splitlines()[0] + "\n", *_table(record)]
-        _inner(record, inner)
+    inner, shown = [], {}
+    for command, kinds in documents().items():
+        assert kinds, f"{command} --json prints nothing"
+        parts.append(f"## `{command}`\n")
+        if len(kinds) > 1:
+            parts.append("One of these.\n")
+        for record, many in kinds:
+            title = inspect.getdoc(record).splitlines()[0]
+            start = f"{'A list of ' if many else ''}`{record.__name__}`"
+            if record in shown:
+                parts.append(f"{start}: as of [`{shown[record]}`](#{shown[record].replace(' ', '-')}).\n")
+                continue
+            shown[record] = command
+            parts += [f"{start}: {title}\n", *_table(record)]
+            _inner(record, inner)
     parts.append("## Records within these\n")
     for record in sorted(inner, key=lambda one: one.__name__):
         parts += [f"### {record.__name__}\n", inspect.getdoc(record).splitlines()[0] + "\n", *_table(record)]
@@ -177,22 +219,29 @@ def json_output():
 
 
 def metrics():
-    """Return the page of what a replica counts."""
+    """Return the page of what a replica counts, what it reads from others included."""
+    from shopfloor.serving.replica.answering import Answering
+    from shopfloor.serving.replica.app import Predictor
     from shopfloor.serving.replica.metrics import ReplicaMetrics
 
+    replica = ReplicaMetrics()
+    Answering(replica)
+    Predictor._watch(SimpleNamespace(_metrics=replica, _shadow=SimpleNamespace(waiting=0, dropped=0), _log=None))
+    labels = {
+        getattr(collector, "_name", ""): collector._labelnames
+        for collector in replica._registry._collector_to_names
+        if collector is not replica
+    }
     rows = []
-    for family in ReplicaMetrics()._registry.collect():
-        labels = ", ".join(f"`{name}`" for name in family_labels(ReplicaMetrics(), family.name))
-        rows.append(f"| `{family.name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
-    head = "`GET /<use_case>/metrics` of a replica, in Prometheus' text format.\n"
+    for family in replica._registry.collect():
+        names = labels.get(family.name) or family.samples[0].labels
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        shown = ", ".join(f"`{label}`" for label in names)
+        rows.append(f"| `{name}` | {family.type} | {shown} | {_cell(family.documentation)} |")
+    head = """`GET /<use_case>/metrics` of a replica, in Prometheus' text format. A histogram has the series `_bucket`,
+`_sum` and `_count`.
+"""
     return "\n".join([NOTE, "# Metrics\n", head, "| metric | kind | labels | meaning |\n|---|---|---|---|", *rows, ""])
-
-
-def family_labels(metrics, name):
-    for collector in metrics._registry._collector_to_names:
-        if getattr(collector, "_name", "") == name:
-            return collector._labelnames
-    return ()
 
 
 def _endpoint_document():
@@ -225,16 +274,37 @@ the model that answers, and `GET /<use_case>/docs` a page to try it. Bodies are 
 | `Retry-After` | answer | with 503: when to come back, in seconds |
 """
     parts = [NOTE, "# HTTP API\n", head, "## Routes\n"]
-    for path, operations in _endpoint_document()["paths"].items():
+    document = _endpoint_document()
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parts.append(f"### `{method.upper()} {path}`\n\n{_cell(operation.get('summary'))}.\n")
-            body = operation.get("requestBody", {}).get("content", {})
-            if body:
-                parts.append("Body: " + ", ".join(f"`{kind}`" for kind in body) + ".\n")
+            parts += _bodies("Body", operation.get("requestBody", {}).get("content", {}))
+            parts += _bodies("Answer", next(iter(operation["responses"].values())).get("content", {}))
             parts.append("| status | meaning |\n|---|---|")
             parts += [f"| {code} | {_cell(one.get('description'))} |" for code, one in operation["responses"].items()]
             parts.append("")
+    parts.append("## What is wrong\n\nThe body of every refusal.\n")
+    for name, schema in document["components"]["schemas"].items():
+        parts += [f"### {name}\n", *_schema(schema)]
     return "\n".join(parts)
+
+
+def _bodies(title, content):
+    """Return what a body may be, by its content type: its JSON Schema and an example."""
+    parts = []
+    for kind, one in content.items():
+        schema = one.get("schema", {})
+        if set(schema) == {"$ref"} or schema in ({"type": "object"}, {"type": "string"}):
+            parts.append(f"{title}: `{kind}`.\n")
+        else:
+            parts += [f"{title}: `{kind}`, by this JSON Schema.\n", *_schema(schema)]
+        if "example" in one:
+            parts += ["For example:\n", "```json", json.dumps(one["example"], ensure_ascii=False), "```", ""]
+    return parts
+
+
+def _schema(schema):
+    return ["```json", json.dumps(schema, indent=1, ensure_ascii=False), "```", ""]
 
 
 PAGES = {

@@ -3,6 +3,7 @@
 `.venv/bin/python tests/contract/test_docs.py` writes the JSON Schema of use_case.yaml anew.
 """
 
+import ast
 import contextlib
 import json
 import re
@@ -135,6 +136,42 @@ def test_every_setting_is_in_its_reference():
     internal = {"project_root", "cluster", "run_id", "step_run_id", "published_dir"}
     for name in {*Settings.model_fields, *ClusterSettings.model_fields} - internal:
         assert f"`{name}`" in text or f".{name}`" in text, name
+
+
+def documented_defaults():
+    """Yield the settings of the reference's tables, each with what its second column says."""
+    text = (PROJECT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            names, default = line.split("|")[1:3]
+            defaults = [default.strip()] if "`, `" not in names else [one.strip() for one in default.split(",")]
+            yield from zip(re.findall(r"`([^`]+)`", names), defaults, strict=True)
+
+
+@pytest.mark.parametrize(("name", "default"), documented_defaults())
+def test_the_default_of_a_setting_is_that_of_its_reference(name, default):
+    field = {**ClusterSettings.model_fields, **Settings.model_fields}[name]
+    if field.is_required() or field.default in (None, ""):
+        assert re.fullmatch("[a-z ]+", default), "words where there is no value"
+    else:
+        value = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        assert default.strip("`") == value
+
+
+def test_every_status_that_a_request_is_refused_with_is_a_clients_or_503_and_documented():
+    documented = {
+        int(code)
+        for operations in references._endpoint_document()["paths"].values()
+        for operation in operations.values()
+        for code in operation["responses"]
+    }
+    refused = set()
+    for file in (PROJECT / "platform" / "shopfloor" / "serving").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("BadRequest") and node.args:
+                refused |= {one.value for one in ast.walk(node.args[0]) if type(getattr(one, "value", None)) is int}
+    assert {one for one in refused if not (400 <= one < 500 or one == 503)} == set()
+    assert refused - documented == set()
 
 
 def schema_text():

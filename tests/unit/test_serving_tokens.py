@@ -149,7 +149,7 @@ def test_the_commands_make_list_and_remove(file, monkeypatch):
     token = run("create", "alice", "--use-case", "flight_delays", "--days", "3").strip()
     assert Tokens(file).allow(bearer(token), "flight_delays")
     (listed,) = json.loads(run("list", "--json"))["tokens"]
-    assert (listed["name"], listed["use_cases"]) == ("alice", "flight_delays")
+    assert (listed["name"], listed["use_cases"]) == ("alice", ["flight_delays"])
     run("revoke", "alice")
     assert json.loads(run("list", "--json")) == {"tokens": []}
     assert os.path.exists(file)

@@ -19,11 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def prepare(context: typer.Context, use_case: UseCaseArgument, as_json: JsonOption = False) -> None:
     """Bring the tables into the workspace (pull or make them) and fill an empty DVC remote; quick when all is there."""
+    from shopfloor.data.versions import PreparedData
     from shopfloor.data.versions import prepare as prepare_data
 
     prepared = prepare_data(settings_from(context), use_case, render.progress)
     if as_json:
-        render.emit_json(prepared)
+        render.emit_json(PreparedData, prepared)
     else:
         render.progress(f"Data of {use_case} are in place.")
 
@@ -36,10 +37,11 @@ def show(
 ) -> None:
     """Show the data version that a git revision names."""
     from shopfloor.data.resolution import resolve
+    from shopfloor.records import DataVersion
 
     version = resolve(settings_from(context), use_case, data_rev)
     if as_json:
-        render.emit_json(version)
+        render.emit_json(DataVersion, version)
         return
     render.out.print(f"{version.path} {version.md5} {version.commit}", markup=False)
     render.emit_table(("table", "md5", "bytes"), [(t.name, t.md5, t.size_bytes) for t in version.tables])

@@ -24,12 +24,12 @@ def materialize(
     as_json: JsonOption = False,
 ) -> None:
     """Put the newest feature values of a data version into the online store; doing it again changes nothing."""
-    from shopfloor.data.materialization import materialize_version
+    from shopfloor.data.materialization import Materialized, materialize_version
 
     with render.activity(f"Materializing the features of {use_case}"):
         result = materialize_version(settings_from(context), use_case, data_rev)
     if as_json:
-        render.emit_json(result)
+        render.emit_json(Materialized, result)
         return
     rows = [(view.name, view.rows, view.newest.isoformat() if view.newest else "-") for view in result.views]
     render.emit_table(("view", "rows", "newest"), rows)

@@ -12,7 +12,8 @@ from shopfloor.cli.context import settings_of_running_stack
 from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
 
 if TYPE_CHECKING:
-    from shopfloor.serving.deploy.champion import Change
+    from shopfloor.records import Passport
+    from shopfloor.serving.deploy.champion import Change, History
     from shopfloor.settings import Settings
 
 
@@ -28,26 +29,27 @@ def register(app: typer.Typer) -> None:
 
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """List every model version with its aliases."""
+    from shopfloor.cli.documents import ModelVersion, ModelVersions
     from shopfloor.serving.assignment import SUFFIX
 
     client = _client(context)
-    rows = [
-        {
-            "model": version.name,
-            "version": str(version.version),
-            "aliases": sorted(client.get_model_version(version.name, version.version).aliases),
-            "run_id": version.run_id,
-            "description": version.description or "",
-        }
+    versions = [
+        ModelVersion(
+            model=version.name,
+            version=str(version.version),
+            aliases=sorted(client.get_model_version(version.name, version.version).aliases),
+            run_id=version.run_id or "",
+            description=version.description or "",
+        )
         for version in client.search_model_versions(order_by=["name ASC", "version_number DESC"])
         if not version.name.endswith(SUFFIX)
     ]
     if as_json:
-        render.emit_json({"versions": rows})
+        render.emit_json(ModelVersions, ModelVersions(versions=versions))
         return
     render.emit_table(
         ("model", "version", "aliases", "run"),
-        [(row["model"], row["version"], ",".join(row["aliases"]), row["run_id"]) for row in rows],
+        [(one.model, one.version, ",".join(one.aliases), one.run_id) for one in versions],
     )
 
 
@@ -57,6 +59,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the passport of a model version: what it was made of and how it was judged."""
+    from shopfloor.cli.documents import VersionPassport
     from shopfloor.registry import passport as registry
     from shopfloor.serving.deploy import champion, rollout
 
@@ -65,18 +68,49 @@ def show(
     passport = registry.read_passport(client, name, version)
     changes = champion.history(rollout.registry(settings_of_running_stack(context)), name, version)
     if as_json:
-        render.emit_json(passport.model_dump(mode="json") | changes)
+        render.emit_json(VersionPassport, VersionPassport.model_validate(passport.model_dump() | changes))
         return
-    for change, record in changes.items():
-        words = ", ".join(f"{field} {value}" for field, value in record.items() if value)
-        render.out.print(f"{change.replace('_', ' '):<16}{words}", markup=False)
-    for field, value in passport.model_dump(mode="json").items():
-        if field != "gates":
-            render.out.print(f"{field:<16}{value}", markup=False)
+    for title, text in passport_lines(passport, changes):
+        render.out.print(f"{title:<16}{text}", markup=False)
     render.emit_table(
         ("gate", "bound", "value", "verdict"),
         [(gate.gate, gate.bound, gate.value, render.verdict(gate)) for gate in passport.gates],
     )
+
+
+def passport_lines(passport: Passport, changes: History) -> list[tuple[str, str]]:
+    """Return what a passport says, for a person: a title and a text for each line; its gates stand in a table."""
+    data, steps = passport.data, ", ".join(f"{step} {run_id}" for step, run_id in passport.step_run_ids.items())
+    tables = ", ".join(f"{table.name} {table.md5[:8]}" for table in data.tables)
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(passport.metrics.items()))
+    params = ", ".join(f"{name} {_number(value)}" for name, value in passport.params.items())
+    return [
+        ("version", f"{passport.version} of {passport.model}, made {passport.created:%Y-%m-%d %H:%M:%S}"),
+        *(
+            (change.replace("_", " "), ", ".join(f"{field} {value}" for field, value in record.items() if value))
+            for change, record in changes.items()
+        ),
+        ("run", passport.run_id),
+        ("steps", steps),
+        ("code", passport.git_commit + (", with uncommitted changes" if passport.git_dirty else "")),
+        ("data", f"{data.path} {data.md5}, {'git ' + data.commit if data.commit else 'of the workspace'}"),
+        ("tables", tables),
+        (
+            "checks",
+            f"{passport.checks}, {'the' if passport.checks_passed else 'not all'} critical ones met",
+        ),
+        ("features", f"{passport.feature_service}: {', '.join(passport.features)}"),
+        ("parameters", f"{params} (trial {passport.trial_id})"),
+        ("metrics", numbers),
+        ("compared with", f"version {passport.champion}" if passport.champion else "no champion"),
+        ("model", passport.model_hash),
+        ("lock", passport.lock_hash),
+        ("run key", passport.run_key),
+    ]
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def promote(
@@ -136,8 +170,10 @@ def confirm(what: str, yes: bool) -> None:
 
 
 def _show_change(change: Change, as_json: bool) -> None:
+    from shopfloor.serving.deploy.champion import Change as ChangeOfChampion
+
     if as_json:
-        render.emit_json(change)
+        render.emit_json(ChangeOfChampion, change)
         return
     before = f", before it version {change.before}" if change.before else ""
     render.out.print(f"Version {change.champion} is the champion of {change.use_case}{before}.", markup=False)

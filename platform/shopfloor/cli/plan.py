@@ -41,7 +41,7 @@ def plan(
 
     preview = planning.plan(settings_from(context), file, use_case, parameter or [], not no_cache, from_step, function)
     if as_json:
-        render.emit_json(preview)
+        render.emit_json(planning.Plan, preview)
         return
     for note in preview.notes:
         render.progress(note)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
     from shopfloor.records import GateResult
@@ -31,6 +29,8 @@ def __getattr__(name: str) -> Console:
     return _console(name)
 
 
+Document = TypeVar("Document")
+
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -39,17 +39,20 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def emit_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    from pydantic import BaseModel
+def emit_json(document: type[Document], value: Document) -> None:
+    """Print one JSON document on stdout, with the fields that the reference finds in `document`."""
+    _write(document, value)
 
-    if isinstance(value, BaseModel):
-        text = value.model_dump_json(indent=2)
-    elif isinstance(value, dict):
-        text = json.dumps(value, indent=2, default=str)
-    else:
-        text = json.dumps([item.model_dump(mode="json") for item in value], indent=2)
-    sys.stdout.write(text + "\n")
+
+def emit_json_list(document: type[Document], values: Sequence[Document]) -> None:
+    """Print a list of such documents on stdout."""
+    _write(list[document], list(values))  # type: ignore[valid-type]
+
+
+def _write(kind: Any, value: object) -> None:
+    from pydantic import TypeAdapter
+
+    sys.stdout.write(TypeAdapter(kind).dump_json(value, indent=2).decode() + "\n")
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

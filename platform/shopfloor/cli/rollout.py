@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,6 +37,7 @@ def deploy(
     as_json: JsonOption = False,
 ) -> None:
     """Load a version beside the champion, and give it its part of the requests."""
+    from shopfloor.cli.documents import Deployed
     from shopfloor.flows import rollout as canaries
     from shopfloor.serving.deploy.rollout import Traffic, endpoint
 
@@ -46,9 +47,8 @@ def deploy(
         canaries.introduce(settings, use_case, version, Traffic(canary_percent=canary, shadow=shadow))
     address = endpoint(settings, use_case)
     if as_json:
-        render.emit_json(
-            {"use_case": use_case, "version": version, "canary": canary, "shadow": shadow, "endpoint": address}
-        )
+        deployed = Deployed(use_case=use_case, version=version, canary=canary, shadow=shadow, endpoint=address)
+        render.emit_json(Deployed, deployed)
         return
     share = f"answers {canary:g} % of the requests" if canary else "answers whoever asks for it"
     copies = ", and copies of the others" if shadow else ""
@@ -66,7 +66,7 @@ def status(
 
     report = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - _span(since))
     if as_json:
-        render.emit_json(report)
+        render.emit_json(canary.RolloutStatus, report)
         return
     rows = [
         (
@@ -97,6 +97,7 @@ def run(
 
     Exit code 1 where it did not become champion.
     """
+    from shopfloor.cli.documents import TrialDetached
     from shopfloor.flows import rollout as canary
 
     settings = settings_of_running_stack(context)
@@ -108,13 +109,13 @@ def run(
     if detach:
         job = canary.detach(settings, use_case, version, percents, _span(stage_timeout).total_seconds())
         if as_json:
-            render.emit_json({"use_case": use_case, "version": version, "job": job})
+            render.emit_json(TrialDetached, TrialDetached(use_case=use_case, version=version, job=job))
         else:
             render.out.print(f"The Ray job {job} judges it: {settings.ray_dashboard_url}/#/jobs/{job}", markup=False)
         return
     result = canary.run(settings, use_case, version, render.progress, percents, _span(stage_timeout).total_seconds())
     if as_json:
-        render.emit_json(result)
+        render.emit_json(canary.RolloutResult, result)
     else:
         words = {"promoted": "is the champion", "rolled_back": "was taken back", "not_enough_data": "waits"}
         at = f" at {result.percent:g} %" if result.outcome != "promoted" else ""
@@ -127,13 +128,14 @@ def end(
     context: typer.Context, use_case: UseCaseArgument, reason: ReasonOption = "", as_json: JsonOption = False
 ) -> None:
     """End the trial of a version: the champion answers all requests again."""
+    from shopfloor.cli.documents import TrialEnded
     from shopfloor.flows import rollout as canary
 
     settings = settings_of_running_stack(context)
     with render.activity(f"Ending the trial of {use_case}"):
         version = canary.end(settings, use_case, reason)
     if as_json:
-        render.emit_json({"use_case": use_case, "version": version})
+        render.emit_json(TrialEnded, TrialEnded(use_case=use_case, version=version))
     else:
         render.out.print(f"Version {version} of {use_case} is off its endpoint.", markup=False)
 
@@ -143,11 +145,13 @@ def guard(context: typer.Context, use_case: UseCaseArgument, as_json: JsonOption
 
     A promotion starts this by itself, as a Ray job. Exit code 1 where the champion was rolled back.
     """
+    from shopfloor.cli.documents import Guarded
     from shopfloor.flows import rollout as canary
 
     result = canary.guard(settings_of_running_stack(context), use_case, render.progress)
     if as_json:
-        render.emit_json(result or {"use_case": use_case, "outcome": "kept"})
+        outcome: Literal["kept", "rolled_back"] = "rolled_back" if result else "kept"
+        render.emit_json(Guarded, Guarded(use_case=use_case, outcome=outcome, rollback=result))
     elif result is None:
         render.out.print(f"The champion of {use_case} stays.", markup=False)
     else:
@@ -164,6 +168,7 @@ def undeploy(
     as_json: JsonOption = False,
 ) -> None:
     """Remove an endpoint; the model's versions stay, and `models promote` makes an endpoint again."""
+    from shopfloor.cli.documents import Undeployed
     from shopfloor.flows import rollout as canary
     from shopfloor.serving.deploy.rollout import endpoint
 
@@ -172,7 +177,7 @@ def undeploy(
     with render.activity(f"Removing the endpoint of {use_case}"):
         removed = canary.remove(settings, use_case, reason)
     if as_json:
-        render.emit_json({"use_case": use_case, "removed": removed})
+        render.emit_json(Undeployed, Undeployed(use_case=use_case, removed=removed))
     else:
         what = "was removed" if removed else "has no endpoint: nothing to do"
         render.out.print(f"{'The endpoint of ' if removed else ''}{use_case} {what}.", markup=False)

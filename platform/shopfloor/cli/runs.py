@@ -12,6 +12,7 @@ from shopfloor.cli.context import settings_of_running_stack
 from shopfloor.cli.options import JsonOption, RunArgument, UseCaseOption, WatchOption
 
 if TYPE_CHECKING:
+    from shopfloor.cli.documents import Run
     from shopfloor.settings import Settings
 
 
@@ -34,15 +35,16 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the newest runs."""
+    from shopfloor.cli.documents import Runs
     from shopfloor.runs import index as run_records
 
     _, client = _connect(context)
     runs = [_summary(run) for run in run_records.list_runs(client, use_case, limit)]
     if as_json:
-        render.emit_json({"runs": runs})
+        render.emit_json(Runs, Runs(runs=runs))
         return
     columns = ("run_id", "pipeline", "use_case", "engine", "state", "started", "seconds")
-    render.emit_table(columns, [[run[column] for column in columns] for run in runs])
+    render.emit_table(columns, [[getattr(run, column) for column in columns] for run in runs])
 
 
 def show(context: typer.Context, run_id: RunArgument, as_json: JsonOption = False) -> None:
@@ -55,23 +57,23 @@ def show(context: typer.Context, run_id: RunArgument, as_json: JsonOption = Fals
 
 def show_run(settings: Settings, client: Any, run: Any, as_json: bool) -> None:
     """Print what is recorded of a run, and what its engine knows of it."""
+    from shopfloor.cli.documents import RunDetails
     from shopfloor.flows import runs as control
     from shopfloor.runs import index as run_records
 
     steps = control.steps(settings, client, run)
     if as_json:
-        render.emit_json(
-            {
-                **_summary(run),
-                "engine_run": run.data.tags.get(run_records.ENGINE_RUN),
-                "outcome": run.data.tags.get(run_records.OUTCOME, ""),
-                "parameters": run.data.params,
-                "metrics": run.data.metrics,
-                "steps": [step.model_dump() for step in steps],
-            }
+        details = RunDetails(
+            **vars(_summary(run)),
+            engine_run=run.data.tags.get(run_records.ENGINE_RUN),
+            outcome=run.data.tags.get(run_records.OUTCOME, ""),
+            parameters=run.data.params,
+            metrics=run.data.metrics,
+            steps=steps,
         )
+        render.emit_json(RunDetails, details)
         return
-    for name, value in _summary(run).items():
+    for name, value in _summary(run):
         render.out.print(f"{name:<10}{value}", markup=False)
     render.out.print(run.data.tags.get(run_records.OUTCOME, ""), markup=False)
     render.emit_table(("parameter", "value"), sorted(run.data.params.items()))
@@ -98,6 +100,7 @@ def logs(
 
 def stop(context: typer.Context, run_id: RunArgument, as_json: JsonOption = False) -> None:
     """End a run that goes on; what it finished stays finished."""
+    from shopfloor.cli.documents import RunStopped
     from shopfloor.flows import runs as control
     from shopfloor.runs import index as run_records
 
@@ -106,7 +109,7 @@ def stop(context: typer.Context, run_id: RunArgument, as_json: JsonOption = Fals
     with render.activity(f"Stopping {run.info.run_id}"):
         state = control.stop(settings, client, run)
     if as_json:
-        render.emit_json({"run_id": run.info.run_id, "state": state})
+        render.emit_json(RunStopped, RunStopped(run_id=run.info.run_id, state=state))
     else:
         render.progress(f"Run {run.info.run_id} has ended: {state}.")
 
@@ -150,18 +153,19 @@ def _connect(context: typer.Context) -> tuple[Settings, Any]:
     return settings, client
 
 
-def _summary(run: Any) -> dict[str, Any]:
+def _summary(run: Any) -> Run:
+    from shopfloor.cli.documents import Run
     from shopfloor.runs import index as run_records
 
     tags = run.data.tags
     started = dt.datetime.fromtimestamp(run.info.start_time / 1000, dt.UTC)
     seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
-    return {
-        "run_id": run.info.run_id,
-        "pipeline": tags.get(run_records.PIPELINE, ""),
-        "use_case": tags.get(run_records.USE_CASE, ""),
-        "engine": tags.get(run_records.ENGINE, ""),
-        "state": tags.get(run_records.STATE, ""),
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": seconds,
-    }
+    return Run(
+        run_id=run.info.run_id,
+        pipeline=tags.get(run_records.PIPELINE, ""),
+        use_case=tags.get(run_records.USE_CASE, ""),
+        engine=tags.get(run_records.ENGINE, ""),
+        state=tags.get(run_records.STATE, ""),
+        started=started.replace(microsecond=0),
+        seconds=seconds,
+    )

@@ -78,11 +78,12 @@ def up(
 def down(context: typer.Context, as_json: JsonOption = False) -> None:
     """Stop what `up` started; data, runs and models stay."""
     from shopfloor.stack import lifecycle
+    from shopfloor.stack.lifecycle import DownResult
 
     with render.activity("Stopping the stack"):
         result = lifecycle.down(settings_from(context))
     if as_json:
-        render.emit_json(result)
+        render.emit_json(DownResult, result)
         return
     render.progress(f"Stopped {result.processes} processes." if result.processes else "Nothing ran.")
 
@@ -101,11 +102,11 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     """Examine the machine, the installation and the configuration. Exit code 1 when something must be mended."""
-    from shopfloor.stack.doctor import examine
+    from shopfloor.stack.doctor import Finding, examine
 
     findings = examine(context.obj.profile)
     if as_json:
-        render.emit_json(findings)
+        render.emit_json_list(Finding, findings)
     else:
         for finding in findings:
             _show_finding(finding)
@@ -120,7 +121,11 @@ def show_settings(context: typer.Context, as_json: JsonOption = False) -> None:
     sourced = load_sourced_settings(context.obj.profile)
     values = sourced.values()
     if as_json:
-        render.emit_json({name: {"value": value, "source": sourced.sources[name]} for name, value in values.items()})
+        from shopfloor.cli.documents import AllSettings, Setting
+
+        plain = {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
+        document = {name: Setting(value=value, source=sourced.sources[name]) for name, value in plain.items()}
+        render.emit_json(AllSettings, AllSettings(document))
         return
     file = profile_file(sourced.settings.project_root, sourced.settings.profile)
     words = {"profile": str(file), "argument": "option", "stack": "running stack"}
@@ -148,7 +153,9 @@ def env(context: typer.Context, as_json: JsonOption = False) -> None:
         own["RAY_ADDRESS"] = settings.ray_address
     own |= {"RAY_API_SERVER_ADDRESS": settings.ray_dashboard_url, **direct_loopback(os.environ)}
     if as_json:
-        render.emit_json(own)
+        from shopfloor.cli.documents import Variables
+
+        render.emit_json(Variables, Variables(own))
         return
     for name, value in sorted(own.items()):
         typer.echo(f"export {name}={shlex.quote(value)}")
@@ -162,7 +169,9 @@ def _standings(settings: Settings) -> list[Standing]:
 
 def _show(stack: StackStatus, standings: list[Standing], as_json: bool) -> None:
     if as_json:
-        render.emit_json(stack.model_dump(mode="json") | {"models": [item.model_dump() for item in standings]})
+        from shopfloor.cli.documents import Stack
+
+        render.emit_json(Stack, Stack(**vars(stack), models=standings))
         return
     rows = [
         (

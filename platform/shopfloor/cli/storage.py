@@ -33,7 +33,7 @@ def bootstrap(
 
     rows = object_store.bootstrap(settings_from(context), bucket or [])
     if as_json:
-        render.emit_json(rows)
+        render.emit_json_list(object_store.Row, rows)
         return
     render.emit_table(("what", "verdict", ""), [(row.name, row.verdict, row.message) for row in rows])
 
@@ -54,7 +54,7 @@ def check(
         raise UsageError(f"Profile {settings.profile!r} keeps nothing in an object store.", "Name a --bucket.")
     rows = object_store.check(settings, named[0], keys)
     if as_json:
-        render.emit_json(rows)
+        render.emit_json_list(object_store.Row, rows)
     else:
         render.emit_table(("what", "verdict", ""), [(row.name, row.verdict, row.message) for row in rows])
     if any(row.verdict == "fail" for row in rows):
@@ -71,6 +71,6 @@ def init(
 
     result = secrets.init(directory, env_file)
     if as_json:
-        render.emit_json(result)
+        render.emit_json(secrets.SecretsMade, result)
         return
     render.progress(f"Made {len(result.made)} secrets in {result.directory}, kept {len(result.kept)}.")

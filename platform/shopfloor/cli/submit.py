@@ -119,17 +119,18 @@ def with_ray_address(settings: Settings, engine: str, address: str) -> Settings:
 def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, as_json: bool) -> None:
     """Print how a run ended, or which engine took it; the exit code is `exit_code`'s."""
     from shopfloor.flows.dispatch import Submitted
+    from shopfloor.flows.submit import Outcome
 
     if isinstance(outcome, Submitted):
         if watch and outcome.run_id is not None:
             _watch(settings, outcome, outcome.run_id, as_json)
         elif as_json:
-            render.emit_json(outcome)
+            render.emit_json(Submitted, outcome)
         else:
             _show_submitted(outcome)
         return
     if as_json:
-        render.emit_json(outcome)
+        render.emit_json(Outcome, outcome)
     else:
         _show(outcome)
     if outcome.state != "succeeded":

@@ -41,11 +41,13 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
 
     file = _file(context)
     entries = tokens.read(file) if file.exists() else []
-    rows = [(one.name, ",".join(sorted(one.use_cases)), str(one.expires or "")) for one in entries]
     if as_json:
-        names = ("name", "use_cases", "expires")
-        render.emit_json({"tokens": [dict(zip(names, row, strict=True)) for row in rows]})
+        from shopfloor.cli.documents import Token, Tokens
+
+        listed = [Token(name=one.name, use_cases=sorted(one.use_cases), expires=one.expires) for one in entries]
+        render.emit_json(Tokens, Tokens(tokens=listed))
         return
+    rows = [(one.name, ",".join(sorted(one.use_cases)), str(one.expires or "")) for one in entries]
     render.emit_table(("name", "opens", "last day"), rows)
 
 
