@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -128,7 +127,7 @@ def promote(
     name, version = named_version(settings, model)
     if refused := concern(settings, name, version):
         render.progress(refused)
-    confirm(f"Version {version} of {name} will answer all requests.", yes)
+    render.confirm(f"Version {version} of {name} will answer all requests.", yes)
     with render.activity(f"Promoting version {version} of {name}"):
         change = champion.promote_version(settings, name, version, reason)
     _show_change(change, as_json)
@@ -145,7 +144,7 @@ def rollback(
     from shopfloor.serving.deploy import champion
 
     settings = settings_of_running_stack(context)
-    confirm(f"The champion of {use_case} before the present one will answer all requests.", yes)
+    render.confirm(f"The champion of {use_case} before the present one will answer all requests.", yes)
     with render.activity(f"Rolling {use_case} back"):
         change = champion.roll_back(settings, use_case, reason)
     _show_change(change, as_json)
@@ -161,12 +160,6 @@ def named_version(settings: Settings, model: str) -> tuple[str, str]:
     from shopfloor.runs import recorder as tracking
 
     return _named(tracking.connect(settings), model, registry.CHALLENGER)
-
-
-def confirm(what: str, yes: bool) -> None:
-    """Let a person at a terminal think once more; a script has decided."""
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"{what} Go on?", abort=True, err=True)
 
 
 def _show_change(change: Change, as_json: bool) -> None:

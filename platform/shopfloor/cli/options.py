@@ -33,7 +33,7 @@ FromOption = Annotated[
 ]
 WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; without a terminal nothing is asked.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

@@ -80,6 +80,14 @@ def progress(line: str) -> None:
     _console("err").print(line, markup=False, style="dim")
 
 
+def confirm(what: str, yes: bool) -> None:
+    """Let a person at a terminal think once more before something is replaced or ended; a script has decided."""
+    import typer
+
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"{what} Go on?", abort=True, err=True)
+
+
 @contextlib.contextmanager
 def activity(title: str) -> Iterator[Callable[[str], None]]:
     """Show on stderr that something goes on: one moving line on a terminal, a line for each message elsewhere."""

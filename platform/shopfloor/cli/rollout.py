@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
-from shopfloor.cli.models import confirm, named_version
+from shopfloor.cli.models import named_version
 from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
+
+if TYPE_CHECKING:
+    from shopfloor.serving.assignment import Entry
+    from shopfloor.settings import Settings
 
 NO_GATES: tuple[None] = (None,)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -34,6 +38,7 @@ def deploy(
     model: VersionArgument,
     canary: Annotated[float, typer.Option(help="Percent of the requests that it answers.", min=0, max=100)] = 0,
     shadow: Annotated[bool, typer.Option("--shadow", help="It answers copies of the others, for nobody.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Load a version beside the champion, and give it its part of the requests."""
@@ -43,8 +48,9 @@ def deploy(
 
     settings = settings_of_running_stack(context)
     use_case, version = named_version(settings, model)
+    before = _confirm_instead(settings, use_case, version, yes)
     with render.activity(f"Deploying version {version} of {use_case}"):
-        canaries.introduce(settings, use_case, version, Traffic(canary_percent=canary, shadow=shadow))
+        canaries.introduce(settings, use_case, version, Traffic(canary_percent=canary, shadow=shadow), before=before)
     address = endpoint(settings, use_case)
     if as_json:
         deployed = Deployed(use_case=use_case, version=version, canary=canary, shadow=shadow, endpoint=address)
@@ -91,6 +97,7 @@ def run(
     stages: Annotated[str, typer.Option(help="Percent of the requests, stage by stage.")] = "5,25,50,100",
     stage_timeout: Annotated[str, typer.Option(help="How long a stage waits for enough requests.")] = "10m",
     detach: Annotated[bool, typer.Option("--detach", help="Judge in a Ray job: this terminal may close.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Step a version through its stages to champion; a broken bound takes it back.
@@ -106,6 +113,7 @@ def run(
         percents = [float(stage) for stage in stages.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{stages!r} is no list of percents", param_hint="--stages") from error
+    _confirm_instead(settings, use_case, version, yes)
     if detach:
         job = canary.detach(settings, use_case, version, percents, _span(stage_timeout).total_seconds())
         if as_json:
@@ -125,15 +133,22 @@ def run(
 
 
 def end(
-    context: typer.Context, use_case: UseCaseArgument, reason: ReasonOption = "", as_json: JsonOption = False
+    context: typer.Context,
+    use_case: UseCaseArgument,
+    reason: ReasonOption = "",
+    yes: YesOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """End the trial of a version: the champion answers all requests again."""
     from shopfloor.cli.documents import TrialEnded
     from shopfloor.flows import rollout as canary
 
     settings = settings_of_running_stack(context)
+    before = _assigned(settings, use_case)
+    if before.assignment.challenger:
+        render.confirm(f"Version {before.assignment.challenger} of {use_case} will be off its endpoint.", yes)
     with render.activity(f"Ending the trial of {use_case}"):
-        version = canary.end(settings, use_case, reason)
+        version = canary.end(settings, use_case, reason, before)
     if as_json:
         render.emit_json(TrialEnded, TrialEnded(use_case=use_case, version=version))
     else:
@@ -173,7 +188,7 @@ def undeploy(
     from shopfloor.serving.deploy.rollout import endpoint
 
     settings = settings_of_running_stack(context)
-    confirm(f"The endpoint {endpoint(settings, use_case)} will answer nobody any more.", yes)
+    render.confirm(f"The endpoint {endpoint(settings, use_case)} will answer nobody any more.", yes)
     with render.activity(f"Removing the endpoint of {use_case}"):
         removed = canary.remove(settings, use_case, reason)
     if as_json:
@@ -181,6 +196,22 @@ def undeploy(
     else:
         what = "was removed" if removed else "has no endpoint: nothing to do"
         render.out.print(f"{'The endpoint of ' if removed else ''}{use_case} {what}.", markup=False)
+
+
+def _assigned(settings: Settings, use_case: str) -> Entry:
+    from shopfloor.serving.assignment import read
+    from shopfloor.serving.deploy.rollout import registry
+
+    return read(registry(settings), use_case)
+
+
+def _confirm_instead(settings: Settings, use_case: str, version: str, yes: bool) -> Entry:
+    """Ask whether a version may take the place of another one on trial, and return what was asked about."""
+    entry = _assigned(settings, use_case)
+    other = entry.assignment.challenger
+    if other not in {None, version}:
+        render.confirm(f"Version {other} of {use_case} is on trial; version {version} takes its place.", yes)
+    return entry
 
 
 def _span(text: str) -> dt.timedelta:

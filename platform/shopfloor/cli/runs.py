@@ -9,7 +9,7 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
-from shopfloor.cli.options import JsonOption, RunArgument, UseCaseOption, WatchOption
+from shopfloor.cli.options import JsonOption, RunArgument, UseCaseOption, WatchOption, YesOption
 
 if TYPE_CHECKING:
     from shopfloor.cli.documents import Run
@@ -98,7 +98,7 @@ def logs(
         typer.echo(render.printable(line))
 
 
-def stop(context: typer.Context, run_id: RunArgument, as_json: JsonOption = False) -> None:
+def stop(context: typer.Context, run_id: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """End a run that goes on; what it finished stays finished."""
     from shopfloor.cli.documents import RunStopped
     from shopfloor.flows import runs as control
@@ -106,6 +106,7 @@ def stop(context: typer.Context, run_id: RunArgument, as_json: JsonOption = Fals
 
     settings, client = _connect(context)
     run = run_records.find_run(client, run_id)
+    render.confirm(f"Run {run.info.run_id} will end.", yes)
     with render.activity(f"Stopping {run.info.run_id}"):
         state = control.stop(settings, client, run)
     if as_json:

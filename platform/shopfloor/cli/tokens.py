@@ -10,7 +10,7 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_from
-from shopfloor.cli.options import JsonOption
+from shopfloor.cli.options import JsonOption, YesOption
 
 
 def register(app: typer.Typer) -> None:
@@ -51,11 +51,17 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     render.emit_table(("name", "opens", "last day"), rows)
 
 
-def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Whose token it is.")]) -> None:
+def revoke(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Whose token it is.")],
+    yes: YesOption = False,
+) -> None:
     """Remove a token; the endpoints know it within a second."""
     from shopfloor.serving.replica import tokens
 
-    tokens.revoke(_file(context), name)
+    file = _file(context)
+    render.confirm(f"Whoever asks with the token of {name} will be refused.", yes)
+    tokens.revoke(file, name)
 
 
 def _file(context: typer.Context) -> Path:
