@@ -154,12 +154,26 @@ def test_a_run_is_what_compile_writes_in_the_experiment_of_the_use_case(server, 
 def test_a_schedule_is_a_recurring_run_whose_seconds_are_zero(server, pipeline):
     server.on("POST", f"{API}/recurringruns", Answer(body={"recurring_run_id": "rr1"}))
 
-    assert KfpEngine(settings(server.url)).submit(job(pipeline, run_id=None, cron="0 3 * * *")) == "rr1"
+    nightly = job(pipeline, run_id="scheduled.counting", cron="0 3 * * *")
+    assert KfpEngine(settings(server.url)).submit(nightly) == "rr1"
 
     sent = server.asked("POST", f"{API}/recurringruns")[0].body
     assert set(sent) <= set(kfp_server_api.V2beta1RecurringRun.attribute_map.values())
     assert sent["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
     assert sent["mode"] == "ENABLE"
+    assert sent["display_name"] == "counting"
+
+
+def test_a_step_of_a_schedule_knows_the_backends_run_and_that_it_makes_the_record(pipeline):
+    nightly = job(pipeline, run_id="scheduled.counting", cron="0 3 * * *")
+
+    ir, platforms = documents(KfpEngine(settings("http://127.0.0.1:1")).manifest(nightly))
+
+    container = ir["deploymentSpec"]["executors"]["exec-ours"]["container"]
+    assert {"name": "SHOPFLOOR_RUN_ID", "value": "scheduled.counting"} in container["env"]
+    field = {"name": "SHOPFLOOR_KFP_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+    assert platforms["exec-ours"]["fieldPathAsEnv"] == [field]
+    assert "fieldPathAsEnv" not in platforms["exec-theirs"]
 
 
 def test_without_cache_no_task_takes_the_backends_own_result(pipeline):

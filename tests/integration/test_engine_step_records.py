@@ -28,7 +28,7 @@ def settings(servers, tmp_path):
     return servers.model_copy(update={"project_root": PROJECT, "artifact_root": str(tmp_path / "store")})
 
 
-def pod(settings, place, run_id, name, fails, workflow="run-x7"):
+def pod(settings, place, run_id, name, fails, workflow="run-x7", **variables):
     place.mkdir()
     task = {
         "command": [sys.executable, "-c", PROGRAM, "{{$}}"],
@@ -55,6 +55,7 @@ def pod(settings, place, run_id, name, fails, workflow="run-x7"):
             "SHOPFLOOR_RUN_ID": run_id,
             "SHOPFLOOR_PARAMETER_fails": json.dumps(fails),
         }
+        | variables
     )
     return subprocess.run(
         [sys.executable, "-m", "shopfloor.engines.argo.launcher"], env=environment, cwd=place, check=False
@@ -94,10 +95,14 @@ def test_each_run_of_a_schedule_makes_its_record_in_its_first_step(settings, tmp
         for number, (name, workflow) in enumerate([("train", "n-1"), ("judge", "n-1"), ("train", "n-2")])
     ]
 
-    assert codes == [0, 0, 0]
+    codes.append(pod(settings, tmp_path / "kfp", marker, "train", fails=False, SHOPFLOOR_KFP_RUN="0a1b-2c"))
+
+    assert codes == [0, 0, 0, 0]
     runs = [run for run in run_records.list_runs(client, None, 100) if run.data.tags[run_records.PIPELINE] == "nightly"]
-    assert [run.data.tags[run_records.ENGINE_RUN] for run in runs] == ["shopfloor/n-2", "shopfloor/n-1"]
+    assert [run.data.tags[run_records.ENGINE_RUN] for run in runs] == ["0a1b-2c", "shopfloor/n-2", "shopfloor/n-1"]
+    assert [run.data.tags[run_records.ENGINE] for run in runs] == ["kfp", "argo", "argo"]
     assert [[step.name for step in run_records.steps_of(client, run)] for run in runs] == [
+        ["train"],
         ["train"],
         ["train", "judge"],
     ]

@@ -15,6 +15,9 @@ from shopfloor.settings import Settings
 StepState = Literal["cached", "succeeded", "failed", "killed"]
 RunState = Literal["pending", "running", "succeeded", "gate_missed", "failed", "killed"]
 
+KFP_RUN = "SHOPFLOOR_KFP_RUN"
+"""Variable of a step on Kubeflow Pipelines that holds the backend's id of the run."""
+
 
 def engine_url(settings: Settings, name: str) -> str:
     """Return where the engine of that name is: an address, and the namespace where it has one."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shopfloor.engines.base import engine_url
+from shopfloor.engines.base import KFP_RUN, engine_url
 from shopfloor.engines.failures import read
 from shopfloor.errors import FAILURE_FILE, Failure, ServiceError, ShopfloorError
 from shopfloor.pipeline.keys import component_key
@@ -153,8 +153,10 @@ class _Step:
         from shopfloor.runs import index
 
         use_case = self._input["inputs"]["parameterValues"].get("use_case")
-        tags = {index.ENGINE: "argo", index.ENGINE_URL: engine_url(self._settings, "argo")}
-        engine_run = f"{self._settings.cluster.namespace}/{os.environ['SHOPFLOOR_WORKFLOW']}"
+        engine, engine_run = "kfp", os.environ.get(KFP_RUN, "")
+        if not engine_run:
+            engine, engine_run = "argo", f"{self._settings.cluster.namespace}/{os.environ['SHOPFLOOR_WORKFLOW']}"
+        tags = {index.ENGINE: engine, index.ENGINE_URL: engine_url(self._settings, engine)}
         return index.scheduled_run(self._client, self._settings, marker, use_case, tags, engine_run)
 
     def _end(self, state: str, seconds: float, outputs: Outputs, why: Failure | None = None) -> None:

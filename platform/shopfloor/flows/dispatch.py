@@ -175,7 +175,7 @@ def _job(
         platforms=compiled.platforms,
         arguments=arguments,
         # Each run of a schedule makes its record in its first step.
-        run_id=run_records.scheduled(compiled.name) if cron and engine == "argo" else settings.run_id,
+        run_id=run_records.scheduled(compiled.name) if cron else settings.run_id,
         # The key of a scheduled run does not hold what it finds at its time, so it must not reuse an earlier run's.
         use_cache=request.use_cache and not (cron and {"data_version", "champion"} & set(declared)),
         environment=settings.environment(),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from shopfloor.engines.base import Job, RunState
+from shopfloor.engines.base import KFP_RUN, Job, RunState
 from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
@@ -28,6 +28,7 @@ from shopfloor.settings import Settings, elsewhere
 
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+RUN_LABEL = "pipeline/runid"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Keys of the environment secret that steps get where they exist: KFP takes no secret as a whole."""
@@ -87,7 +88,7 @@ class KfpEngine:
             ServiceError: The backend does not answer, or refuses the token.
         """
         experiment = str(job.arguments.get("use_case") or job.name)
-        name = f"{job.name}-{job.run_id[:12]}" if job.run_id else job.name
+        name = f"{job.name}-{job.run_id[:12]}" if job.run_id and not job.cron else job.name
         with tempfile.TemporaryDirectory() as directory:
             package = Path(directory) / "pipeline.yaml"
             package.write_text(self.manifest(job), encoding="utf-8")
@@ -192,7 +193,7 @@ class KfpEngine:
             which = f"step {step!r} of run" if step else "run"
             raise NotFoundError(
                 f"Kubeflow Pipelines has no log of {which} {engine_run}.",
-                f"Look with `kubectl logs -n {self._namespace} -l pipeline/runid={engine_run} -c main --prefix`.",
+                f"Look with `kubectl logs -n {self._namespace} -l {RUN_LABEL}={engine_run} -c main --prefix`.",
             )
 
     def _pod_log(self, engine_run: str, pod: str) -> str | None:
@@ -258,10 +259,12 @@ class KfpEngine:
             if ours:
                 self._prepare(job, components[name], executor, job.use_cache and name not in uncached)
             secret = cluster.environment_secret if ours else None
-            if labels or secret:
+            # Each run of a schedule makes its own record, which names the backend's run: its pods have that as a label.
+            fields = [{"name": KFP_RUN, "fieldPath": f"metadata.labels['{RUN_LABEL}']"}] if ours and job.cron else []
+            if labels or secret or fields:
                 kubernetes = platforms.setdefault("platforms", {}).setdefault("kubernetes", {})
                 config = kubernetes.setdefault("deploymentSpec", {}).setdefault("executors", {}).setdefault(name, {})
-                _configure(config, labels, secret)
+                _configure(config, labels, secret, fields)
         if not job.use_cache:
             # Nor is the backend's own cached result taken.
             for task in tasks:
@@ -375,8 +378,12 @@ def _pods(run: Any) -> dict[str, Any]:
     }
 
 
-def _configure(config: dict[str, Any], labels: dict[str, str], secret: str | None) -> None:
-    """Add labels and the secret to an executor's platform configuration; what stands there already stays."""
+def _configure(
+    config: dict[str, Any], labels: dict[str, str], secret: str | None, fields: list[dict[str, str]]
+) -> None:
+    """Add labels, the secret and variables from a pod's fields to an executor's configuration; what is there stays."""
+    if fields:
+        config.setdefault("fieldPathAsEnv", []).extend(fields)
     if labels:
         metadata = config.setdefault("podMetadata", {})
         metadata["labels"] = {**labels, **metadata.get("labels", {})}
