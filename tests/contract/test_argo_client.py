@@ -33,6 +33,7 @@ from argo_workflows.model_utils import validate_and_convert_types
 from kfp import dsl
 from shopfloor.engines.argo import client as argo_client
 from shopfloor.engines.argo import engine as argo_engine
+from shopfloor.engines.argo import nodes as argo_nodes
 from shopfloor.engines.argo.engine import ArgoEngine
 from shopfloor.engines.base import Job
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageError
@@ -344,6 +345,30 @@ def test_the_steps_of_a_run_are_those_of_its_pods_whatever_their_image(server):
         "pending",
         "ImagePullBackOff: Back-off pulling image",
     )
+
+
+def test_a_pod_whose_first_container_lacks_its_image_says_so_in_kubernetes_own_words(server, monkeypatch):
+    monkeypatch.setattr(argo_nodes, "EVENTS_WAIT_S", 0.1)
+    held = pod(1, "train", "Pending", "PodInitializing", startedAt="2026-11-20T10:00:00Z")
+    server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow() | {"status": {"phase": "Running", "nodes": held}}))
+    events = [
+        warning(f"{NAME}-x-2", "FailedMount", "another pod's"),
+        warning(f"{NAME}-x-1", "Failed", 'Failed to pull image "nowhere/platform:1": not found'),
+        warning(f"{NAME}-x-1", "Failed", "Error: ErrImagePull"),
+    ]
+    refused = Answer(status=403, body={"code": 7, "message": "events is forbidden"})
+    server.on("GET", "/api/v1/stream/events/team-a", Answer(lines=events, silent_s=0.5), refused)
+    engine = ArgoEngine(settings(server.url))
+
+    first, second = (engine.steps(f"team-a/{NAME}")[0].error for _ in range(2))
+
+    assert first == 'Failed: Failed to pull image "nowhere/platform:1": not found'
+    assert "`kubectl get events -n team-a --field-selector type=Warning` says why." in second
+
+
+def warning(pod_name, reason, message):
+    event = {"type": "Warning", "reason": reason, "message": message, "involvedObject": {"name": pod_name}}
+    return {"result": event}
 
 
 def test_a_run_that_is_watched_says_once_why_a_step_waits(server, monkeypatch):

@@ -112,7 +112,7 @@ class ArgoClient:
             ServiceError: Also where the server stopped in the middle; one that is followed is asked for the rest.
         """
         if not follow:
-            yield from self._stream(name, follow=False)
+            yield from self._lines(name, follow=False)
             return
         passed: Counter[str] = Counter()
         first, ended = True, False
@@ -121,7 +121,7 @@ class ArgoClient:
             read: Counter[str] = Counter()
             try:
                 # A pod's log only grows: so many of its lines have been handed on.
-                for pod, line in self._stream(name, follow=not ended):
+                for pod, line in self._lines(name, follow=not ended):
                     read[pod] += 1
                     if read[pod] > passed[pod]:
                         passed[pod] += 1
@@ -140,19 +140,29 @@ class ArgoClient:
             if not ended:
                 time.sleep(REOPEN_S)
 
-    def _stream(self, name: str, follow: bool) -> Iterator[tuple[str, str]]:
+    def warnings(self) -> Iterator[Json]:
+        """Yield the events of the namespace that warn of a pod: those that Kubernetes still has, then those that come.
+
+        Raises:
+            ServiceError: Also where nobody may see them, and where none comes for a while.
+        """
+        of_pods = {"listOptions.fieldSelector": "involvedObject.kind=Pod,type=Warning"}
+        yield from self._stream(f"stream/events/{self._namespace}", "watch events", "list of events", None, of_pods)
+
+    def _lines(self, name: str, follow: bool) -> Iterator[tuple[str, str]]:
+        wanted = {"logOptions.container": "main", "logOptions.follow": str(follow).lower()}
+        silence_s = SILENCE_S if follow else None
+        for item in self._stream(f"{self._path(name)}/log", "get pods/log", f"log of {name}", silence_s, wanted):
+            yield item.get("podName", ""), item.get("content", "")
+
+    def _stream(
+        self, path: str, right: str, what: str, silence_s: float | None, params: dict[str, str]
+    ) -> Iterator[Json]:
         import requests
 
-        answer = self._send(
-            "GET",
-            f"{self._path(name)}/log",
-            "get pods/log",
-            silence_s=SILENCE_S if follow else None,
-            params={"logOptions.container": "main", "logOptions.follow": str(follow).lower()},
-            # Only a stream of events is kept alive by the server while the pods say nothing.
-            headers={"Accept": "text/event-stream"},
-            stream=True,
-        )
+        # Only a stream of events is kept alive by the server while there is nothing to say.
+        headers = {"Accept": "text/event-stream"}
+        answer = self._send("GET", path, right, silence_s=silence_s, params=params, headers=headers, stream=True)
         try:
             for line in answer.iter_lines():
                 text = line.removeprefix(b"data:").strip()
@@ -160,12 +170,11 @@ class ArgoClient:
                     continue
                 entry = json.loads(text)
                 if "error" in entry:
-                    raise ServiceError(f"Argo's log of {name} ended: {entry['error'].get('message', entry['error'])}")
-                result = entry.get("result", {})
-                yield result.get("podName", ""), result.get("content", "")
+                    raise ServiceError(f"Argo's {what} ended: {entry['error'].get('message', entry['error'])}")
+                yield entry.get("result", {})
         except (requests.RequestException, ValueError) as error:
             raise _LostError(
-                f"{self._api.name} {self._api.url} stopped answering.", "The run goes on; ask for its log again."
+                f"{self._api.name} {self._api.url} stopped answering.", "The run goes on; ask again."
             ) from error
         finally:
             answer.close()

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from shopfloor.engines.argo.client import ArgoClient
-from shopfloor.engines.argo.nodes import Steps, has_failed, in_time, last_attempts, pods_of, seconds_of, step_of
+from shopfloor.engines.argo.nodes import (
+    Steps,
+    has_failed,
+    in_time,
+    last_attempts,
+    pods_of,
+    seconds_of,
+    step_of,
+    warning_of,
+)
 from shopfloor.engines.argo.translation import cron_workflow, translate
 from shopfloor.engines.base import Job, RunState
 from shopfloor.engines.manifests import text_of
@@ -224,8 +233,8 @@ class ArgoEngine:
             if seconds_of(node) < PREPARING_S:
                 return ""
             # Argo hands on nothing of an image that a container before the main one lacks, or of a volume.
-            return (
-                f"{message} for {seconds_of(node):.0f} s; "
+            return warning_of(self._client, node) or (
+                f"{message} for more than {PREPARING_S:.0f} s; "
                 f"`kubectl get events -n {cluster.namespace} --field-selector type=Warning` says why."
             )
         if not message and node.get("phase") == "Pending" and cluster.queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import queue
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,13 @@ from typing import Any, TypeVar
 
 from shopfloor.engines.argo.client import ENDED, ArgoClient
 from shopfloor.engines.argo.source import STEP_NAME
-from shopfloor.errors import NotFoundError
+from shopfloor.errors import NotFoundError, ServiceError
+
+logger = logging.getLogger(__name__)
+
+EVENTS_WAIT_S = 1.0
+"""The server sends the events that there are at once, and then waits for others."""
+SAID_LIMIT = 300
 
 
 class Steps:
@@ -91,6 +98,23 @@ def seconds_of(node: dict[str, Any]) -> float:
     times = [node.get(key) for key in ("startedAt", "finishedAt")]
     begun, ended = (dt.datetime.fromisoformat(str(time)) if time else dt.datetime.now(dt.UTC) for time in times)
     return max((ended - begun).total_seconds(), 0.0)
+
+
+def warning_of(client: ArgoClient, node: dict[str, Any]) -> str:
+    """Return what Kubernetes last warned of a node's pod, empty where it warned of nothing or nobody may see it."""
+    said = ""
+    try:
+        for event in in_time(client.warnings(), EVENTS_WAIT_S):
+            if event is None:
+                break
+            message = " ".join(str(event.get("message") or "").split())
+            pod = str((event.get("involvedObject") or {}).get("name") or "")
+            # `Error: ErrImagePull` says less than the event before it.
+            if _number(pod) == _number(str(node.get("id", ""))) and message and not message.startswith("Error: "):
+                said = f"{event.get('reason', '')}: {message[:SAID_LIMIT]}"
+    except ServiceError as error:
+        logger.debug("No events of pods: %s", error)
+    return said
 
 
 _Item = TypeVar("_Item")
