@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shopfloor.errors import ConflictError, ServiceError, UsageError
@@ -253,3 +254,12 @@ def test_without_its_own_configuration_haproxy_does_not_start(tmp_path):
     ray_head.remove_sockets(tmp_path)
     assert done.returncode != 0
     assert "HAProxy version" not in done.stdout
+
+
+def test_of_a_traceback_at_the_end_of_a_log_only_the_exception_is_told(tmp_path):
+    log = tmp_path / "ray.log"
+    log.write_text("starting\nTraceback (most recent call last):\n  node = Node(\n    ^^^^\nException: It timed out.\n")
+    assert lifecycle._last_words(SimpleNamespace(log=log)) == "Exception: It timed out."
+
+    log.write_text("starting\nno room\n")
+    assert lifecycle._last_words(SimpleNamespace(log=log)) == "starting\nno room"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ POLL_S = 0.2
 ATTEMPTS = 3
 """How often a service is started that lost its port to another process in between."""
 LAST_LINES = 5
+_EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
 LOG_LIMIT_BYTES = 10 * 1024**2
 Progress = Callable[[str], None]
 Health = Literal["healthy", "starting", "not answering", "down"]
@@ -380,9 +382,11 @@ def _serve_status(details: dict[str, object], ray: ServiceStatus, address: str) 
 
 
 def _last_words(service: Service) -> str:
-    """Return the end of a service's log."""
+    """Return the end of a service's log: of a traceback, the exception alone."""
     with contextlib.suppress(OSError), service.log.open("rb") as file:
         file.seek(max(0, service.log.stat().st_size - 8192))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        if lines and _EXCEPTION.match(lines[-1]):
+            return lines[-1]
         return "\n".join(lines[-LAST_LINES:]) or "it said nothing."
     return "it left no log."
