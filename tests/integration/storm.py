@@ -34,7 +34,7 @@ def main() -> None:
     settings = load_settings()
     machines = [settings.model_copy(update={"state_dir": directory / name}) for name in ("one", "other")]
     rollout.hold = lambda *_, **__: None
-    applications.build = lambda settings, case, before: before
+    applications.build = lambda settings, case, entry: entry.application
     for number in range(count):
         dice = random.Random(number)
         entry = assignments.read(rollout.registry(settings), case)

@@ -21,6 +21,7 @@ from shopfloor.serving.deploy import champion as champions
 from shopfloor.serving.deploy import steps
 from shopfloor.serving.deploy.champion import history, promote_version, roll_back
 from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint, registry
+from shopfloor.serving.replica import tokens
 
 from tests.support.artifacts import Recorder
 from tests.support.endpoints import USE_CASE, post, register_models, rows_of, shopfloor
@@ -412,15 +413,21 @@ def test_every_endpoint_comes_back_on_an_empty_cluster_but_one_that_does_not_loa
     assert restore(settings, told.append).champions == {CASE: "1"}  # nothing to do, and nothing broken by doing it
 
 
-def test_removing_an_endpoint_is_a_command_and_a_promotion_makes_it_again(settings, row, first):
-    promote_version(settings, CASE, "2")
+def test_removing_an_endpoint_is_a_command_and_a_promotion_makes_it_again_with_its_tokens(
+    settings, row, first, tmp_path
+):
+    guarded = settings.model_copy(update={"serve_tokens_file": str(tmp_path / "tokens")})
+    tokens.create(tmp_path / "tokens", "one", [], None)
+    promote_version(guarded, CASE, "2")
     removed = shopfloor(settings, "undeploy", CASE, "--yes", "--reason", "no longer needed", "--json")
     assert json.loads(removed.stdout) == {"use_case": CASE, "removed": True}
     found = standing(settings, CASE)
     assert (found.champion, found.answers) == (None, None)
     assert "champion" not in aliases(first)
     assert shopfloor(settings, "undeploy", CASE, "--yes").stdout == f"{CASE} has no endpoint: nothing to do.\n"
-    promote_version(settings, CASE, "1")
+    promote_version(settings, CASE, "1")  # from a shell that knows nothing of tokens
+    assert post(f"{endpoint(settings, CASE)}/predict", row).status_code == 401
+    promote_version(settings.model_copy(update={"serve_tokens_file": "none"}), CASE, "1")
     assert answering(settings, row) == aliases(first)["champion"] == "1"
 
 

@@ -1,5 +1,6 @@
 """From what a search leaves to a version in a real registry: estimators of scikit-learn, passports, pages of MLflow."""
 
+import contextlib
 import importlib
 import json
 import os.path
@@ -9,13 +10,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from shopfloor.errors import UsageError
+from shopfloor.errors import NotFoundError, ServiceError, UsageError
 from shopfloor.records import Trial
 from shopfloor.registry import flavors
 from shopfloor.registry.compatibility import concern
-from shopfloor.registry.passport import read_passport
+from shopfloor.registry.passport import find_passport, read_passport
 from shopfloor.registry.register import register
-from shopfloor.runs.versions import MODEL_HASH, tagged
+from shopfloor.runs.index import _whole_run
+from shopfloor.runs.versions import MODEL_HASH, alias_version, tagged, version_exists
 from shopfloor.serving.deploy.rollout import deploy
 from shopfloor.serving.deploy.verify import verify
 from shopfloor.serving.model.loading import load_model
@@ -199,3 +201,22 @@ def test_before_a_promotion_by_hand_it_shows_whom_the_version_would_refuse(setti
         )
     finally:
         client.delete_registered_model_alias(CASE, "champion")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda client: find_passport(client, "0" * 32),
+        lambda client: read_passport(client, "nobody", "1"),
+        lambda client: alias_version(client, "nobody", "champion"),
+        lambda client: version_exists(client, "nobody", "1"),
+        lambda client: _whole_run(client, "0" * 32),
+    ],
+)
+def test_mlflow_that_does_not_answer_is_not_taken_for_one_that_knows_nothing(settings, client, monkeypatch, question):
+    with contextlib.suppress(NotFoundError):
+        assert not question(client)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody = mlflow.MlflowClient("http://127.0.0.1:1")
+    with pytest.raises(ServiceError, match=r"http://127.0.0.1:1 cannot say: .*Connection"):
+        question(nobody)

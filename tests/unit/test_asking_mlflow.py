@@ -6,9 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
-from shopfloor.runs.mlflow import Mlflow, RefusedError
+from shopfloor.runs.mlflow import Mlflow, RefusedError, connect
 from shopfloor.serving import assignment
 from shopfloor.serving.contract import TAG, Assignment
+from shopfloor.settings import Settings
 
 
 @pytest.fixture
@@ -108,3 +109,21 @@ def test_a_model_that_is_unknown_cannot_be_assigned(address):
     answers.append((404, ABSENT))
     with pytest.raises(NotFoundError, match="no model 'flights'"):
         assignment.change(Mlflow(uri, 5), "flights", assignment.Entry(Assignment()), champion="1")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (401, AccessError, "MLFLOW_TRACKING_USERNAME"),
+        (403, AccessError, "permission"),
+        (404, ServiceError, "is no MLflow server"),
+        (500, ServiceError, "answers 500: broken"),
+    ],
+)
+def test_a_client_is_made_for_a_server_that_lets_us_in_and_any_other_is_called_what_it_is(
+    address, tmp_path, status, kind, words
+):
+    uri, answers, _ = address
+    answers.append((status, b"broken"))
+    with pytest.raises(kind, match=words):
+        connect(Settings(project_root=tmp_path, tracking_uri=uri))

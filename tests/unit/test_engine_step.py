@@ -125,5 +125,5 @@ def test_a_server_that_does_not_answer_fails_the_step_in_one_line(settings, tmp_
     done, ran = on_cluster(dead, tmp_path / "pod-1", 3, run_id="0123")
 
     assert (done.returncode, ran) == (1, 0)
-    assert done.stderr.splitlines()[-1].startswith("The MLflow server http://127.0.0.1:9 does not answer.")
+    assert done.stderr.splitlines()[-1].startswith("The MLflow server at http://127.0.0.1:9 does not answer: ")
     assert "Traceback" not in done.stderr

@@ -66,8 +66,6 @@ def up(
         from shopfloor.flows.promote import restore
 
         restored = restore(settings, tell)
-        if result.restore_serving:
-            lifecycle.serving_restored(settings)
     for use_case, problem in restored.problems.items():
         render.progress(f"{use_case} is not as the registry has it: {problem}")
     if not result.started:

@@ -152,7 +152,7 @@ def restore(settings: Settings, progress: Callable[[str], None]) -> Restored:
 def _declared_anew(settings: Settings, use_case: str, entry: Entry, is_own: bool) -> Entry:
     """Return the entry with what Serve is to run as this project and these settings have it now."""
     if is_own:
-        application = applications.build(settings, load_use_case(settings, use_case), entry.application)
+        application = applications.build(settings, load_use_case(settings, use_case), entry)
     else:
         application = applications.readdressed(settings, entry.application or {})
     if application == entry.application and entry.place == applications.place(settings):

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shopfloor.errors import NotFoundError
+from shopfloor.errors import NotFoundError, ServiceError, first_line
 from shopfloor.records import Passport
+from shopfloor.runs.mlflow import lookup
 from shopfloor.runs.versions import CHALLENGER as CHALLENGER
 from shopfloor.runs.versions import CHAMPION as CHAMPION
 from shopfloor.runs.versions import alias_version as alias_version
@@ -24,12 +25,12 @@ def read_passport(client: Any, model: str, version: str) -> Passport:
 
     Raises:
         NotFoundError: There is no such version, or it was registered without a passport.
+        ServiceError: MLflow, or where it keeps files, does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
-        run_id = client.get_model_version(model, version).run_id
-    except MlflowException as error:
+        with lookup(client):
+            run_id = client.get_model_version(model, version).run_id
+    except NotFoundError as error:
         raise NotFoundError(
             f"There is no version {version} of a model {model!r}.", "`shopfloor models list` shows what there is."
         ) from error
@@ -42,18 +43,30 @@ def read_passport(client: Any, model: str, version: str) -> Passport:
 
 
 def find_passport(client: Any, run_id: str) -> Passport | None:
-    """Return the passport that a `register` step left at its run, `None` where it left none."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
+    """Return the passport that a `register` step left at its run, `None` where it left none.
 
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            file = download_artifacts(
-                run_id=run_id, artifact_path=FILE, dst_path=directory, tracking_uri=client.tracking_uri
-            )
-            return Passport.model_validate_json(Path(file).read_text(encoding="utf-8"))
-    except (MlflowException, OSError):
-        return None
+    Raises:
+        ServiceError: MLflow, or where it keeps files, does not answer.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            with lookup(client):
+                if all(file.path != FILE for file in client.list_artifacts(run_id)):
+                    return None
+                file = download_artifacts(
+                    run_id=run_id, artifact_path=FILE, dst_path=directory, tracking_uri=client.tracking_uri
+                )
+        except NotFoundError:
+            return None
+        except ServiceError:
+            raise
+        except Exception as error:  # each kind of store has its own
+            raise ServiceError(
+                f"The passport of run {run_id} cannot be read: {first_line(error, 300)}.", "Look at MLflow's artifacts."
+            ) from error
+        return Passport.model_validate_json(Path(file).read_text(encoding="utf-8"))
 
 
 def write_passport(client: Any, run_id: str, passport: Passport) -> None:

@@ -19,6 +19,7 @@ from shopfloor.errors import Failure, NotFoundError
 from shopfloor.processes import ProcessId
 from shopfloor.records import StepRecord
 from shopfloor.runs.mlflow import PARENT as PARENT
+from shopfloor.runs.mlflow import lookup
 from shopfloor.settings import Settings
 
 STATE, STEP, PIPELINE, USE_CASE, ENGINE, OUTCOME, PROCESS, SECONDS = (
@@ -217,14 +218,14 @@ def _whole_run(client: Any, run_id: str) -> Any:
 
     Raises:
         NotFoundError: MLflow has no such run.
+        ServiceError: MLflow does not answer, or refuses.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
-        run = client.get_run(run_id)
-        parent = run.data.tags.get(PARENT)
-        return client.get_run(parent) if parent else run
-    except MlflowException as error:
+        with lookup(client):
+            run = client.get_run(run_id)
+            parent = run.data.tags.get(PARENT)
+            return client.get_run(parent) if parent else run
+    except NotFoundError as error:
         raise NotFoundError(f"There is no run {run_id!r}.", "`shopfloor runs list` shows the ids.") from error
 
 

@@ -7,12 +7,13 @@ that refuses the caller, something else at that address, and nobody.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shopfloor.environment import NO_REPORTS
-from shopfloor.errors import AccessError, NotFoundError, ServiceError
+from shopfloor.errors import AccessError, NotFoundError, ServiceError, first_line
 from shopfloor.settings import Settings
 
 API = "/api/2.0/mlflow/"
@@ -94,7 +95,7 @@ class Mlflow:
         except requests.RequestException as error:
             raise ServiceError(
                 f"The MLflow server at {self.tracking_uri} does not answer: {type(error).__name__}.",
-                "See `shopfloor status`.",
+                "`shopfloor up` starts that of the embedded stack.",
             ) from error
         try:
             content = answer.json()
@@ -174,14 +175,35 @@ def import_mlflow() -> Any:
 
 
 def connect(settings: Settings) -> Any:
-    """Return an `MlflowClient` of the tracking server, after a quick look whether it answers.
+    """Return an `MlflowClient` of the tracking server, after a quick question that only MLflow answers.
 
     Raises:
-        ServiceError: It does not.
+        AccessError: It refuses the credentials.
+        ServiceError: Nobody answers, or something that is no MLflow server, or MLflow failed.
+    """
+    mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
+    mlflow.search("registered-models/search", "registered_models", max_results=1)
+    return client_of(settings)
+
+
+def client_of(settings: Settings) -> Any:
+    """Return an `MlflowClient` of the tracking server, as it is: a step whose run began has seen it answer."""
+    return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+
+
+@contextlib.contextmanager
+def lookup(client: Any) -> Iterator[None]:
+    """Tell what does not exist from what cannot be said, where MLflow's own client is asked within the block.
+
+    Raises:
+        NotFoundError: MLflow says that there is no such thing; an alias or a version that it has not, it calls invalid.
+        ServiceError: MLflow, or where it keeps files, does not answer, or refuses.
     """
     import requests
+    from mlflow.exceptions import MlflowException
 
     try:
+<<<<<<< HEAD
         requests.get(f"{settings.tracking_uri}/health", timeout=5).raise_for_status()
     except (requests.RequestException, ValueError) as error:
         remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
@@ -192,3 +214,13 @@ def connect(settings: Settings) -> Any:
 def client_of(settings: Settings) -> Any:
     """Return an `MlflowClient` of the tracking server, as it is: a step whose run began has seen it answer."""
     return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+=======
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        if getattr(error, "error_code", "") in {_ABSENT, "INVALID_PARAMETER_VALUE"}:
+            raise NotFoundError(f"MLflow has no such thing: {first_line(error, 300)}.", "") from error
+        raise ServiceError(
+            f"The MLflow server at {client.tracking_uri} cannot say: {first_line(error, 300)}.",
+            "See `shopfloor status`.",
+        ) from error
+>>>>>>> 4b8227f (Keep an endpoint's tokens through its removal, and tell what MLflow has not from what it cannot say)

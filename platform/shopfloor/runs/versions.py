@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shopfloor.errors import NotFoundError
+from shopfloor.runs.mlflow import lookup
+
 CHAMPION = "champion"
 """Alias of the version that answers."""
 CHALLENGER = "challenger"
@@ -20,27 +23,29 @@ ROLLED_BACK = "shopfloor.rolled_back"
 
 
 def alias_version(client: Any, model: str, alias: str) -> str | None:
-    """Return the version that an alias names; `None` where the model or the alias does not exist."""
-    from mlflow.exceptions import MlflowException
+    """Return the version that an alias names; `None` where the model or the alias does not exist.
 
+    Raises:
+        ServiceError: MLflow does not answer, or refuses.
+    """
     try:
-        return str(client.get_model_version_by_alias(model, alias).version)
-    except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return None
-        raise
+        with lookup(client):
+            return str(client.get_model_version_by_alias(model, alias).version)
+    except NotFoundError:
+        return None
 
 
 def version_exists(client: Any, model: str, version: str) -> bool:
-    """Tell whether the registry holds a version."""
-    from mlflow.exceptions import MlflowException
+    """Tell whether the registry holds a version.
 
+    Raises:
+        ServiceError: MLflow does not answer, or refuses.
+    """
     try:
-        client.get_model_version(model, version)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
+        with lookup(client):
+            client.get_model_version(model, version)
+    except NotFoundError:
+        return False
     return True
 
 

@@ -16,6 +16,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,8 @@ class Entry:
     """What Serve runs, as `deploy/applications` declares it; `None` where nothing is to run."""
     place: str = ""
     """Ray cluster on which it runs."""
+    tokens_file: str | None = None
+    """Where the tokens are that the endpoint requires, or required until it was removed; `None` where it has none."""
     number: int = 0
     """Of the newest entry, valid or not."""
     known: bool = True
@@ -107,15 +110,17 @@ def change(mlflow: Mlflow, use_case: str, base: Entry, lease: str = LEASE_KEPT, 
     fresh |= {"by": myself(), "when": dt.datetime.now(dt.UTC), "id": uuid.uuid4().hex, "revision": 0}
     assignment = Assignment.model_validate(base.assignment.model_dump() | fresh | values)
     tags = {TAG: assignment.model_dump_json(exclude={"revision"}), LEASE: lease}
-    if application is not None:
-        tags[APPLICATION] = json.dumps({"place": place, "application": application}, sort_keys=True)
+    tokens_file = base.tokens_file if application is None else tokens_file_of(application)
+    if application is not None or tokens_file:
+        declared = {"place": place, "application": application, "tokens_file": tokens_file}
+        tags[APPLICATION] = json.dumps(declared, sort_keys=True)
     number = base.number
     for attempt in range(_TRIES):
         failure: ServiceError | None = None
         try:
             if _append(mlflow, use_case, number, tags, assignment) == number + 1:
                 assignment = assignment.model_copy(update={"revision": number + 1})
-                return Entry(assignment, lease, application, place, number + 1)
+                return Entry(assignment, lease, application, place, tokens_file, number + 1)
         except (AccessError, RefusedError):
             raise
         except ServiceError as error:  # a database that is busy, or an answer that was lost
@@ -160,6 +165,13 @@ def fresh_lease() -> str:
     return f"{time.time():.3f}"
 
 
+def tokens_file_of(application: Mapping[str, Any] | None) -> str | None:
+    """Return where a declared application finds the tokens that it requires; `None` where it requires none."""
+    deployments = (application or {}).get("deployments") or [{}]
+    file: str | None = (deployments[0].get("user_config") or {}).get("tokens_file")
+    return file
+
+
 def myself() -> str:
     """Return user and host of this process."""
     try:
@@ -201,6 +213,7 @@ def _newest_valid(versions: list[Any]) -> Entry | None:
             tags.get(LEASE, LEASE_KEPT),
             declared.get("application"),
             declared.get("place", ""),
+            declared.get("tokens_file") or tokens_file_of(declared.get("application")),
             int(versions[0]["version"]),
         )
     return None

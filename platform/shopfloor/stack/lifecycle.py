@@ -80,8 +80,6 @@ class UpResult(Record):
     started: list[str]
     """Names of the services that it started; none where all of them ran."""
     addresses: dict[str, str]
-    restore_serving: bool
-    """Whether the registry may hold champions that no endpoint serves yet; `serving_restored` records that they are."""
 
 
 class DownResult(Record):
@@ -137,18 +135,7 @@ def up(
                 state = _move_serve(settings, state)
             with contextlib.suppress(OSError):  # the first deployment starts it as well
                 services.start_serve(state.of(settings))
-        if not state.serving_restored and not services.has_models(state.of(settings)):
-            state = state.model_copy(update={"serving_restored": True})
-            states.write(settings, state)
-    return UpResult(started=missing, addresses=state.addresses, restore_serving=not state.serving_restored)
-
-
-def serving_restored(settings: Settings) -> None:
-    """Record that the endpoints hold the champions again, so that the next `up` has nothing to restore."""
-    with states.locked(settings):
-        state = states.read(settings)
-        if state is not None:
-            states.write(settings, state.model_copy(update={"serving_restored": True}))
+    return UpResult(started=missing, addresses=state.addresses)
 
 
 def down(settings: Settings) -> DownResult:
@@ -271,10 +258,7 @@ def _start(settings: Settings, state: StackState, name: str) -> tuple[StackState
         command, environment = services.launch(settings, state, name)
     child = families.spawn(command, environment, log, settings.project_root)
     service = Service(name=name, process=processes.identify(child.pid), log=log)
-    updates: dict[str, object] = {"services": {**state.services, name: service}}
-    if name == "ray":
-        updates["serving_restored"] = False
-    state = state.model_copy(update=updates)
+    state = state.model_copy(update={"services": {**state.services, name: service}})
     states.write(settings, state)
     return state, child
 

@@ -146,12 +146,6 @@ def start_serve(settings: Settings) -> None:
         connection.close()
 
 
-def has_models(settings: Settings) -> bool:
-    """Tell whether anything is registered, so that there can be a champion."""
-    path = "/api/2.0/mlflow/registered-models/search?max_results=1"
-    return bool((get_json(settings.tracking_uri, path) or {}).get("registered_models"))
-
-
 def get(
     url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S, headers: Mapping[str, str] | None = None
 ) -> str | None:
@@ -169,19 +163,13 @@ def get(
         connection.close()
 
 
-def get_json(
-    url: str, path: str, timeout_s: float = PROBE_TIMEOUT_S, headers: Mapping[str, str] | None = None
-) -> dict[str, Any] | None:
+def _ask_ray(settings: Settings, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any] | None:
     """Return the JSON object of an answer with status 200, `None` for anything else."""
     try:
-        content = json.loads(get(url, path, timeout_s, headers) or "null")
+        content = json.loads(get(settings.ray_dashboard_url, path, timeout_s, _ray_headers(settings)) or "null")
     except json.JSONDecodeError:
         return None
     return content if isinstance(content, dict) else None
-
-
-def _ask_ray(settings: Settings, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any] | None:
-    return get_json(settings.ray_dashboard_url, path, timeout_s, _ray_headers(settings))
 
 
 def _ray_headers(settings: Settings) -> dict[str, str]:

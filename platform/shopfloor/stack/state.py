@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from shopfloor.errors import ConflictError
 from shopfloor.processes import ProcessId, boot_id
@@ -33,7 +33,9 @@ class Service(Record):
 
 
 class StackState(Record):
-    """The embedded stack as it was recorded last."""
+    """The embedded stack as it was recorded last, perhaps by another version of Shopfloor."""
+
+    model_config = ConfigDict(extra="ignore")
 
     boot_id: str
     addresses: dict[str, str]
@@ -43,8 +45,6 @@ class StackState(Record):
     """Ray's temporary directory."""
     ray_token_file: Path
     """File with the token that Ray asks for."""
-    serving_restored: bool = True
-    """Whether the endpoints hold the champions again since Ray was started."""
 
     def of(self, settings: Settings) -> Settings:
         """Return the settings with the addresses of this stack, and with its token for Ray."""

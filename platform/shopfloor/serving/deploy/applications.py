@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from shopfloor.errors import ConflictError, ServiceError, UsageError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
+from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
 from shopfloor.settings import NO_TOKENS, Settings
 from shopfloor.storage import is_remote, join
@@ -59,19 +60,19 @@ def place(settings: Settings) -> str:
     return socket.gethostname() if is_loopback(address.hostname) else f"{address.hostname}:{address.port}"
 
 
-def build(settings: Settings, case: UseCase, before: dict[str, Any] | None) -> dict[str, Any]:
+def build(settings: Settings, case: UseCase, entry: Entry) -> dict[str, Any]:
     """Return the declaration of a use case's application.
 
     Args:
         settings: Say what a replica needs to find.
         case: Its `serving` says how it answers.
-        before: What the registry declares now; `None` where it declares nothing.
+        entry: What stands in the registry now.
 
     Raises:
         ServiceError: Ray's dashboard does not answer, or Serve refuses.
     """
     present = running(settings).get(case.name)
-    serving = case.serving
+    before, serving = entry.application, case.serving
     config = Config(
         use_case=case.name,
         tracking_uri=settings.tracking_uri,
@@ -88,7 +89,7 @@ def build(settings: Settings, case: UseCase, before: dict[str, Any] | None) -> d
         batch_wait_ms=serving.batching.wait_ms if serving.batching else 0,
         max_rows=serving.max_rows,
         max_body_bytes=serving.max_body_bytes,
-        tokens_file=_tokens_file(settings, before or _config(present)),
+        tokens_file=_tokens_file(settings, entry, _config(present)),
         online=online_config(settings, case),
     )
     failed = present is not None and present["status"] == "DEPLOY_FAILED"
@@ -136,17 +137,17 @@ def _sealed(application: dict[str, Any]) -> dict[str, Any]:
     return application
 
 
-def _tokens_file(settings: Settings, declared: dict[str, Any]) -> str | None:
+def _tokens_file(settings: Settings, entry: Entry, live: dict[str, Any]) -> str | None:
     """Return where the tokens are: a deployer that knows no such file leaves the endpoint with the one that it has.
 
     Args:
         settings: May name the file, or say that everybody may ask.
-        declared: The application as it is declared now; empty where it is not.
+        entry: Names the one that the endpoint has, or had before it was removed.
+        live: What Serve runs, which counts where the registry declares nothing; empty where it runs nothing.
     """
     if settings.serve_tokens_file == NO_TOKENS:
         return None
-    deployments = declared.get("deployments") or [{}]
-    kept = (deployments[0].get("user_config") or {}).get("tokens_file")
+    kept = entry.tokens_file if entry.application else entry.tokens_file or assignments.tokens_file_of(live)
     return settings.serve_tokens_file or kept
 
 

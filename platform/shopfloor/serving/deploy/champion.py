@@ -65,7 +65,7 @@ def promote_version(
     project(mlflow, use_case, entry)
     champion = entry.assignment.champion
     if champion == version:
-        application = applications.build(settings, case, entry.application)
+        application = applications.build(settings, case, entry)
         if applications.declaration(application) == applications.declaration(entry.application):
             rollout.hold(settings, use_case, entry)
         else:  # it has other settings now, or never stood in the registry
@@ -216,7 +216,7 @@ def _switch(
         shadow=False,
         before=before,
         replaced=replaced,
-        application=applications.build(settings, load_use_case(settings, use_case), entry.application),
+        application=applications.build(settings, load_use_case(settings, use_case), entry),
         place=applications.place(settings),
         action=action,
         reason=reason,

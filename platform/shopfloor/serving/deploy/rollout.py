@@ -128,7 +128,7 @@ def deploy(
         challenger=assigned.challenger if isinstance(challenger, Keep) else challenger,
         canary_percent=share.canary_percent,
         shadow=share.shadow,
-        application=applications.build(settings, case, before.application),
+        application=applications.build(settings, case, before),
         place=applications.place(settings),
         action=action,
         reason=reason,
