@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FAILURE_FILE = "SHOPFLOOR_FAILURE_FILE"
 """Variable of a step's process: the file that takes why it failed."""
+_USER = re.compile(r"(?<=://)[^\s/?#]*@")
+_VALUE = re.compile(r"([?&,;]\w*(?:password|passwd|pwd|token|secret)=)[^\s&,;'\"]+", re.IGNORECASE)
 
 
 class ShopfloorError(Exception):
@@ -71,7 +74,12 @@ MAX_CHARACTERS = 2000
 
 def first_line(error: BaseException, limit: int = MAX_CHARACTERS) -> str:
     """Return what an error says, or its type, in one line of at most `limit` characters without a full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:limit]
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")[:limit]
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what stands before the host in its addresses, and without the passwords behind it."""
+    return _VALUE.sub(r"\1***", _USER.sub("", text))
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Failure:
         if isinstance(error, ShopfloorError):
             return cls(kind, error.message, error.remedy)
         # What a program ends itself with is a sentence already.
-        return cls(kind, str(error) if isinstance(error, SystemExit) else f"{kind}: {error}".rstrip(": "))
+        return cls(kind, str(error) if isinstance(error, SystemExit) else without_secrets(f"{kind}: {error}".rstrip(": ")))
 
 
 def leave(why: BaseException | Failure | None) -> None:

@@ -191,7 +191,12 @@ class Settings(BaseModel):
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def with_ray_dashboard(self, url: str) -> Settings:
-        """Return the settings for another Ray cluster; it never gets the token of this one."""
+        """Return the settings for another Ray cluster; it never gets the token of this one.
+
+        Raises:
+            UsageError: The address has a password or token in it.
+        """
+        _refuse_secrets({"ray_dashboard_url": url}, {"ray_dashboard_url": "argument"})
         same = url.rstrip("/") == self.ray_dashboard_url.rstrip("/")
         other = {} if same else {"ray_token_file": None}
         return self.model_copy(update={"ray_dashboard_url": url.rstrip("/"), **other})
@@ -360,7 +365,7 @@ def _profile_name(text: str) -> str:
     return str(Path(text).expanduser().resolve()) if text.endswith(".toml") else text
 
 
-def _refuse_secrets(values: dict[str, Any], sources: dict[str, Source]) -> None:
+def _refuse_secrets(values: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
     """Refuse an address with a password in it: addresses stand in logs, links, manifests and Ray's job lists."""
     cluster = values.get("cluster")
     inner = {f"cluster.{key}": value for key, value in cluster.items()} if isinstance(cluster, dict) else {}

@@ -1,6 +1,7 @@
 """A model on its test set beside the champions of a real registry: the best of them counts, and whom it refuses."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -85,7 +86,10 @@ def judged(settings, rows, booster, *columns, champion="@champion"):
     return passed, Evaluation.model_validate_json(text)
 
 
-def test_a_loss_counts_from_the_best_of_the_last_champions(settings, rows):
+def test_a_loss_counts_from_the_best_of_the_last_champions_and_no_copy_of_them_stays(
+    settings, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     passed, evaluation = judged(settings, rows, trained(rows, "a", "b"), "a", "b")
     assert evaluation.champion == "3"
     assert evaluation.metrics["roc_auc"] == pytest.approx(evaluation.champion_metrics["roc_auc"])
@@ -94,6 +98,7 @@ def test_a_loss_counts_from_the_best_of_the_last_champions(settings, rows):
     assert gate.note.startswith("version 1, a champion before version 3, has 0.")
     assert signature.passed
     assert not passed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_was_rolled_back_counts_no_more_nor_one_beyond_the_window(settings, rows, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os.path
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -184,7 +185,9 @@ def test_the_page_of_a_version_shows_its_parameters_metrics_gates_and_run(settin
     assert (passport.git_commit, passport.git_dirty) == ("c0ffee", False)
 
 
-def test_before_a_promotion_by_hand_it_shows_whom_the_version_would_refuse(settings, client, frame, tmp_path):
+def test_before_a_promotion_by_hand_it_shows_whom_the_version_would_refuse(
+    settings, client, frame, tmp_path, monkeypatch
+):
     versions = []
     for name, rows in (("all", frame), ("few", frame.drop(columns="rate_1"))):
         (tmp_path / name).mkdir()
@@ -194,11 +197,14 @@ def test_before_a_promotion_by_hand_it_shows_whom_the_version_would_refuse(setti
     champion, other = versions
     assert concern(settings, CASE, other) == ""
     client.set_registered_model_alias(CASE, "champion", champion)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     try:
         assert concern(settings, CASE, champion) == ""
         assert concern(settings, CASE, other) == (
             f"Clients that ask version {champion}, the champion, may be refused: 'rate_1' is no input any more."
         )
+        assert list((tmp_path / "temporary").iterdir()) == []
     finally:
         client.delete_registered_model_alias(CASE, "champion")
 

@@ -351,6 +351,15 @@ def test_a_remote_that_does_not_answer_is_neither_pulled_from_nor_passed_over(cl
         versions.prepare(clone, "flight_delays")
 
 
+def test_a_password_in_the_address_of_a_remote_is_not_repeated(clone):
+    (clone.project_root / ".dvc/config").write_text(
+        "[core]\nremote = store\n['remote \"store\"']\nurl = http://me:s3cret@127.0.0.1:9/dvc\n"
+    )
+    with pytest.raises(DataError, match=r"the remote 'store' \(http://127.0.0.1:9/dvc\)") as unread:
+        versions.prepare(clone, "flight_delays")
+    assert "s3cret" not in str(unread.value)
+
+
 def test_a_pull_that_fails_keeps_the_changed_file_and_makes_nothing_instead(clone):
     root = clone.project_root
     versions.prepare(clone, "flight_delays")

@@ -5,6 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from shopfloor.cli.stack import _standings
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
 from shopfloor.runs.mlflow import Mlflow, RefusedError, connect
 from shopfloor.serving import assignment
@@ -127,3 +128,10 @@ def test_a_client_is_made_for_a_server_that_lets_us_in_and_any_other_is_called_w
     answers.append((status, b"broken"))
     with pytest.raises(kind, match=words):
         connect(Settings(project_root=tmp_path, tracking_uri=uri))
+
+
+def test_status_says_in_one_line_that_mlflow_refuses_the_credentials(address, tmp_path, capsys):
+    uri, answers, _ = address
+    answers.append((401, b"no"))
+    assert _standings(Settings(project_root=tmp_path, tracking_uri=uri)) == []
+    assert "Nobody can say who answers: The MLflow server" in " ".join(capsys.readouterr().err.split())

@@ -4,8 +4,9 @@ import json
 import os
 
 import pytest
+from shopfloor.cli.submit import with_ray_address
 from shopfloor.environment import direct_loopback
-from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.errors import NotFoundError, UsageError, first_line
 from shopfloor.settings import Settings, elsewhere, load_settings, load_sourced_settings, stack_state_file
 
 
@@ -45,6 +46,18 @@ def test_a_secret_in_an_address_is_one_line_that_does_not_repeat_it(project, fie
     assert remedy in str(refused.value)
     assert "s3cret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_address_of_another_ray_cluster_has_no_secret_either(project):
+    settings = load_settings(project_root=project)
+    with pytest.raises(UsageError, match="'ray_dashboard_url' \\(argument\\) has a password") as refused:
+        with_ray_address(settings, "ray", "http://me:s3cret@ray.example:8265")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_the_words_of_somebody_else_are_repeated_without_the_secrets_in_their_addresses():
+    words = "Cannot reach https://me:s3@cret@dvc.example/a@b?x=1&token=s3cret, nor s3://bucket/a."
+    assert first_line(OSError(words)) == ("Cannot reach https://dvc.example/a@b?x=1&token=***, nor s3://bucket/a")
 
 
 @pytest.mark.parametrize(

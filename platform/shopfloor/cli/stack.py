@@ -160,9 +160,14 @@ def env(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 def _standings(settings: Settings) -> list[Standing]:
+    from shopfloor.errors import ServiceError
     from shopfloor.flows.promote import standings
 
-    return standings(settings)
+    try:
+        return standings(settings)
+    except ServiceError as error:
+        render.progress(f"Nobody can say who answers: {error}")
+        return []
 
 
 def _show(stack: StackStatus, standings: list[Standing], as_json: bool) -> None:

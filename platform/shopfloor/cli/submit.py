@@ -105,15 +105,16 @@ def with_ray_address(settings: Settings, engine: str, address: str) -> Settings:
     """Return the settings with the Ray cluster whose dashboard is at `address`.
 
     Raises:
-        UsageError: It is no such address, or the engine is not `ray`.
+        UsageError: It is no such address, it has a secret in it, or the engine is not `ray`.
     """
     from shopfloor.errors import UsageError
 
     if engine != "ray":
         raise UsageError("--ray-address is for --engine ray.", "Add --engine ray, or leave it out.")
+    settings = settings.with_ray_dashboard(address)
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"{address!r} is not the address of a Ray dashboard.", "Write --ray-address http://host:8265.")
-    return settings.with_ray_dashboard(address)
+    return settings
 
 
 def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, as_json: bool) -> None:

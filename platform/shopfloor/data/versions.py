@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shopfloor.data.revisions import commit_of
-from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageError, first_line
+from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageError, first_line, without_secrets
 from shopfloor.records import DataVersion, Record, TableVersion
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, Metrics, publish
@@ -178,7 +178,7 @@ class _Tracked:
         try:
             getattr(self._repo, command)(targets=[out.stage.addressing for out in self._outs])
         except DvcException as error:
-            words = " ".join(str(error).split())
+            words = without_secrets(" ".join(str(error).split()))
             raise ShopfloorError(
                 f"`dvc {command} {' '.join(self.targets)}` failed: {words}.", "Mend that; the command says more."
             ) from error
@@ -332,7 +332,8 @@ class _Tracked:
         if not names:
             return "a remote (none is the default)"
         urls = self._repo.config["remote"]
-        return ", ".join(f"the remote {name!r} ({urls.get(name, {}).get('url', '?')})" for name in sorted(names))
+        shown = {name: without_secrets(urls.get(name, {}).get("url", "?")) for name in names}
+        return ", ".join(f"the remote {name!r} ({shown[name]})" for name in sorted(names))
 
     def _unreadable(self, error: BaseException) -> DataError:
         return DataError(f"{self._remote} of DVC cannot be read: {first_line(error)}.", "Look at it: dvc remote list")

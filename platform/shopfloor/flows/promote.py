@@ -52,11 +52,12 @@ class Restored(BaseModel):
 
 
 def standing(settings: Settings, use_case: str) -> Standing | None:
-    """Return who is champion; `None` where the registry does not answer or has no such model."""
-    try:
-        entry = assignments.read(rollout.registry(settings), use_case)
-    except ShopfloorError:
-        return None
+    """Return who is champion; `None` where the registry has no such model.
+
+    Raises:
+        ServiceError: The registry does not answer, or refuses.
+    """
+    entry = assignments.read(rollout.registry(settings), use_case)
     live = rollout.live_versions(settings, use_case)
     if not entry.known and not live:
         return None
@@ -72,12 +73,13 @@ def standing(settings: Settings, use_case: str) -> Standing | None:
 
 
 def standings(settings: Settings) -> list[Standing]:
-    """Return how every endpoint stands: of the use cases here, and of those that the registry alone knows."""
+    """Return how every endpoint stands: of the use cases here, and of those that the registry alone knows.
+
+    Raises:
+        ServiceError: The registry does not answer, or refuses.
+    """
     names = set(list_use_cases(settings))
-    try:
-        names |= {name for name, entry in assignments.read_all(rollout.registry(settings)).items() if entry.application}
-    except ShopfloorError:
-        return []
+    names |= {name for name, entry in assignments.read_all(rollout.registry(settings)).items() if entry.application}
     return [present for name in sorted(names) if (present := standing(settings, name)) is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,10 +134,16 @@ def _references(settings: Settings, use_case: UseCase, champion: str) -> list[st
 def _reference(settings: Settings, use_case: UseCase, version: str, test: pd.DataFrame) -> Reference:
     """Return what a registered version answers to the rows, or why it cannot."""
     mlflow = import_mlflow()
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    # MLflow would leave its copy of the model behind; a model may read its files when it is asked.
+    with tempfile.TemporaryDirectory(prefix="shopfloor-champion-") as directory:
+        model = mlflow.pyfunc.load_model(f"models:/{use_case.name}/{version}", dst_path=directory)
+        return _answers(model, version, test)
+
+
+def _answers(model: Any, version: str, test: pd.DataFrame) -> Reference:
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    model: Any = mlflow.pyfunc.load_model(f"models:/{use_case.name}/{version}")
     schema = model.metadata.get_input_schema()
     if schema is None or not schema.has_input_names():
         return Reference(version, None, None, f"version {version} has no signature that names its inputs")

@@ -5,6 +5,8 @@ A run's own version was judged by the gate of the signature already; this is for
 
 from __future__ import annotations
 
+import tempfile
+
 from shopfloor.judging.signature import Inputs, incompatibility, inputs_of
 from shopfloor.runs.mlflow import connect, import_mlflow
 from shopfloor.runs.versions import CHAMPION, alias_version
@@ -36,6 +38,10 @@ def _inputs(settings: Settings, model: str, version: str) -> Inputs | None:
     """Return the inputs that a version's signature names, `None` where it names none."""
     mlflow = import_mlflow()
     mlflow.set_tracking_uri(settings.tracking_uri)
-    signature = mlflow.models.get_model_info(f"models:/{model}/{version}").signature
+    # MLflow would leave its copy of the file behind.
+    with tempfile.TemporaryDirectory() as directory:
+        uri = f"models:/{model}/{version}/{mlflow.models.model.MLMODEL_FILE_NAME}"
+        file = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=directory)
+        signature = mlflow.models.Model.load(file).signature
     schema = signature.inputs if signature else None
     return inputs_of(schema) if schema is not None and schema.has_input_names() else None

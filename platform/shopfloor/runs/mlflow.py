@@ -203,18 +203,6 @@ def lookup(client: Any) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-<<<<<<< HEAD
-        requests.get(f"{settings.tracking_uri}/health", timeout=5).raise_for_status()
-    except (requests.RequestException, ValueError) as error:
-        remedy = "Start the stack: shopfloor up" if settings.profile == "embedded" else "Look at the server."
-        raise ServiceError(f"The MLflow server {settings.tracking_uri} does not answer.", remedy) from error
-    return client_of(settings)
-
-
-def client_of(settings: Settings) -> Any:
-    """Return an `MlflowClient` of the tracking server, as it is: a step whose run began has seen it answer."""
-    return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
-=======
         yield
     except (MlflowException, requests.RequestException) as error:
         if getattr(error, "error_code", "") in {_ABSENT, "INVALID_PARAMETER_VALUE"}:
@@ -223,4 +211,3 @@ def client_of(settings: Settings) -> Any:
             f"The MLflow server at {client.tracking_uri} cannot say: {first_line(error, 300)}.",
             "See `shopfloor status`.",
         ) from error
->>>>>>> 4b8227f (Keep an endpoint's tokens through its removal, and tell what MLflow has not from what it cannot say)
