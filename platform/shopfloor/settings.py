@@ -225,6 +225,12 @@ class Settings(BaseModel):
             )
         return place
 
+    def private_dir(self, *parts: str) -> Path:
+        """Return a directory below the state directory, made where it is missing; see `private_state_dir`."""
+        place = self.private_state_dir().joinpath(*parts)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
 
 class SourcedSettings(BaseModel):
     """Settings, and for each field where its value came from."""

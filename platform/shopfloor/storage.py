@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
+from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
     """
     root = Path(settings.artifact_root) if not is_remote(settings.artifact_root) else settings.state_dir / "staging"
     with naming_full_disk(root):
-        root.mkdir(parents=True, exist_ok=True)
+        _make(settings, root)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
     try:
         with naming_full_disk(root):
@@ -148,8 +148,8 @@ def local_copy(settings: Settings, uri: str) -> Path:
         # Changed by somebody, or half gone: who still reads it goes on with what it has open.
         with contextlib.suppress(OSError):
             target.rename(target.with_name(f".stale-{uuid.uuid4().hex[:8]}"))
-    target.parent.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(target.parent):
+        _make(settings, target.parent)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
         try:
             _download(settings, uri, staging / "files")
@@ -243,12 +243,23 @@ def remembered(settings: Settings, stamp: str, compute: Callable[[], str]) -> st
             return text
     text = compute()
     # No answer is worth a failure, nor waiting for the disk: after a crash it is empty, or not there.
-    with contextlib.suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, UsageError):
+        _make(settings, cache.parent)
         draft = cache.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
         draft.write_text(text, encoding="utf-8")
         draft.replace(cache)
     return text
+
+
+def _make(settings: Settings, directory: Path) -> None:
+    """Make a directory where it is missing; one below the state directory in the part that other accounts cannot enter.
+
+    Raises:
+        UsageError: The state directory stays open to others.
+    """
+    if directory.is_relative_to(settings.state_dir):
+        settings.private_state_dir()
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 def _listing(settings: Settings, uri: str) -> str | None:

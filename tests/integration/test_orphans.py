@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from shopfloor.engines.guard import MARKER
-from shopfloor.engines.processes import end_process_group
+from shopfloor.engines.processes import StepProcesses, end_process_group
 from shopfloor.errors import ConflictError
 from shopfloor.settings import Settings
 from shopfloor.training import tuning
@@ -54,6 +54,7 @@ def run():
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_step_and_what_its_shell_started_end_with_the_run(run, number):
     process, steps, guard, _ = run("wait")
+    assert "Umask:\t0077" in Path(f"/proc/{guard.pid}/status").read_text()
 
     process.send_signal(number)
 
@@ -69,6 +70,11 @@ def test_a_run_that_ends_by_itself_leaves_its_guard_nothing_to_do(run):
     assert all(step.is_running() and step.environ()[MARKER] == value for step in steps)
     for step in steps:
         step.kill()
+
+
+def test_what_a_step_writes_is_for_this_account_alone(tmp_path):
+    assert StepProcesses().run(["sh", "-c", "umask"], {}, tmp_path, tmp_path / "log") == 0
+    assert (tmp_path / "log").read_text() == "0077\n"
 
 
 def test_a_second_search_in_a_directory_says_who_has_it(tmp_path, monkeypatch):

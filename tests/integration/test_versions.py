@@ -122,6 +122,7 @@ def test_prepare_pulls_what_the_workspace_lacks_and_fills_an_empty_remote(reposi
     settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
     assert versions.prepare(settings, "flight_delays").made
     assert (root / "data/flight_delays/flights.parquet").read_text() == "flights v2"
+    assert settings.state_dir.stat().st_mode & 0o777 == 0o700
 
     dvc(root, "remote", "modify", "store", "url", str(tmp_path / "empty"))
     assert versions.prepare(settings, "flight_delays").pushed
@@ -143,7 +144,8 @@ def test_on_a_fresh_clone_with_an_empty_remote_the_stage_makes_the_data(tmp_path
     use_case.parent.mkdir(parents=True)
     use_case.write_text((ROOT / "pipelines/flight_delays/use_case.yaml").read_text())
     makes = (
-        f"mkdir -p data/flight_delays; for t in {' '.join(TABLES)}; do echo $t > data/flight_delays/$t.parquet; done"
+        "umask > mask; mkdir -p data/flight_delays; "
+        f"for t in {' '.join(TABLES)}; do echo $t > data/flight_delays/$t.parquet; done"
     )
     (root / "dvc.yaml").write_text(f"stages:\n  made:\n    cmd: {makes}\n    outs: [data/flight_delays]\n")
     git(root, "init", "-q")
@@ -161,6 +163,7 @@ def test_on_a_fresh_clone_with_an_empty_remote_the_stage_makes_the_data(tmp_path
     assert prepared.made
     assert prepared.pushed
     assert (clone / "data/flight_delays/flights.parquet").read_text() == "flights\n"
+    assert (clone / "mask").read_text() == "0077\n"
 
 
 @pytest.fixture

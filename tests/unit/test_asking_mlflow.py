@@ -1,5 +1,6 @@
 """What MLflow's address answers is told apart: MLflow, MLflow that refuses, something else, nobody."""
 
+import datetime as dt
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,21 +8,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from shopfloor.cli.stack import _standings
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
+from shopfloor.flows import rollout
 from shopfloor.runs.mlflow import Mlflow, RefusedError, connect
 from shopfloor.serving import assignment
 from shopfloor.serving.contract import TAG, Assignment
 from shopfloor.settings import Settings
 
+from tests.support.endpoints import USE_CASE
+
 
 @pytest.fixture
 def address():
-    """Give a server's address, and the list whose last element it answers with: status, body."""
+    """Give a server's address, and the list of its answers, status and body; the last one is given again and again."""
     answers, requests = [], []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             requests.append(dict(self.headers))
-            status, body = answers[-1]
+            status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/login")
@@ -135,3 +139,24 @@ def test_status_says_in_one_line_that_mlflow_refuses_the_credentials(address, tm
     answers.append((401, b"no"))
     assert _standings(Settings(project_root=tmp_path, tracking_uri=uri)) == []
     assert "Nobody can say who answers: The MLflow server" in " ".join(capsys.readouterr().err.split())
+
+
+def test_who_watches_a_new_champion_goes_on_where_mlflow_fails_in_between(address, tmp_path, monkeypatch):
+    uri, answers, _ = address
+    monkeypatch.setattr(rollout, "GUARD_POLL_S", 0.0)
+    third, fourth = (model({"key": TAG, "value": json.dumps({"champion": version})}) for version in "34")
+    answers += [(200, third), (200, third), (500, b"busy"), (200, fourth)]
+    case = tmp_path / "pipelines" / "flights" / "use_case.yaml"
+    case.parent.mkdir(parents=True)
+    case.write_text(USE_CASE.format(name="flights") + "gates: {live: {watch_s: 60}}\n")
+    words = []
+    assert rollout.guard(Settings(project_root=tmp_path, tracking_uri=uri), "flights", words.append) is None
+    assert words[1:] == [f"Version 3 of flights is looked at again: The MLflow server at {uri} answers 500: busy"]
+
+
+def test_a_log_that_cannot_be_read_is_a_store_that_does_not_answer(tmp_path):
+    day = tmp_path / "predictions/flights/predictions/date=9999-01-01"
+    (day / "99990101T000000.parquet").mkdir(parents=True)  # a file that cannot be read
+    settings = Settings(project_root=tmp_path, artifact_root=str(tmp_path))
+    with pytest.raises(ServiceError, match="The log of predictions under .* cannot be read"):
+        rollout._read(settings, "flights", dt.datetime.now(dt.UTC))

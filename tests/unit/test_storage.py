@@ -19,6 +19,21 @@ def artifact():
     return SimpleNamespace(name="a", uri="", metadata={})
 
 
+def publish_something(settings):
+    with storage.publish(settings, artifact(), "step") as directory:
+        (directory / "file").write_text("text")
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [publish_something, lambda settings: storage.remembered(settings, "a stamp", lambda: "an answer")],
+)
+def test_what_lies_in_the_state_directory_is_for_this_account_alone_whoever_comes_first(tmp_path, keep):
+    state = tmp_path / "state"
+    keep(Settings(project_root=tmp_path, state_dir=state, artifact_root=str(state / "artifacts")))
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o700]
+
+
 def test_the_same_content_has_the_same_hash_at_another_place(settings):
     made = [artifact(), artifact()]
     for item in made:

@@ -49,7 +49,7 @@ def validate(settings: Settings, use_case_name: str, tables_uri: str, checks: Ar
             f"use_case.yaml has the tables {', '.join(use_case.data.tables)}.",
         )
     directory = local_copy(settings, tables_uri)
-    work = settings.state_dir / "great_expectations" / f"{os.getpid()}"
+    work = settings.private_dir("great_expectations", f"{os.getpid()}")
     try:
         result = _run(work, directory, {table: suites.get(table, []) for table in use_case.data.tables})
         text = result.model_dump_json(indent=1)

@@ -402,9 +402,7 @@ def _hash_info(place: str, system: Any = None, kind: str = "md5", state: Any = N
 
 def _site_cache(settings: Settings) -> Path:
     """Return where DVC keeps its pickles: in the state directory, and not in one that all accounts may write to."""
-    directory = settings.state_dir / "dvc"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+    return settings.private_dir("dvc")
 
 
 def _reproduce(settings: Settings, targets: list[str]) -> None:
@@ -420,6 +418,7 @@ def _reproduce(settings: Settings, targets: list[str]) -> None:
         env={**os.environ, "PATH": path},
         stdout=sys.stderr,
         stdin=subprocess.DEVNULL,
+        umask=0o077,
         check=False,
     )
     if answer.returncode != 0:

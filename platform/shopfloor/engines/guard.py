@@ -40,6 +40,7 @@ class Guard:
             cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,
+            umask=0o077,
         )
         return self
 

@@ -47,6 +47,7 @@ class StepProcesses:
                 env=environment,
                 cwd=directory,
                 start_new_session=True,
+                umask=0o077,  # what it writes is for this account alone
             )
         self._running[process.pid] = process
         try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from shopfloor.errors import ServiceError, ShopfloorError, UsageError
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.judging import gates
 from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
@@ -249,7 +249,7 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
         How the champion ended; `None` where it stays, or somebody else has changed it.
 
     Raises:
-        ServiceError: MLflow or Ray does not answer.
+        ServiceError: MLflow, Ray or the log of predictions does not answer, at the first look or at the last one.
     """
     case = load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
@@ -260,16 +260,23 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
     deadline = time.monotonic() + case.gates.live.watch_s
     progress(f"Version {version} of {use_case} is watched for {case.gates.live.watch_s:g} s")
     while True:
-        entry = assignments.read(mlflow, use_case)
-        if entry.assignment.champion != version:
-            return None
-        numbers = _numbers(case, _read(settings, use_case, start), version, version)
-        verdicts = gates.judge_live(case.gates.live, numbers, None)
-        if missed := _missed(verdicts):
-            reason = f"after its promotion {missed[0].gate} is {missed[0].value:.6g}, the bound is {missed[0].bound}"
-            champion.roll_back(settings, use_case, reason, entry)
-            return _ended(mlflow, case, version, "rolled_back", 100, reason, verdicts)
-        if time.monotonic() > deadline:
+        last = time.monotonic() > deadline
+        try:
+            entry = assignments.read(mlflow, use_case)
+            if entry.assignment.champion != version:
+                return None
+            numbers = _numbers(case, _read(settings, use_case, start), version, version)
+            verdicts = gates.judge_live(case.gates.live, numbers, None)
+            if missed := _missed(verdicts):
+                bound = f"the bound is {missed[0].bound}"
+                reason = f"after its promotion {missed[0].gate} is {missed[0].value:.6g}, {bound}"
+                champion.roll_back(settings, use_case, reason, entry)
+                return _ended(mlflow, case, version, "rolled_back", 100, reason, verdicts)
+        except ServiceError as error:
+            if last:
+                raise
+            progress(f"Version {version} of {use_case} is looked at again: {error.message}")
+        if last:
             return None
         time.sleep(GUARD_POLL_S)
 
@@ -298,11 +305,12 @@ def _watch(
 
     Raises:
         ConflictError: Somebody else changed who answers.
-        ServiceError: MLflow did not answer for as long as the lease holds.
+        ServiceError: MLflow or the log of predictions did not answer for as long as the lease holds.
     """
     stage_begun = dt.datetime.now(dt.UTC)
     present = entry.assignment.champion
     renewed = time.monotonic()
+    judged = renewed
     deadline = renewed + timeout_s
     while True:
         try:
@@ -313,7 +321,14 @@ def _watch(
         except ServiceError:
             if time.monotonic() - renewed > LEASE_S:
                 raise
-        log = _read(settings, case.name, start)
+        try:
+            log = _read(settings, case.name, start)
+        except ServiceError:
+            if time.monotonic() - judged > LEASE_S:
+                raise
+            time.sleep(POLL_S)
+            continue
+        judged = time.monotonic()
         recent = tuple(frame[frame["time"] >= stage_begun] for frame in log)
         verdicts = gates.judge_live(
             case.gates.live,
@@ -351,10 +366,15 @@ def _numbers(case: UseCase, log: Any, version: str, present: str | None) -> Live
 
 def _read(settings: Settings, use_case: str, since: dt.datetime) -> tuple[Any, Any]:
     root = applications.log_root(settings)
-    return (
-        read_log(settings, root, use_case, "predictions", since, COLUMNS).to_pandas(),
-        read_log(settings, root, use_case, "feedback", since).to_pandas(),
-    )
+    try:
+        return (
+            read_log(settings, root, use_case, "predictions", since, COLUMNS).to_pandas(),
+            read_log(settings, root, use_case, "feedback", since).to_pandas(),
+        )
+    except Exception as error:  # each kind of store has its own
+        raise ServiceError(
+            f"The log of predictions under {root} cannot be read: {first_line(error)}.", "Mend the store."
+        ) from error
 
 
 def _verdict(

@@ -136,10 +136,8 @@ def _alone(settings: Settings, run_id: str) -> Iterator[None]:
     Raises:
         ConflictError: Another one is at it.
     """
-    locks = settings.state_dir / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(locks / f"retry-{run_id}.lock", timeout=LOCK_TIMEOUT_S, mode=0o600):
+        with FileLock(settings.private_dir("locks") / f"retry-{run_id}.lock", timeout=LOCK_TIMEOUT_S, mode=0o600):
             yield
     except Timeout as error:
         raise ConflictError(

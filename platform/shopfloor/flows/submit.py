@@ -266,7 +266,7 @@ class _Run:
         self._records: dict[str, Record] = {}
         self._version: str | None = None
         self._lock = threading.Lock()
-        self.directory = settings.state_dir / "runs" / recorder.run_id
+        self.directory = settings.private_dir("runs") / recorder.run_id
 
     def step_started(self, step: str) -> dict[str, str]:
         step_run_id = self._recorder.step_started(step)

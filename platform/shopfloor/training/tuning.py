@@ -218,9 +218,7 @@ def _alone(settings: Settings, place: str) -> Iterator[None]:
     Raises:
         ConflictError: Another process has searched there for too long.
     """
-    locks = settings.state_dir / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = locks / f"search-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock"
+    lock = settings.private_dir("locks") / f"search-{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock"
     holder = lock.with_suffix(".holder")
     try:
         with FileLock(lock, timeout=LOCK_TIMEOUT_S, mode=0o600):
