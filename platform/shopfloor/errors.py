@@ -103,7 +103,8 @@ class Failure:
         if isinstance(error, ShopfloorError):
             return cls(kind, error.message, error.remedy)
         # What a program ends itself with is a sentence already.
-        return cls(kind, str(error) if isinstance(error, SystemExit) else without_secrets(f"{kind}: {error}".rstrip(": ")))
+        words = str(error) if isinstance(error, SystemExit) else f"{kind}: {error}".rstrip(": ")
+        return cls(kind, without_secrets(words))
 
 
 def leave(why: BaseException | Failure | None) -> None:
