@@ -26,6 +26,8 @@ _CHILD = "artifact_root"
 an image does not hold the profile of every team."""
 NO_TOKENS = "none"
 """Value of `serve_tokens_file` that takes the protection away from the endpoints that are deployed with it."""
+EMBEDDED = "embedded"
+"""Profile whose services are this account's own, on this machine."""
 _PLACES = ("artifact_root", "secrets_dir", "feature_registry", "online_store", "serve_tokens_file", "ray_token_file")
 """The settings that may hold a relative path."""
 _PROFILES = Path("platform") / "profiles"
@@ -95,7 +97,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     project_root: Path
-    profile: str = "embedded"
+    profile: str = EMBEDDED
     state_dir: Path = Path(".shopfloor")
     """Everything that the embedded stack and the runs keep on this machine."""
     default_engine: Literal["local", "ray", "argo", "kfp"] = "local"
@@ -318,7 +320,7 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
         if f"{ENV_PREFIX}{name.upper()}" in os.environ and name != "project_root"
     }
     explicit = {name: value for name, value in arguments.items() if value is not None}
-    name = _profile_name(profile or environment.get("profile") or "embedded")
+    name = _profile_name(profile or environment.get("profile") or EMBEDDED)
     layers: list[tuple[Source, dict[str, Any]]] = [
         ("argument", explicit),
         ("environment", environment),
@@ -335,7 +337,7 @@ def load_sourced_settings(profile: str | None = None, **arguments: Any) -> Sourc
     _refuse_secrets(merged, sources)
     try:
         settings = _absolute(Settings.model_validate(merged))
-        if name == "embedded":
+        if name == EMBEDDED:
             state = _stack_state(settings)
             stack = {key: value for key, value in state.items() if key not in {*explicit, *environment}}
             if settings.model_copy(update=stack).ray_dashboard_url != state.get("ray_dashboard_url"):

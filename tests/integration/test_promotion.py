@@ -412,6 +412,13 @@ def test_every_endpoint_comes_back_on_an_empty_cluster_but_one_that_does_not_loa
     assert told == [f"Deploying version 9 of {OTHER}, its champion", f"Deploying version 1 of {CASE}, its champion"]
     assert restore(settings, told.append).champions == {CASE: "1"}  # nothing to do, and nothing broken by doing it
 
+    applications.ask_ray(settings, "DELETE", applications.SERVE)
+    wait_until(lambda: not applications.running(settings), timeout_s=60)
+    before = assignments.read(registry(settings), CASE)
+    shared = restore(settings.model_copy(update={"profile": "team", "serve_hosts": "other"}), told.append)
+    assert shared.champions == {CASE: "1"}
+    assert assignments.read(registry(settings), CASE) == before  # as who deployed it declared it
+
 
 def test_removing_an_endpoint_is_a_command_and_a_promotion_makes_it_again_with_its_tokens(
     settings, row, first, tmp_path

@@ -50,7 +50,13 @@ def up(
     serve_port: Annotated[int | None, _port("SERVE")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start the local stack (MLflow, Ray) and bring the champions back; does nothing where it already runs."""
+    """Start the local stack (MLflow, Ray) and bring the champions back; does nothing where it already runs.
+
+    With another profile nothing is started: the endpoints that the registry has for its Ray cluster come back, as they
+    were deployed. Exit code 1 where one does not.
+    """
+    from shopfloor.flows.promote import restore
+    from shopfloor.settings import EMBEDDED
     from shopfloor.stack import lifecycle
 
     options = {
@@ -60,17 +66,36 @@ def up(
         "serve_url": serve_port,
     }
     ports = {field: port for field, port in options.items() if port is not None}
+    settings = settings_from(context)
+    if settings.profile != EMBEDDED and not ports:
+        _bring_back(settings, as_json)
+        return
     with render.activity("Looking at the stack") as tell:
-        result = lifecycle.up(settings_from(context), tell, ports)
+        result = lifecycle.up(settings, tell, ports)
         settings = settings_from(context)
-        from shopfloor.flows.promote import restore
-
         restored = restore(settings, tell)
     for use_case, problem in restored.problems.items():
         render.progress(f"{use_case} is not as the registry has it: {problem}")
     if not result.started:
         render.progress("Everything runs already.")
     _show(lifecycle.status(settings), _standings(settings), as_json)
+
+
+def _bring_back(settings: Settings, as_json: bool) -> None:
+    """Let the endpoints of a cluster that somebody else starts answer as the registry has it."""
+    from shopfloor.flows.promote import Restored, restore
+
+    render.progress(f"The services of profile {settings.profile!r} are not started from here.")
+    with render.activity("Bringing its endpoints back") as tell:
+        restored = restore(settings, tell)
+    for use_case, problem in restored.problems.items():
+        render.progress(f"{use_case} is not as the registry has it: {problem}")
+    if as_json:
+        render.emit_json(Restored, restored)
+    else:
+        render.emit_table(("model", "champion"), restored.champions.items())
+    if restored.problems:
+        raise typer.Exit(1)
 
 
 def down(context: typer.Context, as_json: JsonOption = False) -> None:

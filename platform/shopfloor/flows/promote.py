@@ -15,7 +15,7 @@ from shopfloor.runs.versions import version_exists
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, champion, rollout
-from shopfloor.settings import Settings
+from shopfloor.settings import EMBEDDED, Settings
 from shopfloor.use_case import list_use_cases, load_use_case
 
 _AT_ONCE = 8
@@ -104,6 +104,9 @@ def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], 
 def restore(settings: Settings, progress: Callable[[str], None]) -> Restored:
     """Bring every endpoint of the registry back, whatever becomes of the others, and write the projections again.
 
+    On a cluster that others use too, those that were declared for it, as they were declared: this clone and its
+    settings need not be those of who deployed them.
+
     Args:
         settings: Say where the registry, Ray and Serve are.
         progress: Is told what happens.
@@ -112,7 +115,7 @@ def restore(settings: Settings, progress: Callable[[str], None]) -> Restored:
     problems: dict[str, str] = {}
     waiting: dict[str, Entry] = {}
     here = applications.place(settings)
-    own = set(list_use_cases(settings))
+    own = set(list_use_cases(settings)) if settings.profile == EMBEDDED else set()
     elsewhere = {
         name for name, entry in assignments.read_all(mlflow).items() if entry.application and entry.place == here
     }
@@ -122,7 +125,8 @@ def restore(settings: Settings, progress: Callable[[str], None]) -> Restored:
             champion.project(mlflow, use_case, entry)
             if not entry.assignment.versions():
                 continue
-            entry = _declared_anew(settings, use_case, entry, use_case in own)
+            if settings.profile == EMBEDDED:
+                entry = _declared_anew(settings, use_case, entry, use_case in own)
             live = rollout.live_versions(settings, use_case)
             if live.get("champion") != entry.assignment.champion:
                 progress(f"Deploying version {entry.assignment.champion} of {use_case}, its champion")
