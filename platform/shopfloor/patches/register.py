@@ -29,7 +29,10 @@ class Patch:
     """Our side of it, below `platform/shopfloor`."""
     reason: str
     relies_on: dict[str, str]
-    """Hashes of the component's definitions, each by its file and name as in `ray/scripts/scripts.py:start`."""
+    """Hashes of the component's definitions, each by its file and name as in `ray/scripts/scripts.py:start`.
+
+    A file alone stands for what it does when it is imported.
+    """
 
 
 def installed(component: str) -> str | None:
@@ -45,7 +48,7 @@ def fingerprint(component: str, place: str) -> str | None:
 
     Args:
         component: Its distribution.
-        place: File and name, as in `Patch.relies_on`.
+        place: File and name, as in `Patch.relies_on`; a file alone is all of it.
     """
     file, _, name = place.partition(":")
     try:
@@ -55,6 +58,8 @@ def fingerprint(component: str, place: str) -> str | None:
     except (metadata.PackageNotFoundError, OSError):
         return None
     node: ast.AST | None = ast.parse(source)
+    if not name:
+        return hashlib.sha256(source.encode()).hexdigest()[:12]
     for part in name.split("."):
         inside = getattr(node, "body", [])
         node = next((child for child in inside if part in _names(child)), None)
@@ -110,7 +115,58 @@ PATCHES = (
             "ray/serve/_private/constants.py:RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "04abfc02176c",
             "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "edb63f674ca2",
             "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_BINARY_PATH": "453ebcef03db",
+            "ray/serve/_private/constants.py:RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": "5f8f58f68f55",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "3cea89852b69",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "d49d93f38e40",
+            "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "0923bc989b31",
+            "ray/dashboard/consts.py:DASHBOARD_METRIC_PORT": "4bfbdbd97f15",
             "ray/serve/_private/constants.py:RAY_SERVE_HAPROXY_RETRY_ON": "0ad4827cc12f",
+        },
+    ),
+    Patch(
+        name="serve-on-one-machine",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py",
+        reason=(
+            "Variables without documentation: HAProxy instead of Ray's own proxy, RAY_SERVE_THROUGHPUT_OPTIMIZED for"
+            " what Serve does in each request, 2 instead of 30 s before a replaced replica ends, no 30 s for draining"
+            " to another node, and logs that end at RAY_ROTATION_MAX_BYTES, of which RAY_ROTATION_BACKUP_COUNT stay."
+        ),
+        relies_on={
+            "ray/serve/_private/constants.py:RAY_SERVE_ENABLE_HA_PROXY": "2cf3bc97f5a3",
+            "ray/serve/_private/constants.py:RAY_SERVE_THROUGHPUT_OPTIMIZED": "2ed7f2c42dfb",
+            "ray/serve/_private/constants.py:RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "9553c8ad0675",
+            "ray/_private/ray_constants.py:RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "ca7a6b259420",
+            "ray/_private/node.py:Node.__init__": "cdbca341000c",
+        },
+    ),
+    Patch(
+        name="quiet-search",
+        component="ray",
+        version="2.60.0",
+        where="training/cluster.py",
+        reason=(
+            "RAY_AIR_NEW_OUTPUT=0 and TUNE_DISABLE_AUTO_CALLBACK_LOGGERS=1 leave out Tune's tables and each trial's"
+            " files that nobody reads; RAY_TRAIN_V2_ENABLED=1 is what Train's trainers are written for."
+        ),
+        relies_on={
+            "ray/tune/experimental/output.py:get_air_verbosity": "c8fe669d385a",
+            "ray/tune/utils/callback.py:_create_default_callbacks": "58b752f6d445",
+            "ray/train/v2/_internal/constants.py:V2_ENABLED_ENV_VAR": "f36c1eaa88a3",
+        },
+    ),
+    Patch(
+        name="time-to-stop-a-job",
+        component="ray",
+        version="2.60.0",
+        where="engines/ray.py",
+        reason=(
+            "A job that is stopped gets 3 s before it is killed, too few for steps to end and for the run's record to"
+            " be closed: RAY_JOB_STOP_WAIT_TIME_S gives it more."
+        ),
+        relies_on={
+            "ray/dashboard/modules/job/job_supervisor.py:JobSupervisor.run": "34371da6be33",
         },
     ),
     Patch(
@@ -163,7 +219,8 @@ PATCHES = (
         where="engines/ray.py",
         reason=(
             "The client of Ray's jobs prefers the address in two variables to the one that it is given: they"
-            " are hidden from it."
+            " are hidden from it. RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES is emptied, because"
+            " what the copy lacks is said by us, and once."
         ),
         relies_on={
             "ray/dashboard/utils.py:get_address_for_submission_client": "16c318090fd3",
@@ -253,6 +310,34 @@ PATCHES = (
         },
     ),
     Patch(
+        name="kfp-without-its-client",
+        component="kfp",
+        version="2.17.0",
+        where="pipeline/sdk.py",
+        reason=(
+            "`import kfp` brings in its client and every model of Kubernetes with it, 0.5 of the 0.7 s: a stand-in"
+            " is in its place until somebody asks for it."
+        ),
+        relies_on={
+            "kfp/__init__.py": "6f373d77dc69",
+        },
+    ),
+    Patch(
+        name="kfp-loops-mended",
+        component="kfp",
+        version="2.17.0",
+        where="pipeline/sdk.py",
+        reason=(
+            "KFP's compiler gives a group the item of a loop over a list from outside instead of the list, does not"
+            " hand an outer item on to an inner loop, and asks for a field that nobody gives."
+        ),
+        relies_on={
+            "kfp/compiler/compiler_utils.py:get_inputs_for_all_groups": "24a621c17220",
+            "kfp/compiler/pipeline_spec_builder.py:_update_task_spec_for_loop_group": "91dc58b01790",
+            "kfp/compiler/pipeline_spec_builder.py:build_task_spec_for_group": "422f6688d570",
+        },
+    ),
+    Patch(
         name="kfp-client-in-time",
         component="kfp",
         version="2.17.0",
@@ -277,6 +362,46 @@ PATCHES = (
         relies_on={
             "kfp/local/executor_input_utils.py:construct_executor_input": "fdffb7ab2873",
             "kfp/local/executor_output_utils.py:get_outputs_for_task": "0dfa5d14afe2",
+        },
+    ),
+    Patch(
+        name="xgboost-without-sklearn",
+        component="xgboost-cpu",
+        version="3.2.0",
+        where="serving/batch.py",
+        reason=(
+            "XGBoost imports scikit-learn for its estimators, three quarters of the time of the import: it is hidden"
+            " from a worker that has a booster."
+        ),
+        relies_on={
+            "xgboost/compat.py": "e822e74b6f4b",
+        },
+    ),
+    Patch(
+        name="feast-views-without-a-key",
+        component="feast",
+        version="0.67.0",
+        where="data/features.py",
+        reason=(
+            "Feast gives a view without an entity a join key of its own, which is no column of the rows; its constant"
+            " says which, and no documentation."
+        ),
+        relies_on={
+            "feast/feature_view.py:DUMMY_ENTITY_ID": "32830bbc5e08",
+        },
+    ),
+    Patch(
+        name="feast-times-of-an-answer",
+        component="feast",
+        version="0.67.0",
+        where="serving/online/store.py",
+        reason=(
+            "Feast hands out values that have outlived their view's ttl, and of their times `to_dict` keeps whole"
+            " seconds: they are read from the message behind the answer."
+        ),
+        relies_on={
+            "feast/online_response.py:OnlineResponse.__init__": "8e6d3830b3d5",
+            "feast/online_response.py:OnlineResponse.to_dict": "3a6bebbd9501",
         },
     ),
     Patch(
