@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from shopfloor.errors import ConflictError, UsageError
+from shopfloor.flows import runs
 from shopfloor.records import Evaluation, GateResult
 from shopfloor.runs import conclude, index, recorder
 from shopfloor.runs.mlflow import import_mlflow
@@ -116,3 +118,19 @@ def test_the_first_step_of_a_scheduled_run_makes_its_record_and_the_others_find_
     assert ids[0] == ids[1] != ids[2]
     run = client.get_run(ids[0])
     assert (run.data.tags[index.PIPELINE], run.data.tags[index.STATE]) == ("nightly", "running")
+
+
+def test_of_two_commands_that_retry_a_run_here_one_waits_and_then_sees_that_it_goes_on(client, settings, monkeypatch):
+    failed = {index.ENGINE: "local", index.STATE: "failed"}
+    run = index.create_run(client, None, "twice", {}, failed)
+    monkeypatch.setattr(runs, "LOCK_TIMEOUT_S", 0.1)
+    with (
+        runs._alone(settings, run.info.run_id),
+        pytest.raises(ConflictError, match="Another command retries run"),
+    ):
+        runs.retry(settings, client, client.get_run(run.info.run_id), None)
+
+    before = client.get_run(run.info.run_id)
+    client.set_tag(run.info.run_id, index.STATE, "running")  # by a command of another machine
+    with pytest.raises(UsageError, match="goes on: running"):
+        runs.retry(settings, client, before, None)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from shopfloor.cli.stack import _standings
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
-from shopfloor.flows import rollout
+from shopfloor.flows import plan, rollout
 from shopfloor.runs.mlflow import Mlflow, RefusedError, connect
 from shopfloor.serving import assignment
 from shopfloor.serving.contract import TAG, Assignment
@@ -160,3 +160,15 @@ def test_a_log_that_cannot_be_read_is_a_store_that_does_not_answer(tmp_path):
     settings = Settings(project_root=tmp_path, artifact_root=str(tmp_path))
     with pytest.raises(ServiceError, match="The log of predictions under .* cannot be read"):
         rollout._read(settings, "flights", dt.datetime.now(dt.UTC))
+
+
+def test_the_champion_that_a_plan_compares_with_is_that_of_the_ledger(address, tmp_path):
+    uri, answers, _ = address
+    tags = {assignment.BASE: "6", TAG: json.dumps({"champion": "3"})}
+    entry = {"version": "7", "name": "flights.endpoint", "tags": [{"key": k, "value": v} for k, v in tags.items()]}
+    answers += [
+        (200, json.dumps({"model_versions": [entry]}).encode()),
+        (200, json.dumps({"model_version": {"version": "3", "run_id": "gone"}}).encode()),
+        (404, ABSENT),
+    ]
+    assert plan._champion(Settings(project_root=tmp_path, tracking_uri=uri), "flights", "another key") == "3"

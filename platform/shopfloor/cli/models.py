@@ -121,11 +121,13 @@ def promote(
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
     from shopfloor.registry.compatibility import concern
-    from shopfloor.serving.deploy import champion
+    from shopfloor.serving import assignment as assignments
+    from shopfloor.serving.deploy import champion, rollout
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
-    if refused := concern(settings, name, version):
+    answering = assignments.read(rollout.registry(settings), name).assignment.champion
+    if refused := concern(settings, name, version, answering):
         render.progress(refused)
     render.confirm(f"Version {version} of {name} will answer all requests.", yes)
     with render.activity(f"Promoting version {version} of {name}"):

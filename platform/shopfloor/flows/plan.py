@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shopfloor.data import materialization
 from shopfloor.errors import NotFoundError, ServiceError
+from shopfloor.flows.promote import effect_holds
 from shopfloor.flows.submit import read, resolve_data
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.compilation import Compiled, run_key
@@ -20,7 +20,7 @@ from shopfloor.pipeline.keys import StepKey, component_key
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import Record
 from shopfloor.runs.mlflow import PARENT, RUN_KEY, Mlflow, RefusedError, tags_of
-from shopfloor.runs.versions import CHAMPION
+from shopfloor.serving import assignment as assignments
 from shopfloor.settings import Settings
 
 Action = Literal["reuse", "run", "skip", "unknown"]
@@ -119,7 +119,7 @@ class _Walk:
         self._settings = settings
         self._pipeline = compiled.pipeline
         self._forced = forced
-        self._store = ResultStore(settings, self._holds)
+        self._store = ResultStore(settings, effect_holds(settings))
 
     def dag(self, component: ir.Message, given: Mapping[str, Any]) -> dict[str, Any]:
         """Plan the tasks of a DAG and return its outputs."""
@@ -212,50 +212,28 @@ class _Walk:
         for inner, task in ir.in_order(component):
             self._mark(self._pipeline.component(task), inner, action, why)
 
-    def _holds(self, effect: dict[str, str]) -> bool:
-        """Tell whether what a step once did to the world is still so."""
-        from shopfloor.serving.deploy import rollout
-
-        use_case, version = effect["use_case"], effect["version"]
-        if effect["kind"] == materialization.EFFECT_KIND:
-            return materialization.holds(self._settings, effect)
-        if effect["kind"] == "model_version":
-            return (
-                _ask(self._settings, "model-versions/get", "model_version", name=use_case, version=version) is not None
-            )
-        live = rollout.live_versions(self._settings, use_case)
-        if effect["kind"] == "deployment":
-            return version in live.values()
-        alias = _alias(self._settings, use_case)
-        return live.get("champion") == version and alias is not None and str(alias["version"]) == version
-
 
 def _champion(settings: Settings, model: str, key: str) -> str:
     """Return the version to compare with, as `submit` would: not the one that a run with this very key made."""
-    version = _alias(settings, model)
-    if version is None:
-        return ""
-    run = _ask(settings, "runs/get", "run", run_id=version.get("run_id", ""))
+    mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
+    champion = assignments.read(mlflow, model).assignment.champion
+    version = champion and _ask(mlflow, "model-versions/get", "model_version", name=model, version=champion)
+    if not version:
+        return champion or ""
+    run = _ask(mlflow, "runs/get", "run", run_id=version.get("run_id", ""))
     parent = tags_of(run["data"]).get(PARENT) if run else None
-    maker = _ask(settings, "runs/get", "run", run_id=parent) if parent else run
+    maker = _ask(mlflow, "runs/get", "run", run_id=parent) if parent else run
     if maker and tags_of(maker["data"]).get(RUN_KEY) == key:
         params = {item["key"]: item["value"] for item in maker["data"].get("params", [])}
         return str(params.get("champion", ""))
     return str(version["version"])
 
 
-def _alias(settings: Settings, model: str) -> dict[str, Any] | None:
-    return _ask(settings, "registered-models/alias", "model_version", name=model, alias=CHAMPION)
-
-
-def _ask(settings: Settings, path: str, expects: str, **parameters: str) -> dict[str, Any] | None:
+def _ask(mlflow: Mlflow, path: str, expects: str, **parameters: str) -> dict[str, Any] | None:
     """Return MLflow's answer, `None` where what is asked for does not exist."""
     try:
-        answer: dict[str, Any] = Mlflow(settings.tracking_uri, settings.request_timeout_s).get(
-            path, expects, **parameters
-        )
-    except (NotFoundError, RefusedError):
-        # An alias that nobody set is refused as a wrong parameter.
+        answer: dict[str, Any] = mlflow.get(path, expects, **parameters)
+    except (NotFoundError, RefusedError):  # an empty id is refused as a wrong parameter
         return None
     return answer
 

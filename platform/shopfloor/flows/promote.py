@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.data import materialization
 from shopfloor.errors import ShopfloorError
-from shopfloor.runs.versions import version_exists
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, champion, rollout
@@ -83,7 +81,7 @@ def standings(settings: Settings) -> list[Standing]:
     return [present for name in sorted(names) if (present := standing(settings, name)) is not None]
 
 
-def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], bool]:
+def effect_holds(settings: Settings) -> Callable[[dict[str, str]], bool]:
     """Return the judge that the result store asks whether what a step once did is still so."""
 
     def holds(effect: dict[str, str]) -> bool:
@@ -91,7 +89,7 @@ def effect_holds(settings: Settings, client: Any) -> Callable[[dict[str, str]], 
         if effect["kind"] == materialization.EFFECT_KIND:
             return materialization.holds(settings, effect)
         if effect["kind"] == "model_version":
-            return version_exists(client, use_case, version)
+            return champion.exists(rollout.registry(settings), use_case, version)
         live = rollout.live_versions(settings, use_case)
         if effect["kind"] == "deployment":
             return version in live.values()

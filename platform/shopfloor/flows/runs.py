@@ -117,16 +117,19 @@ def retry(settings: Settings, client: Any, run: Any, view: View) -> Outcome | Su
 
     Raises:
         UsageError: It has not failed.
+        ConflictError: Another command of this machine retries it.
         NotFoundError: Its engine does not know it any more, or it does not say what was asked for.
         ServiceError: Its engine does not answer.
     """
     _require_ended_badly(run)
-    if _is_local(run):
+    with _alone(settings, run.info.run_id):
+        run = client.get_run(run.info.run_id)
+        _require_ended_badly(run)  # another command, perhaps on another machine, may have begun it since
+        if not _is_local(run):
+            return _retry_elsewhere(settings, client, run)
         request = submission_of(run)
         texts = {"given": [f"{name}={_text(value)}" for name, value in request.arguments.items()], "use_case": None}
         return start(settings, "local", request.model_copy(update=texts), view, run_id=run.info.run_id)
-    with _alone(settings, run.info.run_id):
-        return _retry_elsewhere(settings, client, client.get_run(run.info.run_id))
 
 
 @contextlib.contextmanager
@@ -147,7 +150,6 @@ def _alone(settings: Settings, run_id: str) -> Iterator[None]:
 
 def _retry_elsewhere(settings: Settings, client: Any, run: Any) -> Submitted:
     recorded = _recorded(run)
-    _require_ended_badly(run)
     engine = _engine(settings, run)
     before = _engine_run(run)
     closed = run.data.tags

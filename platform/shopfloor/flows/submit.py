@@ -39,7 +39,8 @@ from shopfloor.runs import conclude as endings
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 from shopfloor.runs.code_version import code_version
-from shopfloor.runs.mlflow import RUN_KEY
+from shopfloor.runs.mlflow import RUN_KEY, Mlflow
+from shopfloor.serving import assignment as assignments
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy, write_atomically
 from shopfloor.use_case import load_use_case
@@ -152,7 +153,7 @@ def submit(
     local_run = LocalRun(
         settings.model_copy(update={"run_id": recorder.run_id}),
         run.directory,
-        ResultStore(settings, effect_holds(settings, client)),
+        ResultStore(settings, effect_holds(settings)),
         run,
         use_cache,
         forced,
@@ -201,7 +202,7 @@ def resolve(settings: Settings, client: Any, compiled: Compiled, arguments: dict
     """Fill in the data version and the champion as they are at this moment; return the run's key."""
     resolve_data(settings, compiled, arguments)
     key = run_key(settings, compiled, arguments)
-    _resolve_champion(client, compiled, arguments, key)
+    _resolve_champion(settings, client, compiled, arguments, key)
     return key
 
 
@@ -401,7 +402,7 @@ def resolve_data(settings: Settings, compiled: Compiled, arguments: dict[str, An
         arguments["data_version"] = resolve(settings, arguments["use_case"], arguments.get("data_rev", "")).md5
 
 
-def _resolve_champion(client: Any, compiled: Compiled, arguments: dict[str, Any], key: str) -> None:
+def _resolve_champion(settings: Settings, client: Any, compiled: Compiled, arguments: dict[str, Any], key: str) -> None:
     """Fill in the version to compare with: the champion.
 
     Where a run with this very key had made the champion, it is the version before: then nothing has changed.
@@ -410,7 +411,8 @@ def _resolve_champion(client: Any, compiled: Compiled, arguments: dict[str, Any]
     if "champion" not in declared or "use_case" not in arguments or arguments.get("champion"):
         return
     model = arguments["use_case"]
-    version = registry.alias_version(client, model, registry.CHAMPION)
+    mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
+    version = assignments.read(mlflow, model).assignment.champion
     if version is not None:
         with contextlib.suppress(NotFoundError):
             passport = registry.read_passport(client, model, version)

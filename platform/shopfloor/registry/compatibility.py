@@ -8,18 +8,22 @@ from __future__ import annotations
 import tempfile
 
 from shopfloor.judging.signature import Inputs, incompatibility, inputs_of
-from shopfloor.runs.mlflow import connect, import_mlflow
-from shopfloor.runs.versions import CHAMPION, alias_version
+from shopfloor.runs.mlflow import import_mlflow
 from shopfloor.settings import Settings
 
 
-def concern(settings: Settings, model: str, version: str) -> str:
+def concern(settings: Settings, model: str, version: str, champion: str | None) -> str:
     """Return in one sentence why clients of the champion cannot ask a version; empty where they can, or there is none.
+
+    Args:
+        settings: Say where the registry is.
+        model: Name of the registered model.
+        version: The one that is to be champion.
+        champion: Version that answers now.
 
     Raises:
         ServiceError: The MLflow server does not answer.
     """
-    champion = alias_version(connect(settings), model, CHAMPION)
     if champion is None or champion == version:
         return ""
     before = _inputs(settings, model, champion)

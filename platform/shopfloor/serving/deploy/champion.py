@@ -100,7 +100,7 @@ def roll_back(settings: Settings, use_case: str, reason: str = "", before: Entry
     if champion is None:
         raise UsageError(f"{use_case} has no champion.", "`shopfloor models promote` makes one.")
     target = entry.assignment.before or _before(history(mlflow, use_case, champion), champion)
-    if target is None or not _exists(mlflow, use_case, target):
+    if target is None or not exists(mlflow, use_case, target):
         gone = f"Version {target}, the champion before, is gone" if target else "There was no champion before"
         raise UsageError(f"{gone}: version {champion} of {use_case} stays.", "`shopfloor models list` shows others.")
     earlier = _before(history(mlflow, use_case, target), target)
@@ -184,6 +184,15 @@ def version_of(mlflow: Mlflow, use_case: str, version: str) -> dict[str, Any]:
             f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
         ) from error
     return found
+
+
+def exists(mlflow: Mlflow, use_case: str, version: str) -> bool:
+    """Tell whether the registry holds a version."""
+    try:
+        version_of(mlflow, use_case, version)
+    except NotFoundError:
+        return False
+    return True
 
 
 def history(mlflow: Mlflow, use_case: str, version: str) -> History:
@@ -275,14 +284,6 @@ def _write(mlflow: Mlflow, path: str, content: dict[str, Any], method: str = "PO
         return
     except RefusedError:
         mlflow.post(path, content, method)
-
-
-def _exists(mlflow: Mlflow, use_case: str, version: str) -> bool:
-    try:
-        version_of(mlflow, use_case, version)
-    except NotFoundError:
-        return False
-    return True
 
 
 def _before(records: History, version: str) -> str | None:
