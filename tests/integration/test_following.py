@@ -9,7 +9,7 @@ from shopfloor.serving.contract import Config
 from shopfloor.serving.replica import versions
 from shopfloor.serving.replica.versions import Holding
 
-from tests.unit.test_asking_mlflow import ABSENT, address
+from tests.integration.test_asking_mlflow import ABSENT, address
 
 __all__ = ["address"]
 
