@@ -19,6 +19,7 @@ from shopfloor.cli.main import INTERRUPTED, app
 from shopfloor.cli.submit import GATE_MISSED
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+PACKAGE = Path(errors.__file__).parent
 NOTE = "<!-- Generated: `.venv/bin/python -m tests.contract.references`. -->\n"
 
 
@@ -307,7 +308,91 @@ def _schema(schema):
     return ["```json", json.dumps(schema, indent=1, ensure_ascii=False), "```", ""]
 
 
+VARIABLES = {
+    "REDIS_PASSWORD": "password of the online store, where that is Redis",
+    "MLFLOW_TRACKING_USERNAME": "user at MLflow, with `MLFLOW_TRACKING_PASSWORD`",
+    "MLFLOW_TRACKING_PASSWORD": "that user's password",
+    "MLFLOW_TRACKING_TOKEN": "bearer token for MLflow, where there is no user",
+    "AWS_ACCESS_KEY_ID": "account at the object store; boto, DVC and Arrow read it too",
+    "AWS_SECRET_ACCESS_KEY": "that account's secret",
+    "AWS_REGION": "region of the object store",
+    "AWS_DEFAULT_REGION": "the same, where `AWS_REGION` is not set",
+    "RAY_ADDRESS": "cluster of a search that runs as a Ray job; Ray sets it there",
+    "RAY_AUTH_MODE": "`token` where the Ray cluster asks for one and the setting `ray_token_file` is not set",
+    "RAY_AUTH_TOKEN": "that token",
+    "RAY_AUTH_TOKEN_PATH": "or the file that holds it",
+    "SERVE_TOKEN": "token that `verify` sends to an endpoint that asks for one",
+    "ARGO_TOKEN": "bearer token of the Argo server, before `cluster.token_file`",
+    "KFP_TOKEN": "bearer token of Kubeflow Pipelines, before `cluster.token_file`",
+    "USER": "who submitted a run, for its record",
+    "PATH": "where the programs are that a step, a stage or a service starts",
+    "PYTHONPATH": "what a Ray job finds beside the project",
+}
+"""What the variables mean that a person sets and the package reads, other than the settings."""
+INTERNAL = {"cluster", "run_id", "step_run_id", "published_dir"}
+"""Settings that are a table, or that an engine sets for its steps."""
+
+
+def _constants(trees):
+    """Return what the names in capitals stand for that some module gives a text."""
+    return {
+        target.id: node.value.value
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.isupper()
+    }
+
+
+def variables_read():
+    """Return the environment variables that the package reads by name."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted(PACKAGE.rglob("*.py"))]
+    constants, names = _constants(trees), set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and _is_environment(node.value):
+            key = node.slice
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_environment(node.func.value):
+            key = node.args[0] if node.func.attr == "get" else None
+        else:
+            continue
+        if isinstance(key, ast.Constant):
+            names.add(key.value)
+        elif isinstance(key, ast.Name) and key.id in constants:
+            names.add(constants[key.id])
+    return names
+
+
+def _is_environment(node):
+    return ast.unparse(node) in {"os.environ", "environ"}
+
+
+def environment():
+    """Return the page of the environment variables."""
+    from shopfloor.settings import ENV_PREFIX, Settings
+
+    parts = [
+        NOTE,
+        "# Environment variables\n",
+        "What the components read themselves (`MLFLOW_*`, `AWS_*`, `RAY_*`) works as their own documentation says.\n",
+        "## Settings\n",
+        "Each is the [setting](settings.md) of that name. `shopfloor settings` shows which of them counts.\n",
+        ", ".join(f"`{ENV_PREFIX}{name.upper()}`" for name in Settings.model_fields if name not in INTERNAL) + "\n",
+        "## Options\n",
+        "| variable | option of | meaning |\n|---|---|---|",
+    ]
+    for path, command in commands(typer.main.get_command(app), "shopfloor"):
+        for one in command.params:
+            if variable := getattr(one, "envvar", None):
+                parts.append(f"| `{variable}` | `{path} {one.opts[0]}` | {_cell(one.help)} |")
+    parts += ["", "## Secrets, and what else is read\n", "| variable | meaning |\n|---|---|"]
+    parts += [f"| `{name}` | {_cell(text)} |" for name, text in sorted(VARIABLES.items())]
+    parts.append("")
+    return "\n".join(parts)
+
+
 PAGES = {
+    "environment.md": environment,
     "cli.md": cli,
     "exit-codes.md": exit_codes,
     "json-output.md": json_output,

@@ -133,7 +133,7 @@ def test_every_key_of_the_reference_is_one_of_a_use_case():
 
 def test_every_setting_is_in_its_reference():
     text = (PROJECT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
-    internal = {"project_root", "cluster", "run_id", "step_run_id", "published_dir"}
+    internal = {"project_root", *references.INTERNAL}
     for name in {*Settings.model_fields, *ClusterSettings.model_fields} - internal:
         assert f"`{name}`" in text or f".{name}`" in text, name
 
@@ -211,6 +211,12 @@ def test_the_example_of_a_scikit_learn_model_does_what_a_search_asks_of_it():
     content["search"]["space"] = {"max_depth": {"type": "int", "low": 2, "high": 3}}
     rows = pd.DataFrame({"a": np.arange(200.0), "late": np.arange(200) % 3 == 0})
     try_contract(Example.model_validate(content), rows, rows, "late")
+
+
+def test_every_variable_that_the_package_reads_is_in_its_reference():
+    names = {name for name in references.variables_read() if not name.startswith("SHOPFLOOR_")}
+    assert {"AWS_ACCESS_KEY_ID", "SERVE_TOKEN"} <= names
+    assert names <= references.VARIABLES.keys()
 
 
 @pytest.mark.parametrize("name", sorted(references.PAGES))

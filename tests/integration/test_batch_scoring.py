@@ -87,10 +87,11 @@ def score(settings, *arguments, rows_per_part=ROWS, by="all"):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def living_actors(settings):
-    """Return the processes of the cluster's actors."""
-    actors = requests.get(f"{settings.ray_dashboard_url}/api/v0/actors", timeout=10, headers=settings.ray_headers())
-    return {actor["pid"] for actor in actors.json()["data"]["result"]["result"] if actor["state"] == "ALIVE"}
+def scoring_workers(settings):
+    """Return the processes on the cluster that score; those of earlier runs have ended with them."""
+    answer = requests.get(f"{settings.ray_dashboard_url}/api/v0/actors", timeout=10, headers=settings.ray_headers())
+    actors = answer.json()["data"]["result"]["result"]
+    return [psutil.Process(a["pid"]) for a in actors if a["state"] == "ALIVE" and "MapWorker" in a["class_name"]]
 
 
 def refused(settings, *arguments):
@@ -160,7 +161,6 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=len(table) // parts)
     asked = (CASE, "1", tmp_path / "rows.parquet", out)
-    others = living_actors(settings)
     process = subprocess.Popen(
         command(*asked, rows_per_part=1, by="workers"),
         env=os.environ | settings.environment(),
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
         start_new_session=True,
     )
     wait_until(lambda: len(list(out.rglob("part-*.parquet"))) >= 2, every_s=0.02)
-    workers = [psutil.Process(pid) for pid in living_actors(settings) - others]
+    workers = scoring_workers(settings)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
     assert workers

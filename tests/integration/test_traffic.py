@@ -146,6 +146,7 @@ def test_a_clean_shutdown_loses_no_prediction(settings, rows):
 
 
 def test_rows_that_come_together_are_answered_together_and_alike(settings, rows):
+    deploy(settings, CASE, traffic=Traffic())
     deploy(settings, OTHER, champion="1")
     url = endpoint(settings, OTHER)
     alone = [answer.json()["prediction"] for answer in ask_many(endpoint(settings, CASE), rows[:4])]
