@@ -95,6 +95,11 @@ class Search(Record):
     best_trial_id: str
     trials: list[Trial]
 
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """Parameters of the best trial."""
+        return next(trial.params for trial in self.trials if trial.trial_id == self.best_trial_id)
+
     def failures(self) -> str:
         """Return how many trials failed and the first reason, in one sentence; empty where none did."""
         failed = [trial for trial in self.trials if trial.status == "failed"]
@@ -189,6 +194,8 @@ class StepRecord(Record):
     state: Literal["pending", "running", "cached", "succeeded", "failed", "killed", "skipped"]
     seconds: float = 0.0
     run_id: str | None = None
+    result_of: str = ""
+    """Run that made the result of a cached step, and has its log."""
     error: str = ""
     """What is wrong, where it failed, or what it waits for."""
     error_kind: str = ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shopfloor.errors import ConflictError, UsageError
 from shopfloor.flows import runs
-from shopfloor.records import Evaluation, GateResult
+from shopfloor.records import Evaluation, GateResult, Search, Trial
 from shopfloor.runs import conclude, index, recorder
 from shopfloor.runs.mlflow import import_mlflow
 from shopfloor.settings import Settings
@@ -75,7 +75,7 @@ def test_a_gate_that_a_step_on_a_cluster_missed_is_told(client, settings, tmp_pa
     (place / "evaluation.json").write_text(evaluation.model_dump_json())
     artifact = {"name": "evaluation", "uri": str(place), "metadata": {"content_hash": "x"}, "type": {}}
     step_id = step(client, run, "evaluate", "succeeded", {"evaluation": artifact})
-    conclude.attach_records(settings, client, step_id, {"evaluation": artifact})
+    conclude.attach_records(settings, client, step_id, {"evaluation": artifact}, run.info.run_id)
 
     state = conclude.close(settings, client, run, "succeeded", "")
 
@@ -84,6 +84,34 @@ def test_a_gate_that_a_step_on_a_cluster_missed_is_told(client, settings, tmp_pa
     assert outcome.startswith("Gate missed: roc_auc must be >= 0.9, is 0.8000")
     assert outcome in report
     assert "register" in report, "the step that did not run"
+
+
+def test_a_search_whose_result_is_taken_gives_its_parameters_to_the_run_that_takes_it(client, settings, tmp_path):
+    run = begun(client)
+    trial = Trial(trial_id="t", params={"depth": 3}, metrics={}, rounds=1, seconds=1, status="finished")
+    (tmp_path / "search.json").write_text(
+        Search(metric="auc", mode="max", best_trial_id="t", trials=[trial]).model_dump_json()
+    )
+    artifact = {"name": "search", "uri": str(tmp_path), "metadata": {"content_hash": "x"}, "type": {}}
+    step_id = step(client, run, "tune", "cached", {"search": artifact})
+
+    for _ in range(2):  # what a run has already stays
+        conclude.attach_records(settings, client, step_id, {"search": artifact}, run.info.run_id)
+
+    assert [client.get_run(one).data.params.get("depth") for one in (run.info.run_id, step_id)] == ["3", "3"]
+
+
+def test_the_log_of_a_cached_step_is_that_of_the_run_whose_result_it_took(client, settings, tmp_path):
+    log = tmp_path / "tune.log"
+    log.write_text("trial 1/1")
+    maker, taker = (index.create_run(client, None, "training", {}, {index.ENGINE: "local"}) for _ in range(2))
+    step_id = recorder.create_step(client, maker.info.experiment_id, maker.info.run_id, "tune")
+    recorder.finish_step(client, maker.info.run_id, step_id, "tune", "succeeded", 1.0, {}, log, {})
+    step(client, taker, "tune", "cached", **{index.RESULT_OF: maker.info.run_id})
+
+    lines = list(runs.logs(settings, client, client.get_run(taker.info.run_id), "tune"))
+
+    assert lines == [f"--- tune: result of run {maker.info.run_id}", "trial 1/1"]
 
 
 def test_a_step_that_nobody_ended_fails_with_its_run_and_the_engine_says_why(client, settings, tmp_path):

@@ -41,7 +41,7 @@ class Silent:
         return {}
 
     def step_finished(self, *arguments):
-        self.state = arguments[1]
+        self.state, self.result_of = arguments[1], arguments[6:]
 
 
 @pytest.fixture
@@ -109,9 +109,13 @@ def test_without_the_cache_the_step_runs_and_its_result_is_kept(settings, tmp_pa
 def test_what_this_machine_has_computed_is_a_hit_on_the_cluster(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("EXECUTIONS", str(tmp_path / "executions"))
     listener = Silent()
-    store = ResultStore(settings, effect_holds=lambda effect: True)
+    store = ResultStore(settings.model_copy(update={"run_id": "first"}), effect_holds=lambda effect: True)
     run = LocalRun(settings, tmp_path / "run", store, listener)
     assert run.execute(ir.unchecked(counting.pipeline_spec), {"number": 3}) is True
+    again = Silent()
+    rerun = LocalRun(settings, tmp_path / "again", store, again)
+    assert rerun.execute(ir.unchecked(counting.pipeline_spec), {"number": 3}) is True
+    assert (again.state, again.result_of) == ("cached", ("first",))
 
     done, ran = on_cluster(settings, tmp_path / "pod-1", 3)
 

@@ -79,6 +79,7 @@ def test_steps_stand_in_mlflow_with_state_numbers_log_and_error(settings, tmp_pa
         "train-2": "cached",
         "train-3": "failed",
     }
+    assert (steps["train"].result_of, steps["train-2"].result_of) == ("", run.info.run_id)
     assert (steps["train-3"].error, steps["train-3"].error_kind) == ("ValueError: no luck", "ValueError")
     assert client.get_run(run.info.run_id).data.metrics["train.auc"] == 0.7
     assert client.get_run(steps["train"].run_id).info.status == "FINISHED"

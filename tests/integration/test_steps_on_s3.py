@@ -340,12 +340,12 @@ def test_a_stored_result_counts_only_while_its_artifacts_exist(project, features
     store = ResultStore(project, effect_holds=lambda _: True)
     outputs = {"features": {"name": "features", "uri": features.uri, "metadata": features.metadata, "type": {}}}
     store.put("k" * 64, {}, outputs)
-    assert store.get("k" * 64) == outputs
+    assert store.get("k" * 64).outputs == outputs
 
     place, path = storage.filesystem(project, features.uri)
     place.delete_dir(path)
-    assert store.get("k" * 64) is None
-    assert store.get("x" * 64) is None
+    assert store.get("k" * 64).outputs is None
+    assert store.get("x" * 64).outputs is None
 
 
 @pytest.fixture

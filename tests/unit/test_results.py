@@ -37,8 +37,8 @@ def entry(settings):
 
 def test_a_whole_result_is_found_by_another_process_too(settings, made):
     store(settings).put(KEY, PARTS, made)
-    assert store(settings).get(KEY) == made
-    assert store(settings).get("cd" * 32) is None
+    assert store(settings).get(KEY).outputs == made
+    assert store(settings).get("cd" * 32).outputs is None
 
 
 @pytest.mark.parametrize(
@@ -58,17 +58,17 @@ def test_a_damaged_entry_does_not_count_and_is_named(settings, made, damage, cap
     assert damage(text) != text
     entry(settings).write_text(damage(text))
 
-    assert store(settings).get(KEY) is None
+    assert store(settings).get(KEY).outputs is None
     assert f"The stored result {KEY[:12]} is damaged; the step runs again." in caplog.text
 
 
 def test_one_changed_byte_of_an_artifact_is_noticed(settings, made, caplog):
     store(settings).put(KEY, PARTS, made)
-    assert store(settings).get(KEY) == made
+    assert store(settings).get(KEY).outputs == made
     file = settings.project_root / made["model"]["uri"] / "model.bin"
     file.write_bytes(b"0123456780")
 
-    assert store(settings).get(KEY) is None
+    assert store(settings).get(KEY).outputs is None
     assert "is not what was stored: its bytes changed; the step runs again." in caplog.text
 
 
@@ -76,7 +76,7 @@ def test_an_artifact_that_is_gone_is_noticed(settings, made, caplog):
     store(settings).put(KEY, PARTS, made)
     (settings.project_root / made["model"]["uri"] / "model.bin").unlink()
     (settings.project_root / made["model"]["uri"]).rmdir()
-    assert store(settings).get(KEY) is None
+    assert store(settings).get(KEY).outputs is None
     assert "is gone; the step runs again." in caplog.text
 
 
@@ -87,7 +87,7 @@ def test_an_effect_that_no_longer_holds_is_a_reason_and_no_damage(settings, made
     assert found.outputs is None
     assert found.reason == "The champion version 3 of flights no longer holds"
     with caplog.at_level(logging.WARNING):
-        assert store(settings, lambda effect: False).get(KEY) is None
+        assert store(settings, lambda effect: False).get(KEY).outputs is None
     assert caplog.text == ""
 
 
@@ -124,7 +124,7 @@ def test_two_writers_at_once_leave_one_whole_entry(settings, made):
         thread.start()
     for thread in threads:
         thread.join()
-    assert store(settings).get(KEY) == made
+    assert store(settings).get(KEY).outputs == made
     assert [path.name for path in entry(settings).parent.iterdir()] == [entry(settings).name]
     assert json.loads(entry(settings).read_text())["parts"] == PARTS
 
@@ -150,5 +150,5 @@ def test_a_result_points_into_the_store_or_what_this_project_keeps_and_nowhere_e
 def test_an_entry_that_names_a_file_of_this_machine_does_not_count(settings, made, caplog):
     made["model"] |= {"uri": "/etc/hostname", "metadata": {}}
     store(settings).put(KEY, PARTS, made)
-    assert store(settings).get(KEY) is None
+    assert store(settings).get(KEY).outputs is None
     assert "points at /etc/hostname" in caplog.text

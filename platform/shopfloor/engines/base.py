@@ -38,9 +38,16 @@ class StepListener(Protocol):
         ...
 
     def step_finished(
-        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, failure: Failure | None
+        self,
+        step: str,
+        state: StepState,
+        seconds: float,
+        outputs: Outputs,
+        log: Path | None,
+        failure: Failure | None,
+        result_of: str = "",
     ) -> None:
-        """Hear how a step ended; a cached step ends without having started."""
+        """Hear how a step ended; a cached step ends without having started, with the result of the run `result_of`."""
         ...
 
 

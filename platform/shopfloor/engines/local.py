@@ -27,7 +27,7 @@ from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
 from shopfloor.errors import FAILURE_FILE, Failure, UsageError
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.keys import StepKey, component_key, plain
-from shopfloor.pipeline.results import Outputs, ResultStore
+from shopfloor.pipeline.results import Found, Outputs, ResultStore
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
 
@@ -129,9 +129,10 @@ class LocalRun:
             else:
                 key = self._key(step, component, executor)
                 known = self._known(step, key)
-                if known is not None:
-                    self._listener.step_finished(step.name, "cached", time.monotonic() - started, known, None, None)
-                    return known
+                if known is not None and known.outputs is not None:
+                    seconds = time.monotonic() - started
+                    self._listener.step_finished(step.name, "cached", seconds, known.outputs, None, None, known.run_id)
+                    return known.outputs
                 outputs = self._try(step, component, executor, log)
                 if step.spec.caching_options.enable_cache:
                     self._results.put(key.key, key.parts, outputs)
@@ -154,14 +155,14 @@ class LocalRun:
         environment = ir.environment_of(executor)
         return component_key(self._settings, ir.command_of(executor), parameters, artifacts, environment)
 
-    def _known(self, step: Execution, key: StepKey) -> Outputs | None:
+    def _known(self, step: Execution, key: StepKey) -> Found | None:
         """Return what the store holds for a step that takes it."""
         if not self._use_cache or step.task in self._forced or not step.spec.caching_options.enable_cache:
             return None
-        outputs = self._results.get(key.key)
-        if outputs is not None:
+        known = self._results.get(key.key)
+        if known.outputs is not None:
             self._results.used(step.task, key.key, key.parts)
-        return outputs
+        return known
 
     def _try(self, step: Execution, component: ir.Message, executor: ir.Message, log: Path) -> Outputs:
         """Run a step's process, again as often as the pipeline says."""

@@ -60,7 +60,6 @@ class _Step:
         self._task = task
         self._input = executor_input
         self._name = os.environ.get("SHOPFLOOR_STEP", "step")
-        self._store = ResultStore(settings, effect_holds=lambda effect: False)
         self._output_file = Path(executor_input["outputs"]["outputFile"])
         self._client: Any = None
         self._run_id = ""
@@ -76,10 +75,11 @@ class _Step:
             self._task["environment"],
         )
         self._begin()
-        known = self._stored(lambda: self._store.get(key.key)) if self._task["cache"] else None
-        if known is not None:
-            self._output_file.write_text(json.dumps(_as_executor_output(self._task, known)), encoding="utf-8")
-            self._end("cached", time.monotonic() - self._started, known)
+        store = ResultStore(self._settings, effect_holds=lambda effect: False)
+        known = self._stored(lambda: store.get(key.key)) if self._task["cache"] else None
+        if known is not None and known.outputs is not None:
+            self._output_file.write_text(json.dumps(_as_executor_output(self._task, known.outputs)), encoding="utf-8")
+            self._end("cached", time.monotonic() - self._started, known.outputs, result_of=known.run_id)
             return 0
         failure_file = self._output_file.parent / "failure.json"
         failure_file.unlink(missing_ok=True)
@@ -92,8 +92,8 @@ class _Step:
         outputs = self._outputs()
         # What lies only in this pod is of no use to another run; Argo keeps it for this one.
         if all(is_remote(item["uri"]) or not Path(item["uri"]).exists() for item in artifacts_of(outputs)):
-            self._stored(lambda: self._store.put(key.key, key.parts, outputs))
-            self._stored(lambda: self._store.used(self._name, key.key, key.parts))
+            self._stored(lambda: store.put(key.key, key.parts, outputs))
+            self._stored(lambda: store.used(self._name, key.key, key.parts))
         self._end("succeeded", time.monotonic() - self._started, outputs)
         return 0
 
@@ -159,20 +159,22 @@ class _Step:
         tags = {index.ENGINE: engine, index.ENGINE_URL: engine_url(self._settings, engine)}
         return index.scheduled_run(self._client, self._settings, marker, use_case, tags, engine_run)
 
-    def _end(self, state: str, seconds: float, outputs: Outputs, why: Failure | None = None) -> None:
+    def _end(
+        self, state: str, seconds: float, outputs: Outputs, why: Failure | None = None, result_of: str = ""
+    ) -> None:
         if not self._run_id or self._settings.run_id is None:
             return
         from shopfloor.runs import conclude
         from shopfloor.runs import index as run_records
         from shopfloor.runs import recorder as tracking
 
-        tags = run_records.failure_tags(why) if why else {}
+        tags = run_records.failure_tags(why) if why else {run_records.RESULT_OF: result_of}
         log = self._output_file.parent / LOG
         with tracking.answering(self._settings):
             tracking.finish_step(
                 self._client, self._settings.run_id, self._run_id, self._name, state, seconds, outputs, log, tags
             )
-            conclude.attach_records(self._settings, self._client, self._run_id, outputs)
+            conclude.attach_records(self._settings, self._client, self._run_id, outputs, self._settings.run_id)
 
 
 def _as_executor_output(task: dict[str, Any], outputs: Outputs) -> dict[str, Any]:

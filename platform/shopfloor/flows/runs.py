@@ -24,6 +24,7 @@ from shopfloor.flows.submit import Outcome, Submission, View
 from shopfloor.records import StepRecord
 from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
+from shopfloor.runs.mlflow import lookup
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -225,10 +226,12 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
         raise NotFoundError(f"Run {run.info.run_id!r} has no step {step!r}.", f"It has {names}.")
     count = 0
     for record in matches:
-        text = _step_log(settings, client, run, record)
+        text, whose = _step_log(settings, client, run, record), ""
+        if text is None and record.result_of:
+            text, whose = _log_of_maker(settings, client, record), f": result of run {record.result_of}"
         if text is not None:
             count += 1
-            yield from [f"--- {record.name}"] if step is None else []
+            yield from [f"--- {record.name}{whose}"] if step is None or whose else []
             yield from text.splitlines()
     if not count and not _is_local(run):
         yield from _engine(settings, run).logs(_engine_run(run), step)
@@ -349,6 +352,17 @@ def _step_log(settings: Settings, client: Any, run: Any, record: StepRecord) -> 
         with contextlib.suppress(OSError):
             return (_logs_here(settings, run) / f"{record.name}.log").read_text(encoding="utf-8", errors="replace")
     return text
+
+
+def _log_of_maker(settings: Settings, client: Any, record: StepRecord) -> str:
+    """Return the log of the step whose result a cached one took, or that it is gone."""
+    with contextlib.suppress(NotFoundError), lookup(client):
+        maker = client.get_run(record.result_of)
+        for step in run_records.steps_of(client, maker):
+            text = _step_log(settings, client, maker, step) if step.name == record.name else None
+            if text is not None:
+                return text
+    return "Its log is not kept any more."
 
 
 def _logs_here(settings: Settings, run: Any) -> Path:

@@ -32,7 +32,7 @@ from shopfloor.pipeline.compilation import (
     run_key,
 )
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
-from shopfloor.records import Evaluation, Record, StepRecord
+from shopfloor.records import Evaluation, Record, Search, StepRecord
 from shopfloor.registry import passport as registry
 from shopfloor.report.page import RunReport, render
 from shopfloor.runs import conclude as endings
@@ -150,10 +150,11 @@ def submit(
     recorder = tracking.RunRecorder(settings, client, name, compiled.name, "local", arguments, run_id, tags)
     run = _Run(settings, compiled, recorder, view, arguments)
     view.begin(recorder.url, compiled, run.directory / "logs")
+    own = settings.model_copy(update={"run_id": recorder.run_id})
     local_run = LocalRun(
-        settings.model_copy(update={"run_id": recorder.run_id}),
+        own,
         run.directory,
-        ResultStore(settings, effect_holds(settings)),
+        ResultStore(own, effect_holds(settings)),
         run,
         use_cache,
         forced,
@@ -277,15 +278,22 @@ class _Run:
         return {"SHOPFLOOR_STEP_RUN_ID": step_run_id, "SHOPFLOOR_PUBLISHED_DIR": str(published)}
 
     def step_finished(
-        self, step: str, state: StepState, seconds: float, outputs: Outputs, log: Path | None, failure: Failure | None
+        self,
+        step: str,
+        state: StepState,
+        seconds: float,
+        outputs: Outputs,
+        log: Path | None,
+        failure: Failure | None,
+        result_of: str = "",
     ) -> None:
         run_id = self._steps[step].run_id if step in self._steps else None
-        record = StepRecord(name=step, state=state, seconds=seconds, run_id=run_id)
+        record = StepRecord(name=step, state=state, seconds=seconds, run_id=run_id, result_of=result_of)
         if failure:
             texts = {"error": failure.message, "error_kind": failure.kind, "remedy": failure.remedy}
             record = record.model_copy(update=texts)
         self._note(record)
-        self._recorder.step_finished(step, state, seconds, outputs, log, failure)
+        self._recorder.step_finished(step, state, seconds, outputs, log, failure, result_of)
         artifacts = list(artifacts_of(outputs)) or self._left_behind(step)
         for artifact in artifacts:
             if CONTENT_HASH in artifact["metadata"]:
@@ -378,6 +386,8 @@ class _Run:
         for name, (file, record) in endings.read_records(self._settings, artifact).items():
             self._records[name] = record
             self._recorder.log_artifact(file, step=step)
+            if isinstance(record, Search):  # a cached step's process wrote them to the run that it belonged to
+                self._recorder.add_params(record.best_params, step)
         try:
             directory = local_copy(self._settings, artifact["uri"])
         except NotFoundError:

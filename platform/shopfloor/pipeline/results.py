@@ -46,6 +46,8 @@ class Found:
     """Why there is no result; empty where there is one, and where the key was never stored."""
     lost: bool = False
     """The store lost or changed what it had been given."""
+    run_id: str = ""
+    """Run that made the outputs, where it was recorded."""
 
 
 class ResultStore:
@@ -57,12 +59,12 @@ class ResultStore:
         self._effect_holds = effect_holds
         self._root = join(settings.artifact_root, "results")
 
-    def get(self, key: str) -> Outputs | None:
-        """Return the outputs under `key`, or `None` where there are none that count; damage is said."""
+    def get(self, key: str) -> Found:
+        """Return what is under `key`, as `find` does; damage is said."""
         found = self.find(key)
         if found.lost:
             logger.warning("%s; the step runs again.", found.reason)
-        return found.outputs
+        return found
 
     def find(self, key: str) -> Found:
         """Return what is under `key`, without a word to anybody."""
@@ -94,7 +96,7 @@ class ResultStore:
                     )
             elif CONTENT_HASH in metadata and not exists(self._settings, artifact["uri"]):
                 return Found(None, f"Artifact {artifact['uri']} is gone", lost=True)
-        return Found(outputs, "")
+        return Found(outputs, "", run_id=str(entry.get("run_id") or ""))
 
     def _may_be_at(self, uri: str, ours: bool) -> bool:
         """Tell whether a result may point there: whoever writes to the store must not choose what is read elsewhere.
@@ -119,7 +121,7 @@ class ResultStore:
             if CONTENT_HASH not in artifact["metadata"] and not is_remote(uri) and not local_path(uri).exists():
                 # Metrics are all in the metadata: they lie nowhere, and so not in a pod that will be gone.
                 artifact["uri"] = join(self._settings.artifact_root, "metadata-only", artifact["name"])
-        entry = {"key": key, "parts": dict(parts), "outputs": kept}
+        entry = {"key": key, "parts": dict(parts), "outputs": kept, "run_id": self._settings.run_id or ""}
         self._write(self._place(key), json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True))
 
     def used(self, step: str, key: str, parts: Mapping[str, str]) -> None:

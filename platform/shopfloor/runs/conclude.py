@@ -21,6 +21,7 @@ from shopfloor.pipeline.results import Outputs, artifacts_of
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
 from shopfloor.report.page import RunReport, render
 from shopfloor.runs import index
+from shopfloor.runs.mlflow import add_params
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy
 
@@ -110,12 +111,15 @@ def read_records(settings: Settings, artifact: Mapping[str, Any]) -> dict[str, t
     }
 
 
-def attach_records(settings: Settings, client: Any, step_run_id: str, outputs: Outputs) -> None:
-    """Attach what a report shows of a step's outputs to the step's run."""
+def attach_records(settings: Settings, client: Any, step_run_id: str, outputs: Outputs, run_id: str) -> None:
+    """Attach what a report shows of a step's outputs to the step's run; a search gives both runs its parameters."""
     for artifact in artifacts_of(outputs):
         if CONTENT_HASH in artifact["metadata"]:
-            for file, _ in read_records(settings, artifact).values():
+            for file, record in read_records(settings, artifact).values():
                 client.log_artifact(step_run_id, str(file))
+                if isinstance(record, Search):
+                    for one in (run_id, step_run_id):
+                        add_params(client, one, record.best_params)
 
 
 def close(settings: Settings, client: Any, run: Any, state: str, reason: str) -> str:

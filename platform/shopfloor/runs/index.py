@@ -25,6 +25,8 @@ from shopfloor.settings import Settings
 STATE, STEP, PIPELINE, USE_CASE, ENGINE, OUTCOME, PROCESS, SECONDS = (
     f"shopfloor.{name}" for name in ("state", "step", "pipeline", "use_case", "engine", "outcome", "process", "seconds")
 )
+RESULT_OF = "shopfloor.result_of"
+"""Tag of a cached step: the run that made its result, and so has its log."""
 ERROR, ERROR_KIND, REMEDY = (f"shopfloor.{name}" for name in ("error", "error_kind", "remedy"))
 """Tags of a step that failed: what is wrong, the kind of it, and what to do."""
 COMMIT = "mlflow.source.git.commit"
@@ -247,6 +249,7 @@ def steps_of(client: Any, run: Any) -> list[StepRecord]:
                 "state": child.data.tags.get(STATE, "running"),
                 "seconds": float(child.data.tags.get(SECONDS, 0)),
                 "run_id": child.info.run_id,
+                "result_of": child.data.tags.get(RESULT_OF, ""),
                 "error": child.data.tags.get(ERROR, ""),
                 "error_kind": child.data.tags.get(ERROR_KIND, ""),
                 "remedy": child.data.tags.get(REMEDY, ""),

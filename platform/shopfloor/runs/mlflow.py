@@ -211,3 +211,12 @@ def lookup(client: Any) -> Iterator[None]:
             f"The MLflow server at {client.tracking_uri} cannot say: {first_line(error, 300)}.",
             "See `shopfloor status`.",
         ) from error
+
+
+def add_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    """Give a run the parameters that it lacks: MLflow refuses to change one."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    missing = [Param(name, str(value)[:6000]) for name, value in params.items() if name not in known]
+    client.log_batch(run_id, params=missing)

@@ -23,6 +23,7 @@ from shopfloor.runs.index import (
     OUTCOME,
     PARENT,
     PROCESS,
+    RESULT_OF,
     SECONDS,
     STATE,
     STATUS,
@@ -35,6 +36,7 @@ from shopfloor.runs.index import (
     steps_of,
     this_process,
 )
+from shopfloor.runs.mlflow import add_params
 from shopfloor.runs.mlflow import connect as connect
 from shopfloor.settings import Settings
 from shopfloor.storage import EFFECT
@@ -128,12 +130,30 @@ class RunRecorder:
         return self._steps[step]
 
     def step_finished(
-        self, step: str, state: str, seconds: float, outputs: Outputs, log: Path | None, failure: Failure | None
+        self,
+        step: str,
+        state: str,
+        seconds: float,
+        outputs: Outputs,
+        log: Path | None,
+        failure: Failure | None,
+        result_of: str = "",
     ) -> None:
-        """Write how a step ended: its numbers, its log, why it failed."""
+        """Write how a step ended: its numbers, its log, why it failed, whose result it took."""
         # A cached step is recorded only now, and maybe after one that began later.
         began_ms = int((time.time() - seconds) * 1000)
-        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, failure, began_ms))
+        own = {RESULT_OF: result_of} if result_of else {}
+        tags = own | failure_tags(failure) if failure or step in self._earlier else own
+        self._queue.put(lambda: self._finish_step(step, state, seconds, outputs, log, tags, began_ms))
+
+    def add_params(self, params: Mapping[str, Any], step: str) -> None:
+        """Give the run, and a step's run, the parameters that they lack."""
+
+        def write() -> None:
+            for run_id in (self.run_id, self._steps.get(step, self.run_id)):
+                add_params(self._client, run_id, params)
+
+        self._queue.put(write)
 
     def log_artifact(self, local: Path, folder: str | None = None, step: str | None = None) -> None:
         """Attach a file or a directory to the run, or to a step's run."""
@@ -195,12 +215,11 @@ class RunRecorder:
         seconds: float,
         outputs: Outputs,
         log: Path | None,
-        failure: Failure | None,
+        tags: Mapping[str, str],
         began_ms: int,
     ) -> None:
         run_id = self._steps.get(step) or self._create_step(step, began_ms)
         self._steps[step] = run_id
-        tags = failure_tags(failure) if failure or step in self._earlier else {}
         finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
 
     def _log(self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shopfloor.errors import ServiceError, first_line
 from shopfloor.records import Search, Trial
-from shopfloor.runs.mlflow import PARENT, connect
+from shopfloor.runs.mlflow import PARENT, add_params, connect
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -43,12 +43,8 @@ def record(settings: Settings, search: Search) -> None:
 def _record_search(settings: Settings, step_run_id: str, search: Search) -> None:
     client = connect(settings)
     experiment_id = client.get_run(step_run_id).info.experiment_id
-    best = next(trial for trial in search.trials if trial.trial_id == search.best_trial_id)
     for run_id in filter(None, (step_run_id, settings.run_id)):
-        present = client.get_run(run_id).data.params
-        client.log_batch(
-            run_id, params=_params({name: best.params[name] for name in best.params.keys() - present.keys()})
-        )
+        add_params(client, run_id, search.best_params)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda trial: _record_trial(client, experiment_id, step_run_id, search, trial), search.trials))
 
