@@ -111,7 +111,8 @@ clean:  ## stop the stack and remove what can be made again: the environment, th
 
 purge:  ## say what the stack and the runs hold; with CONFIRM=yes stop the stack and delete it for good
 	@if [ ! -d "$(STATE)" ]; then echo "There is no $(STATE)."; exit 0; fi; \
-	case "$(realpath $(STATE))" in /|"$(realpath $(HOME))"|"$(CURDIR)") echo "$(STATE) is more than the state." >&2; exit 2; esac; \
+	case "$(realpath $(STATE))" in /|"$(realpath $(HOME))") echo "$(STATE) is more than the state." >&2; exit 2; esac; \
+	case "$(CURDIR)/" in "$(realpath $(STATE))"/*) echo "$(STATE) is more than the state." >&2; exit 2; esac; \
 	echo "$(STATE) holds what nothing can make again: registered models, runs, predictions, feedback and, in dvc-remote," \
 	  "the data that was pushed to no other remote:"; du -sh "$(STATE)"/* 2>/dev/null | sort -rh; \
 	if [ "$(CONFIRM)" != yes ]; then echo "Nothing was deleted. To delete all of it: make purge CONFIRM=yes" >&2; exit 2; fi; \
