@@ -19,6 +19,7 @@ from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions, un
 from shopfloor.serving.deploy.steps import introduce
 from shopfloor.serving.deploy.verify import verify
 from shopfloor.serving.replica import tokens
+from shopfloor.stack import ray_head
 
 from tests.support.artifacts import Recorder
 from tests.support.endpoints import (
@@ -297,6 +298,13 @@ def test_a_version_that_does_not_load_leaves_the_champion_answering(settings, ur
     with pytest.raises(ShopfloorError, match="does not load"):
         deploy(settings, CASE, challenger=version)
     assert live_versions(settings, CASE) == {"champion": "1", "challenger": "2"}
+    assert f"version {version} of {CASE} does not load" in "".join(replica_logs(settings))
+
+
+def replica_logs(settings):
+    """What Ray's dashboard shows as the logs of replicas."""
+    logs = ray_head.temporary_directory(settings.state_dir) / "session_latest" / "logs" / "serve"
+    return [file.read_text() for file in logs.glob(f"replica_{CASE}_*.log")]
 
 
 def test_a_new_champion_takes_over_without_one_failed_request(settings, url, models):

@@ -54,6 +54,7 @@ class Predictor:
     def __init__(self) -> None:
         # What runs in threads (a model being loaded, the log, a shadow) leaves the interpreter to a request at once.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        _log_beside_serve()
         exchange.install()
         # Replicas freeze the garbage collector once they are up: what is imported by then never slows a request.
         import_mlflow()
@@ -253,6 +254,16 @@ def build(args: dict[str, Any]) -> Any:
 
 def _log_of(config: Config) -> tuple[Any, ...]:
     return config.log_root, config.s3_endpoint_url, config.log_days, config.log_max_bytes
+
+
+def _log_beside_serve() -> None:
+    """Let what the library logs land in the file of this replica, where Ray's dashboard shows it.
+
+    Serve takes what is written to stderr for information, which its level leaves out.
+    """
+    library = logging.getLogger("shopfloor")
+    library.handlers[:] = logging.getLogger("ray.serve").handlers
+    library.propagate = not library.handlers
 
 
 def _replica() -> str:
