@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from shopfloor.errors import NotFoundError, ServiceError, UsageError
+from shopfloor.flows.rollout import introduce
 from shopfloor.records import Trial
 from shopfloor.registry import flavors
 from shopfloor.registry.compatibility import concern
@@ -19,7 +20,8 @@ from shopfloor.registry.passport import find_passport, read_passport
 from shopfloor.registry.register import register
 from shopfloor.runs.index import _whole_run
 from shopfloor.runs.versions import MODEL_HASH, alias_version, tagged, version_exists
-from shopfloor.serving.deploy.rollout import deploy
+from shopfloor.serving.assignment import read
+from shopfloor.serving.deploy.rollout import Traffic, deploy, registry
 from shopfloor.serving.deploy.verify import verify
 from shopfloor.serving.model.loading import load_model
 from shopfloor.serving.protocols.mlflow_scoring import invoke
@@ -199,10 +201,17 @@ def test_before_a_promotion_by_hand_it_shows_whom_the_version_would_refuse(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     assert concern(settings, CASE, champion, champion) == ""
-    assert concern(settings, CASE, other, champion) == (
-        f"Clients that ask version {champion}, the champion, may be refused: 'rate_1' is no input any more."
-    )
+    refusal = f"Clients that ask version {champion}, the champion, may be refused: 'rate_1' is no input any more."
+    assert concern(settings, CASE, other, champion) == refusal
     assert list((tmp_path / "temporary").iterdir()) == []
+
+    client.set_registered_model_alias(CASE, "champion", champion)
+    try:
+        with pytest.raises(UsageError, match=refusal):
+            introduce(settings, CASE, other, Traffic(canary_percent=10))
+        assert read(registry(settings), CASE).assignment.challenger is None
+    finally:
+        client.delete_registered_model_alias(CASE, "champion")
 
 
 @pytest.mark.parametrize(

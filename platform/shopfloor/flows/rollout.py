@@ -18,6 +18,7 @@ from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_lin
 from shopfloor.judging import gates
 from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
+from shopfloor.registry import compatibility
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
@@ -89,12 +90,13 @@ def introduce(
 
     Raises:
         NotFoundError: There is no such version.
-        UsageError: It is the champion, or the use case has none whose requests could be shared.
+        UsageError: It is the champion, the use case has none whose requests could be shared, or the champion's clients
+            would be refused by it.
         ConflictError: Somebody else changed who answers in between.
         ServiceError: MLflow or Ray does not answer.
         ShopfloorError: It does not load; what answered before still answers.
     """
-    load_use_case(settings, use_case)
+    case = load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
     champion.version_of(mlflow, use_case, version)
     entry = champion.current(mlflow, use_case, before)
@@ -108,9 +110,22 @@ def introduce(
         )
     if assigned.champion is None and traffic != rollout.NO_TRAFFIC:
         raise UsageError(f"{use_case} has no champion that answers.", f"shopfloor models promote {use_case}/{version}")
+    if traffic.canary_percent and case.gates.signature == "compatible":
+        refuse_what_clients_cannot_ask(settings, use_case, version, assigned.champion)
     entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, judged=judged, before=entry)
     champion.project(mlflow, use_case, entry)
     return entry
+
+
+def refuse_what_clients_cannot_ask(settings: Settings, use_case: str, version: str, present: str | None) -> None:
+    """Refuse a share for a version that refuses the champion's clients: no gate would see it, a 422 is a client's own.
+
+    Raises:
+        UsageError: It lacks an input of the champion's, or requires another one.
+        ServiceError: MLflow does not answer.
+    """
+    if concern := compatibility.concern(settings, use_case, version, present):
+        raise UsageError(concern, "Give it the shadow alone, or let gates.signature be `any`.")
 
 
 def end(settings: Settings, use_case: str, reason: str = "", before: Entry | None = None) -> str:
