@@ -155,6 +155,7 @@ def test_the_default_of_a_setting_is_that_of_its_reference(name, default):
         assert re.fullmatch("[a-z ]+", default), "words where there is no value"
     else:
         value = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        value = value.lower() if isinstance(field.default, bool) else value
         assert default.strip("`") == value
 
 
