@@ -252,7 +252,7 @@ def origin(given: Message) -> Origin:
     return Origin("other", name=kind or "nothing")
 
 
-def iterator(task: Message) -> Message | None:
+def iterator(task: Message) -> Message:
     """Return how a task loops, `None` where it does not."""
     kind = task.WhichOneof("iterator")
     return getattr(task, kind) if kind else None

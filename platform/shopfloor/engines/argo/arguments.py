@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from shopfloor.engines.argo import source as ir
-from shopfloor.engines.argo.containers import type_of
 from shopfloor.engines.argo.launcher import ABSENT, encode
-from shopfloor.engines.argo.source import ALWAYS, ENVELOPE_SUFFIX, Json, UnsupportedFeature, broken
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, UnsupportedFeature
 from shopfloor.engines.argo.values import (
     NO_ARTIFACT,
     Value,
@@ -15,15 +13,16 @@ from shopfloor.engines.argo.values import (
     from_input,
     from_task,
     from_task_if_any,
-    given_inputs,
     holds_placeholder,
     if_succeeded,
     selected,
 )
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import Message, Origin, broken
 
 
 def arguments(
-    dag: Json, name: str, task: Json, component: Json, absent: frozenset[str], pipeline_root: str
+    dag: Message, name: str, task: Message, component: Message, absent: frozenset[str], pipeline_root: str
 ) -> dict[str, Value]:
     """Return what a task is given; an input that refers to something without a value is left out.
 
@@ -37,87 +36,82 @@ def arguments(
     """
     declared = ir.parameters(component)
     found: dict[str, Value] = {}
-    waiting = given_inputs(task, "parameters")
     # Constants may embed the others.
     for embedding in (False, True):
-        for input_name, spec in waiting.items():
-            if holds_placeholder(spec.get("runtimeValue", {}).get("constant")) != embedding:
+        for input_name, origin in ir.inputs(task, "parameters").items():
+            if (origin.kind == "constant" and holds_placeholder(origin.value)) != embedding:
                 continue
-            value = value_of(dag, name, task, spec, declared.get(input_name), absent, found, pipeline_root)
+            value = value_of(dag, name, task, origin, declared.get(input_name), absent, found, pipeline_root)
             if value is not None:
                 found[input_name] = value
-    for input_name, spec in given_inputs(task, "artifacts").items():
-        if "taskOutputArtifact" in spec:
-            made = spec["taskOutputArtifact"]
-            producer, key = made["producerTask"], made["outputArtifactKey"] + ENVELOPE_SUFFIX
-            if _may_have_none(dag, task, producer):
-                found[input_name] = if_succeeded(producer, from_task_if_any(producer, key), NO_ARTIFACT)
+    for input_name, origin in ir.inputs(task, "artifacts").items():
+        if origin.kind == "output":
+            key = origin.name + ENVELOPE_SUFFIX
+            if _may_have_none(dag, task, origin.task):
+                found[input_name] = if_succeeded(origin.task, from_task_if_any(origin.task, key), NO_ARTIFACT)
             else:
-                found[input_name] = from_task(producer, key)
-        elif spec.get("componentInputArtifact") and spec["componentInputArtifact"] not in absent:
-            found[input_name] = from_input(spec["componentInputArtifact"] + ENVELOPE_SUFFIX)
+                found[input_name] = from_task(origin.task, key)
+        elif origin.kind == "input" and origin.name not in absent:
+            found[input_name] = from_input(origin.name + ENVELOPE_SUFFIX)
     return found
 
 
 def value_of(
-    dag: Json,
+    dag: Message,
     name: str,
-    task: Json,
-    spec: Json,
-    definition: Json | None,
+    task: Message,
+    origin: Origin,
+    definition: Message | None,
     absent: frozenset[str],
     others: dict[str, Value],
     pipeline_root: str,
 ) -> Value | None:
-    """Return what KFP's `InputParameterSpec` stands for in a DAG, or `None` where that has no value.
+    """Return what an input is given in a DAG, or `None` where that has no value.
 
     Args:
         dag: Component around the task.
         name: The task's name.
         task: The task.
-        spec: What the input is given.
+        origin: What the input is given.
         definition: The input as its component declares it; `None` for one that only texts embed.
         absent: Inputs of the DAG that have no value.
         others: The task's other inputs.
         pipeline_root: Value of `{{$.pipeline_root}}`.
     """
-    kind = type_of(definition or {})
-    if "taskFinalStatus" in spec:
-        return final_status(spec["taskFinalStatus"].get("producerTask", ""))
-    selector = spec.get("parameterExpressionSelector")
-    if "taskOutputParameter" in spec:
-        producer, key = (spec["taskOutputParameter"][part] for part in ("producerTask", "outputParameterKey"))
-        if not _may_have_none(dag, task, producer):
-            value = from_task(producer, key)
-            return selected(value, selector, kind, name) if selector else value
-        value = from_task_if_any(producer, key)
-        value = selected(value, selector, kind, name) if selector else value
-        return if_succeeded(producer, value, _default(definition, kind))
-    if "componentInputParameter" in spec:
-        above = spec["componentInputParameter"]
-        if above in absent:
+    kind = "STRING" if definition is None else ir.type_of(definition)
+    if origin.kind == "status":
+        return final_status(origin.task)
+    if origin.kind == "output":
+        if not _may_have_none(dag, task, origin.task):
+            return _part(from_task(origin.task, origin.name), origin, kind, name)
+        value = _part(from_task_if_any(origin.task, origin.name), origin, kind, name)
+        return if_succeeded(origin.task, value, _default(definition, kind))
+    if origin.kind == "input":
+        if origin.name in absent:
             return None
-        if above not in ir.parameters(dag):
-            raise broken(f"task {name!r} refers to the input {above!r}, which nobody declares")
-        value = from_input(above)
-    elif "constant" in spec.get("runtimeValue", {}):
-        given = spec["runtimeValue"]["constant"]
-        if given is None:
-            return None
-        value = filled(given, others, name, pipeline_root) if holds_placeholder(given) else constant(given, kind)
-    else:
-        raise UnsupportedFeature(name, f"an input that is given as {', '.join(spec) or 'nothing'}")
-    return selected(value, selector, kind, name) if selector else value
+        if origin.name not in ir.parameters(dag):
+            raise broken(f"task {name!r} refers to the input {origin.name!r}, which nobody declares")
+        return _part(from_input(origin.name), origin, kind, name)
+    if origin.kind == "other":
+        raise UnsupportedFeature(name, f"an input that is given as {origin.name}")
+    if origin.value is None:
+        return None
+    embeds = holds_placeholder(origin.value)
+    value = filled(origin.value, others, name, pipeline_root) if embeds else constant(origin.value, kind)
+    return _part(value, origin, kind, name)
 
 
-def _may_have_none(dag: Json, task: Json, producer: str) -> bool:
+def _part(value: Value, origin: Origin, kind: str, task: str) -> Value:
+    return selected(value, origin.selector, kind, task) if origin.selector else value
+
+
+def _may_have_none(dag: Message, task: Message, producer: str) -> bool:
     """Tell whether a task runs also where one whose output it takes has failed, or has not run."""
-    always: bool = task.get("triggerPolicy", {}).get("strategy") == ALWAYS
-    return always or bool(dag["dag"]["tasks"].get(producer, {}).get("triggerPolicy", {}).get("condition"))
+    return ir.waits_for_all(task) or bool(dag.dag.tasks[producer].trigger_policy.condition)
 
 
-def _default(definition: Json | None, kind: str) -> str:
+def _default(definition: Message | None, kind: str) -> str:
     """Return what an input has whose producer gave nothing."""
     if definition is None:
         return ""
-    return encode(definition["defaultValue"], kind) if "defaultValue" in definition else ABSENT
+    return encode(ir.value(definition.default_value), kind) if definition.HasField("default_value") else ABSENT

@@ -11,17 +11,11 @@ from typing import Any
 
 from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.launcher import ABSENT
-from shopfloor.engines.argo.source import (
-    ENVELOPE_SUFFIX,
-    STEP_NAME,
-    Json,
-    Source,
-    UnsupportedFeature,
-    artifacts,
-    parameters,
-)
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, STEP_NAME, Source, UnsupportedFeature
 from shopfloor.engines.argo.values import ROOT, WORKSPACE, constant
 from shopfloor.errors import UsageError
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import Json, Message, Origin, artifacts, parameters, type_of
 from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,8 +38,8 @@ class Use:
     settings: Settings
     name: str
     """The task's name."""
-    task: Json
-    component: Json
+    task: Message
+    component: Message
     absent: frozenset[str]
     """Optional inputs that have no value here."""
     above_absent: frozenset[str]
@@ -60,14 +54,14 @@ class Leaf:
     """A template that runs a pod."""
 
     template: Json
-    references: dict[str, Json] = field(default_factory=dict)
+    references: dict[str, Origin] = field(default_factory=dict)
     """Further inputs of the template, which only the task's DAG can give."""
     pull_secrets: list[str] = field(default_factory=list)
     key: str = ""
     """First segment of its artifacts' keys."""
 
 
-def retry_strategy(name: str, task: Json, queue: str | None) -> Json | None:
+def retry_strategy(name: str, task: Message, queue: str | None) -> Json | None:
     """Return Argo's retry strategy of a task.
 
     Argo takes whole numbers alone as the factor of a backoff: another one is rounded up, and a warning says so.
@@ -75,27 +69,27 @@ def retry_strategy(name: str, task: Json, queue: str | None) -> Json | None:
     Raises:
         UsageError: It is to be tried less than no times.
     """
-    policy = task.get("retryPolicy")
-    if not policy or not policy.get("maxRetryCount"):
+    policy = task.retry_policy
+    if not policy.max_retry_count:
         # Kueue preempts a pod by deleting it, which Argo counts as an error of the pod, not of its program.
         return {"limit": "3", "retryPolicy": "OnError"} if queue else None
-    if int(policy["maxRetryCount"]) < 0:
+    if policy.max_retry_count < 0:
         raise UsageError(
-            f"Task {name!r} is to be tried again {policy['maxRetryCount']} times.", "Write set_retry(0) or more."
+            f"Task {name!r} is to be tried again {policy.max_retry_count} times.", "Write set_retry(0) or more."
         )
-    strategy: Json = {"limit": str(policy["maxRetryCount"]), "retryPolicy": "Always"}
-    duration = float(str(policy.get("backoffDuration", "0s")).removesuffix("s") or 0)
-    if duration:
-        factor = float(policy.get("backoffFactor") or 2.0)
+    strategy: Json = {"limit": str(policy.max_retry_count), "retryPolicy": "Always"}
+    duration_s = policy.backoff_duration.ToTimedelta().total_seconds()
+    if duration_s:
+        factor = policy.backoff_factor or 2.0
         if not factor.is_integer():
             logger.warning(
                 "Argo knows no fractions: the backoff factor %g of task %s becomes %d.", factor, name, math.ceil(factor)
             )
-        longest = float(str(policy.get("backoffMaxDuration", "3600s")).removesuffix("s") or 3600)
+        longest_s = policy.backoff_max_duration.ToTimedelta().total_seconds() or 3600
         strategy["backoff"] = {
-            "duration": f"{math.ceil(duration)}s",
+            "duration": f"{math.ceil(duration_s)}s",
             "factor": str(math.ceil(factor)),
-            "maxDuration": f"{math.ceil(longest)}s",
+            "maxDuration": f"{math.ceil(longest_s)}s",
         }
     return strategy
 
@@ -174,7 +168,7 @@ def pod_template(
             name,
             f"{ROOT}/inputs/artifacts/{name}",
             f"{{{{=jsonpath(inputs.parameters['{name}{ENVELOPE_SUFFIX}'], "
-            f"'$.{'prefix' if definition.get('isArtifactList') else 'key'}')}}}}",
+            f"'$.{'prefix' if definition.is_artifact_list else 'key'}')}}}}",
         )
         for name, definition in artifacts(use.component).items()
         if name not in use.absent
@@ -208,21 +202,20 @@ def input_names(use: Use) -> list[str]:
     ]
 
 
-def template_inputs(use: Use, names: list[str], references: dict[str, Json]) -> list[Json]:
+def template_inputs(use: Use, names: list[str], references: dict[str, Origin]) -> list[Json]:
     """Return a template's input parameters, those with a default with it; the last one names the task.
 
     Raises:
         UnsupportedFeature: Two inputs would have one name.
     """
-    definitions = parameters(use.component)
+    definitions, known = parameters(use.component), ir.defaults(use.component)
     found: list[Json] = []
     for name in [*names, *(name for name in references if name not in names), STEP_NAME]:
-        definition = definitions.get(name, {})
         if name in use.absent:
             continue
         item = {"name": name}
-        if "defaultValue" in definition:
-            item["default"] = constant(definition["defaultValue"], type_of(definition)).text
+        if name in known:
+            item["default"] = constant(known[name], type_of(definitions[name])).text
         found.append(item)
     if len({item["name"] for item in found}) != len(found):
         raise UnsupportedFeature(use.name, "an input whose name another input's description has")
@@ -242,11 +235,6 @@ def for_kubelet(text: str) -> str:
 def input_for_kubelet(name: str) -> str:
     """Return the tag of an input for a command, an argument or a variable."""
     return f"{{{{=replace(inputs.parameters['{name}'], '$', '$$')}}}}"
-
-
-def type_of(definition: Json) -> str:
-    """Return a parameter's KFP type."""
-    return str(definition.get("parameterType", "STRING"))
 
 
 def digest(value: Any) -> str:

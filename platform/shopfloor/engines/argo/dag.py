@@ -12,15 +12,15 @@ import re
 from dataclasses import dataclass
 
 from shopfloor.engines.argo import executors, outputs
-from shopfloor.engines.argo import source as ir
 from shopfloor.engines.argo.arguments import arguments, value_of
-from shopfloor.engines.argo.containers import Use, retry_strategy, type_of
+from shopfloor.engines.argo.containers import Use, retry_strategy
 from shopfloor.engines.argo.launcher import PLACEHOLDER, protect
 from shopfloor.engines.argo.outputs import ITERATION
-from shopfloor.engines.argo.source import ALWAYS, ENVELOPE_SUFFIX, STEP_NAME, Json, Source, UnsupportedFeature, broken
-from shopfloor.engines.argo.values import Value, computed, constant, given_inputs
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, STEP_NAME, Source, UnsupportedFeature
+from shopfloor.engines.argo.values import Value, computed, constant
 from shopfloor.errors import UsageError
-from shopfloor.pipeline import conditions
+from shopfloor.pipeline import conditions, ir
+from shopfloor.pipeline.ir import Json, Message, Origin, broken
 from shopfloor.settings import Settings
 
 
@@ -29,8 +29,8 @@ class Made:
     """A template and what its users must know of it."""
 
     template: str
-    references: tuple[tuple[str, str], ...] = ()
-    """Further inputs that it needs: name, and KFP's input as JSON."""
+    references: tuple[tuple[str, Origin], ...] = ()
+    """Further inputs that it needs: name, and what they are given."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """Output artifact to the part of its key that all executions share; only where there is one such."""
 
@@ -47,7 +47,7 @@ class Templates:
         self._run_id = run_id
         self._use_cache = use_cache
         self._pipeline_root = pipeline_root
-        self._made: dict[str, Made] = {}
+        self._made: dict[tuple[object, ...], Made] = {}
         self._names: dict[str, str] = {}
         self._by_name: dict[str, Json] = {}
         self.pull_secrets: set[str] = set()
@@ -60,7 +60,7 @@ class Templates:
     def dag(
         self,
         name: str,
-        component: Json,
+        component: Message,
         absent: frozenset[str],
         as_json: bool = False,
         retry: Json | None = None,
@@ -77,7 +77,7 @@ class Templates:
         Raises:
             UnsupportedFeature: A task in it cannot be translated.
         """
-        memo = json.dumps(["dag", name, sorted(absent), as_json, retry])
+        memo = ("dag", name, absent, as_json, json.dumps(retry))
         if memo not in self._made:
             prefixes: dict[tuple[str, str], str] = {}
             tasks = {
@@ -89,8 +89,7 @@ class Templates:
                 hook = tasks.pop(handler)
                 tasks[group]["hooks"] = {"exit": {key: hook[key] for key in ("template", "arguments") if key in hook}}
             dag: Json = {"tasks": list(tasks.values())}
-            all_tasks = component["dag"]["tasks"]
-            always = any(all_tasks[name].get("triggerPolicy", {}).get("strategy") == ALWAYS for name in tasks)
+            always = any(ir.waits_for_all(component.dag.tasks[name]) for name in tasks)
             if always or any("containerSet" in self._by_name[task["template"]] for task in tasks.values()):
                 # What failed fails the DAG even where a later task was there to run all the same, after that task. Of a
                 # pod with several containers Argo sees the containers alone, unless it is looked at by itself.
@@ -122,32 +121,27 @@ class Templates:
             self._by_name[name] = {"name": name, **template}
         return self._names[text]
 
-    def _inputs(self, component: Json, absent: frozenset[str]) -> list[Json]:
+    def _inputs(self, component: Message, absent: frozenset[str]) -> list[Json]:
         found: list[Json] = []
+        defaults = ir.defaults(component)
         for name, definition in ir.parameters(component).items():
             if name not in absent:
-                item = {"name": name}
-                if "defaultValue" in definition:
-                    item["default"] = constant(definition["defaultValue"], type_of(definition)).text
-                found.append(item)
+                default = constant(defaults[name], ir.type_of(definition)).text if name in defaults else None
+                found.append({"name": name} if default is None else {"name": name, "default": default})
         return found + [{"name": name + ENVELOPE_SUFFIX} for name in ir.artifacts(component) if name not in absent]
 
     def _task(
-        self, dag: Json, name: str, task: Json, absent: frozenset[str], prefixes: dict[tuple[str, str], str]
+        self, dag: Message, name: str, task: Message, absent: frozenset[str], prefixes: dict[tuple[str, str], str]
     ) -> Json:
         """Return one task of a DAG."""
         component = self._source.component(task)
         given = arguments(dag, name, task, component, absent, self._pipeline_root)
         declared = {**ir.parameters(component), **ir.artifacts(component)}
-        item = _iterator(task).get("itemInput")
-        without = frozenset(
-            input_name
-            for input_name, definition in declared.items()
-            if input_name not in given and "defaultValue" not in definition and input_name != item
-        )
-        told = {**given_inputs(task, "parameters"), **given_inputs(task, "artifacts")}
-        for input_name in sorted(without - told.keys()):
-            if not declared[input_name].get("isOptional"):
+        iterator, defaults = ir.iterator(task), ir.defaults(component)
+        item = "" if iterator is None else iterator.item_input
+        without = frozenset(name for name in declared if name not in given and name not in defaults and name != item)
+        for input_name in sorted(without - {*task.inputs.parameters, *task.inputs.artifacts}):
+            if not declared[input_name].is_optional:
                 raise broken(f"task {name!r} lacks the input {input_name!r}")
         made = self._template(name, task, component, without, absent)
         for output, prefix in made.prefixes:
@@ -157,9 +151,9 @@ class Templates:
             input_name + (ENVELOPE_SUFFIX if input_name in ir.artifacts(component) else ""): value.text
             for input_name, value in given.items()
         }
-        for extra, text in made.references:
-            ir.check_references(self._source, dag, name, {"inputs": {"parameters": {extra: json.loads(text)}}})
-            value = value_of(dag, name, task, json.loads(text), None, absent, given, self._pipeline_root)
+        for extra, origin in made.references:
+            ir.check_origin(self._source, dag, name, origin)
+            value = value_of(dag, name, task, origin, None, absent, given, self._pipeline_root)
             if value is None:
                 raise broken(f"a setting of task {name!r} takes the input {extra!r}, which has no value")
             texts[extra] = value.text
@@ -168,9 +162,9 @@ class Templates:
         parameters = [{"name": key, "value": value} for key, value in sorted(texts.items()) if key in needed]
         if parameters:
             result["arguments"] = {"parameters": parameters}
-        if depends := self._depends(dag, task, [json.loads(text) for _, text in made.references]):
+        if depends := self._depends(dag, task, made.references):
             result["depends"] = depends
-        if condition := task.get("triggerPolicy", {}).get("condition"):
+        if condition := task.trigger_policy.condition:
             result["when"] = self._condition(name, condition, component, given)
         return result
 
@@ -178,23 +172,24 @@ class Templates:
         return {item["name"] for item in self._by_name[template].get("inputs", {}).get("parameters", [])}
 
     def _template(
-        self, name: str, task: Json, component: Json, absent: frozenset[str], above_absent: frozenset[str]
+        self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
     ) -> Made:
         """Return the template that a task uses."""
-        if _iterator(task):
+        if ir.iterator(task) is not None:
             return self._loop(name, task, component, absent, above_absent)
-        used = task["componentRef"]["name"]
-        if "dag" not in component:
+        if not ir.is_dag(component):
             return self._leaf(name, task, component, absent, above_absent)
-        return self.dag(used, component, absent, retry=retry_strategy(name, task, None))
+        return self.dag(task.component_ref.name, component, absent, retry=retry_strategy(name, task, None))
 
     def _leaf(
-        self, name: str, task: Json, component: Json, absent: frozenset[str], above_absent: frozenset[str]
+        self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
     ) -> Made:
-        settled: list[object] = [task.get(key) for key in ("retryPolicy", "cachingOptions")]
-        if self._varies(component):
-            settled += [task.get("inputs"), sorted(above_absent)]
-        memo = json.dumps(["leaf", task["componentRef"]["name"], sorted(absent), settled], sort_keys=True)
+        varying = (task.inputs, above_absent) if self._varies(component) else ()
+        settled = [
+            part if isinstance(part, frozenset) else part.SerializeToString(deterministic=True)
+            for part in (task.retry_policy, task.caching_options, *varying)
+        ]
+        memo = ("leaf", task.component_ref.name, absent, *settled)
         if memo not in self._made:
             use = Use(
                 self._source,
@@ -211,36 +206,35 @@ class Templates:
             leaf = executors.leaf(use)
             self.pull_secrets.update(leaf.pull_secrets)
             self._made[memo] = Made(
-                self._add(task["componentRef"]["name"], leaf.template),
-                tuple((key, json.dumps(given, sort_keys=True)) for key, given in leaf.references.items()),
+                self._add(task.component_ref.name, leaf.template),
+                tuple(leaf.references.items()),
                 tuple((output, f"{leaf.key}/{output}") for output in ir.outputs(component, "artifacts")),
             )
         return self._made[memo]
 
-    def _varies(self, component: Json) -> bool:
+    def _varies(self, component: Message) -> bool:
         """Tell whether a task's inputs can change its template or be refused by it: then no two share it unseen."""
         executor = self._source.executor(component)
-        container = executor.get("container", {})
-        words = [*container.get("command", []), *container.get("args", [])]
-        launched = any("{{$}}" in word for word in words) and "resources" not in container
-        named = not PLACEHOLDER.search(container.get("image", ""))
-        return not (launched and named) or component["executorLabel"] in self._source.platform
+        container = executor.container
+        launched = any("{{$}}" in word for word in ir.command_of(executor)) and not container.HasField("resources")
+        named = not PLACEHOLDER.search(container.image)
+        return not (launched and named) or component.executor_label in self._source.platform
 
     def _loop(
-        self, name: str, task: Json, component: Json, absent: frozenset[str], above_absent: frozenset[str]
+        self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
     ) -> Made:
         """Return the template of a loop over a task."""
-        item = _iterator(task).get("itemInput", "")
+        item = ir.iterator(task).item_input
         if item not in ir.parameters(component) | ir.artifacts(component):
             raise broken(f"the loop {name!r} has no input {item!r}")
-        if "dag" not in component and (component.get("outputDefinitions")):
+        if not ir.is_dag(component) and component.HasField("output_definitions"):
             raise UnsupportedFeature(name, "a loop over a component with outputs, without a DAG around it")
         body = (
-            self.dag(task["componentRef"]["name"], component, absent, as_json=True)
-            if "dag" in component
+            self.dag(task.component_ref.name, component, absent, as_json=True)
+            if ir.is_dag(component)
             else self._leaf(name, task, component, absent, above_absent)
         )
-        item += ENVELOPE_SUFFIX if "artifactIterator" in task else ""
+        item += ENVELOPE_SUFFIX if task.HasField("artifact_iterator") else ""
         needed = self._needed(body.template)
         passed = [n for n in sorted(needed | {key for key, _ in body.references}) if n not in {item, STEP_NAME}]
         given = [{"name": n, "value": f"{{{{inputs.parameters.{n}}}}}"} for n in passed]
@@ -254,8 +248,8 @@ class Templates:
         if given:
             inner["arguments"] = {"parameters": given}
         template: Json = {"inputs": {"parameters": inputs}, "dag": {"tasks": [inner]}}
-        if limit := task.get("iteratorPolicy", {}).get("parallelismLimit"):
-            template["parallelism"] = int(limit)
+        if limit := task.iterator_policy.parallelism_limit:
+            template["parallelism"] = limit
         prefixes = dict(body.prefixes)
         collected = [outputs.of_loop(output, "") for output in ir.outputs(component, "parameters")]
         for output in ir.outputs(component, "artifacts"):
@@ -264,35 +258,32 @@ class Templates:
             collected.append(outputs.of_loop(output, prefixes[output]))
         if collected:
             template["outputs"] = {"parameters": collected}
-        return Made(self._add(f"{task['componentRef']['name']}-loop", template), body.references, body.prefixes)
+        return Made(self._add(f"{task.component_ref.name}-loop", template), body.references, body.prefixes)
 
-    def _depends(self, dag: Json, task: Json, references: list[Json]) -> str:
+    def _depends(self, dag: Message, task: Message, references: tuple[tuple[str, Origin], ...]) -> str:
         """Return what a task waits for, and with which outcome."""
-        always = task.get("triggerPolicy", {}).get("strategy") == ALWAYS
-        before = ir.producers(task) | ir.producers({"inputs": {"parameters": dict(enumerate(references))}})
+        before = ir.producers(task) | {origin.task for _, origin in references if origin.task}
         terms: list[str] = []
         for name in sorted(before):
-            other = dag["dag"]["tasks"][name]
-            if always:
+            if ir.waits_for_all(task):
                 terms.append(
                     f"({name}.Succeeded || {name}.Failed || {name}.Errored || {name}.Skipped || {name}.Omitted)"
                 )
-            elif other.get("triggerPolicy", {}).get("condition"):
+            elif dag.dag.tasks[name].trigger_policy.condition:
                 terms.append(f"({name}.Succeeded || {name}.Skipped)")
             else:
                 terms.append(f"{name}.Succeeded")
         return " && ".join(terms)
 
-    def _condition(self, name: str, condition: str, component: Json, given: dict[str, Value]) -> str:
-        declared = ir.parameters(component)
+    def _condition(self, name: str, condition: str, component: Message, given: dict[str, Value]) -> str:
+        declared, defaults = ir.parameters(component), ir.defaults(component)
 
         def argument(input_name: str) -> conditions.Argument | None:
-            kind = type_of(declared.get(input_name, {}))
-            default = declared.get(input_name, {}).get("defaultValue")
+            kind = ir.type_of(declared[input_name]) if input_name in declared else "STRING"
             if input_name in given:
                 expression = given[input_name].expression
-            elif default is not None:
-                expression = constant(default, kind).expression
+            elif defaults.get(input_name) is not None:
+                expression = constant(defaults[input_name], kind).expression
             else:
                 return None
             if kind in {"NUMBER_INTEGER", "NUMBER_DOUBLE"}:
@@ -305,48 +296,41 @@ class Templates:
             raise UnsupportedFeature(name, f"the {error}") from error
 
 
-def _iterator(task: Json) -> Json:
-    """Return how a task loops; nothing where it does not."""
-    found: Json = task.get("parameterIterator") or task.get("artifactIterator") or {}
-    return found
-
-
-def _items(name: str, task: Json, absent: frozenset[str]) -> tuple[str, str]:
+def _items(name: str, task: Message, absent: frozenset[str]) -> tuple[str, str]:
     """Return over what a loop goes, and the input that its template needs for that."""
-    items = _iterator(task).get("items", {})
-    if "artifactIterator" in task:
-        source = items.get("inputArtifact", "")
-        if source not in given_inputs(task, "artifacts") or source in absent:
+    items = ir.iterator(task).items
+    if task.HasField("artifact_iterator"):
+        if items.input_artifact not in task.inputs.artifacts or items.input_artifact in absent:
             raise broken(f"the loop {name!r} has no items")
         # What a loop in a loop collected is a list that holds lists.
-        envelope = source + ENVELOPE_SUFFIX
+        envelope = items.input_artifact + ENVELOPE_SUFFIX
         listed = f"fromJSON(inputs.parameters['{envelope}']).items"
         return computed(f"toJson(flatten(map({listed}, #.items ?? [#])))").text, envelope
-    if "raw" in items:
+    if items.WhichOneof("kind") == "raw":
         try:
-            values = json.loads(items["raw"])
+            values = json.loads(items.raw)
         except ValueError as error:
             raise broken(f"the items of the loop {name!r} are no JSON") from error
         if not isinstance(values, list):
             raise broken(f"the items of the loop {name!r} are no list")
-        if PLACEHOLDER.search(items["raw"]):
+        if PLACEHOLDER.search(items.raw):
             raise UnsupportedFeature(name, "a placeholder among the items of a loop")
-        return protect(items["raw"]), ""
-    source = items.get("inputParameter", "")
-    if source not in given_inputs(task, "parameters"):
+        return protect(items.raw), ""
+    source = items.input_parameter
+    if source not in task.inputs.parameters:
         raise broken(f"the loop {name!r} has no items")
     if source in absent:
         raise UsageError(f"The loop {name!r} is over an input without a value.", "Give the parameter a list.")
     return f"{{{{inputs.parameters.{source}}}}}", source
 
 
-def _exit_handlers(component: Json) -> dict[str, str]:
+def _exit_handlers(component: Message) -> dict[str, str]:
     """Return the groups of tasks that an exit task follows, and that task."""
     tasks = ir.tasks(component)
     found: dict[str, str] = {}
     for name, task in tasks.items():
         before = ir.producers(task)
-        if task.get("triggerPolicy", {}).get("strategy") != ALWAYS or len(before) != 1 or _iterator(task):
+        if not ir.waits_for_all(task) or len(before) != 1 or ir.iterator(task) is not None:
             continue
         [group] = before
         # The compiler calls so what stands within `dsl.ExitHandler`.
@@ -357,7 +341,7 @@ def _exit_handlers(component: Json) -> dict[str, str]:
     return found
 
 
-def _gives(component: Json, task: str) -> bool:
+def _gives(component: Message, task: str) -> bool:
     """Tell whether an output of a DAG is taken from a task."""
     return any(
         task == producer

@@ -6,8 +6,9 @@ from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.containers import Leaf, Use, template_inputs
 from shopfloor.engines.argo.launched import launched, static
 from shopfloor.engines.argo.native import native
-from shopfloor.engines.argo.source import Json, UnsupportedFeature, broken, outputs, parameters
-from shopfloor.engines.argo.values import given_inputs
+from shopfloor.engines.argo.source import UnsupportedFeature
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import Json, Message, broken, outputs, parameters
 
 CLAIM_STUBS = {"argostub/createpvc", "argostub/deletepvc"}
 """Images by which kfp-kubernetes asks for a volume claim to be made or deleted."""
@@ -20,52 +21,53 @@ def leaf(use: Use) -> Leaf:
         UnsupportedFeature: The task uses what cannot be translated.
     """
     executor = use.source.executor(use.component)
-    for feature, title in (("customJob", "a custom job of Vertex AI"), ("resolver", "a resolver")):
-        if feature in executor:
+    for feature, title in (("custom_job", "a custom job of Vertex AI"), ("resolver", "a resolver")):
+        if executor.HasField(feature):
             raise UnsupportedFeature(use.name, title)
-    if use.component.get("taskConfigPassthroughs"):
+    if use.component.task_config_passthroughs:
         raise UnsupportedFeature(use.name, "a task configuration that is passed through")
     for name, output in outputs(use.component, "artifacts").items():
-        if output.get("isArtifactList"):
+        if output.is_artifact_list:
             raise UnsupportedFeature(use.name, f"a list of artifacts as output {name!r}")
-    if "importer" in executor:
-        return _importer(use, executor["importer"])
-    container = executor.get("container", {})
-    if not container.get("image"):
+    if executor.HasField("importer"):
+        return _importer(use, executor)
+    container = executor.container
+    if not container.image:
         raise broken(f"the executor of task {use.name!r} has no image")
-    if not all(item.get("name") for item in container.get("env", [])):
+    if not all(item.name for item in container.env):
         raise broken(f"a variable of task {use.name!r} has no name")
-    if container.get("lifecycle"):
+    if container.HasField("lifecycle"):
         raise UnsupportedFeature(use.name, "a container lifecycle")
-    if container["image"] in CLAIM_STUBS:
-        return _claim(use, create=container["image"].endswith("createpvc"))
-    words = [*container.get("command", []), *container.get("args", [])]
-    inputs = given_inputs(use.task, "parameters")
-    platform = use.source.platform.get(use.component["executorLabel"], {})
-    asked = pods.pod(use.name, container, platform, inputs, use.above_absent)
-    container = {**container, "image": asked.image(container["image"], use.name, inputs)}
+    if container.image in CLAIM_STUBS:
+        return _claim(use, create=container.image.endswith("createpvc"))
+    words = ir.command_of(executor)
+    inputs = ir.inputs(use.task, "parameters")
+    platform = use.source.platform.get(use.component.executor_label, {})
+    asked = pods.pod(use.name, ir.as_json(container.resources), platform, inputs, use.above_absent)
+    image = asked.image(container.image, use.name, inputs)
     interpreter = words[0].rpartition("/")[2] if words else ""
     if any("{{$}}" in word for word in words) or interpreter.startswith("python"):
-        return launched(use, container["image"], static(use, container), asked)
-    return native(use, container, asked)
+        return launched(use, image, static(use, executor, image), asked)
+    return native(use, executor, image, asked)
 
 
-def _importer(use: Use, importer: Json) -> Leaf:
+def _importer(use: Use, executor: Message) -> Leaf:
     """Return the template of an importer: a step that says what the artifact is; nothing is fetched."""
-    uri = importer.get("artifactUri", {})
-    if importer.get("downloadToWorkspace"):
+    importer = executor.importer
+    if importer.download_to_workspace:
         raise UnsupportedFeature(use.name, "an importer that downloads to the workspace")
-    if "constant" in uri:
-        address = str(uri["constant"])
-    elif uri.get("runtimeParameter") in parameters(use.component):
-        address = f"{{{{$.inputs.parameters['{uri['runtimeParameter']}']}}}}"
+    uri = importer.artifact_uri
+    if uri.WhichOneof("value") == "constant":
+        address = str(ir.value(uri.constant))
+    elif uri.runtime_parameter in parameters(use.component):
+        address = f"{{{{$.inputs.parameters['{uri.runtime_parameter}']}}}}"
     else:
         raise broken(f"the importer of task {use.name!r} has no address")
-    container = {"image": use.settings.cluster.image}
-    task = static(use, container)
-    task["importer"] = {"uri": address, "metadata": importer.get("metadata", {})}
-    task["outputs"]["artifacts"] = {"artifact": importer.get("typeSchema", {})}
-    return launched(use, container["image"], task, pods.Pod())
+    image = use.settings.cluster.image
+    task = static(use, executor, image)
+    task["importer"] = {"uri": address, "metadata": ir.as_json(importer.metadata)}
+    task["outputs"]["artifacts"] = {"artifact": ir.as_json(importer.type_schema)}
+    return launched(use, image, task, pods.Pod())
 
 
 def _claim(use: Use, create: bool) -> Leaf:

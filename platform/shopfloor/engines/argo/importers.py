@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from shopfloor.engines.argo import source as ir
 from shopfloor.engines.argo.launcher import IMPORTED
-from shopfloor.engines.argo.source import Json, Source, UnsupportedFeature
+from shopfloor.engines.argo.source import Source, UnsupportedFeature
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import Message
 
 
-def check(source: Source, dag: Json, known: dict[str, Any]) -> None:
+def check(source: Source, dag: Message, known: dict[str, Any]) -> None:
     """Look at every importer below a DAG; an address that only a step will give is looked at by the launcher.
 
     Args:
@@ -23,30 +24,27 @@ def check(source: Source, dag: Json, known: dict[str, Any]) -> None:
     for name, task in ir.tasks(dag).items():
         component = source.component(task)
         values = _values(task, component, known)
-        if "dag" in component:
+        if ir.is_dag(component):
             check(source, component, values)
             continue
-        importer = source.executor(component).get("importer")
-        if importer is None:
+        executor = source.executor(component)
+        if not executor.HasField("importer"):
             continue
-        uri = importer.get("artifactUri", {})
-        address = uri.get("constant", values.get(uri.get("runtimeParameter")))
+        uri = executor.importer.artifact_uri
+        given = uri.WhichOneof("value") == "constant"
+        address = ir.value(uri.constant) if given else values.get(uri.runtime_parameter)
         scheme, found, _ = address.partition("://") if isinstance(address, str) else ("", "", "")
         if found and scheme not in IMPORTED:
             raise UnsupportedFeature(name, f"an importer of {scheme}:// artifacts")
 
 
-def _values(task: Json, component: Json, known: dict[str, Any]) -> dict[str, Any]:
+def _values(task: Message, component: Message, known: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs of a task whose values are known."""
-    values = {
-        name: definition["defaultValue"]
-        for name, definition in ir.parameters(component).items()
-        if "defaultValue" in definition
-    }
-    for name, given in task.get("inputs", {}).get("parameters", {}).items():
+    values = ir.defaults(component)
+    for name, origin in ir.inputs(task, "parameters").items():
         values.pop(name, None)
-        if "constant" in given.get("runtimeValue", {}):
-            values[name] = given["runtimeValue"]["constant"]
-        elif given.get("componentInputParameter") in known:
-            values[name] = known[given["componentInputParameter"]]
+        if origin.kind == "constant":
+            values[name] = origin.value
+        elif origin.kind == "input" and origin.name in known:
+            values[name] = known[origin.name]
     return values

@@ -15,12 +15,13 @@ from shopfloor.engines.argo.containers import (
     input_for_kubelet,
     input_names,
     pod_template,
-    type_of,
     variable,
 )
 from shopfloor.engines.argo.launcher import PARAMETER, protect
-from shopfloor.engines.argo.source import STEP_NAME, Json, UnsupportedFeature, artifacts, outputs, parameters
+from shopfloor.engines.argo.source import STEP_NAME, UnsupportedFeature
 from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT
+from shopfloor.pipeline import ir
+from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters, type_of
 from shopfloor.settings import elsewhere
 
 LAUNCHER = "shopfloor.engines.argo.launcher"
@@ -30,31 +31,26 @@ ENV_LIMIT_BYTES = 128 * 1024 - 32
 _DEBUG = ("ARGO_DEBUG_PAUSE_BEFORE", "ARGO_DEBUG_PAUSE_AFTER")
 
 
-def static(use: Use, container: Json) -> Json:
+def static(use: Use, executor: Message, image: str) -> Json:
     """Return what never changes of a task, for the launcher."""
+    here = use.component
     return {
-        "command": [*container.get("command", []), *container.get("args", [])],
-        "environment": {item["name"]: item.get("value", "") for item in container.get("env", [])},
+        "command": ir.command_of(executor),
+        "environment": ir.environment_of(executor),
         "inputs": {
-            "parameters": {
-                name: type_of(definition)
-                for name, definition in parameters(use.component).items()
-                if name not in use.absent
-            },
+            "parameters": {name: type_of(one) for name, one in parameters(here).items() if name not in use.absent},
             "artifacts": {
-                name: bool(definition.get("isArtifactList"))
-                for name, definition in artifacts(use.component).items()
-                if name not in use.absent
+                name: one.is_artifact_list for name, one in artifacts(here).items() if name not in use.absent
             },
         },
         "outputs": {
-            "parameters": {name: type_of(output) for name, output in outputs(use.component, "parameters").items()},
+            "parameters": {name: type_of(output) for name, output in outputs(here, "parameters").items()},
             "artifacts": {
-                name: output.get("artifactType", {}) for name, output in outputs(use.component, "artifacts").items()
+                name: ir.as_json(output.artifact_type) for name, output in outputs(here, "artifacts").items()
             },
         },
-        "cache": use.use_cache and bool(use.task.get("cachingOptions", {}).get("enableCache")),
-        "platform": container["image"] == use.settings.cluster.image,
+        "cache": use.use_cache and use.task.caching_options.enable_cache,
+        "platform": image == use.settings.cluster.image,
     }
 
 

@@ -23,48 +23,43 @@ from shopfloor.engines.argo.containers import (
 )
 from shopfloor.engines.argo.launched import reader, static
 from shopfloor.engines.argo.launcher import PLACEHOLDER, flatten, parts, protect
-from shopfloor.engines.argo.source import (
-    ENVELOPE_SUFFIX,
-    STEP_NAME,
-    Json,
-    UnsupportedFeature,
-    artifacts,
-    outputs,
-    parameters,
-)
-from shopfloor.engines.argo.values import ROOT, WORKSPACE, given_inputs
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, STEP_NAME, UnsupportedFeature
+from shopfloor.engines.argo.values import ROOT, WORKSPACE
+from shopfloor.pipeline import ir
 from shopfloor.pipeline.conditions import literal
+from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters
 
 PLACES = (f"{ROOT}/outputs/parameters", f"{ROOT}/outputs/artifacts")
 
 
-def native(use: Use, container: Json, asked: pods.Pod) -> Leaf:
+def native(use: Use, executor: Message, image: str, asked: pods.Pod) -> Leaf:
     """Return the template of a task in whose container no more than its own program runs.
 
     Args:
         use: The task.
-        container: The executor's container.
+        executor: Its executor.
+        image: Its image.
         asked: What the task asks of its pod.
 
     Raises:
         UnsupportedFeature: Its command holds what only the launcher could fill in, or what Argo would substitute.
     """
     provided = {name for name in (*parameters(use.component), *artifacts(use.component)) if name not in use.absent}
-    for name, given in given_inputs(use.task, "parameters").items():
-        if _holds_tags(given.get("runtimeValue", {}).get("constant")):
+    for name, origin in ir.inputs(use.task, "parameters").items():
+        if _holds_tags(origin.value):
             raise UnsupportedFeature(use.name, f"'{{{{' in the input {name!r} of an image without Python")
     words = {
-        part: [_tags(use, text) for element in container.get(part, []) for text in flatten(element, provided)]
+        part: [_tags(use, text) for element in getattr(executor.container, part) for text in flatten(element, provided)]
         for part in ("command", "args")
     }
-    main: Json = {"image": container["image"], **{part: texts for part, texts in words.items() if texts}}
-    env = [variable(item["name"], _tags(use, item.get("value", ""))) for item in container.get("env", [])]
+    main: Json = {"image": image, **{part: texts for part, texts in words.items() if texts}}
+    env = [variable(name, _tags(use, value)) for name, value in ir.environment_of(executor).items()]
     if env:
         main["env"] = env
     names = [*input_names(use)]
-    told = static(use, container)
+    told = static(use, executor, image)
     task = told["outputs"]
-    key = digest({"image": container["image"], "words": words, "outputs": task})
+    key = digest({"image": image, "words": words, "outputs": task})
     beside = reader(use, told, key) if task["parameters"] else None
     template = pod_template(use, main, asked, task, key, None, names, beside)
     if any(task.values()):
@@ -126,7 +121,7 @@ def _tag(use: Use, placeholder: str, path: list[str]) -> str:
         if [side, kind] == ["outputs", "parameters"] and rest == ["output_file"]:
             return f"{ROOT}/outputs/parameters/{name}"
         declared = artifacts(use.component) if side == "inputs" else outputs(use.component, "artifacts")
-        if kind == "artifacts" and name in declared and not declared[name].get("isArtifactList"):
+        if kind == "artifacts" and name in declared and not declared[name].is_artifact_list:
             if rest in (["path"], ["uri"]):
                 return f"{ROOT}/{side}/artifacts/{name}"
             metadata = f"jsonpath(inputs.parameters['{name}{ENVELOPE_SUFFIX}'], '$.metadata')"

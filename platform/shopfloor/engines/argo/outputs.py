@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 
-from shopfloor.engines.argo import source as ir
-from shopfloor.engines.argo.containers import type_of
 from shopfloor.engines.argo.launcher import ABSENT, NOWHERE
-from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, Json, Source
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, Source
 from shopfloor.engines.argo.values import NO_ARTIFACT, Value, from_task
+from shopfloor.pipeline import ir
 from shopfloor.pipeline.conditions import literal
+from shopfloor.pipeline.ir import Json, Message
 
 ITERATION = "iteration"
 """Name of the one task in a loop's template."""
 
 
-def of_dag(source: Source, component: Json, as_json: bool) -> list[Json]:
+def of_dag(source: Source, component: Message, as_json: bool) -> list[Json]:
     """Return the output parameters of a DAG's template; what did not run gives `ABSENT`, or no artifact.
 
     Args:
@@ -61,10 +61,10 @@ def of_loop(output: str, prefix: str) -> Json:
     return {"name": name, "valueFrom": {"expression": expression, "default": default}}
 
 
-def _first(component: Json, output: str, chosen: list[tuple[str, str]], default: str, quoted: bool) -> Json:
+def _first(component: Message, output: str, chosen: list[tuple[str, str]], default: str, quoted: bool) -> Json:
     values: list[tuple[str, Value]] = [(task, from_task(task, key)) for task, key in chosen]
-    tasks = component["dag"]["tasks"]
-    if len(values) == 1 and not quoted and not tasks[values[0][0]].get("triggerPolicy", {}).get("condition"):
+    tasks = component.dag.tasks
+    if len(values) == 1 and not quoted and not tasks[values[0][0]].trigger_policy.condition:
         return {"name": output, "valueFrom": {"parameter": values[0][1].text, "default": default}}
     expression = literal(default)
     for task, value in reversed(values):
@@ -73,31 +73,29 @@ def _first(component: Json, output: str, chosen: list[tuple[str, str]], default:
     return {"name": output, "valueFrom": {"expression": expression, "default": default}}
 
 
-def kind_of(source: Source, component: Json, chosen: list[tuple[str, str]]) -> str:
+def kind_of(source: Source, component: Message, chosen: list[tuple[str, str]]) -> str:
     """Return the type of a DAG's output parameter: that of the task which gives it, however deep it stands.
 
     What a group around it declares is the type of the list into which a loop further up collects.
     """
     if not chosen:
         return "STRING"
-    task = component["dag"]["tasks"][chosen[0][0]]
-    if "parameterIterator" in task or "artifactIterator" in task:
+    task = component.dag.tasks[chosen[0][0]]
+    if ir.iterator(task) is not None:
         return "LIST"
     inner = source.component(task)
-    if "dag" in inner:
+    if ir.is_dag(inner):
         return kind_of(source, inner, ir.selectors(inner, "parameters", chosen[0][1]))
-    return type_of(ir.outputs(inner, "parameters").get(chosen[0][1], {}))
+    return ir.type_of(ir.outputs(inner, "parameters")[chosen[0][1]])
 
 
-def is_list(source: Source, component: Json, chosen: list[tuple[str, str]]) -> bool:
+def is_list(source: Source, component: Message, chosen: list[tuple[str, str]]) -> bool:
     """Tell whether an output artifact is a list; the body of a loop declares one where it gives a single artifact."""
     for name, key in chosen:
-        task = component["dag"]["tasks"][name]
+        task = component.dag.tasks[name]
         inner = source.component(task)
-        if (
-            "parameterIterator" in task
-            or "artifactIterator" in task
-            or ("dag" in inner and is_list(source, inner, ir.selectors(inner, "artifacts", key)))
+        if ir.iterator(task) is not None or (
+            ir.is_dag(inner) and is_list(source, inner, ir.selectors(inner, "artifacts", key))
         ):
             return True
     return False

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shopfloor.engines.argo.launcher import PLACEHOLDER, parts
-from shopfloor.engines.argo.source import Json, UnsupportedFeature, broken
+from shopfloor.engines.argo.source import UnsupportedFeature
 from shopfloor.errors import UsageError
+from shopfloor.pipeline import ir
 from shopfloor.pipeline.conditions import literal
+from shopfloor.pipeline.ir import Json, Origin, broken
 
 _QUANTITY = re.compile(r"\+?(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?\d+)?")
 
@@ -38,8 +40,8 @@ class Pod:
     container: Json = field(default_factory=dict)
     template: Json = field(default_factory=dict)
     pull_secrets: list[str] = field(default_factory=list)
-    references: dict[str, Json] = field(default_factory=dict)
-    """Input of the template to what the task's DAG gives for it (KFP's `InputParameterSpec`)."""
+    references: dict[str, Origin] = field(default_factory=dict)
+    """Input of the template to what the task's DAG gives for it ."""
     patch: Json = field(default_factory=dict)
     """Fields of the pod's specification that are known only at run time; tags stand in the texts."""
     documents: list[str] = field(default_factory=list)
@@ -47,17 +49,17 @@ class Pod:
     absent: frozenset[str] = frozenset()
     """Inputs of the task's DAG that have no value."""
 
-    def image(self, text: str, task: str, inputs: Mapping[str, Json]) -> str:
+    def image(self, text: str, task: str, inputs: Mapping[str, Origin]) -> str:
         """Return the image of the task's container, with the tags of inputs that name it."""
         return PLACEHOLDER.sub(lambda match: _tag(self, task, inputs, match), text)
 
 
-def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json], absent: frozenset[str]) -> Pod:
+def pod(task: str, resources: Json, settings: Json, inputs: Mapping[str, Origin], absent: frozenset[str]) -> Pod:
     """Return what a task asks of its pod.
 
     Args:
         task: Its name.
-        container: The executor's container.
+        resources: What the executor's container asks for.
         settings: The executor's kfp-kubernetes settings.
         inputs: The inputs that the task is given, for placeholders.
         absent: Inputs of the task's DAG that have no value.
@@ -69,7 +71,7 @@ def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json], 
     if "{{" in json.dumps(settings):
         raise UnsupportedFeature(task, "'{{' in its platform settings, where Argo would substitute")
     made = Pod(absent=absent)
-    _resources(made, task, container.get("resources", {}), inputs)
+    _resources(made, task, resources, inputs)
     for name in sorted(settings):
         translate = _SETTINGS.get(name)
         if translate is None:
@@ -86,7 +88,7 @@ def pod(task: str, container: Json, settings: Json, inputs: Mapping[str, Json], 
     return made
 
 
-def _resources(made: Pod, task: str, resources: Json, inputs: Mapping[str, Json]) -> None:
+def _resources(made: Pod, task: str, resources: Json, inputs: Mapping[str, Origin]) -> None:
     wanted: dict[str, dict[str, str]] = {"limits": {}, "requests": {}}
     for key, kind in (("Limit", "limits"), ("Request", "requests")):
         for what in ("Cpu", "Memory"):
@@ -125,7 +127,7 @@ def _resources(made: Pod, task: str, resources: Json, inputs: Mapping[str, Json]
         made.patch["containers"] = [{"name": "main", "resources": patched}]
 
 
-def _given(made: Pod, task: str, inputs: Mapping[str, Json], match: re.Match[str]) -> Json | None:
+def _given(made: Pod, task: str, inputs: Mapping[str, Origin], match: re.Match[str]) -> Origin | None:
     """Return what a placeholder's input is given, `None` where it has no value."""
     path = parts(match[1])
     if path[:2] != ["inputs", "parameters"] or len(path) != 3 or path[2] not in inputs:
@@ -133,42 +135,47 @@ def _given(made: Pod, task: str, inputs: Mapping[str, Json], match: re.Match[str
     return inputs[path[2]] if _has_value(made, inputs[path[2]]) else None
 
 
-def _tag(made: Pod, task: str, inputs: Mapping[str, Json], match: re.Match[str]) -> str:
+def _tag(made: Pod, task: str, inputs: Mapping[str, Origin], match: re.Match[str]) -> str:
     """Return the tag of the input that a placeholder names."""
-    given = _given(made, task, inputs, match)
+    origin = _given(made, task, inputs, match)
     name = parts(match[1])[2]
-    if given is None:
+    if origin is None:
         raise _valueless(task, "image", inputs[name])
-    made.references[name] = given
+    made.references[name] = origin
     return f"{{{{inputs.parameters.{name}}}}}"
 
 
-def _has_value(made: Pod, given: Json) -> bool:
-    return given.get("componentInputParameter") not in made.absent
+def _has_value(made: Pod, origin: Origin) -> bool:
+    return not (origin.kind == "input" and origin.name in made.absent)
 
 
-def _valueless(task: str, setting: str, given: Json) -> UsageError:
-    name = str(given.get("componentInputParameter"))
+def _valueless(task: str, setting: str, origin: Origin) -> UsageError:
     return UsageError(
-        f"Task {task!r} takes its {setting} from the parameter {name!r}, which has no value.",
+        f"Task {task!r} takes its {setting} from the parameter {origin.name!r}, which has no value.",
         "Give the pipeline's parameter a value with -p.",
     )
 
 
-def _value(made: Pod, given: Any) -> str:
+def _value(made: Pod, origin: Origin) -> str:
     """Return a name that is known now, or the tag of an input that will hold it."""
-    if not isinstance(given, dict):
-        return str(given)
-    if "constant" in given.get("runtimeValue", {}):
-        return str(given["runtimeValue"]["constant"])
-    return f"{{{{inputs.parameters.{_reference(made, given)}}}}}"
+    return str(origin.value) if origin.kind == "constant" else f"{{{{inputs.parameters.{_reference(made, origin)}}}}}"
 
 
-def _reference(made: Pod, given: Json) -> str:
+def _reference(made: Pod, origin: Origin) -> str:
     """Return the input that holds a value."""
     name = f"kubernetes-{len(made.references)}"
-    made.references[name] = given
+    made.references[name] = origin
     return name
+
+
+def _origin(given: Any) -> Origin:
+    """Return where the value of a setting comes from: a text that is known, or KFP's `InputParameterSpec` as JSON."""
+    if not isinstance(given, dict):
+        return Origin("constant", value=given)
+    from google.protobuf import json_format
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    return ir.origin(json_format.ParseDict(given, pipeline_spec_pb2.TaskInputsSpec.InputParameterSpec()))
 
 
 def _named(made: Pod, task: str, setting: str, items: list[Json]) -> list[tuple[Json, str]]:
@@ -180,12 +187,12 @@ def _named(made: Pod, task: str, setting: str, items: list[Json]) -> list[tuple[
     by_parameter, plain = _NAMES[setting]
     found: list[tuple[Json, str]] = []
     for item in items:
-        given = item[by_parameter] if item.get(by_parameter) else item[plain]
-        if isinstance(given, dict) and not _has_value(made, given):
+        origin = _origin(item[by_parameter] if item.get(by_parameter) else item[plain])
+        if not _has_value(made, origin):
             if not item.get("optional") and setting != "imagePullSecret":
-                raise _valueless(task, setting, given)
+                raise _valueless(task, setting, origin)
             continue
-        found.append((item, _value(made, given)))
+        found.append((item, _value(made, origin)))
     return found
 
 
@@ -194,18 +201,14 @@ def _document(number: int) -> str:
     return f"\0{number}"
 
 
-def _known(item: Json, key: str) -> Any:
+def _known(origin: Origin) -> Any:
     """Return the JSON that a setting gives as a constant; `None` where it comes from a parameter."""
-    given = item[key]
-    if "constant" not in given.get("runtimeValue", {}):
-        return None
-    value = given["runtimeValue"]["constant"]
-    return json.loads(value) if isinstance(value, str) else value
+    return json.loads(origin.value) if isinstance(origin.value, str) else origin.value
 
 
-def _from_parameter(made: Pod, given: Json) -> str:
+def _from_parameter(made: Pod, origin: Origin) -> str:
     """Return what stands in the patch for the JSON of a parameter."""
-    made.documents.append(f"{{{{inputs.parameters.{_reference(made, given)}}}}}")
+    made.documents.append(f"{{{{inputs.parameters.{_reference(made, origin)}}}}}")
     return _document(len(made.documents) - 1)
 
 
@@ -250,9 +253,10 @@ def _claim(made: Pod, task: str, items: list[Json]) -> None:
             given = item["constant"]
         else:
             given = {key: item[key] for key in ("taskOutputParameter", "componentInputParameter") if key in item}
-        if isinstance(given, dict) and not _has_value(made, given):
-            raise _valueless(task, "volume claim", given)
-        claim = {"persistentVolumeClaim": {"claimName": _value(made, given)}}
+        origin = _origin(given)
+        if not _has_value(made, origin):
+            raise _valueless(task, "volume claim", origin)
+        claim = {"persistentVolumeClaim": {"claimName": _value(made, origin)}}
         _mount(made, claim, item["mountPath"], subPath=item.get("subPath"))
 
 
@@ -284,10 +288,11 @@ def _field_env(made: Pod, task: str, items: list[Json]) -> None:
 def _node_selector(made: Pod, task: str, item: Json) -> None:
     labels = item.get("labels", {})
     if "nodeSelectorJson" in item:
-        labels = _known(item, "nodeSelectorJson")
+        origin = _origin(item["nodeSelectorJson"])
+        labels = _known(origin)
         if labels is None:
-            if _has_value(made, item["nodeSelectorJson"]):
-                made.patch["nodeSelector"] = _from_parameter(made, item["nodeSelectorJson"])
+            if _has_value(made, origin):
+                made.patch["nodeSelector"] = _from_parameter(made, origin)
             return
     made.template["nodeSelector"] = {str(key): str(value) for key, value in labels.items()}
 
@@ -296,10 +301,11 @@ def _tolerations(made: Pod, task: str, items: list[Json]) -> None:
     found: list[Json] = []
     later: list[str] = []
     for item in items:
-        given = _known(item, "tolerationJson") if "tolerationJson" in item else item
+        origin = _origin(item["tolerationJson"]) if "tolerationJson" in item else Origin("constant", value=item)
+        given = _known(origin)
         if given is None:
-            if _has_value(made, item["tolerationJson"]):
-                name = f"fromJSON(inputs.parameters['{_reference(made, item['tolerationJson'])}'])"
+            if _has_value(made, origin):
+                name = f"fromJSON(inputs.parameters['{_reference(made, origin)}'])"
                 later.append(f"type({name}) == 'array' ? {name} : [{name}]")
             continue
         for one in given if isinstance(given, list) else [given]:
@@ -319,11 +325,12 @@ def _node_affinity(made: Pod, task: str, items: list[Json]) -> None:
     required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": []})
     for item in items:
         if "nodeAffinityJson" in item:
-            known = _known(item, "nodeAffinityJson")
+            origin = _origin(item["nodeAffinityJson"])
+            known = _known(origin)
             if known is not None:
                 affinity.update(known)
-            elif _has_value(made, item["nodeAffinityJson"]):
-                made.patch["affinity"] = {"nodeAffinity": _from_parameter(made, item["nodeAffinityJson"])}
+            elif _has_value(made, origin):
+                made.patch["affinity"] = {"nodeAffinity": _from_parameter(made, origin)}
             continue
         term = {key: item[key] for key in ("matchExpressions", "matchFields") if item.get(key)}
         if "weight" in item:

@@ -11,19 +11,11 @@ from typing import Any
 from shopfloor.engines.argo import importers
 from shopfloor.engines.argo.dag import Templates
 from shopfloor.engines.argo.launcher import protect
-from shopfloor.engines.argo.source import (
-    ENVELOPE_SUFFIX,
-    Json,
-    Source,
-    UnsupportedFeature,
-    artifacts,
-    broken,
-    parameters,
-    read,
-)
+from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, Source, UnsupportedFeature, read
 from shopfloor.engines.argo.values import constant
 from shopfloor.engines.argo.workflow import cron_workflow, settled, workflow
 from shopfloor.errors import UsageError
+from shopfloor.pipeline.ir import Json, artifacts, as_json, broken, defaults, parameters, type_of
 from shopfloor.settings import Settings
 
 __all__ = ["UnsupportedFeature", "cron_workflow", "translate"]
@@ -65,8 +57,8 @@ def translate(
     """
     source = read(ir, platforms)
     given, absent = _arguments(source, arguments)
-    importers.check(source, source.root, _defaults(source) | arguments)
-    default_root = ir.get("defaultPipelineRoot") or f"{settings.artifact_root}/kfp"
+    importers.check(source, source.root, defaults(source.root) | arguments)
+    default_root = source.spec.default_pipeline_root or f"{settings.artifact_root}/kfp"
     templates = Templates(source, settings, run_id, use_cache, f"{protect(default_root)}/{{{{workflow.name}}}}")
     try:
         root = templates.dag(f"{source.name}/", source.root, absent)
@@ -76,31 +68,23 @@ def translate(
     return settled(manifest)
 
 
-def _defaults(source: Source) -> dict[str, Any]:
-    return {
-        name: definition["defaultValue"]
-        for name, definition in parameters(source.root).items()
-        if "defaultValue" in definition
-    }
-
-
 def _arguments(source: Source, arguments: dict[str, Any]) -> tuple[list[Json], frozenset[str]]:
     """Return the workflow's arguments, and the inputs of the pipeline that have no value."""
-    declared, declared_artifacts = parameters(source.root), artifacts(source.root)
+    declared, declared_artifacts, known = parameters(source.root), artifacts(source.root), defaults(source.root)
     unknown = sorted(arguments.keys() - declared.keys() - declared_artifacts.keys())
     if unknown:
-        known = ", ".join([*declared, *declared_artifacts])
-        remedy = f"It has {known}." if known else "It has no parameters."
+        names = ", ".join([*declared, *declared_artifacts])
+        remedy = f"It has {names}." if names else "It has no parameters."
         raise UsageError(f"Pipeline {source.name!r} has no parameter {unknown[0]!r}.", remedy)
     given: list[Json] = []
     absent: set[str] = set()
     for name, definition in declared.items():
-        kind = str(definition.get("parameterType", "STRING"))
+        kind = type_of(definition)
         value = arguments.get(name)
         if value is None:
-            value = definition.get("defaultValue")
+            value = known.get(name)
         if value is None:
-            if not definition.get("isOptional"):
+            if not definition.is_optional:
                 raise UsageError(f"Pipeline {source.name!r} needs {name}.", f"Give it with -p {name}=value.")
             absent.add(name)
             continue
@@ -111,12 +95,12 @@ def _arguments(source: Source, arguments: dict[str, Any]) -> tuple[list[Json], f
     for name, definition in declared_artifacts.items():
         uri = arguments.get(name)
         if uri is None:
-            if not definition.get("isOptional"):
+            if not definition.is_optional:
                 raise UnsupportedFeature(source.name, f"the input artifact {name!r} without a URI")
             absent.add(name)
             continue
-        if not isinstance(uri, str) or "://" not in uri or definition.get("isArtifactList"):
+        if not isinstance(uri, str) or "://" not in uri or definition.is_artifact_list:
             raise UnsupportedFeature(source.name, f"the input artifact {name!r} that is not given as one URI")
-        envelope = {"name": name, "type": definition.get("artifactType", {}), "uri": uri, "metadata": {}, "key": "none"}
+        envelope = {"name": name, "type": as_json(definition.artifact_type), "uri": uri, "metadata": {}, "key": "none"}
         given.append({"name": name + ENVELOPE_SUFFIX, "value": constant(envelope, "STRUCT").text})
     return given, frozenset(absent)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shopfloor.engines.argo.launcher import PLACEHOLDER, encode, parts, protect
-from shopfloor.engines.argo.source import Json, UnsupportedFeature
+from shopfloor.engines.argo.source import UnsupportedFeature
 from shopfloor.pipeline.conditions import literal
 
 ROOT = "/tmp/shopfloor-step"  # noqa: S108  a volume of the pod's own
@@ -176,8 +176,3 @@ def filled(constant: Any, inputs: dict[str, Value], task: str, pipeline_root: st
 
     add(constant)
     return computed(f"({' + '.join(pieces)})")
-
-
-def given_inputs(task: Json, kind: str) -> dict[str, Json]:
-    """Return the inputs that a task is given, in the order of their names."""
-    return dict(sorted(task.get("inputs", {}).get(kind, {}).items()))

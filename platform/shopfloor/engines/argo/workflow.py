@@ -8,8 +8,9 @@ from typing import Any
 
 from shopfloor.engines.argo.containers import WORKSPACE_VOLUME
 from shopfloor.engines.argo.dag import Made, Templates
-from shopfloor.engines.argo.source import Json, Source, broken
+from shopfloor.engines.argo.source import Source
 from shopfloor.errors import UsageError
+from shopfloor.pipeline.ir import Json, broken
 from shopfloor.settings import Settings
 
 API_VERSION = "argoproj.io/v1alpha1"
