@@ -180,7 +180,8 @@ import json, sys
 made = json.loads(sys.argv[1])["outputs"]
 open(made["parameters"]["flag"]["outputFile"], "w").write("True")
 open(made["artifacts"]["data"]["artifacts"][0]["uri"], "w").write("bytes")
-artifact = {"name": "data", "uri": made["artifacts"]["data"]["artifacts"][0]["uri"], "metadata": {"rows": 3}}
+metadata = {"rows": 3, "auc": float("nan"), "all": {"loss": [float("inf")]}}
+artifact = {"name": "data", "uri": made["artifacts"]["data"]["artifacts"][0]["uri"], "metadata": metadata}
 json.dump({"parameterValues": {"text": "ends\\n", "whole": 3.0, "real": 2, "items": ["{{x}}"]},
            "artifacts": {"data": {"artifacts": [artifact]}}}, open(made["outputFile"], "w"))
 """
@@ -198,6 +199,7 @@ json.dump({"parameterValues": {"text": "ends\\n", "whole": 3.0, "real": 2, "item
     )
 
     assert done.returncode == 0, done.stderr
+    assert "data: auc is nan, and left out." in done.stderr
     written = {file.name: file.read_text() for file in (tmp_path / "outputs/parameters").iterdir()}
     envelope = json.loads(written.pop("data-artifact"))
     # Argo takes one newline from the end.

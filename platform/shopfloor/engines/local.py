@@ -8,7 +8,6 @@ output, so that a component finds what it finds on any engine.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -174,7 +173,6 @@ class LocalRun:
             variables = {**ir.environment_of(executor), FAILURE_FILE: str(place / FAILURE)}
             code = self._run_process(step.name, _command(executor, message, component), variables, log)
             if code == 0:
-                _leave_out_what_is_no_number(Path(message.outputs.output_file), log)
                 return _outputs(component, message)
             if self._processes.stopped.is_set() or attempt == policy.max_retry_count:
                 break
@@ -285,27 +283,6 @@ def _command(executor: ir.Message, message: Any, component: ir.Message) -> list[
         values[name] = plain(value) if isinstance(value, list | dict) else value
     command = subprocess_task_handler.replace_python_executable(telling(ir.command_of(executor)), sys.executable)
     return [json.dumps(content) if part == "{{$}}" else part for part in command]
-
-
-def _leave_out_what_is_no_number(file: Path, log: Path) -> None:
-    """Take the metrics that are NaN or infinite out of a step's output, which KFP could not read; its log says so."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if "NaN" not in text and "Infinity" not in text:
-        return
-    content = json.loads(text)
-    for name, artifacts in content.get("artifacts", {}).items():
-        for artifact in artifacts.get("artifacts", []):
-            metadata = artifact.get("metadata", {})
-            for key in [key for key, value in metadata.items() if _is_no_number(value)]:
-                with log.open("a", encoding="utf-8") as output:
-                    output.write(f"{name}: {key} is {metadata.pop(key)}, and left out.\n")
-    file.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _is_no_number(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return any(map(_is_no_number, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _outputs(component: Any, message: Any) -> Outputs:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import shutil
@@ -278,6 +279,20 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     return code if code >= 0 else 128 - code
 
 
+def finite(artifact: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return an artifact's metadata without what is NaN or infinite, which is no JSON; the log says so."""
+
+    def is_one(value: Any) -> bool:
+        if isinstance(value, (dict, list)):
+            return all(map(is_one, value.values() if isinstance(value, dict) else value))
+        return not isinstance(value, float) or math.isfinite(value)
+
+    for key in metadata:
+        if not is_one(metadata[key]):
+            sys.stderr.write(f"{artifact}: {key} is {metadata[key]}, and left out.\n")
+    return {key: value for key, value in metadata.items() if is_one(value)}
+
+
 def collect(task: dict[str, Any], executor_input: dict[str, Any], key_end: str) -> None:
     """Write one file for each output parameter, and one with the envelope of each output artifact.
 
@@ -313,7 +328,7 @@ def collect(task: dict[str, Any], executor_input: dict[str, Any], key_end: str) 
             "name": made["name"],
             "type": kind,
             "uri": made["uri"],
-            "metadata": made["metadata"],
+            "metadata": finite(name, made["metadata"]),
             "key": f"{task['key']}/{name}/{key_end}",
         }
         place = Path(outputs["outputFile"]).parent / "outputs" / "parameters" / f"{name}{ENVELOPE}"
