@@ -9,7 +9,7 @@ import yaml
 from shopfloor.engines.argo.translation import translate
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import dispatch
-from shopfloor.flows.submit import Submission
+from shopfloor.flows.submission import Submission
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.compilation import compile_pipeline, parse_parameters, refuse_artifacts, run_key
 from shopfloor.settings import load_settings

@@ -20,7 +20,7 @@ from shopfloor.engines.ray import RayEngine
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.flows import dispatch
 from shopfloor.flows import runs as control
-from shopfloor.flows.submit import Submission
+from shopfloor.flows.submission import Submission
 from shopfloor.runs.recorder import connect
 from shopfloor.settings import ClusterSettings, load_settings
 

@@ -43,7 +43,7 @@ def compile_(
     """Write exactly what `submit` would send to Argo or Kubeflow Pipelines; asks no service and submits nothing."""
     from shopfloor.errors import UsageError
     from shopfloor.flows import dispatch
-    from shopfloor.flows.submit import Submission
+    from shopfloor.flows.submission import Submission
 
     request = Submission(
         file=file,

@@ -80,7 +80,7 @@ def submit(
     Exit code 1 when a step failed, 3 when a gate was missed.
     """
     from shopfloor.flows import dispatch
-    from shopfloor.flows.submit import Submission
+    from shopfloor.flows.submission import Submission
 
     settings = settings_from(context)
     name = engine.value if engine else settings.default_engine

@@ -14,8 +14,9 @@ from typing import Any, Literal, cast
 from shopfloor.engines.base import Engine, Job, engine_url
 from shopfloor.engines.manifests import check_schedule
 from shopfloor.errors import ShopfloorError, UsageError
-from shopfloor.flows import submit as submission
-from shopfloor.flows.submit import Outcome, Submission, View
+from shopfloor.flows import submission
+from shopfloor.flows.submission import Submission
+from shopfloor.flows.submit import Outcome, View, submit
 from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
 from shopfloor.records import Record
 from shopfloor.runs import conclude
@@ -67,7 +68,7 @@ def start(
     if cron is not None:
         _check_schedule(settings, engine, request, cron)
     if engine == "local":
-        return submission.submit(
+        return submit(
             settings,
             request.file,
             request.use_case,

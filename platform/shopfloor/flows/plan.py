@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from shopfloor.errors import NotFoundError, ServiceError
 from shopfloor.flows.promote import effect_holds
-from shopfloor.flows.submit import read, resolve_data
+from shopfloor.flows.submission import read, resolve_data
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.compilation import Compiled, run_key
 from shopfloor.pipeline.keys import StepKey, component_key

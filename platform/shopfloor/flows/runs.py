@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from shopfloor.engines.base import Engine, KnowsSteps, engine_url
 from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
 from shopfloor.flows.dispatch import Submitted, engine_of, start, submitted
-from shopfloor.flows.submit import Outcome, Submission, View
+from shopfloor.flows.submission import Submission
+from shopfloor.flows.submit import Outcome, View
 from shopfloor.records import StepRecord
 from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
