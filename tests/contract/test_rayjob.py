@@ -17,6 +17,7 @@ from shopfloor.settings import ClusterSettings, Settings
 from shopfloor.training import rayjob
 from shopfloor.training.rayjob import Workers, body, job_name
 
+from tests.contract import kuberay
 from tests.contract.test_argo_translation import strict
 from tests.support.cluster_api import Answer, serve
 from tests.support.project import SHARED
@@ -44,15 +45,17 @@ def settings(**cluster):
 
 
 @pytest.fixture(scope="module")
-def validator():
+def problems():
+    """Give what is wrong with a RayJob: by our own rules, and by KubeRay's schema where it is at hand."""
     import jsonschema_rs
 
     file = SHARED / "schemas/ray_rayjobs.json"
     if not file.is_file():
-        pytest.skip(f"KubeRay's schema is not at {file}")
+        return kuberay.problems
     schema = strict(json.loads(file.read_text())["v1"])
     schema["properties"]["metadata"] = {"type": "object"}  # the API server fills it in
-    return jsonschema_rs.Draft202012Validator(schema)
+    schemas = jsonschema_rs.Draft202012Validator(schema)
+    return lambda job: [*kuberay.problems(job), *(error.message for error in schemas.iter_errors(job))]
 
 
 @budget(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -61,10 +64,10 @@ def validator():
     cpus=st.floats(0.1, 64).map(lambda value: round(value, 2)),
     gpus=st.one_of(st.just(0.0), st.sampled_from([0.1, 0.25, 0.5]), st.integers(1, 8).map(float)),
 )
-def test_any_workers_make_a_job_that_kuberays_schema_takes(validator, count, cpus, gpus):
+def test_any_workers_make_a_job_that_kuberay_takes(problems, count, cpus, gpus):
     job = body(settings(), NAME, "python -m x", Workers(count, cpus, gpus))
 
-    assert [error.message for error in validator.iter_errors(job)] == []
+    assert problems(job) == []
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     whole = int(limits.get("nvidia.com/gpu", 0)) * group["replicas"]
@@ -76,10 +79,42 @@ def test_any_workers_make_a_job_that_kuberays_schema_takes(validator, count, cpu
     assert requested >= count * cpus - 1e-6
 
 
-def test_the_schema_notices_a_field_that_it_does_not_know(validator):
+def changed(path, value):
+    """Return a job with another value at a path, `spec/rayClusterSpec/workerGroupSpecs/0/replicas`."""
     job = body(settings(), NAME, "python -m x", ONE)
-    job["spec"]["rayClusterSpec"]["workers"] = 3
-    assert list(validator.iter_errors(job))
+    *parents, last = path.split("/")
+    place = job
+    for name in parents:
+        place = place[int(name)] if name.isdigit() else place[name]
+    place[last] = value
+    return job
+
+
+GROUP = "spec/rayClusterSpec/workerGroupSpecs/0"
+POD = f"{GROUP}/template/spec"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("metadata/name", "Not_A_Name"),
+        ("metadata/name", "a" * 48),
+        ("spec/submissionMode", "JobMode"),
+        ("spec/rayClusterSpec/workers", 3),
+        ("spec/shutdownAfterJobFinishes", False),
+        ("spec/backoffLimit", "0"),
+        ("spec/entrypoint", ""),
+        (f"{GROUP}/replicas", 2),
+        (f"{GROUP}/rayStartParams", {"num-cpus": 4}),
+        (f"{POD}/serviceAccount_name", "me"),
+        (f"{POD}/containers/0/env", [{"name": "A", "value": 1}]),
+        (f"{POD}/containers/0/resources", {"limits": {"cpu": "four"}}),
+        (f"{POD}/containers/0/securityContext", {"runAsNonRoot": "yes"}),
+    ],
+)
+def test_a_job_that_kuberay_would_refuse_is_noticed_without_its_schema(path, value):
+    assert kuberay.problems(body(settings(), NAME, "python -m x", ONE)) == []
+    assert kuberay.problems(changed(path, value))
 
 
 def test_kueue_queues_the_job_and_nothing_secret_is_in_it(monkeypatch):
