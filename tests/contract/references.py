@@ -323,6 +323,7 @@ VARIABLES = {
     "RAY_AUTH_TOKEN_PATH": "or the file that holds it",
     "SERVE_TOKEN": "token that `verify` sends to an endpoint that asks for one",
     "ARGO_TOKEN": "bearer token of the Argo server, before `cluster.token_file`",
+    "SHOPFLOOR_RESULTS_KEY": "secret of the team: stored results count only where the same one signed them",
     "KFP_TOKEN": "bearer token of Kubeflow Pipelines, before `cluster.token_file`",
     "USER": "who submitted a run, for its record",
     "PATH": "where the programs are that a step, a stage or a service starts",

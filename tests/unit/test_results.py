@@ -41,6 +41,18 @@ def test_a_whole_result_is_found_by_another_process_too(settings, made):
     assert store(settings).get("cd" * 32).outputs is None
 
 
+def test_with_a_key_an_entry_counts_only_for_who_has_it_and_none_that_a_stranger_wrote(settings, made, monkeypatch):
+    store(settings).put(KEY, PARTS, made)
+    monkeypatch.setenv("SHOPFLOOR_RESULTS_KEY", "the team's")
+    strangers = store(settings).find(KEY)
+    store(settings).put(KEY, PARTS, made)
+
+    assert strangers.reason == f"The stored result {KEY[:12]} is damaged or not signed with $SHOPFLOOR_RESULTS_KEY"
+    assert store(settings).find(KEY).outputs == made
+    monkeypatch.setenv("SHOPFLOOR_RESULTS_KEY", "another")
+    assert store(settings).find(KEY).outputs is None
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -8,8 +8,10 @@ registered version, a live deployment, an alias) still holds. What one engine st
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,8 @@ from shopfloor.storage import (
 logger = logging.getLogger(__name__)
 
 NO_USE_CASE = "-"
+KEY_VARIABLE = "SHOPFLOOR_RESULTS_KEY"
+"""Variable with a secret of the team: with it, only entries count that were kept by somebody who knows it."""
 
 Outputs = dict[str, Any]
 """JSON form of a step's outputs: parameters by name, artifacts as {"uri", "name", "metadata", "type"} dictionaries."""
@@ -74,11 +78,12 @@ class ResultStore:
         try:
             entry = json.loads(text)
             outputs: Outputs = entry["outputs"]
-            whole = entry["checksum"] == _checksum(entry) and entry["key"] == key
+            whole = hmac.compare_digest(entry["checksum"], _checksum(entry)) and entry["key"] == key
         except (json.JSONDecodeError, KeyError, TypeError):
             whole = False
         if not whole:
-            return Found(None, f"The stored result {key[:12]} is damaged", lost=True)
+            unsigned = f" or not signed with ${KEY_VARIABLE}" if os.environ.get(KEY_VARIABLE) else ""
+            return Found(None, f"The stored result {key[:12]} is damaged{unsigned}", lost=True)
         for artifact in artifacts_of(outputs):
             metadata = artifact["metadata"]
             if not self._may_be_at(artifact["uri"], ours=CONTENT_HASH in metadata):
@@ -177,7 +182,8 @@ def artifacts_of(outputs: Outputs) -> Iterator[dict[str, Any]]:
 
 def _checksum(entry: Mapping[str, Any]) -> str:
     plain = {name: value for name, value in entry.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    text, secret = json.dumps(plain, sort_keys=True).encode(), os.environ.get(KEY_VARIABLE, "")
+    return hmac.new(secret.encode(), text, "sha256").hexdigest() if secret else hashlib.sha256(text).hexdigest()
 
 
 def _in_words(effect: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 from shopfloor.pipeline import ir
+from shopfloor.pipeline.results import KEY_VARIABLE
 from shopfloor.records import StepRecord
 from shopfloor.settings import Settings, elsewhere
 
@@ -30,7 +31,13 @@ TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RUN_LABEL = "pipeline/runid"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+SECRET_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    KEY_VARIABLE,
+)
 """Keys of the environment secret that steps get where they exist: KFP takes no secret as a whole."""
 _STATES: dict[str, RunState] = {
     "RUNTIME_STATE_UNSPECIFIED": "pending",
