@@ -153,21 +153,21 @@ def at_request(row: dict[str, Any]) -> dict[str, Any]:
     Args:
         row: What the request says; times are in UTC.
     """
-    known: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if "origin" in row and "dest" in row:
-        known["route"] = f"{row['origin']}-{row['dest']}"
+        values["route"] = f"{row['origin']}-{row['dest']}"
     if "scheduled_departure" in row:
         departure = row["scheduled_departure"]
         local = departure.astimezone(ORIGINS_TIME)
-        known |= {
+        values |= {
             "event_timestamp": departure,
             "departure_hour": local.hour,
             "departure_minute": local.minute,
             "day_of_week": local.isoweekday(),
         }
         if "scheduled_arrival" in row:
-            known["scheduled_minutes"] = round((row["scheduled_arrival"] - departure).total_seconds() / 60)
-    return known
+            values["scheduled_minutes"] = round((row["scheduled_arrival"] - departure).total_seconds() / 60)
+    return values
 
 
 def _view(
@@ -240,16 +240,16 @@ def _write(connection: Any, file: Path, query: str) -> None:
     connection.execute(f"COPY ({query}) TO '{file}' (FORMAT parquet)")
 
 
-def _rates(flights: pd.DataFrame, key: str, asked: pd.DataFrame) -> dict[str, Any]:
+def _rates(flights: pd.DataFrame, key: str, questions: pd.DataFrame) -> dict[str, Any]:
     """Return the share of late flights among those of a key that landed within each window before a time.
 
     Args:
         flights: As `_read_flights` returns them.
         key: One of `WINDOWS_H`.
-        asked: Keys, and times in microseconds as `asked_at`.
+        questions: Keys, and times in microseconds as `asked_at`.
 
     Returns:
-        Name of the feature to an array of floats, in the order of `asked`; NaN where no flight landed.
+        Name of the feature to an array of floats, in the order of `questions`; NaN where no flight landed.
     """
     import numpy as np
 
@@ -262,11 +262,11 @@ def _rates(flights: pd.DataFrame, key: str, asked: pd.DataFrame) -> dict[str, An
     order = np.argsort(ends)
     ends = ends[order]
     late = np.concatenate([[0], np.cumsum(landed["late"].to_numpy(np.int64)[order])])
-    times = asked["asked_at"].to_numpy(np.int64)
-    until = np.searchsorted(ends, places(asked[key], times), side="right")
+    times = questions["asked_at"].to_numpy(np.int64)
+    until = np.searchsorted(ends, places(questions[key], times), side="right")
     rates = {}
     for hours in WINDOWS_H[key]:
-        since = np.searchsorted(ends, places(asked[key], times - hours * 3_600_000_000), side="right")
+        since = np.searchsorted(ends, places(questions[key], times - hours * 3_600_000_000), side="right")
         with np.errstate(invalid="ignore"):
             rates[f"{key}_late_rate_{hours}h"] = (late[until] - late[since]) / (until - since)
     return rates

@@ -54,9 +54,9 @@ def _stamp(settings: Settings, use_case: UseCase, rev: str) -> str | None:
         return None
     # They say where the bytes may be, also those of a commit.
     configs = [file_stamp(file) for file in sorted((top / ".dvc").glob("config*")) if file.is_file()]
-    asked = ["data version", str(root), use_case.data.path, use_case.data.tables, configs, rev]
+    question = ["data version", str(root), use_case.data.path, use_case.data.tables, configs, rev]
     if rev:
-        return json.dumps([*asked, commit_of(root, rev)])
+        return json.dumps([*question, commit_of(root, rev)])
     names = git(top, "ls-files", "-coz", "--exclude-standard", "--", *_OF_DVC)
     if names is None:
         return None
@@ -66,4 +66,4 @@ def _stamp(settings: Settings, use_case: UseCase, rev: str) -> str | None:
     if any(file.name == "dvc.yaml" and "${" in file.read_text(encoding="utf-8", errors="replace") for file in files):
         return None
     data = sorted(file for file in (root / use_case.data.path).rglob("*") if file.is_file())
-    return json.dumps([*asked, [file_stamp(file) for file in (*files, *data)]])
+    return json.dumps([*question, [file_stamp(file) for file in (*files, *data)]])

@@ -332,8 +332,8 @@ class _Tracked:
         if not names:
             return "a remote (none is the default)"
         urls = self._repo.config["remote"]
-        shown = {name: without_secrets(urls.get(name, {}).get("url", "?")) for name in names}
-        return ", ".join(f"the remote {name!r} ({shown[name]})" for name in sorted(names))
+        addresses = {name: without_secrets(urls.get(name, {}).get("url", "?")) for name in names}
+        return ", ".join(f"the remote {name!r} ({addresses[name]})" for name in sorted(names))
 
     def _unreadable(self, error: BaseException) -> DataError:
         return DataError(f"{self._remote} of DVC cannot be read: {first_line(error)}.", "Look at it: dvc remote list")

@@ -32,13 +32,13 @@ def read(file: Path, code: int, log: Path | None = None) -> Failure:
         code: Its exit code, as `of_exit` takes it.
         log: What it printed.
     """
-    told = of_exit(code, log)
-    if told.kind in _UNFORESEEN:
-        return told
+    cause = of_exit(code, log)
+    if cause.kind in _UNFORESEEN:
+        return cause
     try:
         return Failure(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return told
+        return cause
 
 
 def of_exit(code: int, log: Path | None = None) -> Failure:

@@ -257,18 +257,18 @@ def _executor_input(component: Any, arguments: Mapping[str, Any], place: Path) -
     from kfp.local import executor_input_utils
 
     declared = component.input_definitions
-    given = {name: value for name, value in arguments.items() if value is not None}
+    present = {name: value for name, value in arguments.items() if value is not None}
     for kind in (declared.parameters, declared.artifacts):
-        missing = [name for name, input_ in kind.items() if name not in given and not input_.is_optional]
+        missing = [name for name, input_ in kind.items() if name not in present and not input_.is_optional]
         if missing:
             raise TaskFailed(f"No step before it gave {', '.join(missing)}.")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    objects = _to_kfp({name: value for name, value in given.items() if name in declared.artifacts})
+    objects = _to_kfp({name: value for name, value in present.items() if name in declared.artifacts})
     message = executor_input_utils.construct_executor_input(
-        component_spec=component, arguments={**given, **objects}, task_root=str(place), block_input_artifact=False
+        component_spec=component, arguments={**present, **objects}, task_root=str(place), block_input_artifact=False
     )
-    for name in set(message.inputs.parameter_values) - set(given):
+    for name in set(message.inputs.parameter_values) - set(present):
         del message.inputs.parameter_values[name]
     return message
 

@@ -59,7 +59,7 @@ class Api:
             right: What was to be done and to what, as in `create workflows`.
             at_name_taken: What to do about a conflict.
         """
-        meaning, said = _read(status, body, token)
+        meaning, detail = _read(status, body, token)
         if meaning == 401:
             how = f" (`{self.how}`)" if self.how else ""
             return ServiceError(
@@ -68,23 +68,26 @@ class Api:
             )
         if meaning == 403:
             return ServiceError(
-                f"No right to {right} in the namespace {self.namespace}{_after_colon(said)}.",
+                f"No right to {right} in the namespace {self.namespace}{_after_colon(detail)}.",
                 "Ask the platform team for it, or mend cluster.namespace.",
             )
-        if meaning == 404 and said:
-            if f'namespaces "{self.namespace}" not found' in said or f"namespaces '{self.namespace}' not found" in said:
+        if meaning == 404 and detail:
+            if (
+                f'namespaces "{self.namespace}" not found' in detail
+                or f"namespaces '{self.namespace}' not found" in detail
+            ):
                 return NotFoundError(f"There is no namespace {self.namespace!r}.", "Mend cluster.namespace.")
             return NotFoundError(
-                f"{self.name} does not know it{_after_colon(said)}.",
+                f"{self.name} does not know it{_after_colon(detail)}.",
                 "Its record is kept; `shopfloor runs resume` goes on.",
             )
         if meaning == 409:
-            return ConflictError(f"{self.name} refuses{_after_colon(said or 'the name is taken')}.", at_name_taken)
+            return ConflictError(f"{self.name} refuses{_after_colon(detail or 'the name is taken')}.", at_name_taken)
         if meaning in {400, 422}:
-            return UsageError(f"{self.name} refuses it{_after_colon(said)}.", "Mend the pipeline or the profile.")
+            return UsageError(f"{self.name} refuses it{_after_colon(detail)}.", "Mend the pipeline or the profile.")
         if meaning == 429 or meaning >= 500:
             return ServiceError(
-                f"{self.name} {self.url} failed with status {status}{_after_colon(said)}.",
+                f"{self.name} {self.url} failed with status {status}{_after_colon(detail)}.",
                 "Try again; the server's own log says more.",
             )
         return self.another()
@@ -108,28 +111,28 @@ class Api:
 
 def _read(status: int, body: Any, token: str) -> tuple[int, str]:
     """Return the HTTP status that an answer means, and what the server says, in one line."""
-    said = ""
+    detail = ""
     code = None
     if isinstance(body, dict):
         code = body.get("code")
-        said = str(body.get("message") or body.get("error") or body.get("error_message") or "")
-        if said.startswith("{"):
-            said = _within(said)
-    said = " ".join(said.split())
-    said = (said.replace(token, "***") if token else said)[:_SAID_LIMIT].rstrip(". ")
+        detail = str(body.get("message") or body.get("error") or body.get("error_message") or "")
+        if detail.startswith("{"):
+            detail = _within(detail)
+    detail = " ".join(detail.split())
+    detail = (detail.replace(token, "***") if token else detail)[:_SAID_LIMIT].rstrip(". ")
     if status != 500 or not isinstance(code, int):
-        return status, said
+        return status, detail
     if code == _UNKNOWN:
-        return next((meaning for words, meaning in _BY_WORDS if words.search(said)), status), said
-    return _BY_CODE.get(code, status), said
+        return next((meaning for words, meaning in _BY_WORDS if words.search(detail)), status), detail
+    return _BY_CODE.get(code, status), detail
 
 
-def _within(said: str) -> str:
+def _within(detail: str) -> str:
     """Return the message of a Kubernetes Status that stands as JSON in a message."""
     try:
-        return str(json.loads(said)["message"])
+        return str(json.loads(detail)["message"])
     except (ValueError, KeyError, TypeError):
-        return said
+        return detail
 
 
 def _fault_of(token: str) -> str:
@@ -151,5 +154,5 @@ def _expiry(token: str) -> float | None:
         return None
 
 
-def _after_colon(said: str) -> str:
-    return f": {said}" if said else ""
+def _after_colon(detail: str) -> str:
+    return f": {detail}" if detail else ""

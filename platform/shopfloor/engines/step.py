@@ -104,19 +104,19 @@ class _Step:
 
     def _outputs(self) -> Outputs:
         """Return what the component made, in the form of the result store."""
-        written: dict[str, Any] = {}
+        output: dict[str, Any] = {}
         if self._output_file.is_file():
-            written = json.loads(self._output_file.read_text(encoding="utf-8"))
-        outputs: Outputs = dict(written.get("parameterValues", {}))
+            output = json.loads(self._output_file.read_text(encoding="utf-8"))
+        outputs: Outputs = dict(output.get("parameterValues", {}))
         for name, kind in self._task["outputs"]["parameters"].items():
             file = Path(self._input["outputs"]["parameters"][name]["outputFile"])
             if file.is_file():
                 text = file.read_text(encoding="utf-8")
                 outputs[name] = text if kind == "STRING" else json.loads(text)
         for name, kind in self._task["outputs"]["artifacts"].items():
-            given = self._input["outputs"]["artifacts"][name]["artifacts"][0]
-            made: dict[str, Any] = next(iter(written.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})
-            artifact = {**given, **made}
+            declared = self._input["outputs"]["artifacts"][name]["artifacts"][0]
+            own: dict[str, Any] = next(iter(output.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})
+            artifact = {**declared, **own}
             outputs[name] = {key: artifact[key] for key in ("name", "uri", "metadata")} | {"type": kind}
         return outputs
 

@@ -254,8 +254,8 @@ def filled(value: Any, values: Mapping[str, Any], constants: Mapping[str, str]) 
         def text(match: re.Match[str]) -> str:
             if match["input"] is None:
                 return constants.get(match[0], match[0])
-            given = values.get(match["input"], "")
-            return given if isinstance(given, str) else json.dumps(given)
+            argument = values.get(match["input"], "")
+            return argument if isinstance(argument, str) else json.dumps(argument)
 
         return _PLACEHOLDER.sub(text, value)
     if isinstance(value, list):

@@ -91,22 +91,22 @@ def plan(
     forced = compiled.from_step_on(from_step) if use_cache else frozenset(compiled.steps)
     resolve_data(settings, compiled, arguments)
     notes: list[str] = []
-    known: dict[str, Any] = dict(arguments)
+    values: dict[str, Any] = dict(arguments)
     if "champion" in compiled.parameters and "use_case" in arguments and not arguments.get("champion"):
         try:
-            known["champion"] = _champion(settings, arguments["use_case"], run_key(settings, compiled, arguments))
+            values["champion"] = _champion(settings, arguments["use_case"], run_key(settings, compiled, arguments))
         except ServiceError as error:
             notes.append(f"The champion is unknown: {error.message}")
-            known["champion"] = _Unknown("")
+            values["champion"] = _Unknown("")
     walk = _Walk(settings, compiled, forced)
     root = compiled.pipeline.root
-    walk.dag(root, _with_defaults(root, known))
+    walk.dag(root, _with_defaults(root, values))
     if walk.silence and not notes:
         notes.append(f"What MLflow and Ray hold is unknown: {walk.silence}")
-    shown = {name: value for name, value in known.items() if not isinstance(value, _Unknown)}
+    parameters = {name: value for name, value in values.items() if not isinstance(value, _Unknown)}
     order = {step: place for place, step in enumerate(compiled.steps)}
     steps = sorted(walk.steps, key=lambda step: order.get(step.step, len(order)))
-    return Plan(pipeline=compiled.name, parameters=shown, notes=notes, steps=steps)
+    return Plan(pipeline=compiled.name, parameters=parameters, notes=notes, steps=steps)
 
 
 class _Walk:
@@ -282,8 +282,8 @@ def _changes(last: Mapping[str, str] | None, now: Mapping[str, str], open_: set[
 
 def _in_words(changes: list[Change]) -> str:
     parts = [change.part for change in changes]
-    shown = ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
-    return f"Changed: {shown}."
+    text = ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
+    return f"Changed: {text}."
 
 
 def _holds(condition: str, inputs: Mapping[str, Any]) -> bool | None:

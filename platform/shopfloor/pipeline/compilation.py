@@ -72,13 +72,13 @@ class Compiled:
             return frozenset()
         if step not in self.steps:
             raise UsageError(f"Pipeline {self.name!r} has no step {step!r}.", f"It has {', '.join(self.steps)}.")
-        found, queue = {step}, [step]
+        steps, queue = {step}, [step]
         while queue:
             before = queue.pop()
-            after = {later for earlier, later in self.edges if earlier == before} - found
-            found |= after
+            after = {later for earlier, later in self.edges if earlier == before} - steps
+            steps |= after
             queue += after
-        return frozenset(found)
+        return frozenset(steps)
 
     def without_cache(self, steps: frozenset[str]) -> Json:
         """Return the IR, as JSON, in which these steps take no stored result."""
@@ -104,10 +104,10 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
     """
     path = next((p for p in (Path(file), settings.project_root / file) if p.is_file()), None)
     if path is None:
-        known = ", ".join(
+        names = ", ".join(
             f"pipelines/{p.name}" for p in sorted((settings.project_root / "pipelines").glob("[a-z]*.py"))
         )
-        raise NotFoundError(f"There is no pipeline file {file}.", f"Known pipelines: {known}.")
+        raise NotFoundError(f"There is no pipeline file {file}.", f"Known pipelines: {names}.")
     import_kfp()
     if path.suffix == ".py":
         spec, platforms = _from_python(settings, path, file, function)
@@ -149,8 +149,8 @@ def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
             values[name] = value
             continue
         if name not in declared:
-            known = ", ".join(sorted([*declared, *inputs]))
-            remedy = f"It has {known}." if known else "It has no parameters."
+            names = ", ".join(sorted([*declared, *inputs]))
+            remedy = f"It has {names}." if names else "It has no parameters."
             raise UsageError(f"Pipeline {compiled.name!r} has no parameter {name!r}.", remedy)
         values[name] = _convert(name, value, ir.type_of(declared[name]))
     return values
@@ -162,10 +162,10 @@ def refuse_artifacts(compiled: Compiled, arguments: dict[str, Any], engine: str)
     Raises:
         UsageError: One is given.
     """
-    given = ir.artifacts(compiled.pipeline.root).keys() & arguments.keys()
-    if given and engine != "argo":
+    artifacts = ir.artifacts(compiled.pipeline.root).keys() & arguments.keys()
+    if artifacts and engine != "argo":
         raise UsageError(
-            f"The {engine} engine takes no artifact for the pipeline's input {min(given)!r}.",
+            f"The {engine} engine takes no artifact for the pipeline's input {min(artifacts)!r}.",
             "Submit with --engine argo, or let the pipeline import it with dsl.importer.",
         )
 
@@ -195,10 +195,10 @@ def run_key(settings: Settings, compiled: Compiled, arguments: dict[str, Any]) -
         command = ir.command_of(executor)
         source = next((part for part in command if "\nfrom kfp import dsl" in part), "")
         function = command[command.index("--function_to_execute") + 1] if "--function_to_execute" in command else name
-        known = {"use_case": arguments["use_case"]} if "use_case" in arguments else {}
+        parameters = {"use_case": arguments["use_case"]} if "use_case" in arguments else {}
         # What is not a Python function is all in its executor: the image, the command, the importer's address.
         code[name] = (
-            step_key(settings, source, function, known, {}).key
+            step_key(settings, source, function, parameters, {}).key
             if source
             else json.dumps(ir.as_json(executor), sort_keys=True)
         )
@@ -215,17 +215,17 @@ def _from_python(settings: Settings, path: Path, file: str, function: str | None
         for name, value in vars(_load(settings, path)).items()
         if isinstance(value, GraphComponent) and function in {None, name}
     }
-    chosen = [value for _, value in pipelines.values()]
-    if len(chosen) > 1:
-        chosen = [value for value in chosen if not any(_is_step_of(value, other) for other in chosen)]
-    if function is not None and not chosen:
+    candidates = [value for _, value in pipelines.values()]
+    if len(candidates) > 1:
+        candidates = [value for value in candidates if not any(_is_step_of(value, other) for other in candidates)]
+    if function is not None and not candidates:
         raise NotFoundError(f"{file} defines no pipeline {function!r}.", "Name a function with @dsl.pipeline.")
-    if len(chosen) > 1:
-        names = ", ".join(name for name, value in pipelines.values() if value in chosen)
-        raise UsageError(f"{file} defines {len(chosen)} pipelines: {names}.", "Choose one with --function.")
-    if not chosen:
+    if len(candidates) > 1:
+        names = ", ".join(name for name, value in pipelines.values() if value in candidates)
+        raise UsageError(f"{file} defines {len(candidates)} pipelines: {names}.", "Choose one with --function.")
+    if not candidates:
         raise UsageError(f"{file} defines 0 pipelines, not one.", "A pipeline is a function with @dsl.pipeline.")
-    return chosen[0].pipeline_spec, chosen[0].platform_spec
+    return candidates[0].pipeline_spec, candidates[0].platform_spec
 
 
 def _is_step_of(inner: Any, outer: Any) -> bool:

@@ -310,8 +310,8 @@ def _argument(
         case Cast(Constant(bool() as value)):
             return Argument("number", str(int(value)))
         case Cast(inner):
-            given = _argument(inner, argument, text)
-            return None if given is None else Argument("number", _as_float(given))
+            number = _argument(inner, argument, text)
+            return None if number is None else Argument("number", _as_float(number))
         case Constant(bool() as value):
             # A parameter travels as text: `true` or `false` where it is a boolean.
             return Argument("text", literal(str(value).lower()))

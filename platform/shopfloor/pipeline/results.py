@@ -65,10 +65,10 @@ class ResultStore:
 
     def get(self, key: str) -> Found:
         """Return what is under `key`, as `find` does; damage is said."""
-        found = self.find(key)
-        if found.lost:
-            logger.warning("%s; the step runs again.", found.reason)
-        return found
+        entry = self.find(key)
+        if entry.lost:
+            logger.warning("%s; the step runs again.", entry.reason)
+        return entry
 
     def find(self, key: str) -> Found:
         """Return what is under `key`, without a word to anybody."""
@@ -120,13 +120,13 @@ class ResultStore:
 
     def put(self, key: str, parts: Mapping[str, str], outputs: Outputs) -> None:
         """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why."""
-        kept: Outputs = json.loads(json.dumps(outputs))
-        for artifact in artifacts_of(kept):
+        stored: Outputs = json.loads(json.dumps(outputs))
+        for artifact in artifacts_of(stored):
             uri = artifact["uri"]
             if CONTENT_HASH not in artifact["metadata"] and not is_remote(uri) and not local_path(uri).exists():
                 # Metrics are all in the metadata: they lie nowhere, and so not in a pod that will be gone.
                 artifact["uri"] = join(self._settings.artifact_root, "metadata-only", artifact["name"])
-        entry = {"key": key, "parts": dict(parts), "outputs": kept, "run_id": self._settings.run_id or ""}
+        entry = {"key": key, "parts": dict(parts), "outputs": stored, "run_id": self._settings.run_id or ""}
         self._write(self._place(key), json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True))
 
     def used(self, step: str, key: str, parts: Mapping[str, str]) -> None:
@@ -139,10 +139,10 @@ class ResultStore:
     def last_parts(self, step: str, parts: Mapping[str, str]) -> dict[str, str] | None:
         """Return the parts of the key that a step last had for the same use case, `None` where it never ran."""
         try:
-            found: dict[str, str] = json.loads(self._read(self._latest(step, parts)) or "null")["parts"]
+            earlier: dict[str, str] = json.loads(self._read(self._latest(step, parts)) or "null")["parts"]
         except (json.JSONDecodeError, KeyError, TypeError):
             return None
-        return found
+        return earlier
 
     def _place(self, key: str) -> str:
         return join(self._root, key[:2], f"{key}.json")

@@ -69,12 +69,12 @@ def render(run: RunReport) -> str:
             figures.append(("Feature importance by gain", functools.partial(charts.importance, evaluation)))
     # matplotlib escapes what it writes into the SVG.
     drawn = {name: Markup(picture()) for name, picture in pictures.items()}  # noqa: S704
-    shown = [(title, Markup(picture())) for title, picture in figures]  # noqa: S704
+    panels = [(title, Markup(picture())) for title, picture in figures]  # noqa: S704
     longest = max([step.seconds for step in run.steps] or [0.0]) or 1.0
     return environment.get_template(TEMPLATE).render(
         run=run,
         pictures=drawn,
-        figures=shown,
+        figures=panels,
         trials=_best_first(search) if search else [],
         longest=longest,
         colours=charts.COLOURS,

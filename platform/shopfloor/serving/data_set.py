@@ -136,8 +136,8 @@ def _wrong(numbers: np.ndarray, column: Column) -> str:
             if np.isinf(numbers).any():
                 return f"is not finite, or more than {FLOAT32_MAX:.3g}, in a row"
         if column.type in _WHOLE:
-            known = numbers[~np.isnan(numbers)]
-            if (known != np.floor(known)).any() or (np.abs(known) > _WHOLE[column.type]).any():
+            values = numbers[~np.isnan(numbers)]
+            if (values != np.floor(values)).any() or (np.abs(values) > _WHOLE[column.type]).any():
                 return "is no whole number in a row, or too large a one"
     return ""
 
@@ -165,9 +165,9 @@ def _files(system: Any, path: str) -> list[str]:
     info = system.get_file_info(path)
     if info.is_file:
         return [path]
-    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
-    hidden = [item for item in found if any(part.startswith((".", "_")) for part in item.path[len(path) :].split("/"))]
-    return sorted(item.path for item in found if item.is_file and item.extension == "parquet" and item not in hidden)
+    infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    hidden = [item for item in infos if any(part.startswith((".", "_")) for part in item.path[len(path) :].split("/"))]
+    return sorted(item.path for item in infos if item.is_file and item.extension == "parquet" and item not in hidden)
 
 
 def _partitions(path: str, files: Sequence[str]) -> list[dict[str, Any]]:

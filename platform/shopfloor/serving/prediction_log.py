@@ -159,13 +159,13 @@ class PredictionLog:
             OSError: The store does not take it.
         """
         with self._writing:
-            taken = [self._buffer.popleft() for _ in range(len(self._buffer))]
+            rows = [self._buffer.popleft() for _ in range(len(self._buffer))]
             try:
-                self._write("predictions", taken)
+                self._write("predictions", rows)
             except Exception:
-                self._buffer.extendleft(reversed(taken))
+                self._buffer.extendleft(reversed(rows))
                 raise
-            self._bytes_out += sum(map(_size, taken))
+            self._bytes_out += sum(map(_size, rows))
 
     def close(self) -> None:
         """Write what is left, and end; what is added from now on is dropped and counted."""
@@ -203,13 +203,13 @@ class PredictionLog:
         """Write the feedback that there is, and tell who waits for it."""
         problem: Exception | None = None
         with self._keeping:
-            taken = [self._feedback.popleft() for _ in range(len(self._feedback))]
+            rows = [self._feedback.popleft() for _ in range(len(self._feedback))]
             try:
-                self._write("feedback", [entry for entry, _ in taken])
+                self._write("feedback", [entry for entry, _ in rows])
             except Exception as error:
                 logger.warning("feedback cannot be kept in %s", self._root, exc_info=True)
                 problem = error
-        for _, future in taken:
+        for _, future in rows:
             if future.set_running_or_notify_cancel():
                 future.set_exception(problem) if problem else future.set_result(None)
 

@@ -150,9 +150,9 @@ class ArgoClient:
         yield from self._stream(f"stream/events/{self._namespace}", "watch events", "list of events", None, of_pods)
 
     def _lines(self, name: str, follow: bool) -> Iterator[tuple[str, str]]:
-        wanted = {"logOptions.container": "main", "logOptions.follow": str(follow).lower()}
+        query = {"logOptions.container": "main", "logOptions.follow": str(follow).lower()}
         silence_s = SILENCE_S if follow else None
-        for item in self._stream(f"{self._path(name)}/log", "get pods/log", f"log of {name}", silence_s, wanted):
+        for item in self._stream(f"{self._path(name)}/log", "get pods/log", f"log of {name}", silence_s, query):
             yield item.get("podName", ""), item.get("content", "")
 
     def _stream(
@@ -219,12 +219,12 @@ class ArgoClient:
         at_name_taken = at_name_taken or (_AT_RUN if method == "POST" else _AT_CHANGE)
         answer = self._send(method, path, right, at_name_taken=at_name_taken, json=body, params=params)
         try:
-            found = answer.json()
+            content = answer.json()
         except ValueError as error:
             raise self._api.another() from error
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise self._api.another()
-        return found
+        return content
 
     def _send(
         self,

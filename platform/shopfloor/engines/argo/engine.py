@@ -79,11 +79,11 @@ class ArgoEngine:
         """
         manifest = self._manifest(job)
         if job.cron is not None:
-            made = self._client.create_cron(manifest)
+            answer = self._client.create_cron(manifest)
         else:
             self._client.lint(manifest)
-            made = self._client.create(manifest)
-        return f"{self._settings.cluster.namespace}/{made['metadata']['name']}"
+            answer = self._client.create(manifest)
+        return f"{self._settings.cluster.namespace}/{answer['metadata']['name']}"
 
     def status(self, engine_run: str) -> RunState:
         """Return how the workflow stands.
@@ -152,7 +152,7 @@ class ArgoEngine:
         self, lines: Iterator[tuple[str, str]], steps: Steps, step: str | None
     ) -> Iterator[tuple[str, str]]:
         """Yield lines as they come, and without a pod, while none comes, why steps wait; each reason once."""
-        shown: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for item in in_time(lines, QUIET_S):
             if item is not None:
                 yield item
@@ -160,8 +160,8 @@ class ArgoEngine:
             steps.read()
             for number, node in steps.nodes.items():
                 reason = self._reason(node) if node.get("phase") == "Pending" and step in {None, step_of(node)} else ""
-                if reason and shown.get(number) != reason:
-                    shown[number] = reason
+                if reason and reasons.get(number) != reason:
+                    reasons[number] = reason
                     yield "", f"{step_of(node)} waits: {reason}"
 
     def stop(self, engine_run: str) -> None:
@@ -185,8 +185,8 @@ class ArgoEngine:
             UsageError: It has not failed.
             ServiceError: The server does not answer, or refuses.
         """
-        made = self._client.retry(self._name(engine_run))
-        return f"{self._settings.cluster.namespace}/{made['metadata']['name']}"
+        answer = self._client.retry(self._name(engine_run))
+        return f"{self._settings.cluster.namespace}/{answer['metadata']['name']}"
 
     def _manifest(self, job: Job) -> dict[str, Any]:
         workflow = translate(job.ir, job.platforms, job.arguments, self._settings, job.run_id, job.use_cache)

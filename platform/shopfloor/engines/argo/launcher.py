@@ -150,8 +150,8 @@ def resolve(text: str, executor_input: dict[str, Any], constants: dict[str, str]
 
     def value(match: re.Match[str]) -> str:
         path = parts(match[1])
-        found = _lookup(path, executor_input, constants) if match[1] else executor_input
-        return match[0] if found is None else found if isinstance(found, str) else json.dumps(found)
+        target = _lookup(path, executor_input, constants) if match[1] else executor_input
+        return match[0] if target is None else target if isinstance(target, str) else json.dumps(target)
 
     return PLACEHOLDER.sub(value, text)
 
@@ -202,12 +202,12 @@ def build_executor_input(task: dict[str, Any], root: Path, environment: dict[str
         envelope = json.loads(reveal(environment[PARAMETER + name + ENVELOPE]))
         place = root / "inputs" / "artifacts" / name
         if is_list:
-            found = [_received(item, place / item["key"].rpartition("/")[2]) for item in _items(envelope)]
+            items = [_received(item, place / item["key"].rpartition("/")[2]) for item in _items(envelope)]
         elif envelope["key"] == NOWHERE and not envelope["uri"]:
             continue
         else:
-            found = [_received(envelope, place)]
-        artifacts[name] = {"artifacts": found}
+            items = [_received(envelope, place)]
+        artifacts[name] = {"artifacts": items}
     return {
         "inputs": {"parameterValues": values, "artifacts": artifacts},
         "outputs": {
@@ -234,10 +234,10 @@ def build_executor_input(task: dict[str, Any], root: Path, environment: dict[str
 
 def _items(envelope: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the artifacts of a collected list; what loops in loops collected is one list."""
-    found: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     for item in envelope["items"]:
-        found += _items(item) if "items" in item else [item]
-    return found
+        items += _items(item) if "items" in item else [item]
+    return items
 
 
 def _received(envelope: dict[str, Any], place: Path) -> dict[str, Any]:
@@ -258,12 +258,12 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     }
     environment.update(task["environment"])
     sys.stdout.flush()
-    kept = task["platform"]
+    is_ours = task["platform"]
     process = subprocess.Popen(
         command,
         env=environment,
-        stdout=subprocess.PIPE if kept else None,
-        stderr=subprocess.STDOUT if kept else None,
+        stdout=subprocess.PIPE if is_ours else None,
+        stderr=subprocess.STDOUT if is_ours else None,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
@@ -306,10 +306,10 @@ def collect(task: dict[str, Any], executor_input: dict[str, Any], key_end: str) 
     """
     outputs = executor_input["outputs"]
     file = Path(outputs["outputFile"])
-    written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    output: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name, kind in task["outputs"]["parameters"].items():
         place = Path(outputs["parameters"][name]["outputFile"])
-        values = written.get("parameterValues", {})
+        values = output.get("parameterValues", {})
         if name not in values and not place.is_file():
             raise ValueError(f"Output {name!r} was not written.")
         try:
@@ -321,25 +321,25 @@ def collect(task: dict[str, Any], executor_input: dict[str, Any], key_end: str) 
         # What Argo is told of its artifacts stands in the template.
         return
     for name, kind in task["outputs"]["artifacts"].items():
-        given = outputs["artifacts"][name]["artifacts"][0]
-        made = {**given, **next(iter(written.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})}
-        _bring(Path(given["uri"]), made)
+        declared = outputs["artifacts"][name]["artifacts"][0]
+        artifact = {**declared, **next(iter(output.get("artifacts", {}).get(name, {}).get("artifacts", [])), {})}
+        _bring(Path(declared["uri"]), artifact)
         envelope = {
-            "name": made["name"],
+            "name": artifact["name"],
             "type": kind,
-            "uri": made["uri"],
-            "metadata": finite(name, made["metadata"]),
+            "uri": artifact["uri"],
+            "metadata": finite(name, artifact["metadata"]),
             "key": f"{task['key']}/{name}/{key_end}",
         }
         place = Path(outputs["outputFile"]).parent / "outputs" / "parameters" / f"{name}{ENVELOPE}"
         _write(place, protect(json.dumps(envelope)))
 
 
-def _bring(expected: Path, made: dict[str, Any]) -> None:
+def _bring(expected: Path, artifact: dict[str, Any]) -> None:
     """Put what a component left at a path of its own choice where Argo collects it."""
-    chosen = made.get("custom_path") or made["uri"]
-    own = Path(chosen.replace("file://", "", 1))
-    if "://" in chosen and not chosen.startswith("file://"):
+    uri = artifact.get("custom_path") or artifact["uri"]
+    own = Path(uri.replace("file://", "", 1))
+    if "://" in uri and not uri.startswith("file://"):
         return
     if own != expected and own.exists() and not expected.exists():
         shutil.copytree(own, expected) if own.is_dir() else shutil.copy2(own, expected)

@@ -52,10 +52,10 @@ class Steps:
         Raises:
             NotFoundError: It names those that have.
         """
-        known = sorted({step_of(node) for node in self.nodes.values()})
-        if step is not None and step not in known:
+        names = sorted({step_of(node) for node in self.nodes.values()})
+        if step is not None and step not in names:
             raise NotFoundError(
-                f"Workflow {engine_run} has no pod of a step {step!r}.", f"It has {', '.join(known) or 'none yet'}."
+                f"Workflow {engine_run} has no pod of a step {step!r}.", f"It has {', '.join(names) or 'none yet'}."
             )
 
 
@@ -88,21 +88,21 @@ def _number(name: str) -> str:
 def step_of(node: dict[str, Any]) -> str:
     """Return the task of a node, which every pod of ours has among its inputs."""
     parameters = (node.get("inputs") or {}).get("parameters") or []
-    named = next((str(item.get("value", "")) for item in parameters if item.get("name") == STEP_NAME), "")
+    step_name = next((str(item.get("value", "")) for item in parameters if item.get("name") == STEP_NAME), "")
     # One of a loop is called `task(0:item)`, one of a retried task `task(0)`.
-    return named or str(node.get("displayName", "")).partition("(")[0]
+    return step_name or str(node.get("displayName", "")).partition("(")[0]
 
 
 def seconds_of(node: dict[str, Any]) -> float:
     """Return how long a node has taken, or takes by now."""
     times = [node.get(key) for key in ("startedAt", "finishedAt")]
-    begun, ended = (dt.datetime.fromisoformat(str(time)) if time else dt.datetime.now(dt.UTC) for time in times)
-    return max((ended - begun).total_seconds(), 0.0)
+    start, ended = (dt.datetime.fromisoformat(str(time)) if time else dt.datetime.now(dt.UTC) for time in times)
+    return max((ended - start).total_seconds(), 0.0)
 
 
 def warning_of(client: ArgoClient, node: dict[str, Any]) -> str:
     """Return what Kubernetes last warned of a node's pod, empty where it warned of nothing or nobody may see it."""
-    said = ""
+    warning = ""
     try:
         for event in in_time(client.warnings(), EVENTS_WAIT_S):
             if event is None:
@@ -111,10 +111,10 @@ def warning_of(client: ArgoClient, node: dict[str, Any]) -> str:
             pod = str((event.get("involvedObject") or {}).get("name") or "")
             # `Error: ErrImagePull` says less than the event before it.
             if _number(pod) == _number(str(node.get("id", ""))) and message and not message.startswith("Error: "):
-                said = f"{event.get('reason', '')}: {message[:SAID_LIMIT]}"
+                warning = f"{event.get('reason', '')}: {message[:SAID_LIMIT]}"
     except ServiceError as error:
         logger.debug("No events of pods: %s", error)
-    return said
+    return warning
 
 
 _Item = TypeVar("_Item")

@@ -112,16 +112,16 @@ class KfpEngine:
         experiment_id = self._experiment(client, experiment)
         if job.cron is not None:
             # KFP's schedules have six fields, the first for the seconds.
-            made = client.create_recurring_run(experiment_id, cron_expression=f"0 {job.cron}", **options)
-            return str(made.recurring_run_id)
+            answer = client.create_recurring_run(experiment_id, cron_expression=f"0 {job.cron}", **options)
+            return str(answer.recurring_run_id)
         try:
             return str(client.run_pipeline(experiment_id, **options).run_id)
         except _lost():
             # The answer can be lost on the way; the name holds the id of the MLflow run.
-            found = self._find(client, experiment_id, options["job_name"]) if job.run_id else None
-            if found is None:
+            present = self._find(client, experiment_id, options["job_name"]) if job.run_id else None
+            if present is None:
                 raise
-            return found
+            return present
 
     def _experiment(self, client: Any, name: str) -> str:
         """Return the id of an experiment; makes it where there is none."""
@@ -136,8 +136,10 @@ class KfpEngine:
             return str(client.get_experiment(experiment_name=name, namespace=self._namespace).experiment_id)
 
     def _find(self, client: Any, experiment_id: str, name: str) -> str | None:
-        named = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
-        runs = client.list_runs(experiment_id=experiment_id, namespace=self._namespace, filter=json.dumps(named)).runs
+        condition = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
+        runs = client.list_runs(
+            experiment_id=experiment_id, namespace=self._namespace, filter=json.dumps(condition)
+        ).runs
         return str(runs[0].run_id) if runs else None
 
     def status(self, engine_run: str) -> RunState:
@@ -253,8 +255,8 @@ class KfpEngine:
         """Return the pipeline and its platform configuration with what the profile adds."""
         cluster = self._settings.cluster
         pipeline, platforms = ir.checked(ir.read(job.ir)), copy.deepcopy(job.platforms)
-        wanted = {QUEUE_LABEL: cluster.queue, PRIORITY_LABEL: cluster.priority_class}
-        labels = {name: value for name, value in wanted.items() if value}
+        queue_labels = {QUEUE_LABEL: cluster.queue, PRIORITY_LABEL: cluster.priority_class}
+        labels = {name: value for name, value in queue_labels.items() if value}
         tasks = [task for _, task in pipeline.tasks()]
         # Tasks of one component share its executor: where one of them takes no stored result, none does.
         components = {pipeline.component(task).executor_label: pipeline.component(task) for task in tasks}
@@ -280,11 +282,11 @@ class KfpEngine:
 
     def _prepare(self, job: Job, component: ir.Message, executor: ir.Message, cache: bool) -> None:
         """Give a step of the platform image its settings, and put the content key in front of its command."""
-        own, said = ir.command_of(executor), ir.environment_of(executor)
+        own, variables = ir.command_of(executor), ir.environment_of(executor)
         parameters, artifacts = (ir.outputs(component, kind) for kind in ir.KINDS)
         task = {
             "command": own,
-            "environment": said,
+            "environment": variables,
             "cache": cache,
             "outputs": {
                 "parameters": {name: ir.type_of(output) for name, output in parameters.items()},
@@ -304,7 +306,7 @@ class KfpEngine:
         # The kubelet halves `$$` and expands `$(NAME)` in a variable's value.
         ours = {name: value.replace("$", "$$") for name, value in values.items()}
         del container.env[:]
-        for name, value in sorted({**ours, **said}.items()):
+        for name, value in sorted({**ours, **variables}.items()):
             container.env.add(name=name, value=value)
 
     def _answered(self, ask: Callable[[Any], _Answer], right: str) -> _Answer:
@@ -373,8 +375,8 @@ def _lost() -> tuple[type[Exception], ...]:
     return (urllib3.exceptions.HTTPError, OSError)
 
 
-def _state(found: Any) -> RunState:
-    return _STATES.get(str(found.state), "running")
+def _state(run: Any) -> RunState:
+    return _STATES.get(str(run.state), "running")
 
 
 def _pods(run: Any) -> dict[str, Any]:

@@ -159,13 +159,13 @@ class Shadow:
                 self._answered(orders.version, int(status), answers)
 
     def _take(self) -> list[tuple[str, bytes]]:
-        taken: list[tuple[str, bytes]] = []
+        batch: list[tuple[str, bytes]] = []
         size = 0
-        while self._waiting and len(taken) < BATCH and size < BATCH_BYTES:
-            taken.append(self._waiting.popleft())
-            size += len(taken[-1][1])
+        while self._waiting and len(batch) < BATCH and size < BATCH_BYTES:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1][1])
         self._bytes_out += size
-        return taken
+        return batch
 
 
 @contextlib.contextmanager

@@ -67,10 +67,10 @@ def main() -> None:
                 began = time.perf_counter()
                 answers = answer(model, [body for _, _, body in some])
                 seconds = (time.perf_counter() - began) / len(some)
-                for (request_id, _, body), (said, status) in zip(some, answers, strict=True):
+                for (request_id, _, body), (output, status) in zip(some, answers, strict=True):
                     entry = (request_id, time.time(), model.version, "shadow", "/predict", status, status >= 500)
                     if log is not None:
-                        log.add(Prediction(*entry, seconds, body, said))
+                        log.add(Prediction(*entry, seconds, body, output))
                 statuses.update(status for _, status in answers)
                 time.sleep(REST_S)
             reply(statuses)

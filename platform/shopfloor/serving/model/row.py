@@ -90,8 +90,8 @@ class RowSchema:
         fields = {column.name: _field(column, single_precision) for column in columns}
         self._schema = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
         self.single_precision = single_precision
-        taken = self.fields()
-        self._validator = SchemaValidator(core_schema.typed_dict_schema(taken, extra_behavior="forbid"))
+        names = self.fields()
+        self._validator = SchemaValidator(core_schema.typed_dict_schema(names, extra_behavior="forbid"))
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the row's values in the order of the columns; what is left out or null is `None`.
@@ -183,9 +183,9 @@ def checked(validator: SchemaValidator, body: bytes, max_bytes: int) -> dict[str
 
 def bad_fields(problems: Problems) -> BadRequest:
     """Return the refusal of a row with these wrong fields: the first few in the message, the others in the list."""
-    named = ", ".join(f"{item['field']}: {item['problem']}" for item in problems[:3])
+    text = ", ".join(f"{item['field']}: {item['problem']}" for item in problems[:3])
     more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return BadRequest(422, f"{named}{more}.", problems[:MAX_PROBLEMS])
+    return BadRequest(422, f"{text}{more}.", problems[:MAX_PROBLEMS])
 
 
 def _integer(limit: int) -> core_schema.CoreSchema:

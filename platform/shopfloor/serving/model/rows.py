@@ -54,13 +54,13 @@ class ManyRows:
         """
         form = SPLIT if SPLIT.encode() in body[:100] else RECORDS
         try:
-            found = self._validators[form].validate_json(body, extra=None if strangers else "forbid")[form]
+            content = self._validators[form].validate_json(body, extra=None if strangers else "forbid")[form]
         except (ValidationError, ValueError):
             return None
         if form == RECORDS:
-            return [list(row.values()) for row in found]
-        rows: list[Sequence[Any]] = found["data"]
-        return rows if found["columns"] == self._names else None
+            return [list(row.values()) for row in content]
+        rows: list[Sequence[Any]] = content["data"]
+        return rows if content["columns"] == self._names else None
 
     def matrix(self, rows: Sequence[Sequence[Any]]) -> np.ndarray:
         """Return checked rows as a matrix, NaN where a value is missing."""

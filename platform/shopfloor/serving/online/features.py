@@ -104,8 +104,8 @@ class AskedSchema:
         try:
             rows: list[Row] = self._rows.validate_json(to_json(records))
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
-            problems = [{"field": str(item["loc"][1])[:200], "problem": in_words(item)} for item in found[:20]]
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            problems = [{"field": str(item["loc"][1])[:200], "problem": in_words(item)} for item in errors[:20]]
             raise bad_fields(problems) from None
         return rows
 
@@ -156,17 +156,17 @@ class OnlineFeatures:
                 store cannot be read, or is too old.
         """
         sent = [_sent(row) for row in rows]
-        known = [self._compute(row) | row for row in sent]
-        wanted = [column.name for column in columns if any(column.name not in row for row in known)]
+        present = [self._compute(row) | row for row in sent]
+        missing = [column.name for column in columns if any(column.name not in row for row in present)]
         found: Found | None = None
         outcome: Outcome = "unneeded"
-        if wanted:
-            found, outcome = await self._look_up(wanted, known)
+        if missing:
+            found, outcome = await self._look_up(missing, present)
         self.reads[outcome] += 1
         why = self._why(outcome)
         if why and self.config.fallback == "refuse":
             raise BadRequest(503, why)
-        pairs = [_complete(row, sent[number], columns, found, number) for number, row in enumerate(known)]
+        pairs = [_complete(row, sent[number], columns, found, number) for number, row in enumerate(present)]
         _require([row for row, _ in pairs], columns, found, why)
         return Inputs([list(row.values()) for row, _ in pairs], [source for _, source in pairs], outcome)
 
@@ -227,8 +227,8 @@ def explained(columns: Sequence[Column], values: Sequence[Value], sources: Mappi
 
 def as_body(columns: Sequence[Column], values: Sequence[Value]) -> bytes:
     """Return a completed row as the request that would have sent it whole."""
-    given = zip(columns, values, strict=True)
-    return json.dumps({column.name: _plain(value) for column, value in given if value is not None}).encode()
+    pairs = zip(columns, values, strict=True)
+    return json.dumps({column.name: _plain(value) for column, value in pairs if value is not None}).encode()
 
 
 def _at_request(config: OnlineConfig) -> Callable[[Row], Row]:
@@ -285,8 +285,8 @@ def _require(rows: Sequence[Row], columns: Sequence[Column], found: Found | None
         raise BadRequest(503, f"{why} This request needs it for {', '.join(lacking)}.", problems)
     stale = {name for name, number in lacking.items() if found and (number, name) in found.expired}
     problems = [{"field": name, "problem": _lacks(name, stale, found)} for name in lacking]
-    named = ", ".join(f"{item['field']}: {item['problem']}" for item in problems[:3])
-    raise BadRequest(503 if stale == set(lacking) else 422, f"{named}.", problems)
+    text = ", ".join(f"{item['field']}: {item['problem']}" for item in problems[:3])
+    raise BadRequest(503 if stale == set(lacking) else 422, f"{text}.", problems)
 
 
 def _lacks(name: str, stale: set[str], found: Found | None) -> str:

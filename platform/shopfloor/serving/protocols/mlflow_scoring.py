@@ -139,9 +139,9 @@ def _require_columns(form: Form, parsed: dict[str, Any]) -> None:
         names = value.get("columns", []) if SPLIT in parsed else list(value)
     else:
         names = [name for row in value if isinstance(row, dict) for name in row] if isinstance(value, list) else []
-    known = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
-    lacking = [column.name for column in form.columns if column.required and column.name not in known]
-    if known and lacking and not form.entities:
+    allowed = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    lacking = [column.name for column in form.columns if column.required and column.name not in allowed]
+    if allowed and lacking and not form.entities:
         problems = [{"field": name, "problem": "is missing"} for name in lacking[:20]]
         raise BadRequest(400, f"The rows lack {', '.join(lacking[:20])}.", problems)
 
@@ -174,13 +174,13 @@ def _incomplete(form: Form, parsed: dict[str, Any]) -> list[dict[str, Any]] | No
     entities = dict(form.entities)
     if all(required <= row.keys() and entities.keys().isdisjoint(row) for row in records):
         return None
-    known = entities.keys() | {column.name for column in form.columns}
-    kept = [{name: value for name, value in row.items() if name in known} for row in records]
-    for row in kept:
+    names = entities.keys() | {column.name for column in form.columns}
+    rows = [{name: value for name, value in row.items() if name in names} for row in records]
+    for row in rows:
         for name, value in row.items():
             if isinstance(value, list | dict):
                 raise _not_plain(name)
-    return kept
+    return rows
 
 
 def _records(parsed: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -234,8 +234,8 @@ def _known(form: Form, table: Any) -> Any:
     """
     if form.inputs is None or not hasattr(table, "columns"):
         return table
-    known = {column.name for column in form.columns}
-    table = table.loc[:, [name in known for name in table.columns]]
+    names = {column.name for column in form.columns}
+    table = table.loc[:, [name in names for name in table.columns]]
     for number, name in enumerate(table.columns):
         column = table.iloc[:, number]
         if column.dtype == object and any(isinstance(value, list | dict) for value in column):
@@ -334,8 +334,8 @@ def _checked(pyfunc: PyFuncModel, table: Any) -> Any:
     if not len(table):
         raise _no_row()
     schema = pyfunc.metadata.get_input_schema()
-    named = schema is not None and schema.has_input_names() and not schema.is_tensor_spec()
-    required = set(schema.required_input_names()) if named else set()
+    has_names = schema is not None and schema.has_input_names() and not schema.is_tensor_spec()
+    required = set(schema.required_input_names()) if has_names else set()
     problems = []
     for name in table.columns:
         if name in required and table[name].isna().any():
@@ -344,7 +344,7 @@ def _checked(pyfunc: PyFuncModel, table: Any) -> Any:
             problems.append({"field": str(name), "problem": "must be a finite number"})
     if problems:
         raise bad_fields(problems)
-    numbers = {spec.name for spec in schema.inputs if spec.type.name in {"double", "float"}} if named else set()
+    numbers = {spec.name for spec in schema.inputs if spec.type.name in {"double", "float"}} if has_names else set()
     # What is left out is missing; MLflow would hand on a frame that lacks a column.
     return table.assign(**dict.fromkeys(numbers - required - set(table.columns), math.nan))
 

@@ -113,11 +113,11 @@ def example(model: ServedModel, row: Mapping[str, Any] | None = None) -> dict[st
         model: The version that is to answer.
         row: A value for each of its inputs.
     """
-    shown = model.example if row is None else row
-    columns = [column for column in (model.rows.columns if model.rows else ()) if shown[column.name] is not None]
+    values = model.example if row is None else row
+    columns = [column for column in (model.rows.columns if model.rows else ()) if values[column.name] is not None]
     return {
         "inputs": [
-            {"name": one.name, "shape": [1], "datatype": _DATATYPES[one.type], "data": [shown[one.name]]}
+            {"name": one.name, "shape": [1], "datatype": _DATATYPES[one.type], "data": [values[one.name]]}
             for one in columns
         ]
     }
@@ -189,8 +189,8 @@ def respond(model: ServedModel, request: Mapping[str, Any], predicted: list[Any]
         BadRequest: The request names an output that the model does not have.
     """
     outputs = _outputs(predicted)
-    wanted = {item["name"]: item.get("parameters") or {} for item in request.get("outputs") or []}
-    for name in wanted:
+    choices = {item["name"]: item.get("parameters") or {} for item in request.get("outputs") or []}
+    for name in choices:
         if name not in {output["name"] for output in outputs}:
             raise BadRequest(400, f"The model has no output {name[:100]!r}.")
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
@@ -200,9 +200,9 @@ def respond(model: ServedModel, request: Mapping[str, Any], predicted: list[Any]
     tail = b""
     head["outputs"] = []
     for output in outputs:
-        if wanted and output["name"] not in wanted:
+        if choices and output["name"] not in choices:
             continue
-        if wanted.get(output["name"], {}).get("binary_data", as_bytes) is True:
+        if choices.get(output["name"], {}).get("binary_data", as_bytes) is True:
             part = tensors.to_bytes(output["datatype"], output.pop("data"))
             output["parameters"] = {"binary_data_size": len(part)}
             tail += part
@@ -250,8 +250,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part)[:100] for part in first["loc"])
-        said = str(first["msg"]).replace("Input should be", "must be")[:200]
-        raise BadRequest(400, f"{where or 'The body'}: {said}.") from None
+        message = str(first["msg"]).replace("Input should be", "must be")[:200]
+        raise BadRequest(400, f"{where or 'The body'}: {message}.") from None
     except ValueError as error:
         raise BadRequest(400, f"The body is not valid JSON: {error}.") from None
     return request
@@ -263,22 +263,22 @@ def _tensors(request: dict[str, Any], types: Mapping[str, str], tail: bytes) -> 
     Raises:
         BadRequest: A tensor is unknown, doubled, of another datatype or shape.
     """
-    found: dict[str, np.ndarray | list[Any]] = {}
+    columns: dict[str, np.ndarray | list[Any]] = {}
     begin = 0
     for tensor in request["inputs"]:
-        name, shown = tensor["name"], tensor["name"][:100]
+        name, short = tensor["name"], tensor["name"][:100]
         kind = types.get(name)
         if kind is None:
-            raise BadRequest(422, f"{shown} is not an input of this model.", [problem(shown, "is not an input")])
-        if name in found:
-            raise BadRequest(422, f"{shown} is given twice.", [problem(shown, "is given twice")])
+            raise BadRequest(422, f"{short} is not an input of this model.", [problem(short, "is not an input")])
+        if name in columns:
+            raise BadRequest(422, f"{short} is given twice.", [problem(short, "is given twice")])
         if tensor["datatype"] not in _TAKES[kind]:
-            wanted = _DATATYPES[kind]
-            raise BadRequest(422, f"{shown} must be of datatype {wanted}.", [problem(shown, f"must be {wanted}")])
-        found[name], begin = tensors.items(shown, tensor, tail, begin)
+            dtype = _DATATYPES[kind]
+            raise BadRequest(422, f"{short} must be of datatype {dtype}.", [problem(short, f"must be {dtype}")])
+        columns[name], begin = tensors.items(short, tensor, tail, begin)
     if begin != len(tail):
         raise BadRequest(400, f"The tensors name {begin} bytes, and {len(tail)} follow the JSON.")
-    return found
+    return columns
 
 
 def _outputs(predictions: list[Any]) -> list[dict[str, Any]]:

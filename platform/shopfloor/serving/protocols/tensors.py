@@ -46,15 +46,15 @@ def items(name: str, tensor: dict[str, Any], tail: bytes, begin: int) -> tuple[n
     """
     size = (tensor.get("parameters") or {}).get("binary_data_size")
     if size is None:
-        found: np.ndarray | list[Any] = _listed(name, tensor.get("data"))
+        data: np.ndarray | list[Any] = _listed(name, tensor.get("data"))
     elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - begin:
         raise _refused(name, "has more bytes than follow the JSON")
     else:
-        found = _from_bytes(name, tensor["datatype"], tail[begin : begin + size])
+        data = _from_bytes(name, tensor["datatype"], tail[begin : begin + size])
         begin += size
-    if tensor["shape"] not in ([len(found)], [len(found), 1]):
-        raise _refused(name, f"its shape must be [{len(found)}] or [{len(found)}, 1], as it has {len(found)} items")
-    return found, begin
+    if tensor["shape"] not in ([len(data)], [len(data), 1]):
+        raise _refused(name, f"its shape must be [{len(data)}] or [{len(data)}, 1], as it has {len(data)} items")
+    return data, begin
 
 
 def to_bytes(datatype: str, values: list[Any]) -> bytes:
@@ -70,10 +70,10 @@ def to_bytes(datatype: str, values: list[Any]) -> bytes:
 def _listed(name: str, data: Any) -> list[Any]:
     if not isinstance(data, list):
         raise _refused(name, "has no list `data`")
-    found = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
-    if any(isinstance(item, list | dict) for item in found):
+    items = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
+    if any(isinstance(item, list | dict) for item in items):
         raise _refused(name, "must hold plain values")
-    return found
+    return items
 
 
 def _from_bytes(name: str, datatype: str, content: bytes) -> np.ndarray | list[Any]:
@@ -91,7 +91,7 @@ def _from_bytes(name: str, datatype: str, content: bytes) -> np.ndarray | list[A
 
 def _texts(name: str, content: bytes) -> list[str]:
     """Return texts that stand behind their lengths."""
-    found, begin = [], 0
+    texts, begin = [], 0
     while begin < len(content):
         if begin + _LENGTH.size > len(content):
             raise _refused(name, "ends within the length of a text")
@@ -100,11 +100,11 @@ def _texts(name: str, content: bytes) -> list[str]:
         if begin + length > len(content):
             raise _refused(name, "ends within a text")
         try:
-            found.append(content[begin : begin + length].decode())
+            texts.append(content[begin : begin + length].decode())
         except UnicodeDecodeError:
             raise _refused(name, "must hold texts in UTF-8") from None
         begin += length
-    return found
+    return texts
 
 
 def _refused(name: str, text: str) -> BadRequest:

@@ -169,8 +169,8 @@ def _open_inference(
     def read(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
         answers = {"200": {"description": "The answer.", "content": _json({"type": "object"})}}
         none = {"503": {"description": "No champion is loaded.", "content": problem}}
-        chosen = {"404": {"description": _REFUSALS["404"], "content": problem}} if parameters else {}
-        return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers | none | chosen}}
+        absent = {"404": {"description": _REFUSALS["404"], "content": problem}} if parameters else {}
+        return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers | none | absent}}
 
     return {
         root: read("Describe the server"),
@@ -195,7 +195,7 @@ def page(model: ServedModel, prefix: str, base_url: str, example: Mapping[str, A
         example: A row that is shown.
         config: Says what the use case is, and which entities may be sent.
     """
-    shown = json.dumps(example, indent=1)
+    text = json.dumps(example, indent=1)
     columns = model.rows.columns if model.rows else ()
     inputs = [(one.name, one.type, "yes" if one.required else "no") for one in columns]
     entities = config.online.entities if config.online else {}
@@ -211,8 +211,8 @@ def page(model: ServedModel, prefix: str, base_url: str, example: Mapping[str, A
         description=html.escape(config.description),
         meaning=html.escape(_meaning(config)),
         command=_curl(base_url, f"{prefix}/predict", example),
-        example=html.escape(shown),
-        height=min(30, shown.count("\n") + 2),
+        example=html.escape(text),
+        height=min(30, text.count("\n") + 2),
         inputs=_table(("name", "type", "required"), inputs),
         entities=looked_up if entities else "",
         feedback=_curl(base_url, f"{prefix}/feedback", feedback.EXAMPLE),

@@ -34,14 +34,14 @@ def parse(body: bytes) -> Feedback:
         BadRequest: It is none; the fields are named.
     """
     try:
-        given = Body.model_validate_json(body)
+        body_content = Body.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         if problems[0]["type"] == "json_invalid" or not problems[0]["loc"]:
             raise BadRequest(400, "The body must be one JSON object with request_id and outcome.") from None
-        named = {str(item["loc"][0])[:200]: item["msg"].replace("Input should be", "must be") for item in problems}
-        raise bad_fields([{"field": field, "problem": text} for field, text in named.items()]) from None
-    return Feedback(given.request_id, time.time(), json.dumps(given.outcome))
+        fields = {str(item["loc"][0])[:200]: item["msg"].replace("Input should be", "must be") for item in problems}
+        raise bad_fields([{"field": field, "problem": text} for field, text in fields.items()]) from None
+    return Feedback(body_content.request_id, time.time(), json.dumps(body_content.outcome))
 
 
 def operation(problem: dict[str, Any]) -> dict[str, Any]:

@@ -139,10 +139,10 @@ class Request:
         """The methods that the route takes, where it does not take this one."""
         self.failed = False
         """Whether the model failed, not the client."""
-        given = self.headers.get(REQUEST_ID, b"")
-        self.named = _GIVEN_ID.fullmatch(given) is not None
+        value = self.headers.get(REQUEST_ID, b"")
+        self.named = _GIVEN_ID.fullmatch(value) is not None
         """Whether the id came with the request."""
-        self.request_id = given.decode() if self.named else f"{_process}-{next(_numbers):x}"
+        self.request_id = value.decode() if self.named else f"{_process}-{next(_numbers):x}"
         self.features = b""
         """The row that the model was given, where it was completed."""
         self.json_bytes: int | None = None
@@ -207,8 +207,8 @@ class Request:
         """
         kind = self.headers.get(b"content-type", b"")
         if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
-            named = kind.decode("latin-1")[:100] or "none"
-            raise BadRequest(415, f"The content type must be application/json, not {named}.")
+            name = kind.decode("latin-1")[:100] or "none"
+            raise BadRequest(415, f"The content type must be application/json, not {name}.")
 
 
 def when_done(future: Future[Any], callback: Callable[[], None]) -> None:

@@ -143,11 +143,11 @@ def revoke(file: Path, name: str) -> None:
     """
 
     def without(lines: list[str]) -> list[str]:
-        kept = [line for line in lines if _words(line)[:1] != [name]]
-        if len(kept) == len(lines):
-            known = ", ".join(sorted({words[0] for line in lines if (words := _words(line))})) or "none"
-            raise UsageError(f"{file} has no token {name!r}.", f"It has {known}.")
-        return kept
+        others = [line for line in lines if _words(line)[:1] != [name]]
+        if len(others) == len(lines):
+            names = ", ".join(sorted({words[0] for line in lines if (words := _words(line))})) or "none"
+            raise UsageError(f"{file} has no token {name!r}.", f"It has {names}.")
+        return others
 
     _change(file, without)
 
