@@ -69,7 +69,7 @@ class ConflictError(ShopfloorError):
 
 
 MAX_CHARACTERS = 2000
-"""Of a line that another program wrote."""
+"""Length of a line that another program wrote, at most."""
 
 
 def first_line(error: BaseException, limit: int = MAX_CHARACTERS) -> str:

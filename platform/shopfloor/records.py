@@ -82,7 +82,7 @@ class Trial(Record):
     status: Literal["finished", "stopped", "failed"]
     """`stopped`: ASHA ended it early."""
     error: str = ""
-    """Why it failed, in one line."""
+    """Reason why it failed, in one line."""
     curve: list[tuple[int, float]] = []
     """Rounds to the search's metric, as it was reported on the way."""
 
@@ -128,7 +128,7 @@ class LiveNumbers(Record):
 
     version: str
     requests: int
-    """That it answered for somebody."""
+    """Number that it answered for somebody."""
     shadows: int
     """Copies that it answered for nobody."""
     metrics: dict[str, float]
@@ -171,7 +171,7 @@ class Evaluation(Record):
 
     rows: int
     metrics: dict[str, float]
-    """By the names of `judging.metrics`; one that is not defined on these rows is absent."""
+    """Values by the names of `judging.metrics`; one that is not defined on these rows is absent."""
     champion: str | None
     """Version of the champion that it was compared with."""
     champion_metrics: dict[str, float]

@@ -51,7 +51,7 @@ class MaterializedView(Record):
 
     name: str
     rows: int
-    """Of its source, of which each entity's newest is in the store."""
+    """Rows of its source, of which each entity's newest is in the store."""
     newest: dt.datetime | None
     """Event timestamp of the newest row; none where the view is empty."""
 

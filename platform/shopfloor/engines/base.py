@@ -75,7 +75,7 @@ class Job:
     from_step: str | None = None
     """This step and what follows it run even where their results are known."""
     function: str | None = None
-    """Which of the file's pipelines."""
+    """Name of one of the file's pipelines."""
 
 
 @runtime_checkable

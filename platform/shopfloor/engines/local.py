@@ -75,7 +75,7 @@ class LocalRun:
         self._processes = StepProcesses()
         self._guard = Guard()
         self.failures: list[str] = []
-        """Why tasks failed, each with the task's name; the run's listener has heard of those that began."""
+        """Reasons of tasks that failed, each with the task's name; the run's listener has heard of those that began."""
 
     def execute(self, pipeline: ir.Pipeline, arguments: dict[str, Any]) -> bool:
         """Run the pipeline to its end.

@@ -35,7 +35,7 @@ class Api:
     """A cluster's API as its errors name it."""
 
     kind: str
-    """As in `Argo server`."""
+    """Kind of the service, as in `Argo server`."""
     url: str
     namespace: str
     token_variable: str

@@ -42,7 +42,7 @@ class Execution:
     name: str
     """Unlike that of any other execution of the run, e.g. `train`, `train.0` in a loop, `inner.train`."""
     task: str
-    """As the pipeline has it."""
+    """Name of the task in the pipeline."""
     spec: ir.Message
     """KFP's `PipelineTaskSpec`."""
     arguments: Values
@@ -97,7 +97,7 @@ class Walk:
         self._places = threading.BoundedSemaphore(parallel)
         self._ended = threading.Event()
         self.failures: list[str] = []
-        """Why tasks failed, each with the task's name."""
+        """Reasons of tasks that failed, each with the task's name."""
         self._uses = Counter(pipeline.leaves(pipeline.root)[0])
 
     def run(self, arguments: Values) -> bool:

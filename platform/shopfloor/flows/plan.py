@@ -52,7 +52,7 @@ class Plan(Record):
     pipeline: str
     parameters: dict[str, Any]
     notes: list[str]
-    """What could not be looked up."""
+    """Sentences on what could not be looked up."""
     steps: list[StepPlan]
 
 

@@ -27,11 +27,11 @@ class Standing(BaseModel):
 
     use_case: str
     champion: str | None
-    """By the registry."""
+    """Version that the registry calls champion."""
     answers: str | None
-    """By the endpoint."""
+    """Version that answers at the endpoint."""
     challenger: str | None
-    """By the endpoint."""
+    """Version on trial at the endpoint."""
     canary_percent: float
     """Share of the challenger, by the endpoint."""
     changed: str

@@ -32,7 +32,7 @@ class Submission(Record):
     use_cache: bool = True
     from_step: str | None = None
     function: str | None = None
-    """Which of the file's pipelines."""
+    """Name of one of the file's pipelines."""
     arguments: dict[str, Any] = {}
     """Every parameter that was given or resolved."""
 

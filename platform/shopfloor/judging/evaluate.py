@@ -33,7 +33,7 @@ class Reference:
     scores: np.ndarray | None
     """Predictions, shape (rows,); `None` where it cannot answer these rows."""
     note: str
-    """Why it cannot."""
+    """Reason why it cannot."""
 
 
 def evaluate(

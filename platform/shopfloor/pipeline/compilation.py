@@ -42,11 +42,11 @@ class Compiled:
 
     name: str
     pipeline: Pipeline
-    """What KFP's compiler made of it."""
+    """The pipeline as KFP's compiler made it."""
     steps: list[str]
     """Names of the leaf tasks, in an order that respects their dependencies."""
     edges: list[tuple[str, str]]
-    """Which leaf task waits for which: (before, after)."""
+    """Pairs of leaf tasks of which the second waits for the first."""
     platforms: dict[str, Any]
     """KFP's platform configuration as JSON (`{"platforms": {"kubernetes": ...}}`), or empty."""
     file: Path

@@ -39,7 +39,7 @@ _LOADERS = {
 _NO_DATA = {".py", ".pyc", ".md", ".ipynb"}
 """Files beside the code that it does not read: other code, which is followed by its imports, and what people read."""
 _EVERYTHING = "*"
-"""In place of a module's name: all modules beside the one that imports it."""
+"""Stands for a module's name: all modules beside the one that imports it."""
 
 
 class StepKey(BaseModel):

@@ -47,7 +47,7 @@ class Found:
     outputs: Outputs | None
     """`None` where the step must run."""
     reason: str
-    """Why there is no result; empty where there is one, and where the key was never stored."""
+    """Reason why there is no result; empty where there is one, and where the key was never stored."""
     lost: bool = False
     """The store lost or changed what it had been given."""
     run_id: str = ""

@@ -33,7 +33,7 @@ class RunReport(Record):
     """One sentence."""
     steps: list[StepRecord]
     edges: list[tuple[str, str]]
-    """Which step waits for which: (before, after)."""
+    """Pairs of steps of which the second waits for the first."""
     data: DataVersion | None = None
     checks: Checks | None = None
     features: FeatureSet | None = None

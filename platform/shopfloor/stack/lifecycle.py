@@ -47,7 +47,7 @@ class ServiceStatus(Record):
     address: str
     version: str = ""
     memory_bytes: int = 0
-    """Of all its processes; a page that several share counts once."""
+    """Bytes of all its processes; a page that several share counts once."""
     processes: int = 0
     pid: int | None = None
     uptime_s: float = 0.0

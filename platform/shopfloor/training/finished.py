@@ -43,7 +43,7 @@ class FinishedTrials:
         self._section = section
         self.count = count
         self.kept = self._read()
-        """By trial id, those that finished; a trial that failed is tried again by the next attempt."""
+        """Trials that finished, by trial id; a trial that failed is tried again by the next attempt."""
         self.failed: dict[str, Trial] = {}
         self._curves: dict[str, list[tuple[int, float]]] = {}
 

@@ -26,7 +26,7 @@ from shopfloor.records import StepRecord
 from shopfloor.settings import Settings
 
 RUN_ID_DIGITS = 12
-"""Of the MLflow run's id in a workflow's name."""
+"""Digits of the MLflow run's id in a workflow's name."""
 SCHEDULE_LENGTH = 52
 """Argo refuses longer names of CronWorkflows: it appends the time."""
 _STATES: dict[str, RunState] = {

@@ -51,7 +51,7 @@ _STATES: dict[str, RunState] = {
     "CANCELED": "killed",
 }
 _POD = "-system-container-impl-"
-"""In the names of the pods that run components, not those that prepare for them."""
+"""Part of the names of the pods that run components, not of those that prepare for them."""
 _LOG_PATH = "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log"
 """Not in the backend's OpenAPI document, so its client has no call for it. It cannot follow."""
 POLL_S = 5.0

@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 QUEUE = 2000
 """Copies that wait at most."""
 QUEUE_BYTES = 64 * 1024 * 1024
-"""Of their bodies together."""
+"""Bytes of all bodies in the queue."""
 BATCH = 500
 """Copies that are answered together, at most."""
 BATCH_BYTES = 1024 * 1024
-"""Of their bodies, from which on no more are added: to put them together, a request waits for."""
+"""Bytes of the bodies in a batch, from which on no more are added: to put them together, a request waits for."""
 PAUSE_S = 0.1
 """Between two batches."""
 RESTART_S = (1.0, 10.0, 60.0)

@@ -34,7 +34,7 @@ class Native:
     matrix: Matrix
     """May be called by several threads at once."""
     one: Predictor
-    """Of one row, in the thread that answers requests."""
+    """Predictor of one row, in the thread that answers requests."""
     single_precision: bool = False
     """A matrix of 32 bits is enough: the library makes one of any other."""
     portable: bool = False

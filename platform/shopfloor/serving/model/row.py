@@ -86,7 +86,7 @@ class RowSchema:
         self.max_bytes = ROW_BYTES + sum(
             6 * len(column.name) + (TEXT_BYTES if column.type == "string" else VALUE_BYTES) for column in columns
         )
-        """Of the body of one row."""
+        """Bytes of the body of one row, at most."""
         fields = {column.name: _field(column, single_precision) for column in columns}
         self._schema = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
         self.single_precision = single_precision
@@ -225,7 +225,7 @@ _FIELD_SCHEMAS: dict[str, core_schema.CoreSchema] = {
     "datetime": core_schema.datetime_schema(strict=True),
 }
 _TAKEN = _FIELD_SCHEMAS | {"integer": _whole(INT32), "long": _whole(INT64)}
-"""What is taken for what the document describes."""
+"""Schemas of what is taken for what the document describes."""
 _ANYTHING: dict[str, Value] = {
     "boolean": False,
     "integer": 0,

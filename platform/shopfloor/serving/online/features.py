@@ -41,9 +41,9 @@ from shopfloor.use_case import import_code
 logger = logging.getLogger(__name__)
 
 Source = Literal["request", "computed", "online", "fallback", "missing"]
-"""Of a value: sent; computed from what was sent; read; not read in time; not known to the store, or too old there."""
+"""Source: sent; computed from what was sent; read; not read in time; not known to the store, or too old there."""
 Outcome = Literal["unneeded", "read", "late", "down"]
-"""Of the store, for a request."""
+"""Outcome of the store, for a request."""
 
 OUTCOMES: tuple[Outcome, ...] = ("unneeded", "read", "late", "down")
 
@@ -60,7 +60,7 @@ class Inputs:
     """The complete rows of a request."""
 
     rows: list[list[Value]]
-    """Each with the values of the model's columns, in order."""
+    """Rows, each with the values of the model's columns, in order."""
     sources: list[dict[str, Source]]
     """For each row and column where its value came from."""
     store: Outcome

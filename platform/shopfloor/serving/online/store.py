@@ -55,7 +55,7 @@ class OnlineStore:
     views: list[View]
     file: Path | None
     identity: tuple[int, int] | None
-    """Of the SQLite file: another one in its place is another store."""
+    """Device and number of the SQLite file: another one in its place is another store."""
 
     def gone(self) -> bool:
         """Tell whether the file is not what was opened."""

@@ -28,7 +28,7 @@ class Form(BaseModel):
     inputs: tuple[tuple[str, str, bool], ...] | None
     """Name, MLflow's type and whether it is required, of each column; `None` where the model takes no rows of them."""
     reason: str
-    """Why it takes none."""
+    """Reason why it takes none."""
     single_precision: bool
     quick: bool
     """Whether rows of numbers skip MLflow's parser."""
@@ -76,7 +76,7 @@ class Rows:
     """The rows of a body, in the one of three shapes in which they are answered."""
 
     matrix: np.ndarray | None = None
-    """Of a model with a quick way in."""
+    """Rows of a model with a quick way in."""
     records: list[dict[str, Any]] | None = None
     """Rows that lack features."""
     table: Any = None

@@ -27,7 +27,7 @@ ASKED_VERSION = VERSION_HEADER.lower().encode()
 JSON_BYTES = b"inference-header-content-length"
 RETRY_AFTER_S = 1
 MAX_HELD_BYTES = 512 * 1024 * 1024
-"""Of all bodies together, from which on those that are not here as a whole are refused."""
+"""Bytes of all bodies together, from which on those that are not here as a whole are refused."""
 ONCE = (
     b"authorization",
     b"content-type",
@@ -131,7 +131,7 @@ class Request:
         self.route = "other"
         """One of a few, for the metrics."""
         self.version = ""
-        """That answered; empty while none does."""
+        """Version that answered; empty while none does."""
         self.role = "live"
         self.admitted = False
         """Whether it takes a place among those that are answered."""
@@ -146,7 +146,7 @@ class Request:
         self.features = b""
         """The row that the model was given, where it was completed."""
         self.json_bytes: int | None = None
-        """Of the answer, where tensors follow as bytes."""
+        """Bytes of JSON in the answer, where tensors follow as bytes."""
         self.held = 0
         """Bytes of the body that are here."""
         self.working: Future[Any] | None = None
