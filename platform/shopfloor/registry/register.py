@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.judging import golden
+from shopfloor.judging import golden, offline
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
 from shopfloor.registry import flavors
 from shopfloor.registry.passport import FILE, find_passport, write_passport
@@ -94,7 +94,7 @@ def _make_version(
         settings.step_run_id
         or client.create_run(run_records.experiment(client, use_case.name), run_name="register").info.run_id
     )
-    requests = golden.ask_offline(settings, use_case, made_of["features"].uri, model)
+    requests = offline.ask_offline(settings, use_case, made_of["features"].uri, model)
     trial = Trial.model_validate_json(_text(settings, made_of["model"], "best_trial.json"))
     with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = flavors.module(use_case.model.flavor).log_model(

@@ -30,7 +30,6 @@ from shopfloor.serving.model.row import Column
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, filesystem, is_remote, join, publish, stored, sync
 from shopfloor.training import cluster as ray_cluster
-from shopfloor.use_case import load_use_case
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +81,6 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
             refuse, or was scored before.
         ServiceError: MLflow or the Ray cluster does not answer.
     """
-    load_use_case(settings, use_case)
     client = connect(settings)
     version = version or registry.alias_version(client, use_case, registry.CHAMPION) or ""
     if not version:

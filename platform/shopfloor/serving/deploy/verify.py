@@ -12,7 +12,8 @@ import os
 from typing import Any
 
 from shopfloor.errors import ServiceError, ShopfloorError
-from shopfloor.judging.golden import TOLERANCE, Golden, ask_offline, difference
+from shopfloor.judging.golden import TOLERANCE, Golden, difference
+from shopfloor.judging.offline import ask_offline
 from shopfloor.serving.contract import VERSION_HEADER
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.settings import Settings
