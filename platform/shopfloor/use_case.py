@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,8 @@ FUNCTIONS = {
     "expectations": ("suites",),
 }
 """What each module of a use case defines at least."""
+NAME = r"^[a-z][a-z0-9_]*$"
+"""A name of a use case: of its folder, its registered model, its application and its Python package."""
 Interval = tuple[dt.date, dt.date]
 
 
@@ -262,7 +265,7 @@ class ServingSection(_Section):
 class UseCase(_Section):
     """A validated `use_case.yaml`."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
     description: str = ""
     data: DataSection
     features: FeaturesSection
@@ -326,15 +329,28 @@ def list_use_cases(settings: Settings) -> list[str]:
     return sorted(file.parent.name for file in (settings.project_root / "pipelines").glob(f"*/{FILE_NAME}"))
 
 
+def require_name(name: str) -> None:
+    """Refuse what can be no name of a use case, a path above all.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UsageError(
+            f"{name[:100]!r} is no name of a use case.", "Use small letters, digits and _, as in pipelines/."
+        )
+
+
 def load_use_case(settings: Settings, name: str) -> UseCase:
     """Read and validate `pipelines/<name>/use_case.yaml`.
 
     Raises:
         NotFoundError: There is no use case of that name.
-        UsageError: The file is broken; the message names file, line and key.
+        UsageError: It is no name, or the file is broken; the message names file, line and key.
     """
     import yaml
 
+    require_name(name)
     file = settings.project_root / "pipelines" / name / FILE_NAME
     if not file.is_file():
         names = ", ".join(list_use_cases(settings)) or "none"

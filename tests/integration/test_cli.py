@@ -99,6 +99,34 @@ def test_a_command_asked_wrongly_is_one_line_and_exit_code_2(shopfloor, argument
     assert words in answer.stderr
 
 
+STRANGE = ("../../x", "penguins/../x", "penguins'", "/etc", "x/1/2", "", "a\nb")
+
+
+def commands_with(parameter, command=None, path=()):
+    """Yield each command that takes this parameter, as words for the shell before it."""
+    command = command or typer.main.get_command(main.app)
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands_with(parameter, child, (*path, name))
+    own = [one for one in command.params if one.name == parameter and not one.multiple]
+    others = ["pipelines/training.py" for one in command.params if one.param_type_name == "argument" and one not in own]
+    yield from ((*path, *others, *one.opts[-1:]) if one.opts[0].startswith("-") else path for one in own)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        pytest.param(command, words, id=" ".join(command))
+        for parameter, words in (("use_case", "is no name of a use case"), ("model", "names no version of a model"))
+        for command in commands_with(parameter)
+    ],
+)
+def test_a_name_that_is_a_path_is_one_line_wherever_a_name_is_taken(shopfloor, command, words):
+    for name in STRANGE:
+        answer = shopfloor(*command, name)
+        assert (answer.returncode, answer.stderr.count("\n")) == (2, 1), answer
+        assert answer.stderr.startswith(f"error: {name!r} {words}")
+
+
 def test_outside_of_a_project_every_command_says_where_to_go(shopfloor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -8,7 +8,7 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
-from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
+from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption, require_version
 
 if TYPE_CHECKING:
     from shopfloor.records import Passport
@@ -54,7 +54,12 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model, `model/version` or `model@alias`; default: its champion.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model, `model/version` or `model@alias`; default: its champion.", callback=require_version
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show the passport of a model version: what it was made of and how it was judged."""
@@ -126,6 +131,7 @@ def promote(
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
+    champion.version_of(rollout.registry(settings), name, version)
     answering = assignments.read(rollout.registry(settings), name).assignment.champion
     if refused := concern(settings, name, version, answering):
         render.progress(refused)
@@ -175,7 +181,11 @@ def _show_change(change: Change, as_json: bool) -> None:
 
 
 def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
-    """Return the name and the version of `model`, `model/version` or `model@alias`."""
+    """Return the name and the version of `model`, `model/version` or `model@alias`.
+
+    Raises:
+        NotFoundError: No version has that alias.
+    """
     from shopfloor.errors import NotFoundError
     from shopfloor.registry import passport as registry
 

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-UseCaseArgument = Annotated[str, typer.Argument(help="A folder in pipelines/ that holds a use_case.yaml.")]
+
+def _use_case_name(value: str | None) -> str | None:
+    """Refuse what can be no use case, before anybody looks for it in a folder, in MLflow or in Ray."""
+    from shopfloor.use_case import require_name
+
+    if value is not None:
+        require_name(value)
+    return value
+
+
+def require_version(value: str) -> str:
+    """Refuse what can name no model, `model/version` or `model@alias`: MLflow's names, without what its filters use.
+
+    Raises:
+        UsageError: It names none.
+    """
+    from shopfloor.errors import UsageError
+
+    if not re.fullmatch(r"\w[\w .-]*(/\d{1,9}|@[\w-]{1,255})?", value, re.ASCII):
+        raise UsageError(f"{value[:100]!r} names no version of a model.", "Write `model/version` or `model@alias`.")
+    return value
+
+
+UseCaseArgument = Annotated[
+    str, typer.Argument(help="A folder in pipelines/ that holds a use_case.yaml.", callback=_use_case_name)
+]
 UseCaseOption = Annotated[
-    str | None, typer.Option("--use-case", help="A folder in pipelines/ that holds a use_case.yaml.")
+    str | None,
+    typer.Option("--use-case", help="A folder in pipelines/ that holds a use_case.yaml.", callback=_use_case_name),
 ]
 """For a pipeline that may have none, and for lists that may be of one."""
 FileArgument = Annotated[
     str, typer.Argument(help="Pipeline file, e.g. pipelines/training.py, or a compiled pipeline in YAML.")
 ]
 VersionArgument = Annotated[
-    str, typer.Argument(help="`model/version` or `model@alias`; default: the model's challenger.")
+    str,
+    typer.Argument(help="`model/version` or `model@alias`; default: the model's challenger.", callback=require_version),
 ]
 RunArgument = Annotated[str, typer.Argument(help="Id of the run or its beginning; `latest` for the newest.")]
 ParameterOption = Annotated[

@@ -5,6 +5,7 @@ one transaction, is the number of a new model version. So each change is a new v
 `<use_case>.endpoint`, with the whole value in its tags and the number of the version before it as its base. It is
 valid only where its own number is the next one: whoever wrote in between took that number. A writer that lost, or that
 wakes up late, leaves an entry that nobody reads. The version's aliases and records are projections (`deploy/champion`).
+Entries older than the last hundred are removed; MLflow gives a number once, also where its entry is gone.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from __future__ import annotations
 import datetime as dt
 import getpass
 import json
+import logging
 import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from shopfloor.errors import AccessError, ConflictError, NotFoundError, ServiceError
+from shopfloor.errors import AccessError, ConflictError, NotFoundError, ServiceError, ShopfloorError
 from shopfloor.runs.mlflow import Mlflow, RefusedError, tags_of
 from shopfloor.serving.contract import LEASE_KEPT, TAG, Assignment
+
+logger = logging.getLogger(__name__)
 
 SUFFIX = ".endpoint"
 """What follows a use case's name in that of its ledger; no use case's name has a full stop."""
@@ -34,6 +38,10 @@ LEASE = "shopfloor.lease"
 """Tag of an entry: whether somebody still answers for the challenger's share, see `contract`."""
 APPLICATION = "shopfloor.application"
 """Tag of an entry: what Ray Serve is asked to run, and where."""
+KEPT = 100
+"""Numbers below that of the newest valid entry that stay, for whoever asks who changed what."""
+SWEEP_EVERY = 10
+"""Changes after which older entries are removed; one sweep removes twice as many at most."""
 _PAGE = 5
 """Newest entries that a reader asks for; there are more only where so many writers lost in a row."""
 _TRIES, _TRIES_OF_FAILURES = 10, 2
@@ -120,6 +128,8 @@ def change(mlflow: Mlflow, use_case: str, base: Entry, lease: str = LEASE_KEPT, 
         try:
             if _append(mlflow, use_case, number, tags, assignment) == number + 1:
                 assignment = assignment.model_copy(update={"revision": number + 1})
+                if (number + 1) % SWEEP_EVERY == 0:
+                    _sweep(mlflow, use_case, number + 1)
                 return Entry(assignment, lease, application, place, tokens_file, number + 1)
         except (AccessError, RefusedError):
             raise
@@ -181,17 +191,34 @@ def myself() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _entries(mlflow: Mlflow, use_case: str, count: int) -> list[Any]:
+def _entries(mlflow: Mlflow, use_case: str, count: int, order: Literal["ASC", "DESC"] = "DESC") -> list[Any]:
     try:
         return mlflow.search(
             "model-versions/search",
             "model_versions",
             filter=f"name = '{use_case}{SUFFIX}'",
-            order_by="version_number DESC",
+            order_by=f"version_number {order}",
             max_results=count,
         )
     except NotFoundError:
         return []
+
+
+def _sweep(mlflow: Mlflow, use_case: str, revision: int) -> None:
+    """Remove entries that are far below a valid one; what fails is left to the next sweep.
+
+    MLflow only marks a version as deleted, with all of its tags, so the longest one is taken off first.
+    """
+    try:
+        for version in _entries(mlflow, use_case, 2 * SWEEP_EVERY, "ASC"):
+            if int(version["version"]) > revision - KEPT:
+                return
+            name = {"name": version["name"], "version": version["version"]}
+            if APPLICATION in tags_of(version):
+                mlflow.post("model-versions/delete-tag", name | {"key": APPLICATION}, "DELETE")
+            mlflow.post("model-versions/delete", name, "DELETE")
+    except ShopfloorError as error:  # another writer sweeps too, or the registry is busy
+        logger.info("old entries of the endpoint of %s stay: %s", use_case, error)
 
 
 def _newest_valid(versions: list[Any]) -> Entry | None:
