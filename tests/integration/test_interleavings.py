@@ -75,3 +75,17 @@ def test_the_alias_the_assignment_and_the_endpoint_agree_when_the_dust_has_settl
     wait_until(lambda: live_versions(settings, CASE) == agreed)
     answers = post(f"{endpoint(settings, CASE)}/predict", row, **{"X-Shopfloor-Version": "champion"}).json()
     assert answers["version"] == decided.champion == lines[-1]["alias"]
+
+
+def test_entries_of_long_ago_are_gone_and_their_numbers_are_not_given_again(settings, storm):
+    mlflow = registry(settings)
+    entry = assignments.read(mlflow, CASE)
+    numbers = [int(version["version"]) for version in assignments._entries(mlflow, CASE, 1000)]
+    assert assignments.KEPT <= len(numbers) < assignments.KEPT + 5 * assignments.SWEEP_EVERY < numbers[0]
+    assert numbers == list(range(numbers[-1], entry.number + 1))[::-1]
+
+    newest = {"name": CASE + assignments.SUFFIX, "version": str(entry.number)}
+    mlflow.post("model-versions/delete", newest, "DELETE")  # as somebody might by hand
+    changed = assignments.change(mlflow, CASE, assignments.read(mlflow, CASE), champion="1", challenger=None)
+    assert changed.number > entry.number
+    assert assignments.read(mlflow, CASE).assignment == changed.assignment

@@ -28,6 +28,7 @@ from tests.support.endpoints import USE_CASE, post, register_models, rows_of, sh
 from tests.support.waiting import wait_until
 
 CASE, OTHER = "toy_promotion", "toy_abandoned"
+LEASE_S = 8.0
 
 KILLED = """
 import os, signal, sys
@@ -95,7 +96,7 @@ def abandoned(settings, row):
     for version in "12":
         client.copy_model_version(f"models:/{CASE}/{version}", OTHER)
     deploy(settings, OTHER, champion="1")
-    deploy(settings, OTHER, challenger="2", traffic=Traffic(canary_percent=100), judged=True)
+    deploy(settings, OTHER, challenger="2", traffic=Traffic(canary_percent=100), lease_s=LEASE_S)
     wait_until(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "2")
 
 
@@ -280,7 +281,7 @@ def test_a_deployment_that_times_out_leaves_no_share_behind(settings, row, first
 
 
 def test_a_share_that_is_given_up_goes_back_to_the_champion_at_once(settings, row, first):
-    entry = deploy(settings, CASE, challenger="2", traffic=Traffic(canary_percent=100), judged=True)
+    entry = deploy(settings, CASE, challenger="2", traffic=Traffic(canary_percent=100), lease_s=60)
     wait_until(lambda: answering(settings, row) == "2")
     assignments.renew(registry(settings), CASE, entry, LEASE_ENDED)
     wait_until(lambda: answering(settings, row) == "1")
@@ -320,7 +321,7 @@ def test_what_stood_in_the_tag_before_there_was_a_ledger_still_counts(settings, 
 
 
 def test_a_share_that_nobody_judges_any_more_has_gone_back_to_the_champion(settings, row, abandoned):
-    wait_until(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "1", timeout_s=90)
+    wait_until(lambda: post(f"{endpoint(settings, OTHER)}/predict", row).json()["version"] == "1")
     assert assignments.read(registry(settings), OTHER).assignment.canary_percent == 100  # as it was left
 
 

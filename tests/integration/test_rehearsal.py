@@ -1,10 +1,14 @@
 """Versions that do something to the process that loads them, from a registry in a file."""
 
+import asyncio
 import os
 
+import psutil
 import pytest
 from shopfloor.serving.beside import rehearsal
+from shopfloor.serving.contract import Assignment, Config
 from shopfloor.serving.model.loading import load_model
+from shopfloor.serving.replica.versions import Holding
 
 from tests.support.endpoints import file_registry
 
@@ -85,3 +89,33 @@ def test_a_version_that_is_not_there_is_said_as_mlflow_says_it(register, tmp_pat
     uri, name, _ = register("pass")
     with pytest.raises(rehearsal.RehearsalFailed, match=r"^MlflowException: .*99"):
         rehearsal.Rehearsal().fetch(uri, name, "99", tmp_path)
+
+
+def test_a_newer_assignment_ends_the_rehearsal_of_a_version_that_is_never_done(register, tmp_path):
+    pid = tmp_path / "pid"
+    tell = f"print(os.getpid(), file=open({str(pid)!r}, 'w'), flush=True)"
+    hang = f"{tell}; signal.signal(signal.SIGALRM, signal.SIG_IGN); time.sleep(600)"
+    uri, name, slow = register(f"if 'rehearsal' in ' '.join(sys.orig_argv): {hang}")
+    _, _, quick = register("pass")
+
+    async def follow() -> psutil.Process:
+        async def expect() -> None:
+            return None
+
+        async def until(holds) -> None:
+            async with asyncio.timeout(60):
+                while not holds():
+                    await asyncio.sleep(0.05)
+
+        holding = Holding(expect, lambda: None)
+        config = Config(use_case=name, tracking_uri=uri)
+        holding._take_up(config, Assignment(challenger=slow), asyncio.Event())
+        await until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+        process = psutil.Process(int(pid.read_text()))
+        holding._take_up(config, Assignment(challenger=quick), asyncio.Event())
+        await until(lambda: holding.challenger is not None)
+        assert (holding.challenger.version, list(holding.errors)) == (quick, [])
+        return process
+
+    ended = asyncio.run(follow())  # which ends when its threads have
+    assert not ended.is_running()

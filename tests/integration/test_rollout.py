@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,25 @@ import requests
 from shopfloor.errors import ConflictError, UsageError
 from shopfloor.flows import rollout as canary
 from shopfloor.flows.promote import standing
+from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy.champion import promote_version
-from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
+from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint, registry
 
 from tests.support.endpoints import USE_CASE, declared_traffic, register_models, rows_of, shopfloor
 from tests.support.waiting import wait_until
 
 CASE = "toy_rollout"
+
+JUDGE = """
+import sys
+from shopfloor.flows import rollout
+from shopfloor.settings import load_settings
+
+def tell(text):
+    print(text, flush=True)
+
+rollout.run(load_settings(), sys.argv[1], "2", tell, (30, 100), 60, lease_s=float(sys.argv[2]))
+"""
 
 LIVE = """
 gates:
@@ -174,6 +187,31 @@ def test_a_judge_whose_trial_somebody_else_ended_is_told_who_it_was(settings, ro
         2,
         f"error: {CASE} has no version on trial. `shopfloor deploy` puts one beside the champion.",
     )
+
+
+def test_a_judge_that_was_stopped_past_its_lease_finds_that_somebody_else_decided(settings, rows, champion):
+    judge = subprocess.Popen(
+        [sys.executable, "-c", JUDGE, CASE, "4"],
+        env=os.environ | settings.environment(),
+        cwd=settings.project_root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert judge.stdout.readline() == "Version 2 answers 30 % of the requests\n"
+    judge.send_signal(signal.SIGSTOP)
+    try:
+        assert declared_traffic(settings, CASE).canary_percent == 30
+        eventually(lambda: standing(settings, CASE).canary_percent == 0)
+        canary.end(settings, CASE, "its judge was gone")
+        decided = assignments.read(registry(settings), CASE).assignment
+    finally:
+        judge.send_signal(signal.SIGCONT)
+    _, errors = judge.communicate(timeout=60)
+    assert judge.returncode == 1
+    assert re.search(r"ConflictError: .*end of a trial by .*@.* \(its judge was gone\)", errors)
+    assert assignments.read(registry(settings), CASE).assignment == decided
+    assert standing(settings, CASE).answers == "1"
 
 
 def test_a_detached_rollout_is_judged_by_a_ray_job(settings, rows, champion):

@@ -30,3 +30,11 @@ def test_a_share_that_a_person_gave_stays_and_one_that_was_given_up_ends():
     assert Lease().holds(LEASE_KEPT, 1e9, UNIX_S)
     assert not Lease().holds(LEASE_ENDED, 0, UNIX_S)
     assert not Lease().holds("whatever", 0, UNIX_S)
+
+
+def test_a_lease_holds_for_as_long_as_it_says():
+    lease = Lease()
+    assert lease.holds(f"{UNIX_S}+2", 0, UNIX_S)
+    assert not lease.holds(f"{UNIX_S}+2", 3, UNIX_S + 3)
+    assert not Lease().holds(f"{UNIX_S - 5}+2", 100, UNIX_S)
+    assert Lease().holds(f"{UNIX_S - 50}+long", 100, UNIX_S)

@@ -34,7 +34,6 @@ TAG = "shopfloor.rollout"
 STAGES = (5.0, 25.0, 50.0, 100.0)
 POLL_S = 2.0
 GUARD_POLL_S = 5.0
-RENEW_S = LEASE_S / 6
 Ending = Literal["promoted", "rolled_back", "not_enough_data"]
 
 
@@ -75,7 +74,7 @@ def introduce(
     use_case: str,
     version: str,
     traffic: Traffic,
-    judged: bool = False,
+    lease_s: float | None = None,
     before: Entry | None = None,
 ) -> Entry:
     """Load a version beside the champion and give it its part of the requests.
@@ -85,7 +84,7 @@ def introduce(
         use_case: Its name.
         version: A version in the registry.
         traffic: What it gets.
-        judged: The caller renews the lease of its share; otherwise the share stays until somebody ends it.
+        lease_s: How long it keeps its share where the caller does not renew its lease; `None` until somebody ends it.
         before: What the caller read of the registry before it decided; `None` reads it now.
 
     Raises:
@@ -112,7 +111,7 @@ def introduce(
         raise UsageError(f"{use_case} has no champion that answers.", f"shopfloor models promote {use_case}/{version}")
     if traffic.canary_percent and case.gates.signature == "compatible":
         refuse_what_clients_cannot_ask(settings, use_case, version, assigned.champion)
-    entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, judged=judged, before=entry)
+    entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, lease_s=lease_s, before=entry)
     champion.project(mlflow, use_case, entry)
     return entry
 
@@ -191,6 +190,7 @@ def run(
     progress: Callable[[str], None],
     stages: Sequence[float] = STAGES,
     stage_timeout_s: float = 600.0,
+    lease_s: float = LEASE_S,
 ) -> RolloutResult:
     """Step a version through its stages and make it champion, or take it back.
 
@@ -201,6 +201,7 @@ def run(
         progress: Is told what happens.
         stages: Shares in percent, rising.
         stage_timeout_s: How long a stage may wait for enough requests.
+        lease_s: How long the version keeps its share where this process is killed or paused.
 
     Raises:
         UsageError: The stages do not rise from above 0 to 100 at most, there are no gates, or the log is off.
@@ -218,10 +219,10 @@ def run(
     verdicts: list[GateResult] = []
     for percent in remaining:
         share = Traffic(canary_percent=percent, shadow=True)
-        entry = introduce(settings, use_case, version, share, judged=True, before=entry)
+        entry = introduce(settings, use_case, version, share, lease_s, entry)
         progress(f"Version {version} answers {percent:g} % of the requests")
         with _lease(mlflow, use_case, entry):
-            verdicts = _watch(settings, mlflow, case, entry, version, start, stage_timeout_s)
+            verdicts = _watch(settings, mlflow, case, entry, version, start, stage_timeout_s, lease_s)
         missed = _missed(verdicts)
         if missed:
             reason = f"{missed[0].gate} is {missed[0].value:.6g}, the bound is {missed[0].bound}"
@@ -315,6 +316,7 @@ def _watch(
     version: str,
     start: dt.datetime,
     timeout_s: float,
+    lease_s: float,
 ) -> list[GateResult]:
     """Return the verdicts when each is decided or one is a miss, or when the time is over.
 
@@ -330,16 +332,16 @@ def _watch(
     while True:
         try:
             assignments.require_same(case.name, entry, assignments.read(mlflow, case.name))
-            if time.monotonic() - renewed > RENEW_S:
-                assignments.renew(mlflow, case.name, entry)
+            if time.monotonic() - renewed > lease_s / 6:
+                assignments.renew(mlflow, case.name, entry, assignments.fresh_lease(lease_s))
                 renewed = time.monotonic()
         except ServiceError:
-            if time.monotonic() - renewed > LEASE_S:
+            if time.monotonic() - renewed > lease_s:
                 raise
         try:
             log = _read(settings, case.name, start)
         except ServiceError:
-            if time.monotonic() - judged > LEASE_S:
+            if time.monotonic() - judged > lease_s:
                 raise
             time.sleep(POLL_S)
             continue

@@ -41,7 +41,8 @@ APPLICATION = "shopfloor.application"
 KEPT = 100
 """Numbers below that of the newest valid entry that stay, for whoever asks who changed what."""
 SWEEP_EVERY = 10
-"""Changes after which older entries are removed; one sweep removes twice as many at most."""
+"""Changes after which older entries are removed."""
+SWEPT_AT_ONCE = 50
 _PAGE = 5
 """Newest entries that a reader asks for; there are more only where so many writers lost in a row."""
 _TRIES, _TRIES_OF_FAILURES = 10, 2
@@ -159,20 +160,20 @@ def require_same(use_case: str, before: Entry, newest: Entry) -> None:
         )
 
 
-def renew(mlflow: Mlflow, use_case: str, entry: Entry, lease: str = "") -> None:
-    """Say that somebody answers for the challenger's share of this entry, for `LEASE_S` seconds or as `lease` says.
+def renew(mlflow: Mlflow, use_case: str, entry: Entry, lease: str) -> None:
+    """Say whether somebody answers for the challenger's share of this entry, and how long, see `contract`.
 
     Raises:
         ServiceError: MLflow does not answer, or refuses.
     """
     content = {"name": use_case + SUFFIX, "version": str(entry.assignment.revision), "key": LEASE}
     if entry.assignment.revision:
-        mlflow.post("model-versions/set-tag", content | {"value": lease or fresh_lease()})
+        mlflow.post("model-versions/set-tag", content | {"value": lease})
 
 
-def fresh_lease() -> str:
-    """Return a lease that begins now."""
-    return f"{time.time():.3f}"
+def fresh_lease(lease_s: float) -> str:
+    """Return a lease that begins now and holds for that time."""
+    return f"{time.time():.3f}+{lease_s:g}"
 
 
 def tokens_file_of(application: Mapping[str, Any] | None) -> str | None:
@@ -210,7 +211,7 @@ def _sweep(mlflow: Mlflow, use_case: str, revision: int) -> None:
     MLflow only marks a version as deleted, with all of its tags, so the longest one is taken off first.
     """
     try:
-        for version in _entries(mlflow, use_case, 2 * SWEEP_EVERY, "ASC"):
+        for version in _entries(mlflow, use_case, SWEPT_AT_ONCE, "ASC"):
             if int(version["version"]) > revision - KEPT:
                 return
             name = {"name": version["name"], "version": version["version"]}

@@ -23,7 +23,7 @@ TAG = "shopfloor.endpoint"
 LEASE_S = 60.0
 """How long a challenger keeps its share when nobody says any more that its trial goes on."""
 LEASE_KEPT, LEASE_ENDED = "kept", "ended"
-"""A lease that never runs out, and one that has; any other is the Unix time of its last renewal."""
+"""A lease that never runs out, and one that has; any other is `<Unix time of its last renewal>+<seconds>`."""
 Action = Literal["promote", "rollback", "deploy", "end", "remove"]
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import pickle
 import subprocess
 import threading
 from typing import Any, Literal
 
+from shopfloor.serving.beside import packing
 from shopfloor.serving.beside import process as side_process
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.protocols.parsed import Form, Rows
@@ -79,13 +79,12 @@ class Reader:
         if not line:
             raise EOFError("it says nothing")
         reply = json.loads(line)
-        # Our own module pickled it, of what it parsed. Piece by piece, because each holds the interpreter.
-        parts = [pickle.loads(stdout.read(length)) for length in reply.get("parts", [])]  # noqa: S301
+        parts = [stdout.read(length) for length in reply.get("parts", [])]
         if reply["last"]:
             self._stop()
         if "refused" in reply:
             raise BadRequest(*reply["refused"])
-        return joined(reply, parts)
+        return packing.unpack(reply, parts)
 
     def _stop(self) -> None:
         process, self._process = self._process, None
@@ -97,39 +96,3 @@ class Reader:
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
-
-
-def apart(rows: Rows) -> tuple[dict[str, Any], list[Any]]:
-    """Return what is small of rows, and the rest in parts of which none takes long to pickle."""
-    import pandas as pd
-
-    head = {"request": rows.request, "params": rows.params, "bare": rows.bare}
-    if rows.matrix is not None:
-        return head | {"shape": "matrix"}, [rows.matrix]
-    if rows.records is not None:
-        return head | {"shape": "records"}, [rows.records[at : at + 500] for at in range(0, len(rows.records), 500)]
-    if isinstance(rows.table, pd.DataFrame):
-        names = [rows.table.columns, rows.table.index]
-        return head | {"shape": "frame"}, names + [
-            rows.table.iloc[:, number].array for number in range(rows.table.shape[1])
-        ]
-    return head | {"shape": "other"}, [rows.table]
-
-
-def joined(head: dict[str, Any], parts: list[Any]) -> Rows:
-    """Return the rows of which `apart` made parts."""
-    matrix = records = table = None
-    match head["shape"]:
-        case "matrix":
-            [matrix] = parts
-        case "records":
-            records = [record for part in parts for record in part]
-        case "frame":
-            import pandas as pd
-
-            names, index, *columns = parts
-            table = pd.DataFrame(dict(enumerate(columns)), index=index)
-            table.columns = names
-        case _:
-            [table] = parts
-    return Rows(matrix, records, table, head["params"], head["bare"], head["request"])

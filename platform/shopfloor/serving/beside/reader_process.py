@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import os
-import pickle
 import resource
 import sys
 from pathlib import Path
@@ -30,7 +29,8 @@ def main() -> None:
     said = side_process.replies("reader")
     replies = said.buffer
 
-    from shopfloor.serving.beside.reader import READY, apart
+    from shopfloor.serving.beside.packing import pack
+    from shopfloor.serving.beside.reader import READY
     from shopfloor.serving.errors import BadRequest
     from shopfloor.serving.protocols import mlflow_scoring, open_inference
     from shopfloor.serving.protocols.parsed import Form
@@ -46,8 +46,7 @@ def main() -> None:
         try:
             form = form_of(json.dumps(order["form"]))
             read = mlflow_scoring.read if order["protocol"] == "mlflow" else open_inference.read
-            head, values = apart(read(form, body, order["kind"]))
-            parts = [pickle.dumps(value, 5) for value in values]
+            head, parts = pack(read(form, body, order["kind"]))
             reply = head | {"parts": [len(part) for part in parts]}
         except BadRequest as error:
             reply = {"refused": [error.status, error.message, error.fields]}

@@ -18,7 +18,7 @@ from shopfloor.errors import ConflictError, ServiceError, ShopfloorError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
-from shopfloor.serving.contract import DEPLOYMENT, LEASE_KEPT, Action, Config
+from shopfloor.serving.contract import DEPLOYMENT, LEASE_KEPT, LEASE_S, Action, Config
 from shopfloor.serving.deploy import applications
 from shopfloor.settings import Settings
 from shopfloor.use_case import load_use_case
@@ -83,7 +83,7 @@ def deploy(
     challenger: str | Keep | None = KEEP,
     traffic: Traffic | Keep = NO_TRAFFIC,
     timeout_s: float = DEPLOY_TIMEOUT_S,
-    judged: bool = False,
+    lease_s: float | None = None,
     reason: str = "",
     action: Action = "deploy",
     before: Entry | None = None,
@@ -97,7 +97,8 @@ def deploy(
         challenger: Version that answers whoever asks for it; the same.
         traffic: What the challenger gets of the other requests.
         timeout_s: How long to wait for all of it, the start of a replica included.
-        judged: The caller renews the challenger's lease; otherwise the share stays until somebody ends it.
+        lease_s: How long the challenger keeps its share where the caller does not renew its lease; `None` until
+            somebody ends it.
         reason: Why, for the record.
         action: What kind of change it is.
         before: What the caller read of the registry before it decided; `None` reads it now.
@@ -122,7 +123,7 @@ def deploy(
         use_case,
         before,
         # Whoever is killed while it loads leaves a share that ends by itself.
-        lease=assignments.fresh_lease() if share != NO_TRAFFIC else LEASE_KEPT,
+        lease=assignments.fresh_lease(lease_s or LEASE_S) if share != NO_TRAFFIC else LEASE_KEPT,
         champion=wanted,
         before=assigned.before if wanted == assigned.champion else None,
         challenger=assigned.challenger if isinstance(challenger, Keep) else challenger,
@@ -136,8 +137,9 @@ def deploy(
     )
     try:
         hold(settings, use_case, entry, deadline)
-        if share != NO_TRAFFIC and not judged:
-            assignments.renew(mlflow, use_case, entry, LEASE_KEPT)
+        if share != NO_TRAFFIC:  # loading may have taken longer than the lease
+            lease = LEASE_KEPT if lease_s is None else assignments.fresh_lease(lease_s)
+            assignments.renew(mlflow, use_case, entry, lease)
     except BaseException:
         with contextlib.suppress(ShopfloorError):
             _take_back(mlflow, use_case, entry, before)

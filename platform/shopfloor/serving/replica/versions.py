@@ -48,17 +48,18 @@ class Lease:
         """
         if lease in {LEASE_KEPT, LEASE_ENDED}:
             return lease == LEASE_KEPT
+        renewed, _, length = lease.partition("+")
         if lease != self._value:
-            age_s = max(0.0, unix_s - _unix_s(lease)) if self._value is None else 0.0
+            age_s = max(0.0, unix_s - _number(renewed, 0.0)) if self._value is None else 0.0
             self._value, self._changed_s = lease, now_s - age_s
-        return now_s - self._changed_s < LEASE_S
+        return now_s - self._changed_s < _number(length, LEASE_S)
 
 
-def _unix_s(lease: str) -> float:
+def _number(text: str, otherwise: float) -> float:
     try:
-        return float(lease)
+        return float(text)
     except ValueError:  # somebody's own hand
-        return 0.0
+        return otherwise
 
 
 class Holding:
