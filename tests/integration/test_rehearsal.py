@@ -103,7 +103,7 @@ def test_a_newer_assignment_ends_the_rehearsal_of_a_version_that_is_never_done(r
             return None
 
         async def until(holds) -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 while not holds():
                     await asyncio.sleep(0.05)
 

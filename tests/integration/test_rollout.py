@@ -202,7 +202,7 @@ def test_a_judge_that_was_stopped_past_its_lease_finds_that_somebody_else_decide
     judge.send_signal(signal.SIGSTOP)
     try:
         assert declared_traffic(settings, CASE).canary_percent == 30
-        eventually(lambda: standing(settings, CASE).canary_percent == 0)
+        wait_until(lambda: standing(settings, CASE).canary_percent == 0)
         canary.end(settings, CASE, "its judge was gone")
         decided = assignments.read(registry(settings), CASE).assignment
     finally:

@@ -102,7 +102,7 @@ class Mlflow:
         except ValueError:
             content = None
         if answer.status_code in (401, 403):
-            raise self._denied(answer.status_code)
+            raise _denied(answer.status_code == 401, f"The MLflow server at {self.tracking_uri}")
         if answer.status_code >= 500:
             raise ServiceError(
                 f"The MLflow server at {self.tracking_uri} answers {answer.status_code}: {_words(answer, content)}",
@@ -119,21 +119,28 @@ class Mlflow:
             raise NotFoundError(f"MLflow has no such thing: {_words(answer, content)}", "")
         raise RefusedError(f"MLflow refuses: {_words(answer, content)}", code)
 
-    def _denied(self, status: int) -> AccessError:
-        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-        if status == 401:
-            return AccessError(
-                f"The MLflow server at {self.tracking_uri} does not accept "
-                + (f"the password of {user!r}." if user else "a request without credentials."),
-                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
-            )
-        return AccessError(
-            f"The MLflow server at {self.tracking_uri} does not let {user or 'this user'!r} do that.",
-            "Ask who administers it for the permission.",
-        )
-
     def _foreign(self, what: str) -> ServiceError:
         return ServiceError(f"What answers at {self.tracking_uri} is no MLflow server: {what}.", "Mend tracking_uri.")
+
+
+def denied(error: BaseException) -> AccessError | None:
+    """Return an exception of MLflow's own client as an error of ours, where it says that the caller may not do that."""
+    code = getattr(error, "error_code", None) if type(error).__module__ == "mlflow.exceptions" else None
+    if code not in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return None
+    return _denied(code == "UNAUTHENTICATED", "The MLflow server")
+
+
+def _denied(unknown: bool, server: str) -> AccessError:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if unknown:
+        return AccessError(
+            f"{server} does not accept " + (f"the password of {user!r}." if user else "a request without credentials."),
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+        )
+    return AccessError(
+        f"{server} does not let {user or 'this user'!r} do that.", "Ask who administers it for the permission."
+    )
 
 
 def tags_of(thing: Mapping[str, Any]) -> dict[str, str]:
@@ -207,7 +214,7 @@ def lookup(client: Any) -> Iterator[None]:
     except (MlflowException, requests.RequestException) as error:
         if getattr(error, "error_code", "") in {_ABSENT, "INVALID_PARAMETER_VALUE"}:
             raise NotFoundError(f"MLflow has no such thing: {first_line(error, 300)}.", "") from error
-        raise ServiceError(
+        raise denied(error) or ServiceError(
             f"The MLflow server at {client.tracking_uri} cannot say: {first_line(error, 300)}.",
             "See `shopfloor status`.",
         ) from error

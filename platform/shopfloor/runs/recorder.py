@@ -38,6 +38,7 @@ from shopfloor.runs.index import (
 )
 from shopfloor.runs.mlflow import add_params
 from shopfloor.runs.mlflow import connect as connect
+from shopfloor.runs.mlflow import denied
 from shopfloor.settings import Settings
 from shopfloor.storage import EFFECT
 
@@ -59,7 +60,7 @@ def answering(settings: Settings) -> Iterator[None]:
 
 
 def _stopped_answering(settings: Settings, error: Exception) -> ServiceError:
-    return ServiceError(
+    return denied(error) or ServiceError(
         f"The MLflow server {settings.tracking_uri} stopped answering: {first_line(error, 200)}.",
         "Start it (shopfloor up) and submit again: finished steps are kept.",
     )

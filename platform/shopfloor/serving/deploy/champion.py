@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from shopfloor.errors import ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
+from shopfloor.errors import AccessError, ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
 from shopfloor.runs.mlflow import Mlflow, RefusedError, tags_of
 from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK
 from shopfloor.serving import assignment as assignments
@@ -125,13 +125,22 @@ def project(mlflow: Mlflow, use_case: str, entry: Entry) -> None:
     """Write the alias and the versions' records as the registry's assignment has them, until it holds still.
 
     Raises:
-        ServiceError: MLflow does not answer, or refuses.
+        ServiceError: MLflow refuses, or did not answer twice.
     """
+    failed = False
     for _ in range(_TRIES):
         if not entry.assignment.revision:
             return
-        _project(mlflow, use_case, entry)
-        newest = assignments.read(mlflow, use_case)
+        try:
+            _project(mlflow, use_case, entry)
+            newest = assignments.read(mlflow, use_case)
+        except (AccessError, RefusedError):
+            raise
+        except ServiceError:  # all of it may be written twice
+            if failed:
+                raise
+            failed = True
+            continue
         if newest.assignment.revision == entry.assignment.revision:
             return
         entry = newest
@@ -241,7 +250,10 @@ def _switch(
             "It follows by itself; `shopfloor up` waits for it.",
         ) from error
     finally:
-        project(mlflow, use_case, entry)
+        try:
+            project(mlflow, use_case, entry)
+        except ServiceError as error:  # the decision stands; every command writes what shows it elsewhere
+            logger.warning("The alias and the records of %s are late: %s", use_case, error)
 
 
 def _guard(settings: Settings, use_case: str) -> None:

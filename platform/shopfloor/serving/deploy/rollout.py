@@ -237,6 +237,8 @@ def _wait_until_held(settings: Settings, use_case: str, entry: Entry, deadline: 
     for status in _statuses(settings, use_case, deadline):
         if status is None or status.get("digest") != digest:
             seen = _check_progress(settings, use_case, entry)
+            if status is not None and status.get("registry"):
+                seen = f"a replica cannot read its assignment: {status['registry']}"
             continue
         for version in wanted.versions():
             if version in status["errors"]:
@@ -251,7 +253,8 @@ def _wait_until_held(settings: Settings, use_case: str, entry: Entry, deadline: 
             if len(ready) >= replicas:
                 return
     raise ServiceError(
-        f"The endpoint {endpoint(settings, use_case)} did not load {', '.join(wanted.versions())} in time: {seen}.",
+        f"The endpoint {endpoint(settings, use_case)} did not load {', '.join(wanted.versions())} in time: "
+        f"{seen.rstrip('.')}.",
         f"Look at its logs in {settings.ray_dashboard_url}, then deploy again.",
     )
 

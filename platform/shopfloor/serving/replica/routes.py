@@ -194,10 +194,11 @@ class Routes:
     def _status(self, knows: bool) -> dict[str, Any]:
         """Return what the replica holds; to those who show no token where one is asked for, without addresses."""
         config, holding = self.config, self._holding
-        errors, problem = holding.errors, self._answering.online_problem
+        errors, problem, registry = holding.errors, self._answering.online_problem, holding.registry_problem
         if not knows:
             errors = {version: without_addresses(text) for version, text in errors.items()}
             problem = problem and without_addresses(problem)
+            registry = without_addresses(registry)
         return {
             "use_case": config.use_case,
             "champion": holding.champion.version if holding.champion else None,
@@ -207,6 +208,7 @@ class Routes:
             "kept": holding.before.version if holding.before else None,
             "errors": errors,
             "online_features": problem,
+            "registry": registry or None,
             "assigned": holding.assignment.model_dump(include=_ASSIGNED),
             "canary_percent": holding.canary_percent,
             "config": config.model_dump(exclude=_KEPT_BACK),

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from shopfloor.errors import AccessError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.beside import rehearsal
@@ -73,6 +74,8 @@ class Holding:
         """By version."""
         self.errors: dict[str, str] = {}
         """Why a version does not load."""
+        self.registry_problem = ""
+        """Why the assignment cannot be read now; empty where it can."""
         self.assignment = Assignment()
         self.canary_percent = 0.0
         """Share of the challenger now: the assignment's, as long as somebody answers for it."""
@@ -134,7 +137,6 @@ class Holding:
         import requests
 
         taken: Assignment | None = None
-        problem = ""
         look = asyncio.get_running_loop().run_in_executor
         try:
             with requests.Session() as session:
@@ -143,16 +145,18 @@ class Holding:
                     lease = None
                     try:
                         entry = await look(self._looking, assignments.read, mlflow, config.use_case)
-                        problem, lease = "", entry.lease
+                        self.registry_problem, lease = "", entry.lease
                         if not entry.known:  # a registry that lost the model takes no champion off
                             first.set()
                         elif entry.assignment != taken:
                             taken = entry.assignment
                             self._take_up(config, taken, first)
                     except Exception as error:  # whatever it is, the next look may go well
-                        if str(error) != problem:
+                        if str(error) != self.registry_problem:
                             logger.warning("%s: %s", type(error).__name__, error)
-                        problem = str(error)
+                        self.registry_problem = str(error)
+                        if isinstance(error, AccessError):  # which no waiting mends
+                            first.set()
                     self._share(lease)
                     await asyncio.sleep(LOOK_EVERY_S)
         finally:  # nobody waits for a follower that has ended
@@ -228,6 +232,8 @@ class Holding:
 
     def _why_no_champion(self) -> str:
         wanted = self.assignment.champion
+        if wanted is None and self.registry_problem:
+            return "Who is champion cannot be read from the registry; `/status` says why."
         if wanted is None:
             return "No version is champion yet; promote one with `shopfloor models promote`."
         return f"Version {wanted} is to be champion and does not load: {self.errors.get(wanted, 'it is loading')}."

@@ -1,0 +1,275 @@
+"""A registry that asks for passwords, and one that fails in the middle of a promotion: one line, and one truth."""
+
+import asyncio
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import requests
+from shopfloor.cli import main
+from shopfloor.errors import AccessError, ShopfloorError
+from shopfloor.runs.mlflow import Mlflow, connect
+from shopfloor.serving import assignment as assignments
+from shopfloor.serving.contract import Config
+from shopfloor.serving.deploy import applications, champion, rollout
+from shopfloor.serving.replica import versions
+from shopfloor.serving.replica.versions import Holding
+from shopfloor.settings import Settings
+
+from tests.support.endpoints import USE_CASE, stop
+from tests.support.project import BIN, ROOT
+from tests.support.waiting import free_port, wait_for
+
+CASE = "toy_trouble"
+PASSWORDS = {"ann": "what-ann-knows-1", "rita": "what-rita-knows-1"}
+"""The administrator's, and that of one who may only read."""
+AUTH = """
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///{directory}/users.db
+admin_username = ann
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("trouble")
+    (directory / "auth.ini").write_text(AUTH.format(directory=directory))
+    case = directory / "pipelines" / CASE
+    case.mkdir(parents=True)
+    (case / "use_case.yaml").write_text(USE_CASE.format(name=CASE))
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    with (directory / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                *(BIN / "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port)),
+                *("--workers", "1", "--backend-store-uri", f"sqlite:///{directory}/mlflow.db"),
+            ],
+            env=os.environ
+            | {
+                "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORDS["ann"],
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
+            cwd=directory,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            wait_for(f"{uri}/health", server)
+            yield Settings(project_root=directory, state_dir=directory / "state", tracking_uri=uri)
+        finally:
+            stop(server)
+
+
+@pytest.fixture
+def user(monkeypatch):
+    """Give a function that lets this process ask as somebody."""
+
+    def become(name, password=None):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password or PASSWORDS[name])
+
+    return become
+
+
+@pytest.fixture(scope="module")
+def registered(settings):
+    """Two versions of a model without files, and one who may look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORDS["ann"])
+        mlflow = Mlflow(settings.tracking_uri, 30)
+        mlflow.post("users/create", {"username": "rita", "password": PASSWORDS["rita"]})
+        mlflow.post("registered-models/create", {"name": CASE})
+        for _ in range(2):
+            mlflow.post("model-versions/create", {"name": CASE, "source": "shopfloor:/nothing"})
+
+
+@pytest.fixture
+def no_endpoint(monkeypatch):
+    """Leave out of a promotion what an endpoint says to it; replicas are asked by the tests themselves."""
+    monkeypatch.setattr(rollout, "hold", lambda *_, **__: None)
+    monkeypatch.setattr(rollout, "holds_already", lambda *_: False)
+    monkeypatch.setattr(applications, "build", lambda settings, case, before: before)
+
+
+@pytest.fixture
+def replica(monkeypatch):
+    """Give a function that lets a new replica follow the registry; it returns what the replica then holds."""
+    monkeypatch.setattr(versions, "load_model", lambda uri, name, version, fetch: SimpleNamespace(version=version))
+
+    async def follow(uri):
+        async def expect():
+            return None
+
+        holding = Holding(expect, lambda: None)
+        async with asyncio.timeout(30):
+            await holding.follow(Config(use_case=CASE, tracking_uri=uri))
+        return holding
+
+    return lambda settings: asyncio.run(follow(settings.tracking_uri))
+
+
+class Proxy(http.server.ThreadingHTTPServer):
+    """Stands before MLflow, and answers one request with 503: instead of MLflow, or after it has done its part."""
+
+    def __init__(self, behind):
+        self.behind, self.seen, self.fails_at, self.reaches = behind, 0, None, False
+        super().__init__(("127.0.0.1", 0), Forwarding)
+
+    def fail(self, number, reaches):
+        self.seen, self.fails_at, self.reaches = 0, number, reaches
+
+
+class Forwarding(http.server.BaseHTTPRequestHandler):
+    def forward(self):
+        proxy = self.server
+        proxy.seen += 1
+        failing = proxy.seen == proxy.fails_at
+        status, content = 503, b"upstream connect error"
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not failing or proxy.reaches:
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            answer = requests.request(self.command, proxy.behind + self.path, data=body, headers=headers, timeout=30)
+            if not failing:
+                status, content = answer.status_code, answer.content
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = forward
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def proxy(settings):
+    with Proxy(settings.tracking_uri) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("reaches", [False, True], ids=["lost on its way", "done, and not answered"])
+def test_whichever_call_of_a_promotion_fails_registry_alias_and_replicas_agree_in_the_end(
+    settings, registered, user, no_endpoint, replica, proxy, reaches
+):
+    user("ann")
+    direct = rollout.registry(settings)
+    through = settings.model_copy(update={"tracking_uri": f"http://127.0.0.1:{proxy.server_port}"})
+    before = assignments.read(direct, CASE).assignment.champion
+    told, number = [], 0
+    while proxy.seen >= number:  # until a promotion has no such call any more
+        number += 1
+        wanted = "1" if before == "2" else "2"
+        proxy.fail(number, reaches)
+        said = promoted(through, wanted)
+        told.append(said)
+        entry = assignments.read(direct, CASE)
+        decided = entry.assignment.champion
+        if said:
+            assert "503" in said
+            assert "\n" not in said
+            assert decided in {before, wanted}
+            champion.project(direct, CASE, entry)  # as every command does first
+        else:
+            assert decided == wanted
+        found = aliases(direct)
+        assert (found.get("champion"), found.get("challenger")) == (decided, entry.assignment.challenger)
+        assert decided is None or replica(settings).champion.version == decided
+        before = decided
+    assert number > 8
+    assert any(told)
+    assert not all(told)
+
+
+def promoted(settings, version):
+    """Promote a version, and return what was said where that failed."""
+    try:
+        champion.promote_version(settings, CASE, version)
+    except ShopfloorError as error:
+        return str(error)
+    return ""
+
+
+def aliases(mlflow):
+    model = mlflow.get("registered-models/get", "registered_model", name=CASE)
+    return {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
+
+
+WRONG = {
+    "a wrong password": ("ann", "what-bob-knows-1", "does not accept the password of 'ann'"),
+    "nobody": ("", "", "does not accept a request without credentials"),
+}
+
+
+COMMANDS = (
+    ("models", "list"),
+    ("models", "show", "flight_delays/1"),
+    ("models", "promote", "flight_delays/1"),
+    ("models", "rollback", "flight_delays"),
+    ("deploy", "flight_delays/1"),
+    ("undeploy", "flight_delays"),
+    ("rollout", "status", "flight_delays"),
+    ("rollout", "guard", "flight_delays"),
+    ("rollout", "end", "flight_delays"),
+    ("rollout", "run", "flight_delays/1"),
+    ("rollout", "run", "flight_delays/1", "--detach"),
+    ("runs", "list"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("who", WRONG)
+def test_a_command_with_wrong_credentials_is_one_line(settings, user, monkeypatch, capsys, tmp_path, who, command):
+    name, password, words = WRONG[who]
+    user(name, password or "-")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SHOPFLOOR_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("SHOPFLOOR_TRACKING_URI", settings.tracking_uri)
+    monkeypatch.setattr(sys, "argv", ["shopfloor", *command])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (1, 1), said
+    assert said.startswith("error: The MLflow server")
+    assert words in said
+    assert "MLFLOW_TRACKING_PASSWORD" in said
+
+
+def test_who_may_only_read_is_told_so_and_changes_nothing(settings, registered, user, no_endpoint):
+    user("ann")
+    if assignments.read(rollout.registry(settings), CASE).assignment.champion is None:
+        champion.promote_version(settings, CASE, "1")
+    before = assignments.read(rollout.registry(settings), CASE)
+    user("rita")
+    connect(settings)
+    wanted = "2" if before.assignment.champion == "1" else "1"
+    with pytest.raises(AccessError, match="does not let 'rita' do that"):
+        champion.promote_version(settings, CASE, wanted)
+    user("ann")
+    assert assignments.read(rollout.registry(settings), CASE) == before
+
+
+def test_a_replica_with_wrong_credentials_says_so_instead_of_waiting(settings, registered, user, replica):
+    user("ann", "what-bob-knows-1")
+    holding = replica(settings)
+    assert holding.champion is None
+    assert "does not accept the password of 'ann'" in holding.registry_problem
+    with pytest.raises(Exception, match="Who is champion cannot be read"):
+        holding.the_champion()
+    user("ann")
+    assert replica(settings).registry_problem == ""
