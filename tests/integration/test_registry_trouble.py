@@ -33,6 +33,7 @@ default_permission = READ
 database_uri = sqlite:///{directory}/users.db
 admin_username = ann
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 300
 """
 
 
