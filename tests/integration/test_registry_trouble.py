@@ -100,7 +100,7 @@ def no_endpoint(monkeypatch):
     """Leave out of a promotion what an endpoint says to it; replicas are asked by the tests themselves."""
     monkeypatch.setattr(rollout, "hold", lambda *_, **__: None)
     monkeypatch.setattr(rollout, "holds_already", lambda *_: False)
-    monkeypatch.setattr(applications, "build", lambda settings, case, before: before)
+    monkeypatch.setattr(applications, "build", lambda settings, case, before: before.application)
 
 
 @pytest.fixture

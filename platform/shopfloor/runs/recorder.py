@@ -36,9 +36,8 @@ from shopfloor.runs.index import (
     steps_of,
     this_process,
 )
-from shopfloor.runs.mlflow import add_params
+from shopfloor.runs.mlflow import add_params, denied
 from shopfloor.runs.mlflow import connect as connect
-from shopfloor.runs.mlflow import denied
 from shopfloor.settings import Settings
 from shopfloor.storage import EFFECT
 
