@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from shopfloor.engines.forks import Fork, ForkServer
+
 TERMINATION_GRACE_S = 5.0
 
 
@@ -22,11 +24,14 @@ class StepProcesses:
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._running: dict[int, subprocess.Popen[bytes] | Fork] = {}
+        self._server = ForkServer()
         self.stopped = threading.Event()
         """Whether the run is stopped: set once, by `stop`."""
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path) -> int:
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path, forkable: bool = False
+    ) -> int:
         """Run a command to its end; once the run is stopped, the end comes at once.
 
         Args:
@@ -34,21 +39,13 @@ class StepProcesses:
             environment: All of its variables.
             directory: Where it works.
             log: Takes what it prints, at its end.
+            forkable: Whether the process may come from one that has imported the platform's libraries already.
 
         Returns:
             Its exit code; that of a process which a signal ended is the signal's number below zero.
         """
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                cwd=directory,
-                start_new_session=True,
-                umask=0o077,  # what it writes is for this account alone
-            )
+        fork = self._server.fork(command, environment, directory, log) if forkable else None
+        process = fork or _spawn(command, environment, directory, log)
         self._running[process.pid] = process
         try:
             if self.stopped.is_set():
@@ -63,8 +60,28 @@ class StepProcesses:
         for process in list(self._running.values()):
             end_process_group(process)
 
+    def close(self) -> None:
+        """Let go what the steps of a run share, once all of them have ended."""
+        self._server.close()
 
-def end_process_group(process: subprocess.Popen[bytes]) -> None:
+
+def _spawn(
+    command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path
+) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            cwd=directory,
+            start_new_session=True,
+            umask=0o077,  # what it writes is for this account alone
+        )
+
+
+def end_process_group(process: subprocess.Popen[bytes] | Fork) -> None:
     """End a process and all of its group: SIGTERM, and SIGKILL for what is left after some seconds.
 
     Args:
