@@ -254,7 +254,8 @@ def _optional(name: str, action: Callable[[], None]) -> Row:
     except (InvalidResponseError, S3Error, ServerError) as error:
         if isinstance(error, S3Error) and error.response.status in {401, 403}:
             raise
-        return Row(name=name, verdict="unsupported", message=first_line(error, 200))
+        message = error.message if isinstance(error, S3Error) else first_line(error, 60)
+        return Row(name=name, verdict="unsupported", message=message or "")
     return Row(name=name, verdict="ok", message="set")
 
 
