@@ -401,7 +401,7 @@ def test_more_slow_clients_than_there_are_places_keep_nobody_out(url, row):
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_IN_FLIGHT + 10):
             begin(stack, url, length=50_000, sent=20_000)  # more than HAProxy holds back
-        wait_until(lambda: in_flight(url) > MAX_IN_FLIGHT)
+        wait_until(lambda: in_flight(url) >= MAX_IN_FLIGHT)
         assert {post(f"{url}/predict", row).status_code for _ in range(10)} == {200}
 
 
