@@ -306,3 +306,24 @@ def test_ctrl_c_is_exit_code_130(tmp_path):
     assert "waiting" in said
     assert rest == "Stopped.\n"
     assert waiting.returncode == 130
+
+
+def test_a_compiled_file_is_replaced_as_a_whole_and_keeps_its_permissions(shopfloor, tmp_path):
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    file = folder / "run.yaml"
+    file.write_text("what was there\n")
+    file.chmod(0o640)
+    pipeline = tmp_path / "saying.py"
+    pipeline.write_text(
+        "from kfp import dsl\n\n@dsl.component\ndef say(text: str) -> str:\n    return text\n\n"
+        "@dsl.pipeline\ndef saying():\n    say(text='a')\n"
+    )
+    with file.open() as reader:
+        answer = shopfloor("compile", str(pipeline), "--engine", "argo", "-o", str(file))
+        assert answer.returncode == 0, answer.stderr
+        assert reader.read() == "what was there\n", "who reads the old file reads it to its end"
+
+    assert "kind: Workflow" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert list(folder.iterdir()) == [file]
