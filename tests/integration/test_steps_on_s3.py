@@ -20,6 +20,7 @@ import pandas as pd
 import psutil
 import pytest
 from pyarrow import fs
+from ray import tune
 from shopfloor import storage
 from shopfloor.data import features as feature_build
 from shopfloor.data import quality, versions
@@ -273,7 +274,11 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
     assert all("validate-logloss" in trial.metrics for trial in found.trials)
 
 
-def test_trials_that_fail_are_counted_with_their_reason_and_the_others_go_on(project, features, capsys):
+def test_trials_that_fail_are_tried_once_and_counted_with_their_reason_and_the_others_go_on(
+    project, features, capsys, monkeypatch
+):
+    again = []
+    monkeypatch.setattr(tune.Callback, "on_trial_recover", lambda callback, **info: again.append(info["trial"]))
     booster = "booster: {type: choice, values: [gbtree, nonsense]}"
     edit(project, "    max_depth: {type: int", f"    {booster}\n    max_depth: {{type: int")
 
@@ -282,6 +287,7 @@ def test_trials_that_fail_are_counted_with_their_reason_and_the_others_go_on(pro
     states = [trial.status for trial in found.trials]
     assert len(states) == 4
     assert 0 < states.count("failed") < 4
+    assert again == []
     assert "nonsense" in found.failures()
     assert found.failures().startswith(f"{states.count('failed')} of 4 trials failed: ")
     assert capsys.readouterr().out.count(" failed: ") == states.count("failed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.errors import UsageError
+from shopfloor.errors import Failure, UsageError
 from shopfloor.use_case import SearchSection
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ Send = Callable[[dict[str, Any], Path | None], None]
 """Hands numbers, and where one is due a checkpoint, to Ray."""
 
 BEST_ROUND = "best_round"
+FAILURE = "failure"
+"""Beside a trial's last numbers: why its code ended it. Told and not raised, since Ray would try the same again."""
+ERROR_LENGTH = 300
 _NEWEST = "newest"
 _BEST = "best"
 _BEST_NUMBERS = "best.json"
@@ -55,6 +59,10 @@ class Job:
     """Where, on `filesystem`, the workers of Ray Train keep their checkpoints."""
 
 
+class OwnError(Exception):
+    """The use case's code raised: another try would end the same way, unlike one whose worker is lost."""
+
+
 def run_alone(config: dict[str, Any], job: Job) -> None:
     """Run one trial in this Ray Tune actor."""
     import ray
@@ -63,22 +71,27 @@ def run_alone(config: dict[str, Any], job: Job) -> None:
     def send(numbers: dict[str, Any], directory: Path | None) -> None:
         tune.report(numbers, checkpoint=tune.Checkpoint.from_directory(str(directory)) if directory else None)
 
-    code = importlib.import_module(job.module)
-    if job.content not in _prepared:  # the actor serves one trial after another
-        _prepared.clear()
-        _prepared[job.content] = code.prepare(*ray.get([job.train, job.validate]), job.target)
-    _train(job, code, config, _prepared[job.content], tune.get_checkpoint(), send)
+    frames = ray.get([job.train, job.validate])
+    try:
+        with _own_code():
+            code = importlib.import_module(job.module)
+            if job.content not in _prepared:  # the actor serves one trial after another
+                _prepared.clear()
+                _prepared[job.content] = code.prepare(*frames, job.target)
+        _train(job, code, config, _prepared[job.content], tune.get_checkpoint(), send)
+    except OwnError as error:
+        _give_up(job, error)
 
 
 def run_on_workers(config: dict[str, Any], job: Job) -> None:
     """Run one trial on several workers of Ray Train: each trains on its share of the rows, XGBoost adds up."""
     from ray import tune
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.xgboost import XGBoostTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     workers = job.section.workers
-    XGBoostTrainer(
+    trainer = XGBoostTrainer(
         _run_worker,
         train_loop_config={"params": config, "job": job},
         scaling_config=ScalingConfig(
@@ -95,7 +108,61 @@ def run_on_workers(config: dict[str, Any], job: Job) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[TuneReportCallback()],
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        failures = list(error.worker_failures.values())
+        own = [one for one in failures if isinstance(one, OwnError)]
+        # Where a worker is lost, those that waited for it raise too.
+        if len(own) < workers.per_trial:
+            raise
+        _give_up(job, own[0])
+
+
+def reason(error: BaseException | None) -> str:
+    """Return in one line why Ray gave a trial up."""
+    while error is not None and (inner := getattr(error, "cause", None) or _first(error)) is not None:
+        error = inner
+    if error is None:
+        return "It gave no reason."
+    text = str(error) if isinstance(error, OwnError) else str(Failure.of(error))
+    return text.splitlines()[0][:ERROR_LENGTH]
+
+
+def _first(error: BaseException) -> BaseException | None:
+    """Return the failure of the first worker of a group that has one."""
+    return next(iter(getattr(error, "worker_failures", {}).values()), None)
+
+
+def _give_up(job: Job, error: OwnError) -> None:
+    """End this trial as one that failed."""
+    from ray import tune
+
+    tune.report({job.section.metric: math.nan, "rounds": 0, FAILURE: str(error)})
+
+
+@contextlib.contextmanager
+def _own_code() -> Iterator[None]:
+    """Tell what the use case's code raises within the block from what fails for other reasons.
+
+    Raises:
+        OwnError: It raised; the text says what, in one line.
+    """
+    try:
+        yield
+    except _SendError as error:
+        raise error.error from error
+    except Exception as error:
+        raise OwnError(str(Failure.of(error)).splitlines()[0][:ERROR_LENGTH]) from error
+
+
+class _SendError(Exception):
+    """Ray did not take what a trial reports."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def best_model(checkpoint: Path) -> Path:
@@ -119,8 +186,10 @@ def _run_worker(config: dict[str, Any]) -> None:
     def share(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.iloc[rank::world]
 
-    code = importlib.import_module(job.module)
-    data = code.prepare(*map(share, ray.get([job.train, job.validate])), job.target)
+    frames = ray.get([job.train, job.validate])
+    with _own_code():
+        code = importlib.import_module(job.module)
+        data = code.prepare(*map(share, frames), job.target)
     _train(job, code, config["params"], data, train.get_checkpoint(), send)
 
 
@@ -130,14 +199,16 @@ def _train(job: Job, code: Any, params: dict[str, Any], data: Any, checkpoint: A
         tempfile.TemporaryDirectory(prefix="shopfloor-trial-") as scratch,
     ):
         start = Path(files) if files else None
-        code.train(
-            params,
-            data,
-            rounds=job.section.max_rounds,
-            threads=max(1, int(job.section.workers.cpus)),
-            resume_from=start / _NEWEST if start else None,
-            report=_Reporter(code, job.section, Path(scratch), start, send),
-        )
+        report = _Reporter(code, job.section, Path(scratch), start, send)
+        with _own_code():
+            code.train(
+                params,
+                data,
+                rounds=job.section.max_rounds,
+                threads=max(1, int(job.section.workers.cpus)),
+                resume_from=start / _NEWEST if start else None,
+                report=report,
+            )
 
 
 class _Reporter:
@@ -167,7 +238,10 @@ class _Reporter:
             if due:
                 self._checkpoint(Path(directory), round_, numbers, model)
             report = {**numbers, "rounds": round_} | ({"best": self._best} if self._best else {})
-            self._send(report, Path(directory) if due else None)
+            try:
+                self._send(report, Path(directory) if due else None)
+            except Exception as error:
+                raise _SendError(error) from error
 
     def _checkpoint(self, directory: Path, round_: int, numbers: dict[str, float], model: Any) -> None:
         newest = directory / _NEWEST

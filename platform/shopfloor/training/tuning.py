@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -49,6 +48,7 @@ from shopfloor.training import cluster as ray_cluster
 from shopfloor.training import rayjob, trial, trial_runs
 from shopfloor.training.contract import try_contract
 from shopfloor.training.finished import FinishedTrials
+from shopfloor.training.trial import FAILURE, reason
 from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ OWN_CLUSTER = "rayjob"
 """Value of `ray_address`: the search brings its own cluster, a KubeRay RayJob."""
 LOCK_TIMEOUT_S = 60.0
 """How long a search waits for another one in its directory."""
-_ERROR_LINE = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)\w*: .+)$", re.MULTILINE)
 MAX_FAILURES = 3
-"""Deaths of its worker that a trial survives."""
+"""Deaths of its worker that a trial survives; what its own code raises it does not, unless it has several workers."""
 
 
 def tune(
@@ -353,29 +352,28 @@ def _listener(metric: str, finished: FinishedTrials) -> Any:
         best = f"; best {usable[0].trial.metrics[metric]:.5f}" if (usable := finished.usable()) else ""
         print(f"trial {ended}/{finished.count} {text}{best}", flush=True)  # noqa: T201  the step's log
 
+    def fail(trial: Any, error: str) -> None:
+        finished.broke(trial.trial_id, dict(trial.config or {}), trial.last_result or {}, error)
+        say(f"failed: {error}")
+
     class Listener(Callback):  # type: ignore[misc]
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             finished.reported(trial.trial_id, result)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             numbers = trial.last_result or {}
+            if FAILURE in numbers:
+                fail(trial, numbers[FAILURE])
+                return
             # Ray Train reports the place of its workers' checkpoint, not itself.
             place = trial.checkpoint.path if trial.checkpoint else numbers.get("checkpoint_path", "")
             one = finished.ended(trial.trial_id, dict(trial.config or {}), numbers, place)
             say(f"{metric} {one.metrics.get(metric, math.nan):.5f} after {one.rounds} rounds")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            error = _reason(str(trial.get_error() or "it gave no reason"))
-            finished.broke(trial.trial_id, dict(trial.config or {}), trial.last_result or {}, error)
-            say(f"failed: {error}")
+            fail(trial, reason(trial.get_error()))
 
     return Listener()
-
-
-def _reason(error: str) -> str:
-    """Return the line of a traceback that says what failed: what some libraries raise goes on for pages."""
-    lines = _ERROR_LINE.findall(error) or [line.strip() for line in error.splitlines() if line.strip()]
-    return str(lines[-1])[:300]
 
 
 if __name__ == "__main__":
