@@ -28,7 +28,7 @@ from tests.support.endpoints import USE_CASE, post, register_models, rows_of, sh
 from tests.support.waiting import wait_until
 
 CASE, OTHER = "toy_promotion", "toy_abandoned"
-LEASE_S = 8.0
+LEASE_S = 20.0
 
 KILLED = """
 import os, signal, sys
