@@ -91,7 +91,7 @@ def reaches_inside(tree):
         targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else []
         for target in targets:
             package = names.get(root(target), "").partition(".")[0]
-            assigned = isinstance(target, ast.Attribute) and package and target.attr != "environ"
+            assigned = isinstance(target, ast.Attribute) and package in COMPONENTS
             if assigned or ast.unparse(getattr(target, "value", target)) == "sys.modules":
                 yield ast.unparse(target)
 
