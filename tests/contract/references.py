@@ -325,6 +325,7 @@ VARIABLES = {
     "ARGO_TOKEN": "bearer token of the Argo server, before `cluster.token_file`",
     "SHOPFLOOR_RESULTS_KEY": "secret of the team: stored results count only where the same one signed them",
     "KFP_TOKEN": "bearer token of Kubeflow Pipelines, before `cluster.token_file`",
+    "OMP_NUM_THREADS": "threads of the numeric libraries in a step; without it they take what the machine has",
     "USER": "who submitted a run, for its record",
     "PATH": "where the programs are that a step, a stage or a service starts",
     "PYTHONPATH": "what a Ray job finds beside the project",
