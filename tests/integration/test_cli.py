@@ -192,7 +192,10 @@ def test_down_without_a_stack_is_fine(shopfloor):
     assert answer.stderr == "Nothing ran.\n"
 
 
-def test_up_for_services_that_are_elsewhere_is_one_line(shopfloor, tmp_path, monkeypatch):
+def test_up_for_services_that_are_elsewhere_says_so_and_that_their_registry_does_not_answer(
+    shopfloor, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SHOPFLOOR_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("SHOPFLOOR_PROJECT_ROOT", str(tmp_path))
     profiles = tmp_path / "platform" / "profiles"
     profiles.mkdir(parents=True)
@@ -200,9 +203,10 @@ def test_up_for_services_that_are_elsewhere_is_one_line(shopfloor, tmp_path, mon
 
     answer = shopfloor("up", "--profile", "office")
 
-    assert answer.returncode == 2
-    assert "'office'" in answer.stderr
-    assert answer.stderr.count("\n") == 1
+    assert answer.returncode == 1
+    first, second = answer.stderr.splitlines()
+    assert "'office'" in first
+    assert second.startswith("error: The MLflow server at http://127.0.0.1:9 does not answer")
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
