@@ -187,6 +187,19 @@ class Evaluation(Record):
     """Feature name to gain, summing to 1."""
 
 
+class Scored(Record):
+    """A data set that a version has scored."""
+
+    use_case: str
+    version: str
+    rows: int
+    """Number of rows in all, also of those that an earlier run has scored."""
+    data: str
+    """URI of the rows."""
+    predictions: str
+    """URI of the directory that holds them with their predictions."""
+
+
 class StepRecord(Record):
     """One step of a run as the run list shows it."""
 

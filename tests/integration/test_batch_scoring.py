@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.records import Scored
 from shopfloor.serving import batch
 from shopfloor.serving.model.loading import load_model
 
@@ -27,7 +28,8 @@ CASE = "toy_batch"
 
 GROUPS, ROWS = 6, 400
 SCORE = """
-import contextlib, json, sys, threading
+import contextlib, sys, threading
+from pathlib import Path
 from types import SimpleNamespace
 from shopfloor.serving import batch
 from shopfloor.settings import load_settings
@@ -36,7 +38,7 @@ if sys.argv[2] == "workers":  # nobody else would be so quick
     batch._scored_meanwhile = lambda *_: contextlib.nullcontext(threading.Event())
 scored = SimpleNamespace(name="scored", uri="", metadata={})
 batch.score(load_settings(), *sys.argv[3:], scored)
-print(json.dumps(scored.metadata))
+print(Path(scored.uri, "scored.json").read_text().replace("\n", ""))
 """
 
 
@@ -84,7 +86,7 @@ def score(settings, *arguments, rows_per_part=ROWS, by="all"):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return Scored.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
 def scoring_workers(settings):
@@ -107,8 +109,8 @@ def result(place):
 def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_path, by):
     said = score(settings, CASE, "", data, tmp_path / "out", by=by)
 
-    assert said["rows"] == len(frame)
-    found = result(said["predictions"])
+    assert (said.rows, said.use_case, said.version, said.data) == (len(frame), CASE, "1", str(data))
+    found = result(said.predictions)
     assert list(found["id"]) == list(range(len(frame)))
     assert set(found["model_version"]) == {"1"}
     model = load_model(settings.tracking_uri, CASE, "1")
@@ -137,12 +139,12 @@ def test_a_worker_gets_a_booster_ready_made_without_mlflow_and_scikit_learn(sett
 
 def test_what_was_scored_is_not_scored_again(settings, data, tmp_path):
     said = score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
-    before = {file.name: file.stat().st_mtime_ns for file in os.scandir(said["predictions"])}
-    os.unlink(f"{said['predictions']}/part-00002.parquet")
+    before = {file.name: file.stat().st_mtime_ns for file in os.scandir(said.predictions)}
+    os.unlink(f"{said.predictions}/part-00002.parquet")
 
     score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
 
-    after = {file.name: file.stat().st_mtime_ns for file in os.scandir(said["predictions"])}
+    after = {file.name: file.stat().st_mtime_ns for file in os.scandir(said.predictions)}
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"part-00002.parquet"}
 
@@ -152,8 +154,8 @@ def test_changed_data_gets_predictions_of_its_own(settings, frame, data, tmp_pat
     first = score(settings, CASE, "1", data, tmp_path / "out", rows_per_part=10_000)
     pq.write_table(pa.Table.from_pandas(frame.head(7), preserve_index=False), data / "0.parquet")
     second = score(settings, CASE, "1", data, tmp_path / "out", rows_per_part=10_000)
-    assert second["rows"] == 7
-    assert first["predictions"] != second["predictions"]
+    assert second.rows == 7
+    assert first.predictions != second.predictions
 
 
 def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path):
@@ -178,7 +180,7 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
 
     again = score(settings, *asked, rows_per_part=1)
 
-    assert again["rows"] == len(frame)
+    assert again.rows == len(frame)
     after = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
     assert len(after) == parts
     assert before.items() <= after.items()

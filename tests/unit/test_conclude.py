@@ -1,6 +1,6 @@
 """The end of a run is the same sentence on every engine."""
 
-from shopfloor.records import Evaluation, GateResult, Passport, StepRecord
+from shopfloor.records import Evaluation, GateResult, Passport, Scored, StepRecord
 from shopfloor.runs.conclude import ending
 
 GOOD = StepRecord(name="tune", state="succeeded")
@@ -47,3 +47,11 @@ def test_a_run_that_promotes_nothing_names_its_challenger_and_how_to_go_on():
     assert message.startswith("Version 4 of flights is the challenger")
     assert "`shopfloor models promote flights/4`" in message
     assert "`shopfloor rollout run flights/4`" in message
+
+
+def test_a_run_that_scored_a_data_set_says_how_many_rows_and_where_they_are():
+    scored = Scored(use_case="flights", version="4", rows=1_234_567, data="s3://lake/in", predictions="s3://lake/out")
+
+    state, message = ending([GOOD], {"scored": scored}, None, None)
+
+    assert (state, message) == ("succeeded", "1,234,567 rows are scored with version 4 of flights: s3://lake/out")

@@ -3,7 +3,7 @@
 import datetime as dt
 import re
 
-from shopfloor.records import Curve, Evaluation, GateResult, Line, Search, SliceResult, StepRecord, Trial
+from shopfloor.records import Curve, Evaluation, GateResult, Line, Scored, Search, SliceResult, StepRecord, Trial
 from shopfloor.report.page import RunReport, render
 
 HOSTILE = "<script>alert('x')</script>&\"'$\\frac"
@@ -117,3 +117,11 @@ def test_the_outcome_is_said_once():
     page = render(run(state="gate_missed", outcome="Gate missed: roc_auc must be >= 0.9."))
     assert page.count("Gate missed") == 1
     assert "gate missed</td>" in page
+
+
+def test_a_batch_run_shows_its_rows_and_where_the_predictions_are():
+    scored = Scored(use_case="flights", version="4", rows=1_234_567, data=HOSTILE, predictions="s3://lake/out")
+    page = render(run(scored=scored))
+    assert "1,234,567" in page
+    assert "s3://lake/out" in page
+    assert "<script" not in page

@@ -28,7 +28,7 @@ from shopfloor.pipeline.compilation import (
     refuse_artifacts,
 )
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
-from shopfloor.records import Evaluation, Record, Search, StepRecord
+from shopfloor.records import Evaluation, Record, Scored, Search, StepRecord
 from shopfloor.report.page import RunReport, render
 from shopfloor.runs import conclude as endings
 from shopfloor.runs import recorder as tracking
@@ -55,6 +55,8 @@ class Outcome(Record):
     links: dict[str, str]
     seconds: float
     steps: list[StepRecord]
+    scored: Scored | None = None
+    """What a batch run scored, and where the predictions are."""
 
 
 class View(Protocol):
@@ -263,7 +265,7 @@ class _Run:
                     update={"state": "killed" if record.state == "running" else "skipped"}
                 )
                 self._view.step(step, self._steps[step].state, record.seconds)
-        evaluation = self._records.get("evaluation")
+        evaluation, scored = self._records.get("evaluation"), self._records.get("scored")
         metrics = evaluation.metrics if isinstance(evaluation, Evaluation) else {}
         use_case = self._arguments.get("use_case")
         endpoint = f"{self._settings.serve_url}/{use_case}/predict" if self._version else None
@@ -309,6 +311,7 @@ class _Run:
             links=links,
             seconds=seconds,
             steps=list(self._steps.values()),
+            scored=scored if isinstance(scored, Scored) else None,
         )
 
     def _take(self, step: str, artifact: dict[str, Any]) -> None:

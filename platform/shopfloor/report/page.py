@@ -12,7 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord, Trial
+from shopfloor.records import (
+    Checks,
+    DataVersion,
+    Evaluation,
+    FeatureSet,
+    Passport,
+    Record,
+    Scored,
+    Search,
+    StepRecord,
+    Trial,
+)
 from shopfloor.report import charts
 
 TEMPLATE = "report.html.j2"
@@ -40,6 +51,7 @@ class RunReport(Record):
     search: Search | None = None
     evaluation: Evaluation | None = None
     passport: Passport | None = None
+    scored: Scored | None = None
     endpoint: str | None = None
     links: dict[str, str] = {}
 

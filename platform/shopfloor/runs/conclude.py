@@ -18,7 +18,17 @@ from typing import Any, Literal, cast
 from shopfloor.errors import NotFoundError, first_line
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.results import Outputs, artifacts_of
-from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Record, Search, StepRecord
+from shopfloor.records import (
+    Checks,
+    DataVersion,
+    Evaluation,
+    FeatureSet,
+    Passport,
+    Record,
+    Scored,
+    Search,
+    StepRecord,
+)
 from shopfloor.report.page import RunReport, render
 from shopfloor.runs import index
 from shopfloor.runs.mlflow import add_params
@@ -35,6 +45,7 @@ FILES: dict[str, tuple[str, type[Record]]] = {
     "search": ("search.json", Search),
     "evaluation": ("evaluation.json", Evaluation),
     "passport": ("passport.json", Passport),
+    "scored": ("scored.json", Scored),
 }
 """What the report shows of a run, and the file beside an artifact that holds it."""
 PIPELINE_FILE = "pipeline.json"
@@ -74,7 +85,7 @@ def ending(
     trials = f" {failures.rstrip('.')}." if failures else ""
     if isinstance(evaluation, Evaluation) and not evaluation.passed:
         return "gate_missed", f"{missed_gates(evaluation)}{trials}"
-    passport = records.get("passport")
+    passport, scored = records.get("passport"), records.get("scored")
     if version is not None:
         outcome = f"Version {version} is the champion."
     elif isinstance(passport, Passport):
@@ -83,6 +94,10 @@ def ending(
             f"Version {passport.version} of {passport.model} is the challenger: this run promotes nothing. "
             f"`shopfloor rollout run {challenger}` lets real requests judge it, "
             f"`shopfloor models promote {challenger}` makes it the champion."
+        )
+    elif isinstance(scored, Scored):
+        outcome = (
+            f"{scored.rows:,} rows are scored with version {scored.version} of {scored.use_case}: {scored.predictions}"
         )
     else:
         outcome = "Every step succeeded."
