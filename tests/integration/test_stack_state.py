@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from shopfloor.errors import ConflictError, ServiceError, UsageError
-from shopfloor.processes import ProcessId, boot_id
+from shopfloor.processes import ProcessId, boot_id, identify
 from shopfloor.settings import Settings, load_settings, stack_state_file
 from shopfloor.stack import lifecycle, ray_head, services
 from shopfloor.stack.state import Service, StackState, forget, locked, ray_token_file, read, write
@@ -194,7 +194,15 @@ def test_down_without_a_stack_does_nothing(settings):
 
 
 def test_commands_that_need_the_stack_say_how_to_start_it(settings):
-    with pytest.raises(Exception, match="`shopfloor up`"):
+    with pytest.raises(ServiceError, match="`shopfloor up`"):
+        lifecycle.require_up(settings)
+
+
+def test_a_run_and_a_model_are_seen_where_ray_died(settings):
+    here = Service(name="mlflow", process=identify(), log=settings.state_dir / "mlflow.log")
+    write(settings, some_state(settings, services={"mlflow": here}))
+    lifecycle.require_up(settings, ["mlflow"])
+    with pytest.raises(ServiceError, match="Ray died"):
         lifecycle.require_up(settings)
 
 

@@ -26,15 +26,15 @@ class State:
         export(settings)
         return settings
 
-    def settings_of_running_stack(self) -> Settings:
-        """Return the settings where the services that they name are up, or are somebody else's to start."""
+    def settings_of_running_stack(self, *services: str) -> Settings:
+        """Return the settings where the services are up, or are somebody else's to start; none named means all."""
         from shopfloor.settings import load_sourced_settings
         from shopfloor.stack.lifecycle import require_up
         from shopfloor.stack.secrets import export
 
         sourced = load_sourced_settings(self.profile)
         if sourced.sources["tracking_uri"] not in {"argument", "environment"}:
-            require_up(sourced.settings)
+            require_up(sourced.settings, services)
         export(sourced.settings)
         return sourced.settings
 
@@ -45,11 +45,11 @@ def settings_from(context: typer.Context) -> Settings:
     return state.settings()
 
 
-def settings_of_running_stack(context: typer.Context) -> Settings:
-    """Return the settings that the command runs with; it needs the services.
+def settings_of_running_stack(context: typer.Context, *services: str) -> Settings:
+    """Return the settings that the command runs with; it needs the services, all of them where none is named.
 
     Raises:
-        ServiceError: The embedded stack should run, and does not.
+        ServiceError: One should run on this machine, and does not.
     """
     state: State = context.obj
-    return state.settings_of_running_stack()
+    return state.settings_of_running_stack(*services)

@@ -70,7 +70,7 @@ def show(
     client = _client(context)
     name, version = _named(client, model, registry.CHAMPION)
     passport = registry.read_passport(client, name, version)
-    changes = champion.history(rollout.registry(settings_of_running_stack(context)), name, version)
+    changes = champion.history(rollout.registry(settings_of_running_stack(context, "mlflow")), name, version)
     if as_json:
         render.emit_json(VersionPassport, VersionPassport.model_validate(passport.model_dump() | changes))
         return
@@ -206,4 +206,4 @@ def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
 def _client(context: typer.Context) -> Any:
     from shopfloor.runs import recorder as tracking
 
-    return tracking.connect(settings_of_running_stack(context))
+    return tracking.connect(settings_of_running_stack(context, "mlflow"))

@@ -144,11 +144,11 @@ def resume(
 
 
 def _connect(context: typer.Context) -> tuple[Settings, Any]:
-    """Return the settings and a client of MLflow, the records of dead runs closed."""
+    """Return the settings and a client of MLflow, the records of dead runs closed; a run is seen without Ray too."""
     from shopfloor.flows import runs as control
     from shopfloor.runs import recorder as tracking
 
-    settings = settings_of_running_stack(context)
+    settings = settings_of_running_stack(context, "mlflow")
     client = tracking.connect(settings)
     control.refresh(settings, client)
     return settings, client

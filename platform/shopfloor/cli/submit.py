@@ -79,8 +79,9 @@ def submit(
     The local engine runs it here and now. The others take it, and the command comes back at once.
     Exit code 1 when a step failed, 3 when a gate was missed.
     """
+    from shopfloor.errors import ServiceError
     from shopfloor.flows import dispatch
-    from shopfloor.flows.submission import Submission
+    from shopfloor.flows.submission import Submission, read
 
     settings = settings_from(context)
     name = engine.value if engine else settings.default_engine
@@ -95,7 +96,12 @@ def submit(
     if ray_address is not None:
         settings = with_ray_address(settings, name, ray_address)
     if cron is None and name in {"local", "ray"}:
-        settings_of_running_stack(context)
+        try:
+            settings_of_running_stack(context)
+        except ServiceError:
+            # What is wrong with the request is said first: with the stack up it would still be.
+            read(settings, file, use_case, request.given, function)
+            raise
     with LiveView() as view:
         outcome = dispatch.start(settings, name, request, view, cron)
     show_outcome(settings, outcome, watch, as_json)

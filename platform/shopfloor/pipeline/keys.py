@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _LOADERS = {
 """Functions with which code brings in code that no import statement names."""
 _NO_DATA = {".py", ".pyc", ".md", ".ipynb"}
 """Files beside the code that it does not read: other code, which is followed by its imports, and what people read."""
+_PARSING = threading.Lock()
+"""Python 3.11 counts the depth of a syntax tree for all threads at once, and fails where two make one."""
 _EVERYTHING = "*"
 """Stands for a module's name: all modules beside the one that imports it."""
 
@@ -350,13 +353,15 @@ def _name(function: ast.expr) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(source: str) -> ast.Module:
-    return ast.parse(source)
+    with _PARSING:
+        return ast.parse(source)
 
 
 @functools.lru_cache(maxsize=4096)
 def _normalized(source: str) -> str:
     """Return `source` without what cannot change a result: comments, strings that only stand there, line breaks."""
-    tree = ast.parse(source)
+    with _PARSING:
+        tree = ast.parse(source)
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             block = getattr(node, name, None)

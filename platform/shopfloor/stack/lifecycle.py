@@ -11,7 +11,7 @@ import logging
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
@@ -171,14 +171,18 @@ def status(settings: Settings) -> StackStatus:
     return StackStatus(profile=settings.profile, healthy=healthy, services=statuses, applications=applications)
 
 
-def require_up(settings: Settings) -> None:
-    """Refuse to go on where the embedded stack does not run: its usual ports may be somebody else's.
+def require_up(settings: Settings, services: Collection[str] = ()) -> None:
+    """Refuse to go on where a service of the embedded stack does not run: its usual ports may be somebody else's.
+
+    Args:
+        settings: The profile; what is not embedded is not looked at.
+        services: Those that are needed, of `mlflow` and `ray`; none named means all.
 
     Raises:
         ServiceError: A service of the stack is down.
     """
     state = states.read(settings)
-    dead = [name for name in SERVICES if not _runs(state, name)]
+    dead = [name for name in services or SERVICES if not _runs(state, name)]
     if settings.profile == "embedded" and dead:
         what = "The stack is not up." if state is None else f"{' and '.join(TITLES[name] for name in dead)} died."
         raise ServiceError(what, "Start it: `shopfloor up`.")
