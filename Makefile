@@ -16,7 +16,7 @@ PEERS := .venv-peers
 STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
 PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test images lint docs format bench soak lock lock-add clean purge
+.PHONY: help run stop test images lint docs format bench storm soak lock lock-add clean purge
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -84,6 +84,9 @@ format: $(INSTALLED)  ## rewrite the sources in the project's format
 
 bench: $(INSTALLED) $(PEERS_INSTALLED)  ## measure ours against the peers, in one table
 	@$(BIN)/python -m tests.benchmarks
+
+storm: $(INSTALLED)  ## 200 pairs of deployers who change one endpoint at once, delayed, killed and paused
+	@STORM_INTERLEAVINGS=200 $(BIN)/python -m pytest tests/integration/test_interleavings.py
 
 soak: $(INSTALLED)  ## twenty minutes of load: whether the endpoint's memory and descriptors stay what they are
 	@$(BIN)/python -m tests.benchmarks.soak

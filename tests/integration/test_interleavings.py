@@ -14,32 +14,53 @@ from tests.support.endpoints import USE_CASE, post, register_models, rows_of
 from tests.support.project import ROOT
 from tests.support.waiting import wait_until
 
-CASE = "toy_storm"
+CASE, OTHER = "toy_storm", "toy_calm"
 INTERLEAVINGS = 200
-pytestmark = pytest.mark.timeout(900)  # they take a minute on a quiet machine
+WHOLE_INTERLEAVINGS = int(os.environ.get("STORM_INTERLEAVINGS", "6"))
+"""How often deployers also wait for the endpoint: some seconds each. `make storm` does it 200 times."""
+pytestmark = pytest.mark.timeout(900 + 15 * WHOLE_INTERLEAVINGS)  # they take a minute on a quiet machine
 
 
 @pytest.fixture(scope="module")
 def settings(project):
-    return project(**{CASE: USE_CASE.format(name=CASE)})
+    return project(**{name: USE_CASE.format(name=name) for name in (CASE, OTHER)})
 
 
 @pytest.fixture(scope="module")
-def storm(settings, tmp_path_factory):
-    """Give what was told in each interleaving, and a row."""
+def row(settings):
+    """Give a row of two endpoints, each with a champion."""
+    register_models(settings, OTHER, versions=1)
+    deploy(settings, OTHER, champion="1")
     frame, _ = register_models(settings, CASE, versions=2)
     deploy(settings, CASE, champion="1")
-    program, machines = Path(__file__).with_name("storm.py"), tmp_path_factory.mktemp("machines")
-    done = subprocess.run(
-        [sys.executable, str(program), CASE, str(INTERLEAVINGS), str(machines)],
+    return rows_of(frame)[0]
+
+
+def blow(settings, directory, count, *others):
+    """Return what was told in each interleaving."""
+    program = Path(__file__).with_name("storm.py")
+    ended = subprocess.run(
+        [sys.executable, str(program), CASE, str(count), str(directory), *others],
         env=os.environ | settings.environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"},
         cwd=settings.project_root,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=800,
+        timeout=800 + 15 * count,
         check=True,
     )
-    return [json.loads(line) for line in done.stdout.splitlines()], rows_of(frame)[0]
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def storm(settings, row, tmp_path_factory):
+    """Give what was told in each interleaving, and a row."""
+    return blow(settings, tmp_path_factory.mktemp("machines"), INTERLEAVINGS), row
+
+
+@pytest.fixture(scope="module")
+def whole_storm(settings, storm, tmp_path_factory):
+    """Give the same of deployers who declare the endpoint to Serve and wait for it."""
+    return blow(settings, tmp_path_factory.mktemp("whole"), WHOLE_INTERLEAVINGS, OTHER)
 
 
 def test_of_two_changes_that_saw_the_same_one_wins_and_the_other_is_told_by_whom_it_lost(storm):
@@ -89,3 +110,13 @@ def test_entries_of_long_ago_are_gone_and_their_numbers_are_not_given_again(sett
     changed = assignments.change(mlflow, CASE, assignments.read(mlflow, CASE), champion="1", challenger=None)
     assert changed.number > entry.number
     assert assignments.read(mlflow, CASE).assignment == changed.assignment
+
+
+def test_deployers_who_wait_for_the_endpoint_agree_with_it_and_leave_other_endpoints_alone(whole_storm):
+    assert len(whole_storm) == WHOLE_INTERLEAVINGS
+    for line in whole_storm:
+        outcomes = [answer["outcome"] for answer in line["told"]]
+        assert not {"bug", "refused"} & set(outcomes), line
+        assert outcomes.count("won") <= 1, line
+        assert line["endpoint"]["champion"] == line["champion"] == line["alias"], line
+        assert line["other"], line
