@@ -48,9 +48,9 @@ run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve t
 stop: $(INSTALLED)  ## stop what `make run` started
 	@$(BIN)/shopfloor down
 
-# Two modules at a time: most of one is waiting for servers to start and processes to end.
+# What needs Ray beside what does not: most of a test is waiting for servers to start and processes to end.
 test: $(INSTALLED)  ## every test but the benchmarks
-	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadgroup --durations 25
 
 lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .

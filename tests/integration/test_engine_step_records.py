@@ -80,7 +80,8 @@ def test_steps_stand_in_mlflow_with_state_numbers_log_and_error(settings, tmp_pa
         "train-3": "failed",
     }
     assert (steps["train"].result_of, steps["train-2"].result_of) == ("", run.info.run_id)
-    assert (steps["train-3"].error, steps["train-3"].error_kind) == ("ValueError: no luck", "ValueError")
+    assert steps["train-3"].error == "The step's process ended with exit code 1: ValueError: no luck"
+    assert steps["train-3"].error_kind == "exit"
     assert client.get_run(run.info.run_id).data.metrics["train.auc"] == 0.7
     assert client.get_run(steps["train"].run_id).info.status == "FINISHED"
     log = client.download_artifacts(steps["train"].run_id, "step.log", str(tmp_path))

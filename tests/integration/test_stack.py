@@ -24,8 +24,11 @@ from tests.support import project
 from tests.support.project import ROOT, bare_environment
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 DRIVER = """
 import os, ray
+
 ray.init(address=os.environ["SHOPFLOOR_RAY_ADDRESS"], log_to_driver=False)
 
 @ray.remote
