@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.flows.submit import submit
 from shopfloor.records import Scored
 from shopfloor.serving import batch
 from shopfloor.serving.model.loading import load_model
 
 from tests.support.artifacts import Recorder
 from tests.support.endpoints import USE_CASE, register_models, rows_of
+from tests.support.project import ROOT
 from tests.support.waiting import wait_until
 
 CASE = "toy_batch"
@@ -44,7 +46,10 @@ print(Path(scored.uri, "scored.json").read_text().replace("\n", ""))
 
 @pytest.fixture(scope="module")
 def settings(project):
-    return project(**{CASE: USE_CASE.format(name=CASE)})
+    settings = project(**{CASE: USE_CASE.format(name=CASE)})
+    for place in ("components", "pipelines/__init__.py", "pipelines/batch_scoring.py"):
+        (settings.project_root / place).symlink_to(ROOT / place)
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +110,28 @@ def result(place):
     return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pandas()
 
 
-@pytest.mark.parametrize("by", ["all", "workers"])
+class Silent:
+    """Shows nothing of a run."""
+
+    def begin(self, *_):
+        pass
+
+    step = begin
+
+
+def submitted(settings, data, out):
+    """Score by the pipeline, on the local engine."""
+    given = [f"data={data}", f"predictions={out}"]
+    outcome = submit(settings, "pipelines/batch_scoring.py", CASE, given, Silent())
+    assert (outcome.state, [step.name for step in outcome.steps]) == ("succeeded", ["complete", "score"])
+    assert outcome.message.endswith(f"rows are scored with version 1 of {CASE}: {outcome.scored.predictions}")
+    return outcome.scored
+
+
+@pytest.mark.parametrize("by", ["pipeline", "workers"])
 def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_path, by):
-    said = score(settings, CASE, "", data, tmp_path / "out", by=by)
+    out = tmp_path / "out"
+    said = submitted(settings, data, out) if by == "pipeline" else score(settings, CASE, "", data, out, by=by)
 
     assert (said.rows, said.use_case, said.version, said.data) == (len(frame), CASE, "1", str(data))
     found = result(said.predictions)

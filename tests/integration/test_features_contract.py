@@ -1,10 +1,7 @@
 """What a use case's features.py may do wrong, through the real Feast: it works, or is named."""
 
-import importlib
-import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from shopfloor.data import features
@@ -12,94 +9,22 @@ from shopfloor.errors import DataError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
 from tests.support.artifacts import Recorder
-
-N = 300
-SPLIT = {
-    "train": "['2024-01-01', '2024-03-01']",
-    "validate": "['2024-03-01', '2024-03-15']",
-    "test": "['2024-03-15', '2024-04-01']",
-}
-YAML = f"""
-name: NAME
-data: {{path: data/tiny, tables: [orders]}}
-features:
-  service: tiny
-  target: bought
-  split: {{{", ".join(f"{name}: {days}" for name, days in SPLIT.items())}}}
-search: {{metric: m, mode: min, trials: 1, space: {{d: {{type: int, low: 1, high: 2}}}}}}
-model: {{flavor: xgboost}}
-"""
-CODE = """
-import pandas as pd
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64, String
-
-def read(tables):
-    return pd.read_parquet(tables / "orders.parquet")
-
-def source_tables(tables, out):
-    frame = read(tables)
-    frame[["order_id", "event_timestamp", "n_items", "amount"]].to_parquet(out / "orders.parquet", index=False)
-
-def view(source, name="orders", keys=("order",), **fields):
-    entities = [Entity(name="order", join_keys=["order_id"], value_type=ValueType.INT64)] if keys else []
-    schema = [Field(name=field, dtype=kind) for field, kind in (fields or dict(n_items=Int64, amount=Float64)).items()]
-    where = FileSource(name=name + "_source", path=source(name), timestamp_field="event_timestamp")
-    return [*entities, FeatureView(name=name, entities=entities, schema=schema, source=where)]
-
-def definitions(source):
-    orders = view(source)
-    return [*orders, FeatureService(name="tiny", features=orders[-1:])]
-
-def rows(tables):
-    return read(tables)[["order_id", "shop", "event_timestamp", "bought"]]
-"""
-
-
-def orders():
-    random = np.random.default_rng(1)
-    at = pd.to_datetime("2024-01-01", utc=True) + pd.to_timedelta(np.sort(random.integers(0, 91 * 86400, N)), unit="s")
-    return pd.DataFrame(
-        {
-            "order_id": np.arange(N),
-            "shop": random.choice(["eu", "é ü"], N),
-            "event_timestamp": at,
-            "amount": random.gamma(2, 20, N),
-            "n_items": random.integers(1, 9, N),
-            "bought": random.integers(0, 2, N),
-        }
-    )
+from tests.support.orders import CODE, SPLIT, N, orders, project
 
 
 @pytest.fixture
 def build(tmp_path, request):
     """Give a function that builds the features of a use case, whose code gets some lines more."""
     name = f"tiny_{abs(hash(request.node.name))}"
-    folder = tmp_path / "pipelines" / name
-    folder.mkdir(parents=True)
-    (folder / "use_case.yaml").write_text(YAML.replace("NAME", name))
-    (tmp_path / "tables").mkdir()
-    orders().to_parquet(tmp_path / "tables/orders.parquet", index=False)
-    settings = Settings(
-        project_root=tmp_path,
-        state_dir=tmp_path / "state",
-        artifact_root=str(tmp_path / "artifacts"),
-        feature_registry=str(tmp_path / "registry.db"),
-        online_store=str(tmp_path / "online.db"),
-    )
+    with project(tmp_path, name) as settings:
 
-    def build(more):
-        (folder / "features.py").write_text(CODE + more)
-        built, metrics = Recorder("features"), Recorder()
-        features.build(settings, name, str(tmp_path / "tables"), built, metrics)
-        return pd.concat(pd.read_parquet(Path(built.uri) / f"{split}.parquet") for split in SPLIT), metrics.metrics
+        def build(more):
+            (tmp_path / "pipelines" / name / "features.py").write_text(CODE + more)
+            built, metrics = Recorder("features"), Recorder()
+            features.build(settings, name, str(tmp_path / "data/tiny"), built, metrics)
+            return pd.concat(pd.read_parquet(Path(built.uri) / f"{split}.parquet") for split in SPLIT), metrics.metrics
 
-    package = importlib.import_module("pipelines")
-    package.__path__.append(str(tmp_path / "pipelines"))
-    yield build
-    package.__path__.remove(str(tmp_path / "pipelines"))
-    for module in [module for module in sys.modules if name in module]:
-        del sys.modules[module]
+        yield build
 
 
 CHANGED = "def read(tables):\n    frame = pd.read_parquet(tables / 'orders.parquet')\n    {}\n    return frame\n"

@@ -5,7 +5,9 @@ import contextlib
 import datetime as dt
 import json
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ from tests.support.waiting import free_port, wait_until
 PROJECT = Path(__file__).resolve().parents[2]
 CASE = "toy_online"
 REFUSING = "toy_online_refusing"
+READ = "toy_online_read"
 FEATURES = """
 from datetime import timedelta
 
@@ -154,10 +157,10 @@ def store(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(project, store):
-    made = project(**{CASE: use_case(CASE), REFUSING: use_case(REFUSING, ", fallback: refuse")})
+    made = project(**{CASE: use_case(CASE), REFUSING: use_case(REFUSING, ", fallback: refuse"), READ: use_case(READ)})
     root = made.project_root
     (root / "pipelines/__init__.py").write_text("")
-    for case in (CASE, REFUSING):
+    for case in (CASE, REFUSING, READ):
         (root / "pipelines" / case / "features.py").write_text(FEATURES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipelines, "__path__", [*pipelines.__path__, str(root / "pipelines")])
@@ -335,6 +338,47 @@ def test_without_the_store_values_are_missing_or_the_request_is_refused_until_it
         return answer if answer.status_code == 200 else None
 
     assert wait_until(answered).json()["inputs"]["age_0"] == {"value": 0.5, "source": "online"}
+
+
+def test_no_reader_sees_half_a_row_or_an_error_while_the_store_is_written(settings, tmp_path):
+    """Both features of a shop are from one version of its table: the second is half the first."""
+    keys = [{"shop": f"shop {number}", "price": 1.0, "asked_at": AT} for number in range(300)]
+    columns = [Column("count_0", "long", required=True), Column("age_0", "double", required=True)]
+
+    def materialize(number):
+        table = {"shop": [key["shop"] for key in keys], "event_timestamp": AT, "count_0": number, "age_0": number / 2}
+        pd.DataFrame(table).to_parquet(tmp_path / "shops.parquet")
+        materialization.materialize_tables(settings, READ, tmp_path)
+
+    async def read():
+        online = OnlineFeatures(online_config(settings, load_use_case(settings, READ)))
+        await online.open()
+        answers = []
+        try:
+            while not answers or not written.is_set():
+                inputs = await online.complete(keys, columns)
+                assert {source for row in inputs.sources for source in row.values()} == {"online"}
+                answers.append({tuple(row) for row in inputs.rows})
+                begun.set()
+        finally:
+            begun.set()
+            online.close()
+        return answers
+
+    materialize(0)
+    begun, written = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(lambda: asyncio.run(read()))
+        try:
+            begun.wait(30)
+            for number in (1, 2):
+                materialize(number)
+        finally:
+            written.set()
+        answers = reader.result()
+
+    assert answers[0] == {(0, 0.0)}
+    assert set().union(*answers) <= {(number, number / 2) for number in (0, 1, 2)}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Data versions from a real DVC repository with a directory as its remote."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -14,17 +13,9 @@ from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageErro
 from shopfloor.settings import Settings
 
 from tests.support.artifacts import Recorder
-from tests.support.project import ROOT, git
+from tests.support.project import ROOT, dvc, git
 
 TABLES = ("flights", "weather", "planes", "airports", "airlines")
-
-
-def dvc(root, *arguments):
-    """Run a dvc command here: a process of its own takes seconds to begin."""
-    from dvc.cli import main
-
-    with contextlib.chdir(root):
-        assert main([*arguments]) == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The project as the tests find it, and its command line and git run as a person would run them."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -30,3 +31,11 @@ def git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    """Run a dvc command in a repository, in this process: one of its own takes seconds to begin."""
+    from dvc.cli import main
+
+    with contextlib.chdir(root):
+        assert main([*arguments]) == 0

@@ -158,10 +158,14 @@ def feature_service(store: Any, use_case: UseCase, purpose: str = "") -> Any:
     try:
         return store.get_feature_service(use_case.features.service)
     except FeatureServiceNotFoundException as error:
-        raise UsageError(
-            f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}{purpose}.",
-            "Name it as features.service in use_case.yaml does.",
-        ) from error
+        raise _no_service(use_case, purpose) from error
+
+
+def _no_service(use_case: UseCase, purpose: str = "") -> UsageError:
+    return UsageError(
+        f"{use_case.name}: features.py defines no feature service {use_case.features.service!r}{purpose}.",
+        "Name it as features.service in use_case.yaml does.",
+    )
 
 
 def _join(
@@ -175,26 +179,48 @@ def _join(
         store.apply(code.definitions(lambda name: join(sources, f"{name}.parquet")))
     if is_remote(sources):
         # DuckDB's wheel reads no S3, so the join reads the files that were just made; the registry keeps the S3 places.
-        store = feature_store(settings, use_case.name, registry=str(directory / "registry.db"))
-        store.apply(code.definitions(lambda name: str(directory / f"{name}.parquet")))
+        store = store_over(settings, use_case, directory)
     service = feature_service(store, use_case)
     require_names(use_case, rows, service)
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
     # The rows come in a fixed order, so those of one time keep it.
     frame = rows.sort_values(TIME, kind="stable", ignore_index=True)
-    answers = [_answers(store, projection, directory, frame) for projection in service.feature_view_projections]
-    frame = pd.concat([frame, *answers], axis=1)
+    views = [answers(store, projection, directory, frame) for projection in service.feature_view_projections]
+    frame = pd.concat([frame, *views], axis=1)
     for name in names:
         frame[name] = as_numbers(frame[name])
     return frame, names
 
 
-def _answers(store: Any, projection: Any, directory: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the features of one view for each row of a frame, in its order.
+def declared_service(use_case: UseCase) -> Any:
+    """Return the Feast feature service of a use case as its `features.py` defines it, known to no registry.
 
     Raises:
-        UsageError: The view's table or the rows do not fit the definitions.
-        DataError: Feast cannot join it.
+        NotFoundError: The use case has no `features.py`.
+        UsageError: It defines no service of the name that use_case.yaml gives.
+    """
+    from feast import FeatureService
+
+    objects = use_case.code("features").definitions(lambda name: f"{name}.parquet")
+    for one in objects:
+        if isinstance(one, FeatureService) and one.name == use_case.features.service:
+            return one
+    raise _no_service(use_case)
+
+
+def store_over(settings: Settings, use_case: UseCase, directory: Path) -> Any:
+    """Return Feast's store for the tables of a use case's views in a directory, which holds its registry too."""
+    own = settings.model_copy(update={"online_store": str(directory / "online.db")})
+    store = feature_store(own, use_case.name, registry=str(directory / "registry.db"))
+    store.apply(use_case.code("features").definitions(lambda name: str(directory / f"{name}.parquet")))
+    return store
+
+
+def keys_of(store: Any, projection: Any) -> dict[str, str]:
+    """Return for each join key of a service's view the column of the rows that is compared with it.
+
+    Raises:
+        UsageError: It is no view of a table.
     """
     from feast.errors import FeatureViewNotFoundException
     from feast.feature_view import DUMMY_ENTITY_ID
@@ -205,7 +231,24 @@ def _answers(store: Any, projection: Any, directory: Path, frame: pd.DataFrame) 
         raise UsageError(
             f"{projection.name!r} in the feature service is no view of a table.", "Compute it in source_tables."
         ) from error
-    renamed = {key: projection.join_key_map.get(key, key) for key in view.join_keys if key != DUMMY_ENTITY_ID}
+    return {key: projection.join_key_map.get(key, key) for key in view.join_keys if key != DUMMY_ENTITY_ID}
+
+
+def answers(store: Any, projection: Any, directory: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the features of one view for each row of a frame, in its order.
+
+    Args:
+        store: Feast's, over the tables in `directory`.
+        projection: The view, as the feature service has it.
+        directory: Its files are the views' tables.
+        frame: The rows' keys and their times; the index is 0, 1, 2 and so on.
+
+    Raises:
+        UsageError: The view's table or the rows do not fit the definitions.
+        DataError: Feast cannot join it.
+    """
+    renamed = keys_of(store, projection)
+    view = store.get_feature_view(projection.name)
     if absent := sorted(set(renamed.values()) - set(frame.columns)):
         raise UsageError(f"rows() has no column {absent[0]!r}, a key of view {view.name!r}.", "Add it to rows().")
     file = directory / f"{view.name}.parquet"
@@ -274,7 +317,7 @@ def _ask(store: Any, references: list[str], rows: pd.DataFrame, changes: Any) ->
 def keep_sources(settings: Settings, use_case: UseCase, directory: Path) -> str:
     """Keep the sources of the features behind a stable URI named after their content, and return it."""
     for file in sorted(directory.glob("*.parquet")):
-        _in_microseconds(file)
+        in_microseconds(file)
     uri = join(settings.artifact_root, "features", use_case.name, hash_directory(directory)[:16])
     if is_remote(uri):
         from pyarrow import fs
@@ -309,7 +352,7 @@ def _split(frame: pd.DataFrame, split: Split) -> dict[str, pd.DataFrame]:
     return parts
 
 
-def _in_microseconds(file: Path) -> None:
+def in_microseconds(file: Path) -> None:
     """Write a file anew whose times are in nanoseconds, as pandas leaves them: DuckDB, under Feast, compares none."""
     import pyarrow as pa
     import pyarrow.parquet as pq

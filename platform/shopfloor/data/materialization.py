@@ -16,13 +16,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pydantic import ValidationError
 
 from shopfloor.data.features import feature_service, feature_store, keep_sources, locked
-from shopfloor.data.versions import pull
+from shopfloor.data.versions import tables_of
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.records import Record
 from shopfloor.settings import Settings
@@ -113,17 +112,14 @@ def materialize_version(settings: Settings, use_case: str, data_rev: str) -> Mat
         ServiceError: The store does not take them.
         UsageError: The use case has no `serving.online`, or no feature service of the name that use_case.yaml gives.
     """
-    if load_use_case(settings, use_case).serving.online is None:
+    loaded = load_use_case(settings, use_case)
+    if loaded.serving.online is None:
         raise UsageError(
             f"The endpoint of {use_case} looks no features up.",
             "Say in serving.online what a request may send.",
         )
-    settings.private_state_dir()
-    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".tables-") as scratch:
-        tables = SimpleNamespace(name="tables", uri="", metadata={})
-        here = settings.model_copy(update={"artifact_root": scratch, "published_dir": None})
-        pull(here, use_case, data_rev, "", tables, SimpleNamespace(log_metric=lambda metric, value: None))
-        return materialize_tables(settings, use_case, local_path(tables.uri))
+    with tables_of(settings, loaded, data_rev) as tables:
+        return materialize_tables(settings, use_case, tables)
 
 
 def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> Materialized:

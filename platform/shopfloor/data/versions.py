@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +132,27 @@ def pull(
             (directory / VERSION_FILE).write_text(version.model_dump_json(indent=1), encoding="utf-8")
     metrics.log_metric("tables", len(version.tables))
     metrics.log_metric("size_bytes", sum(table.size_bytes for table in version.tables))
+
+
+@contextlib.contextmanager
+def tables_of(settings: Settings, use_case: UseCase, rev: str) -> Iterator[Path]:
+    """Give a directory with the files of a data version, which goes with the block.
+
+    Args:
+        settings: Say where the project is.
+        use_case: Its `data` section says what to copy.
+        rev: Git revision; empty means what DVC recorded in the workspace.
+
+    Raises:
+        NotFoundError: There is no such revision.
+        DataError: The revision's objects are nowhere or were changed.
+    """
+    settings.private_state_dir()
+    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".tables-") as scratch:
+        with _tracked(settings, use_case, rev) as data:
+            for name in data.files:
+                data.copy(name, Path(scratch) / name)
+        yield Path(scratch)
 
 
 class _Tracked:

@@ -16,6 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix
 from shopfloor.serving.model.row import Column
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, filesystem, is_remote, join, publish, stored, sync
+from shopfloor.storage import Artifact, exists, filesystem, is_remote, join, publish, stored, sync
 from shopfloor.training import cluster as ray_cluster
 
 if TYPE_CHECKING:
@@ -87,13 +88,15 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
         raise NotFoundError(f"{use_case} has no champion.", "Give -p version=<number>.")
     if not registry.version_exists(client, use_case, version):
         raise NotFoundError(f"There is no version {version} of {use_case}.", "`shopfloor models list` shows others.")
-    content = stored(settings, data)
-    if content is None:
+    if not exists(settings, data):
         raise NotFoundError(f"There is no data set {data}.", "Give a parquet file, or a directory of them.")
+    with ThreadPoolExecutor(1) as pool:  # both take seconds
+        hashed = pool.submit(stored, settings, data)
+        model = load_model(settings.tracking_uri, use_case, version)
+        content = str(hashed.result())
     root = predictions or join(settings.artifact_root, "batch", use_case)
     # The same data and version again find their parts; any other set has a place of its own.
     target = join(root, f"version={version}", f"data={hashlib.sha256(content.encode()).hexdigest()[:12]}")
-    model = load_model(settings.tracking_uri, use_case, version)
     columns = model.rows.columns if model.rows else ()
     parts = parts_of(settings, data, target, model.version, columns, ROWS_PER_PART)
     missing = [part for part in parts if not _is_there(settings, part.target)]

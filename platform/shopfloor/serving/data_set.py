@@ -192,7 +192,10 @@ def _require_columns(file: str, schema: pa.Schema, version: str, columns: Sequen
             )
     for column in columns:
         if column.name not in schema.names:
-            raise UsageError(f"{file} has no column {column.name!r}.", f"Version {version} needs it.")
+            raise UsageError(
+                f"{file} has no column {column.name!r}.",
+                f"Version {version} needs it. Or name the entities, and the time as event_timestamp, to look it up by.",
+            )
         kind = schema.field(column.name).type
         numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
         fits = {"boolean": pa.types.is_boolean(kind), **dict.fromkeys([*_WHOLE, *_REAL], numbers)}
