@@ -40,7 +40,7 @@ if sys.argv[2] == "workers":  # nobody else would be so quick
     batch._scored_meanwhile = lambda *_: contextlib.nullcontext(threading.Event())
 scored = SimpleNamespace(name="scored", uri="", metadata={})
 batch.score(load_settings(), *sys.argv[3:], scored)
-print(Path(scored.uri, "scored.json").read_text().replace("\n", ""))
+print(Path(scored.uri, "scored.json").read_text().replace(chr(10), ""))
 """
 
 
