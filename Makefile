@@ -50,7 +50,7 @@ stop: $(INSTALLED)  ## stop what `make run` started
 
 # What needs Ray beside what does not: most of a test is waiting for servers to start and processes to end.
 test: $(INSTALLED)  ## every test but the benchmarks
-	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadgroup --durations 25
+	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25
 
 lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .

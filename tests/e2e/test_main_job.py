@@ -17,8 +17,6 @@ import requests
 from tests.support.project import bare_environment, git
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = [
     "pull-data",

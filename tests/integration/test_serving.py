@@ -35,9 +35,6 @@ from tests.support.endpoints import (
 )
 from tests.support.waiting import free_port, wait_until
 
-pytestmark = pytest.mark.xdist_group("ray")
-
-
 OTHER = "toy_other"
 
 

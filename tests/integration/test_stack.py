@@ -24,8 +24,6 @@ from tests.support import project
 from tests.support.project import ROOT, bare_environment
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 DRIVER = """
 import os, ray
 

@@ -39,9 +39,6 @@ from tests.support.artifacts import Recorder
 from tests.support.project import ROOT, git
 from tests.support.waiting import free_port, wait_for, wait_for_port, wait_until
 
-pytestmark = pytest.mark.xdist_group("ray")
-
-
 FEATURES = [f"f{number}" for number in range(6)]
 
 
