@@ -51,7 +51,9 @@ def complete(settings: Settings, use_case_name: str, data: str, data_rev: str, c
     """
     use_case = load_use_case(settings, use_case_name)
     parts = parts_of(settings, data, "", "", (), ROWS_PER_PART) if exists(settings, data) else []
-    needed = any(_lacks(settings, use_case, part) for part in parts)
+    files = {part.file: part for part in parts}.values()
+    timed = [columns for columns in (_columns(settings, part) for part in files) if TIME in columns]
+    needed = bool(timed) and _lack_features(use_case, timed)
     with publish(settings, completed, "complete") as directory:
         rows = directory / "rows"
         if needed:
@@ -62,21 +64,22 @@ def complete(settings: Settings, use_case_name: str, data: str, data_rev: str, c
     return join(completed.uri, "rows") if needed else data
 
 
-def _lacks(settings: Settings, use_case: UseCase, part: Part) -> bool:
-    """Tell whether rows have a time and lack a feature."""
+def _columns(settings: Settings, part: Part) -> set[str]:
     import pyarrow.parquet as pq
 
     system, path = filesystem(settings, part.file)
-    columns = {*pq.read_schema(path, filesystem=system).names, *part.partition}
-    if TIME not in columns:
-        return False
+    return {*pq.read_schema(path, filesystem=system).names, *part.partition}
+
+
+def _lack_features(use_case: UseCase, files: list[set[str]]) -> bool:
+    """Tell whether a feature of the use case is no column of one of the files."""
     try:
-        service = declared_service(use_case)
+        views = declared_service(use_case).feature_view_projections
     except NotFoundError:  # a model without features of Feast's
         return False
-    views = service.feature_view_projections
     # A view whose definition leaves its features to its table says none.
-    return any(not view.features or not columns.issuperset(one.name for one in view.features) for view in views)
+    names = {feature.name for view in views for feature in view.features}
+    return not all(view.features for view in views) or any(names - columns for columns in files)
 
 
 def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[Part], target: Path) -> None:
