@@ -21,7 +21,7 @@ import requests
 from shopfloor.serving.deploy.rollout import deploy, endpoint
 from shopfloor.serving.replica import tokens
 
-from tests.support.endpoints import USE_CASE, post, register_models, rows_of
+from tests.support.endpoints import USE_CASE, post, register_models, rows_of, running_replicas
 from tests.support.waiting import wait_until
 
 CASE = "toy_hostile"
@@ -303,23 +303,18 @@ def head(url, *lines):
     ).encode()
 
 
-def replica():
-    found = []
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess):  # any process of the machine may end meanwhile
-            if one.name().startswith("ray::") and f":{CASE}:" in " ".join(one.cmdline()):
-                found.append(one)
-    (process,) = found
-    return process
+def replica(settings):
+    (process,) = running_replicas(settings, CASE)
+    return psutil.Process(process)
 
 
 @pytest.mark.parametrize("line", ["Transfer-Encoding: chunked", "Content-Length: 104857600"])
-def test_100_mb_are_refused_and_nowhere_kept(url, line):
+def test_100_mb_are_refused_and_nowhere_kept(settings, url, line):
     piece = b"x" * 65536
-    before = replica().memory_info().rss
+    before = replica(settings).memory_info().rss
     said = talk(url, head(url, line), *[b"10000\r\n" + piece + b"\r\n" if "chunked" in line else piece] * 1600)
     assert b" 413 " in said.split(b"\r\n", 1)[0] or not said
-    assert replica().memory_info().rss - before < 50e6
+    assert replica(settings).memory_info().rss - before < 50e6
 
 
 def test_a_half_closed_connection_and_half_a_body_hurt_nobody(url):
@@ -482,7 +477,7 @@ def test_of_a_header_that_is_there_twice_nobody_guesses_which_one_counts(url, ro
     assert name.lower().encode() in said
 
 
-def test_a_large_body_to_any_route_holds_up_nobody_elses_answer_and_takes_no_memory_of_the_replica(url, row):
+def test_a_large_body_to_any_route_holds_up_nobody_elses_answer_and_takes_no_memory_of_the_replica(settings, url, row):
     """Whatever parses eight megabytes holds the interpreter for seconds: it is not the replica's."""
     infer = f"v2/models/{CASE}/infer"
     bodies = {
@@ -493,7 +488,7 @@ def test_a_large_body_to_any_route_holds_up_nobody_elses_answer_and_takes_no_mem
     }
     post(f"{url}/invocations", bodies["invocations"][:100_000])  # the process that reads large bodies has begun
     post(f"{url}/{infer}", bodies[infer][:100_000])
-    process = replica()
+    process = replica(settings)
     most = before = process.memory_info().rss
     with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
         large = {route: pool.submit(post, f"{url}/{route}", body) for route, body in bodies.items()}
