@@ -77,6 +77,11 @@ def first_line(error: BaseException, limit: int = MAX_CHARACTERS) -> str:
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")[:limit]
 
 
+def whole(error: BaseException) -> str:
+    """Return all that an error says; one that is not ours does not say what it is without its type."""
+    return str(error) if isinstance(error, ShopfloorError) else f"{type(error).__name__}: {error}"
+
+
 def without_secrets(text: str) -> str:
     """Return a text without what stands before the host in its addresses, and without the passwords behind it."""
     return _VALUE.sub(r"\1***", _USER.sub("", text))

@@ -347,6 +347,15 @@ def test_the_steps_of_a_run_are_those_of_its_pods_whatever_their_image(server):
     )
 
 
+def test_a_workflow_that_failed_says_why_by_its_pod_or_by_itself(server):
+    pods = {**pod(1, "fetch", "Succeeded"), **pod(2, "train", "Failed", "OOMKilled (exit code 137)")}
+    for nodes, why in ((pods, "train: OOMKilled (exit code 137)"), ({}, "no such template")):
+        status = {"phase": "Failed", "message": "no such\ntemplate", "nodes": nodes}
+        server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow() | {"status": status}))
+
+        assert ArgoEngine(settings(server.url)).why(f"team-a/{NAME}") == why
+
+
 def test_a_pod_whose_first_container_lacks_its_image_says_so_in_kubernetes_own_words(server, monkeypatch):
     monkeypatch.setattr(argo_nodes, "EVENTS_WAIT_S", 0.1)
     held = pod(1, "train", "Pending", "PodInitializing", startedAt="2026-11-20T10:00:00Z")

@@ -197,6 +197,19 @@ def test_the_state_of_the_backend_is_the_state_of_the_run(server, state, expecte
     assert KfpEngine(settings(server.url)).status("r1") == expected
 
 
+def test_a_run_that_failed_says_why_by_its_task_or_by_itself(server):
+    task = {"display_name": "add", "child_tasks": [{"pod_name": "x-system-container-impl-1"}]}
+    run = {"run_id": "r1", "state": "FAILED", "error": {"code": 13, "message": "no quota\nfor it"}}
+    server.on("GET", f"{API}/runs/r1", Answer(body={**run, "run_details": {"task_details": [task]}}))
+    engine = KfpEngine(settings(server.url))
+
+    assert engine.why("r1") == "no quota for it"
+
+    task["error"] = {"code": 13, "message": "OOMKilled"}
+    server.on("GET", f"{API}/runs/r1", Answer(body={**run, "run_details": {"task_details": [task]}}))
+    assert engine.why("r1") == "add: OOMKilled"
+
+
 def test_a_run_is_stopped_and_retried(server):
     server.on("POST", f"{API}/runs/r1:terminate", Answer(body={}))
     server.on("POST", f"{API}/runs/r1:retry", Answer(body={}))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from shopfloor.errors import NotFoundError, UsageError
+from shopfloor.flows.submission import Submission
 from shopfloor.flows.submit import submit
 from shopfloor.records import Scored
 from shopfloor.serving import batch
@@ -122,7 +123,7 @@ class Silent:
 def submitted(settings, data, out):
     """Score by the pipeline, on the local engine."""
     given = [f"data={data}", f"predictions={out}"]
-    outcome = submit(settings, "pipelines/batch_scoring.py", CASE, given, Silent())
+    outcome = submit(settings, Submission(file="pipelines/batch_scoring.py", use_case=CASE, given=given), Silent())
     assert (outcome.state, [step.name for step in outcome.steps]) == ("succeeded", ["complete", "score"])
     assert outcome.message.endswith(f"rows are scored with version 1 of {CASE}: {outcome.scored.predictions}")
     return outcome.scored

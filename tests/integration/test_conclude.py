@@ -2,9 +2,13 @@
 
 import html
 import json
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
+from shopfloor import processes
+from shopfloor.engines.local_runs import LocalEngine, log_folder
 from shopfloor.errors import ConflictError, UsageError
 from shopfloor.flows import runs
 from shopfloor.records import Evaluation, GateResult, Search, Trial
@@ -84,6 +88,7 @@ def test_a_gate_that_a_step_on_a_cluster_missed_is_told(client, settings, tmp_pa
     assert outcome.startswith("Gate missed: roc_auc must be >= 0.9, is 0.8000")
     assert outcome in report
     assert "register" in report, "the step that did not run"
+    assert client.get_run(run.info.run_id).data.metrics["roc_auc"] == 0.8
 
 
 def test_a_search_whose_result_is_taken_gives_its_parameters_to_the_run_that_takes_it(client, settings, tmp_path):
@@ -162,3 +167,48 @@ def test_of_two_commands_that_retry_a_run_here_one_waits_and_then_sees_that_it_g
     client.set_tag(run.info.run_id, index.STATE, "running")  # by a command of another machine
     with pytest.raises(UsageError, match="goes on: running"):
         runs.retry(settings, client, before, None)
+
+
+@pytest.fixture
+def process():
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def goes_on(client, process):
+    tags = {index.ENGINE: "local", index.PROCESS: f"{socket.gethostname()} {processes.identify(process.pid)}"}
+    return client.get_run(index.create_run(client, None, "here", {}, tags).info.run_id)
+
+
+def test_a_run_of_this_machine_is_followed_and_stopped_from_another_terminal(client, settings, process):
+    settings = settings.model_copy(update={"tracking_uri": client.tracking_uri})
+    run = goes_on(client, process)
+    engine, log = LocalEngine(settings), log_folder(settings, run.info.run_id) / "work.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\ntw")
+    lines = runs.logs(settings, client, run, follow=True)
+
+    assert engine.status(run.info.run_id) == "running"
+    assert [next(lines), next(lines)] == ["--- work", "one"], "of a line that is not whole nothing is told"
+    assert runs.stop(settings, client, run) == "killed"
+
+    assert process.wait() < 0
+    assert list(lines) == ["tw"]
+    assert (engine.status(run.info.run_id), engine.why(run.info.run_id)) == (
+        "killed",
+        "The process of the run was killed.",
+    )
+
+
+def test_a_run_that_wrote_its_end_while_others_looked_for_dead_ones_keeps_it(client, settings, process, monkeypatch):
+    run = goes_on(client, process)
+    process.kill()
+    process.wait()
+    client.set_tag(run.info.run_id, index.STATE, "succeeded")
+    monkeypatch.setattr(index, "open_runs", lambda client: [run])  # as it was read before
+
+    conclude.close_dead_runs(settings, client)
+
+    assert client.get_run(run.info.run_id).data.tags[index.STATE] == "succeeded"

@@ -5,6 +5,7 @@ import functools
 import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -218,7 +219,9 @@ def submitted(answer):
     return found["run_id"]
 
 
-def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(shopfloor, pipeline, mlflow_run):
+def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(
+    shopfloor, environment, pipeline, mlflow_run
+):
     pipeline.write_text(PIPELINE.replace("# defect", DEFECT))
     failed = shopfloor(
         *("submit", pipeline, "--engine", "ray", "-p", "text=fixed", "-p", "join=true", "--watch", "--json")
@@ -226,6 +229,14 @@ def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(s
     assert failed.returncode == 1, failed.stderr
     run_id = json.loads(failed.stdout)["run_id"]
     assert json.loads(failed.stdout)["outcome"] == "Step work failed: ValueError: the work is broken"
+    settings = load_settings(project_root=ROOT, state_dir=environment["SHOPFLOOR_STATE_DIR"]).model_copy(
+        update={
+            "ray_dashboard_url": environment["SHOPFLOOR_RAY_DASHBOARD_URL"],
+            "ray_token_file": environment["SHOPFLOOR_RAY_TOKEN_FILE"],
+        }
+    )
+    why = RayEngine(settings).why(mlflow_run(run_id).data.tags["shopfloor.engine_run"])
+    assert re.fullmatch(r"Job entrypoint command failed with exit code 1: .*\S", why)
     pipeline.write_text(PIPELINE)
 
     resumed = submitted(shopfloor("runs", "resume", run_id, "--json"))
@@ -417,8 +428,14 @@ class ElsewhereEngine:
             raise NotFoundError("There is no such workflow.")
         return self.state
 
+    def why(self, engine_run):
+        return "the pod could not pull its image"
+
     def logs(self, engine_run, step=None, follow=False):
-        yield "the pod could not pull its image"
+        yield "a line that says nothing of it"
+
+    def stop(self, engine_run):
+        pass
 
     def retry(self, engine_run):
         return engine_run

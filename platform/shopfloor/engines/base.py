@@ -14,6 +14,8 @@ from shopfloor.settings import Settings
 
 StepState = Literal["cached", "succeeded", "failed", "killed"]
 RunState = Literal["pending", "running", "succeeded", "gate_missed", "failed", "killed"]
+GOING = frozenset({"pending", "running"})
+"""States of a run that has not ended."""
 
 KFP_RUN = "SHOPFLOOR_KFP_RUN"
 """Variable of a step on Kubeflow Pipelines that holds the backend's id of the run."""
@@ -93,18 +95,9 @@ class KnowsSteps(Protocol):
 
 
 class Engine(Protocol):
-    """Runs a job where its name says. A run is named by the id that the engine itself knows it under."""
+    """Tells of runs and stops them. A run is named by the id that the engine itself knows it under."""
 
     name: ClassVar[str]
-
-    def submit(self, job: Job) -> str:
-        """Begin the run and return its id; come back at once.
-
-        Raises:
-            UsageError: The engine cannot run such a pipeline; nothing was begun.
-            ServiceError: The engine's service does not answer, or refuses.
-        """
-        ...
 
     def status(self, engine_run: str) -> RunState:
         """Return how the run stands.
@@ -114,12 +107,30 @@ class Engine(Protocol):
         """
         ...
 
+    def why(self, engine_run: str) -> str:
+        """Return in one line what the engine says of how the run ended; empty where it says nothing."""
+        ...
+
     def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the run's log, or of one step's; with `follow`, until the run ends."""
         ...
 
     def stop(self, engine_run: str) -> None:
-        """End the run; what it finished stays finished."""
+        """Ask the run to end; what it finished stays finished."""
+        ...
+
+
+@runtime_checkable
+class TakesJobs(Engine, Protocol):
+    """An engine that is handed a job, which then goes on by itself; the local one runs while its command waits."""
+
+    def submit(self, job: Job) -> str:
+        """Begin the run and return its id; come back at once.
+
+        Raises:
+            UsageError: The engine cannot run such a pipeline; nothing was begun.
+            ServiceError: The engine's service does not answer, or refuses.
+        """
         ...
 
     def retry(self, engine_run: str) -> str:

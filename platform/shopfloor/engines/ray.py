@@ -38,6 +38,8 @@ _STATES: dict[str, RunState] = {
     "SUCCEEDED": "succeeded",
     "FAILED": "failed",
 }
+_LOG_FOLLOWS = ", last available logs"
+"""What stands in Ray's word on a job that failed between the reason and the end of the log, which begins a line."""
 _Answer = TypeVar("_Answer")
 
 
@@ -89,6 +91,17 @@ class RayEngine:
             ServiceError: The cluster does not answer.
         """
         return _STATES[str(self._info(engine_run).status.value)]
+
+    def why(self, engine_run: str) -> str:
+        """Return what Ray says of the job, with the last line of its log that Ray adds to it.
+
+        Raises:
+            NotFoundError: The cluster does not know the job.
+            ServiceError: The cluster does not answer.
+        """
+        message, _, log = str(self._info(engine_run).message or "").partition(_LOG_FOLLOWS)
+        last = next((line for line in reversed(log.splitlines()[1:]) if line.strip()), "")
+        return " ".join(f"{message}: {last}".split()) if last else " ".join(message.split())
 
     def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the job's log; with a step, those that tell of it.

@@ -1,7 +1,7 @@
 """From what was asked for to the engine that was asked for.
 
-The `local` engine runs a pipeline while the command waits. The others are handed a job, and the run goes on by itself;
-its MLflow run is made here, so that every engine's runs stand in one list, and names the id that the engine gave it.
+The `local` engine runs a pipeline while the command waits. An engine that takes jobs is handed one, and the run goes on
+by itself; its MLflow run is made here, so that every engine's runs stand in one list, and names the engine's own id.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import shlex
 from typing import Any, Literal, cast
 
-from shopfloor.engines.base import Engine, Job, engine_url
+from shopfloor.engines.base import Engine, Job, TakesJobs, engine_url
 from shopfloor.engines.manifests import check_schedule
-from shopfloor.errors import ShopfloorError, UsageError
+from shopfloor.errors import UsageError, whole
 from shopfloor.flows import submission
 from shopfloor.flows.submission import Submission
 from shopfloor.flows.submit import Outcome, View, submit
@@ -26,6 +26,7 @@ from shopfloor.settings import Settings
 
 EngineName = Literal["local", "ray", "argo", "kfp"]
 _ENGINES = {
+    "local": ("shopfloor.engines.local_runs", "LocalEngine"),
     "ray": ("shopfloor.engines.ray", "RayEngine"),
     "argo": ("shopfloor.engines.argo.engine", "ArgoEngine"),
     "kfp": ("shopfloor.engines.kfp.engine", "KfpEngine"),
@@ -67,19 +68,10 @@ def start(
     """
     if cron is not None:
         _check_schedule(settings, engine, request, cron)
-    if engine == "local":
-        return submit(
-            settings,
-            request.file,
-            request.use_case,
-            request.given,
-            view,
-            request.use_cache,
-            run_id,
-            request.from_step,
-            request.function,
-        )
-    return _hand_over(settings, engine, request, cron)
+    runner = engine_of(settings, engine)
+    if isinstance(runner, TakesJobs):
+        return _hand_over(settings, runner, request, cron)
+    return submit(settings, request, view, run_id)
 
 
 def manifest(settings: Settings, engine: str, request: Submission, cron: str | None = None) -> str:
@@ -104,17 +96,18 @@ def manifest(settings: Settings, engine: str, request: Submission, cron: str | N
 
 
 def engine_of(settings: Settings, name: str) -> Engine:
-    """Return the engine of that name, not `local`, which has no service."""
+    """Return the engine of that name; nothing is asked yet."""
     module, class_name = _ENGINES[name]
     return cast(Engine, getattr(importlib.import_module(module), class_name)(settings))
 
 
-def _hand_over(settings: Settings, engine: str, request: Submission, cron: str | None) -> Submitted:
+def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron: str | None) -> Submitted:
+    engine = runner.name
     compiled, arguments = submission.read(settings, request.file, request.use_case, request.given, request.function)
     refuse_artifacts(compiled, arguments, engine)
     if cron is not None:
         _leave_open(compiled, arguments)
-        schedule = engine_of(settings, engine).submit(_job(settings, engine, compiled, arguments, request, cron))
+        schedule = runner.submit(_job(settings, engine, compiled, arguments, request, cron))
         return Submitted(
             run_id=None,
             engine=engine,
@@ -136,10 +129,9 @@ def _hand_over(settings: Settings, engine: str, request: Submission, cron: str |
     client.log_text(run.info.run_id, json.dumps(compiled.ir, indent=1), conclude.PIPELINE_FILE)
     job = _job(settings.model_copy(update={"run_id": run.info.run_id}), engine, compiled, arguments, request, None)
     try:
-        engine_run = engine_of(settings, engine).submit(job)
+        engine_run = runner.submit(job)
     except BaseException as error:
-        text = str(error) if isinstance(error, ShopfloorError) else f"{type(error).__name__}: {error}"
-        conclude.close(settings, client, run, "failed", f"It was not submitted: {text}")
+        conclude.close(settings, client, run, "failed", f"It was not submitted: {whole(error)}")
         raise
     client.set_tag(run.info.run_id, run_records.ENGINE_RUN, engine_run)
     return submitted(settings, run, engine, engine_run)

@@ -17,8 +17,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from shopfloor.engines.base import Engine, KnowsSteps, engine_url
-from shopfloor.errors import ConflictError, NotFoundError, ServiceError, ShopfloorError, UsageError
+from shopfloor.engines.base import GOING, Engine, KnowsSteps, TakesJobs, engine_url
+from shopfloor.engines.local_runs import log_folder
+from shopfloor.errors import (
+    MAX_CHARACTERS,
+    ConflictError,
+    NotFoundError,
+    ServiceError,
+    ShopfloorError,
+    UsageError,
+    without_secrets,
+)
 from shopfloor.flows.dispatch import Submitted, engine_of, start, submitted
 from shopfloor.flows.submission import Submission
 from shopfloor.flows.submit import Outcome, View
@@ -38,6 +47,8 @@ POLL_S = 0.5
 LOCK_TIMEOUT_S = 30.0
 """How long a retry waits for another command that retries the same run."""
 WATCH_POLL_S = 2.0
+_OF_ONE_TRY = (run_records.ENGINE_RUN, run_records.PROCESS)
+"""Tags of a run that a retry replaces."""
 
 
 def refresh(settings: Settings, client: Any) -> None:
@@ -45,9 +56,8 @@ def refresh(settings: Settings, client: Any) -> None:
     conclude.close_dead_runs(settings, client)
     silent: set[str] = set()
     for run in run_records.open_runs(client):
-        engine = run.data.tags.get(run_records.ENGINE, "local")
-        place = f"{engine} {run.data.tags.get(run_records.ENGINE_URL, '')}"
-        if engine == "local" or run_records.ENGINE_RUN not in run.data.tags or place in silent:
+        place = run.data.tags.get(run_records.ENGINE_URL, "")
+        if run_records.engine_run_of(run) is None or place in silent:
             continue
         try:
             reconcile(settings, client, run)
@@ -63,23 +73,18 @@ def reconcile(settings: Settings, client: Any, run: Any) -> str:
         ServiceError: The engine does not answer.
         NotFoundError: The run belongs to an engine that this profile does not talk to.
     """
-    run_id, tags = run.info.run_id, run.data.tags
     engine = _engine(settings, run)
     try:
-        state = str(engine.status(tags[run_records.ENGINE_RUN]))
-        outcome = ""
+        state, outcome = str(engine.status(_engine_run(run))), ""
     except NotFoundError:
         state, outcome = "killed", f"The {engine.name} engine no longer knows the run."
-    if state in {"pending", "running"}:
+    if state in GOING:
         return state
-    # The run may have written its own end since its record was read.
-    run = client.get_run(run_id)
-    recorded = str(run.data.tags.get(run_records.STATE, "running"))
-    if recorded != "running" or run.data.tags.get(run_records.ENGINE_RUN) != tags[run_records.ENGINE_RUN]:
-        return recorded
-    if not outcome:
-        outcome = _reason(client, engine, run, state)
-    return conclude.close(settings, client, run, state, outcome)
+    # The run may have written its own end since its record was read, or been retried.
+    before, run = run.data.tags, client.get_run(run.info.run_id)
+    if _recorded(run) != "running" or any(run.data.tags.get(tag) != before.get(tag) for tag in _OF_ONE_TRY):
+        return _recorded(run)
+    return conclude.close(settings, client, run, state, outcome or _reason(client, engine, run, state))
 
 
 def stop(settings: Settings, client: Any, run: Any) -> str:
@@ -94,24 +99,16 @@ def stop(settings: Settings, client: Any, run: Any) -> str:
         raise UsageError(
             f"Run {run.info.run_id} has ended already: {recorded}.", "`shopfloor runs list` shows what runs."
         )
-    if _is_local(run):
-        process = run_records.find_process(run)
-        if process is not None:
-            process.terminate()
-        waited_for = f"process {process.pid}" if process else "its process"
-    else:
-        engine_run = _engine_run(run)
-        _engine(settings, run).stop(engine_run)
-        waited_for = f"{run.data.tags[run_records.ENGINE]} run {engine_run}"
+    engine, engine_run = _engine(settings, run), _engine_run(run)
+    engine.stop(engine_run)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
-        conclude.close_dead_runs(settings, client)
-        now = client.get_run(run.info.run_id)
-        state = _recorded(now) if _is_local(run) or _recorded(now) != "running" else reconcile(settings, client, now)
-        if state not in {"pending", "running"}:
+        if (state := _state_now(settings, client, run.info.run_id)) not in GOING:
             return state
         time.sleep(POLL_S)
-    raise ServiceError(f"Run {run.info.run_id} was asked to stop and has not ended yet.", f"Look at {waited_for}.")
+    raise ServiceError(
+        f"Run {run.info.run_id} was asked to stop and has not ended yet.", f"Look at {engine.name} run {engine_run}."
+    )
 
 
 def retry(settings: Settings, client: Any, run: Any, view: View) -> Outcome | Submitted:
@@ -127,11 +124,12 @@ def retry(settings: Settings, client: Any, run: Any, view: View) -> Outcome | Su
     with _alone(settings, run.info.run_id):
         run = client.get_run(run.info.run_id)
         _require_ended_badly(run)  # another command, perhaps on another machine, may have begun it since
-        if not _is_local(run):
-            return _retry_elsewhere(settings, client, run)
+        engine = _engine(settings, run)
+        if isinstance(engine, TakesJobs):
+            return _retry_elsewhere(settings, client, run, engine)
         request = submission_of(run)
         texts = {"given": [f"{name}={_text(value)}" for name, value in request.arguments.items()], "use_case": None}
-        return start(settings, "local", request.model_copy(update=texts), view, run_id=run.info.run_id)
+        return start(settings, engine.name, request.model_copy(update=texts), view, run_id=run.info.run_id)
 
 
 @contextlib.contextmanager
@@ -150,9 +148,8 @@ def _alone(settings: Settings, run_id: str) -> Iterator[None]:
         ) from error
 
 
-def _retry_elsewhere(settings: Settings, client: Any, run: Any) -> Submitted:
+def _retry_elsewhere(settings: Settings, client: Any, run: Any, engine: TakesJobs) -> Submitted:
     recorded = _recorded(run)
-    engine = _engine(settings, run)
     before = _engine_run(run)
     closed = run.data.tags
     run_records.reopen(
@@ -187,10 +184,9 @@ def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
     """
     if _recorded(run) == "running":
         raise UsageError(f"Run {run.info.run_id} goes on.", f"To end it: `shopfloor runs stop {run.info.run_id}`.")
-    engine = run.data.tags.get(run_records.ENGINE, "local")
-    _require_profile(settings, run)
+    engine = _engine(settings, run)
     request = submission_of(run).model_copy(update={"use_cache": True, "from_step": None})
-    return start(_at(settings, run), engine, request, view)
+    return start(_at(settings, run), engine.name, request, view)
 
 
 def steps(settings: Settings, client: Any, run: Any) -> list[StepRecord]:
@@ -211,10 +207,7 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
         ServiceError: Its engine does not answer.
     """
     if follow and _recorded(run) == "running":
-        if _is_local(run):
-            yield from _follow_here(settings, client, run, step)
-        else:
-            yield from _engine(settings, run).logs(_engine_run(run), step, follow=True)
+        yield from _engine(settings, run).logs(_engine_run(run), step, follow=True)
         return
     records = run_records.steps_of(client, run)
     others = dict.fromkeys(record.name for record in _unrecorded(settings, run, records))
@@ -234,7 +227,7 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
             count += 1
             yield from [f"--- {record.name}{whose}"] if step is None or whose else []
             yield from text.splitlines()
-    if not count and not _is_local(run):
+    if not count:
         yield from _engine(settings, run).logs(_engine_run(run), step)
         return
     for other in others:
@@ -245,15 +238,16 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
 def watch(settings: Settings, client: Any, run_id: str) -> Iterator[str]:
     """Yield the lines of a run's log as they come, until it has ended and its record says so."""
     run = client.get_run(run_id)
-    if not _is_local(run):
-        yield from _engine(settings, run).logs(_engine_run(run), follow=True)
-    while True:
-        conclude.close_dead_runs(settings, client)
-        run = client.get_run(run_id)
-        ended = _recorded(run) != "running"
-        if ended or (not _is_local(run) and reconcile(settings, client, run) not in {"pending", "running"}):
-            return
+    yield from _engine(settings, run).logs(_engine_run(run), follow=True)
+    while _state_now(settings, client, run_id) in GOING:
         time.sleep(WATCH_POLL_S)
+
+
+def _state_now(settings: Settings, client: Any, run_id: str) -> str:
+    """Return a run's state; closes its record where it has ended."""
+    conclude.close_dead_runs(settings, client)
+    run = client.get_run(run_id)
+    return reconcile(settings, client, run) if _recorded(run) == "running" else _recorded(run)
 
 
 def submission_of(run: Any) -> Submission:
@@ -270,7 +264,7 @@ def submission_of(run: Any) -> Submission:
 
 def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> list[StepRecord]:
     """Return the steps of which the run's engine knows, and of which there is no record."""
-    if _is_local(run) or run_records.ENGINE_RUN not in run.data.tags:
+    if run_records.engine_run_of(run) is None:
         return []
     try:
         engine = _engine(settings, run)
@@ -286,8 +280,19 @@ def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> lis
 
 
 def _engine(settings: Settings, run: Any) -> Engine:
-    _require_profile(settings, run)
-    return engine_of(_at(settings, run), run.data.tags[run_records.ENGINE])
+    """Return the engine that has a run.
+
+    Raises:
+        NotFoundError: This profile names another one; says where the run is.
+    """
+    engine, here = run.data.tags.get(run_records.ENGINE, "local"), _at(settings, run)
+    theirs = run.data.tags.get(run_records.ENGINE_URL, "")
+    if theirs.rstrip("/") != engine_url(here, engine).rstrip("/"):
+        raise NotFoundError(
+            f"Run {run.info.run_id} is with {engine} at {theirs}, which profile {settings.profile!r} does not name.",
+            f"Add --profile {run.data.tags.get('shopfloor.profile', 'cluster')}.",
+        )
+    return engine_of(here, engine)
 
 
 def _at(settings: Settings, run: Any) -> Settings:
@@ -298,32 +303,11 @@ def _at(settings: Settings, run: Any) -> Settings:
     return settings
 
 
-def _require_profile(settings: Settings, run: Any) -> None:
-    """Refuse a run that an engine elsewhere has.
-
-    Raises:
-        NotFoundError: It says where.
-    """
-    engine = run.data.tags.get(run_records.ENGINE, "local")
-    if engine in {"local", "ray"}:
-        return
-    theirs = run.data.tags.get(run_records.ENGINE_URL, "")
-    if theirs != engine_url(settings, engine):
-        raise NotFoundError(
-            f"Run {run.info.run_id} is with {engine} at {theirs}, which profile {settings.profile!r} does not name.",
-            f"Add --profile {run.data.tags.get('shopfloor.profile', 'cluster')}.",
-        )
-
-
 def _engine_run(run: Any) -> str:
-    engine_run = run.data.tags.get(run_records.ENGINE_RUN)
+    engine_run = run_records.engine_run_of(run)
     if engine_run is None:
         raise NotFoundError(f"Run {run.info.run_id} never reached its engine.", "Submit it again.")
-    return str(engine_run)
-
-
-def _is_local(run: Any) -> bool:
-    return bool(run.data.tags.get(run_records.ENGINE, "local") == "local")
+    return engine_run
 
 
 def _recorded(run: Any) -> str:
@@ -340,10 +324,10 @@ def _reason(client: Any, engine: Engine, run: Any, state: str) -> str:
         return "The run was stopped; `shopfloor runs resume` goes on."
     if state != "failed" or any(step.state == "failed" for step in run_records.steps_of(client, run)):
         return ""
-    last = ""
+    why = ""
     with contextlib.suppress(ShopfloorError):
-        last = next((line for line in reversed(list(engine.logs(_engine_run(run)))) if line.strip()), "")
-    return f"The {engine.name} run failed: {last or 'it left no log.'}"
+        why = without_secrets(engine.why(_engine_run(run)))[:MAX_CHARACTERS]
+    return f"The {engine.name} run failed: {why or 'it does not say why.'}"
 
 
 def _step_log(settings: Settings, client: Any, run: Any, record: StepRecord) -> str | None:
@@ -351,7 +335,9 @@ def _step_log(settings: Settings, client: Any, run: Any, record: StepRecord) -> 
     text = _recorded_text(client, record.run_id, f"{record.name}.log", POD_LOG)
     if text is None or record.state == "running":
         with contextlib.suppress(OSError):
-            return (_logs_here(settings, run) / f"{record.name}.log").read_text(encoding="utf-8", errors="replace")
+            return (log_folder(settings, run.info.run_id) / f"{record.name}.log").read_text(
+                encoding="utf-8", errors="replace"
+            )
     return text
 
 
@@ -364,33 +350,6 @@ def _log_of_maker(settings: Settings, client: Any, record: StepRecord) -> str:
             if text is not None:
                 return text
     return "Its log is not kept any more."
-
-
-def _logs_here(settings: Settings, run: Any) -> Path:
-    """Return where the local engine keeps the logs of a run's steps."""
-    return settings.state_dir / "runs" / str(run.info.run_id) / "logs"
-
-
-def _follow_here(settings: Settings, client: Any, run: Any, step: str | None) -> Iterator[str]:
-    """Yield what the steps of a run on this machine print, as they print it, until the run ends."""
-    folder = _logs_here(settings, run)
-    read: dict[str, int] = {}
-    last = ""
-    while True:
-        ended = _recorded(client.get_run(run.info.run_id)) != "running"
-        for file in sorted(folder.glob(f"{step or '*'}.log"), key=lambda file: file.stat().st_mtime):
-            text = file.read_bytes()[read.get(file.stem, 0) :]
-            whole = text if ended else text[: text.rfind(b"\n") + 1]
-            if not whole:
-                continue
-            read[file.stem] = read.get(file.stem, 0) + len(whole)
-            yield from [f"--- {file.stem}"] if step is None and last != file.stem else []
-            last = file.stem
-            yield from whole.decode(errors="replace").splitlines()
-        if ended:
-            return
-        time.sleep(POLL_S)
-        conclude.close_dead_runs(settings, client)
 
 
 def _recorded_text(client: Any, run_id: str | None, *names: str) -> str | None:

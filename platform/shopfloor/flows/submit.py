@@ -7,35 +7,27 @@ record in MLflow and the report. A missed gate is an outcome; a failed step is o
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
-import logging
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from shopfloor.engines.base import StepState
 from shopfloor.engines.local import LocalRun
-from shopfloor.errors import Failure, NotFoundError, ShopfloorError
+from shopfloor.errors import Failure, NotFoundError, ShopfloorError, whole
 from shopfloor.flows.promote import effect_holds
 from shopfloor.flows.submission import Submission, origin, read, resolve
-from shopfloor.pipeline.compilation import (
-    Compiled,
-    refuse_artifacts,
-)
+from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
-from shopfloor.records import Evaluation, Record, Scored, Search, StepRecord
-from shopfloor.report.page import RunReport, render
+from shopfloor.records import Record, Scored, Search, StepRecord
 from shopfloor.runs import conclude as endings
 from shopfloor.runs import recorder as tracking
 from shopfloor.settings import Settings
-from shopfloor.storage import CONTENT_HASH, local_copy, write_atomically
-
-logger = logging.getLogger(__name__)
+from shopfloor.storage import CONTENT_HASH, local_copy
 
 
 class Outcome(Record):
@@ -71,29 +63,14 @@ class View(Protocol):
         ...
 
 
-def submit(
-    settings: Settings,
-    file: str,
-    use_case: str | None,
-    given: list[str],
-    view: View,
-    use_cache: bool = True,
-    run_id: str | None = None,
-    from_step: str | None = None,
-    function: str | None = None,
-) -> Outcome:
+def submit(settings: Settings, request: Submission, view: View, run_id: str | None = None) -> Outcome:
     """Run a pipeline on the local engine to its end.
 
     Args:
         settings: The profile.
-        file: Pipeline file.
-        use_case: Value of the pipeline's parameter `use_case`.
-        given: Further parameters as `key=value`.
+        request: The pipeline and its parameters.
         view: Hears what happens.
-        use_cache: Whether finished steps of earlier runs are reused.
         run_id: MLflow run to record into: one that failed and goes on, or one that the submitter of a job made.
-        from_step: This step and what follows it run even where their results are known.
-        function: Which of the file's pipelines.
 
     Returns:
         The outcome, also of a run that failed or missed a gate.
@@ -103,53 +80,35 @@ def submit(
         ServiceError: A service is down; what was finished is kept.
         KeyboardInterrupt: The run was stopped and is marked so.
     """
-    compiled, arguments = read(settings, file, use_case, given, function)
+    compiled, arguments = read(settings, request.file, request.use_case, request.given, request.function)
     refuse_artifacts(compiled, arguments, "local")
-    forced = compiled.from_step_on(from_step)
+    forced = compiled.from_step_on(request.from_step)
     client = tracking.connect(settings)
     endings.close_dead_runs(settings, client)
     key = resolve(settings, client, compiled, arguments)
 
-    asked = Submission(
-        file=str(compiled.file),
-        use_case=use_case,
-        given=given,
-        use_cache=use_cache,
-        arguments=arguments,
-        from_step=from_step,
-        function=function,
-    )
+    request = request.model_copy(update={"file": str(compiled.file), "arguments": arguments})
     # A step has the run's id too, but what it submits is a run of its own.
     run_id = run_id or (settings.run_id if settings.step_run_id is None else None)
-    tags = {} if run_id else origin(settings, key, asked)
+    tags = {} if run_id else origin(settings, key, request)
     name = arguments.get("use_case")
     recorder = tracking.RunRecorder(settings, client, name, compiled.name, "local", arguments, run_id, tags)
-    run = _Run(settings, compiled, recorder, view, arguments)
+    recorder.log_text(json.dumps(compiled.ir, indent=1), endings.PIPELINE_FILE)
+    run = _Run(settings, client, compiled, recorder, view)
     view.begin(recorder.url, compiled, run.directory / "logs")
     own = settings.model_copy(update={"run_id": recorder.run_id})
-    local_run = LocalRun(
-        own,
-        run.directory,
-        ResultStore(own, effect_holds(settings)),
-        run,
-        use_cache,
-        forced,
-    )
+    results = ResultStore(own, effect_holds(settings))
+    local_run = LocalRun(own, run.directory, results, run, request.use_cache, forced)
     try:
         # The result store asks MLflow for what steps have done: it can die between two steps too.
         with _stoppable(), tracking.answering(settings):
             succeeded = local_run.execute(compiled.pipeline, arguments)
-    except KeyboardInterrupt:
-        with contextlib.suppress(ShopfloorError):
-            run.finish("killed", "Stopped by the user; submit again to go on.")
-        raise
-    except ShopfloorError as error:
-        with contextlib.suppress(ShopfloorError):
-            run.finish("failed", str(error))
-        raise
     except BaseException as error:
         with contextlib.suppress(ShopfloorError):
-            run.finish("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                run.finish("killed", "Stopped by the user; submit again to go on.")
+            else:
+                run.finish("failed", whole(error))
         raise
     return run.conclude(None if succeeded else "; ".join(local_run.failures))
 
@@ -187,17 +146,16 @@ class _Run:
     def __init__(
         self,
         settings: Settings,
+        client: Any,
         compiled: Compiled,
         recorder: tracking.RunRecorder,
         view: View,
-        arguments: dict[str, Any],
     ) -> None:
         self._settings = settings
+        self._client = client
         self._compiled = compiled
         self._recorder = recorder
         self._view = view
-        self._arguments = arguments
-        self._started = dt.datetime.now(dt.UTC)
         self._clock = time.monotonic()
         self._steps = {step: StepRecord(name=step, state="pending") for step in compiled.steps}
         self._records: dict[str, Record] = {}
@@ -258,60 +216,44 @@ class _Run:
         return self.finish(*endings.ending(list(self._steps.values()), self._records, self._version, why))
 
     def finish(self, state: endings.EndState, message: str) -> Outcome:
-        """Mark what did not run, log the report and close the run's record."""
-        for step, record in self._steps.items():
-            if record.state in {"pending", "running"}:
-                self._steps[step] = record.model_copy(
-                    update={"state": "killed" if record.state == "running" else "skipped"}
-                )
-                self._view.step(step, self._steps[step].state, record.seconds)
-        evaluation, scored = self._records.get("evaluation"), self._records.get("scored")
-        metrics = evaluation.metrics if isinstance(evaluation, Evaluation) else {}
-        use_case = self._arguments.get("use_case")
-        endpoint = f"{self._settings.serve_url}/{use_case}/predict" if self._version else None
-        seconds = time.monotonic() - self._clock
-        links = endings.links(self._settings, self._recorder.url, use_case, self._version)
-        report = RunReport(
-            run_id=self._recorder.run_id,
-            pipeline=self._compiled.name,
-            use_case=use_case,
-            engine=self._recorder.engine,
-            parameters={name: str(value) for name, value in self._arguments.items()},
-            started=self._started,
-            seconds=seconds,
-            state=state,
-            outcome=message,
-            steps=list(self._steps.values()),
-            edges=self._compiled.edges,
-            endpoint=endpoint,
-            links=links,
-            **cast(Any, {name: self._records.get(name) for name in endings.FILES}),
-        )
-        try:
-            for name, text in (
-                ("report.html", render(report)),
-                ("pipeline.json", json.dumps(self._compiled.ir, indent=1)),
-            ):
-                write_atomically(self.directory / name, text)
-                self._recorder.log_artifact(self.directory / name)
-        except ShopfloorError as error:  # a full disk must not hide how the run ended
-            logger.warning("The run has no report: %s", error)
-        self._recorder.finish(state, message, metrics)
+        """Mark what did not run, and end the run's record.
+
+        Raises:
+            ServiceError: MLflow stopped answering.
+        """
+        for step in endings.settled(list(self._steps.values()), state):
+            if step.state != self._steps[step.name].state:
+                self._steps[step.name] = step
+                self._view.step(step.name, step.state, step.seconds)
+        self._recorder.flush()
         self._recorder.check()
+        with tracking.answering(self._settings):
+            report = endings.end(
+                self._settings,
+                self._client,
+                self._recorder.run_id,
+                state,
+                message,
+                list(self._steps.values()),
+                self._compiled.edges,
+                self._records,
+                self._version,
+            )
+        evaluation = report.evaluation
         return Outcome(
-            run_id=self._recorder.run_id,
+            run_id=report.run_id,
             state=state,
             message=message,
-            use_case=use_case,
+            use_case=report.use_case,
             version=self._version,
-            metrics=metrics,
-            champion=evaluation.champion if isinstance(evaluation, Evaluation) else None,
-            champion_metrics=evaluation.champion_metrics if isinstance(evaluation, Evaluation) else {},
-            endpoint=endpoint,
-            links=links,
-            seconds=seconds,
-            steps=list(self._steps.values()),
-            scored=scored if isinstance(scored, Scored) else None,
+            metrics=evaluation.metrics if evaluation else {},
+            champion=evaluation.champion if evaluation else None,
+            champion_metrics=evaluation.champion_metrics if evaluation else {},
+            endpoint=report.endpoint,
+            links=report.links,
+            seconds=time.monotonic() - self._clock,
+            steps=report.steps,
+            scored=report.scored,
         )
 
     def _take(self, step: str, artifact: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from shopfloor.records import (
 from shopfloor.report.page import RunReport, render
 from shopfloor.runs import index
 from shopfloor.runs.mlflow import add_params
+from shopfloor.runs.recorder import log_values
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy
 
@@ -137,8 +138,15 @@ def attach_records(settings: Settings, client: Any, step_run_id: str, outputs: O
                         add_params(client, one, record.best_params)
 
 
+def settled(steps: Sequence[StepRecord], state: str) -> list[StepRecord]:
+    """Return the steps of a run that has ended in a state: what waited was skipped, what ran ended with the run."""
+    # A step of which nobody wrote the end has not succeeded.
+    ends: dict[str, Any] = {"pending": "skipped", "running": "failed" if state == "failed" else "killed"}
+    return [step.model_copy(update={"state": ends.get(step.state, step.state)}) for step in steps]
+
+
 def close(settings: Settings, client: Any, run: Any, state: str, reason: str) -> str:
-    """End the record of a run from outside, with its steps, its outcome and its report.
+    """End the record of a run from outside, by what its steps recorded.
 
     Args:
         settings: Say where MLflow and the endpoints are.
@@ -151,42 +159,88 @@ def close(settings: Settings, client: Any, run: Any, state: str, reason: str) ->
         The run's state.
     """
     children = index.children_of(client, run)
-    recorded = index.steps_of(client, run)
-    for child in children:
-        if child.data.tags.get(index.STATE) == "running":
-            # A step of which nobody wrote the end has not succeeded.
-            end = "failed" if state == "failed" else "killed"
-            client.set_tag(child.info.run_id, index.STATE, end)
-            client.set_terminated(child.info.run_id, index.STATUS[end])
     steps = index.steps_of(client, run)
     records = _recorded(client, children)
     version = next((v for child in children if (v := child.data.tags.get(index.CHAMPION))), None)
-    end_state: str = state
-    message = reason
+    end_state, message = cast(EndState, state), reason
     if state != "killed":
-        end_state, message = ending(recorded, records, version, None if state == "succeeded" else reason)
-    try:
-        report = _report(settings, client, run, steps, records, version, cast(EndState, end_state), message)
-        client.log_text(run.info.run_id, render(report), "report.html")
-    except Exception as error:  # whatever it is: how the run ended is told without it
-        logger.warning("Run %s has no report: %s", run.info.run_id, first_line(error))
-    client.set_tag(run.info.run_id, "mlflow.note.content", message)
-    client.set_tag(run.info.run_id, index.OUTCOME, message[: index.TAG_LIMIT])
-    client.set_tag(run.info.run_id, index.STATE, end_state)
-    client.set_terminated(run.info.run_id, index.STATUS[end_state])
+        end_state, message = ending(steps, records, version, None if state == "succeeded" else reason)
+    tasks, edges = _pipeline(client, run)
+    names = {step.task for step in steps}
+    steps += [StepRecord(name=task, state="pending") for task in tasks if task not in names]
+    end(settings, client, run.info.run_id, end_state, message, settled(steps, state), edges, records, version)
     return end_state
 
 
-def close_dead_runs(settings: Settings, client: Any) -> list[str]:
-    """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps.
+def end(
+    settings: Settings,
+    client: Any,
+    run_id: str,
+    state: EndState,
+    message: str,
+    steps: Sequence[StepRecord],
+    edges: Sequence[tuple[str, str]],
+    records: Mapping[str, Record],
+    version: str | None,
+) -> RunReport:
+    """Write the end of a run, whoever ran it: its report, its metrics, its outcome, and how its open steps ended.
+
+    Args:
+        settings: Say where MLflow and the endpoints are.
+        client: From `recorder.connect`.
+        run_id: The MLflow run.
+        state: How it ended.
+        message: One sentence on it.
+        steps: From `settled`.
+        edges: Pairs of steps of which the second waits for the first.
+        records: What the steps gave, by the names of `FILES`.
+        version: Version that is the champion because of the run.
 
     Returns:
-        The ids of the runs that were closed.
+        What the report tells.
     """
-    dead = index.dead_runs(client)
-    for run in dead:
-        close(settings, client, run, "killed", "The process of the run was killed.")
-    return [run.info.run_id for run in dead]
+    run = client.get_run(run_id)
+    use_case = run.data.tags.get(index.USE_CASE) or None
+    begun_s = run.info.start_time / 1000
+    report = RunReport(
+        run_id=run_id,
+        pipeline=run.data.tags.get(index.PIPELINE, ""),
+        use_case=use_case,
+        engine=run.data.tags.get(index.ENGINE, ""),
+        parameters=dict(run.data.params),
+        started=dt.datetime.fromtimestamp(begun_s, dt.UTC),
+        seconds=max(0.0, time.time() - begun_s),
+        state=state,
+        outcome=message,
+        steps=list(steps),
+        edges=list(edges),
+        endpoint=f"{settings.serve_url}/{use_case}/predict" if version else None,
+        links=links(settings, index.run_url(settings, run.info.experiment_id, run_id), use_case, version),
+        **cast(Any, {name: records.get(name) for name in FILES}),
+    )
+    try:
+        client.log_text(run_id, render(report), "report.html")
+    except Exception as error:  # whatever it is: how the run ended is told without it
+        logger.warning("Run %s has no report: %s", run_id, first_line(error))
+    ends = {step.run_id: step.state for step in steps}
+    for child in index.children_of(client, run):
+        if child.data.tags.get(index.STATE) == "running":
+            step_state = ends.get(child.info.run_id, "killed")
+            client.set_tag(child.info.run_id, index.STATE, step_state)
+            client.set_terminated(child.info.run_id, index.STATUS[step_state])
+    metrics = report.evaluation.metrics if report.evaluation else {}
+    tags = {index.STATE: state, index.OUTCOME: message[: index.TAG_LIMIT], "mlflow.note.content": message}
+    log_values(client, run_id, metrics, tags)
+    client.set_terminated(run_id, index.STATUS[state])
+    return report
+
+
+def close_dead_runs(settings: Settings, client: Any) -> None:
+    """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps."""
+    for run in index.open_runs(client):
+        # A process may have written its run's end, and gone, since the runs were listed.
+        if index.is_dead(run) and index.is_dead(client.get_run(run.info.run_id)):
+            close(settings, client, run, "killed", "The process of the run was killed.")
 
 
 def _recorded(client: Any, children: Sequence[Any]) -> dict[str, Record]:
@@ -200,39 +254,6 @@ def _recorded(client: Any, children: Sequence[Any]) -> dict[str, Record]:
                     path = client.download_artifacts(child.info.run_id, file, directory)
                     records[name] = kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
     return records
-
-
-def _report(
-    settings: Settings,
-    client: Any,
-    run: Any,
-    steps: Sequence[StepRecord],
-    records: Mapping[str, Record],
-    version: str | None,
-    state: EndState,
-    message: str,
-) -> RunReport:
-    tags = run.data.tags
-    use_case = tags.get(index.USE_CASE) or None
-    tasks, edges = _pipeline(client, run)
-    names = {step.task for step in steps}
-    begun_s = run.info.start_time / 1000
-    return RunReport(
-        run_id=run.info.run_id,
-        pipeline=tags.get(index.PIPELINE, ""),
-        use_case=use_case,
-        engine=tags.get(index.ENGINE, ""),
-        parameters=dict(run.data.params),
-        started=dt.datetime.fromtimestamp(begun_s, dt.UTC),
-        seconds=max(0.0, time.time() - begun_s),
-        state=state,
-        outcome=message,
-        steps=[*steps, *(StepRecord(name=task, state="skipped") for task in tasks if task not in names)],
-        edges=edges,
-        endpoint=f"{settings.serve_url}/{use_case}/predict" if version else None,
-        links=links(settings, index.run_url(settings, run.info.experiment_id, run.info.run_id), use_case, version),
-        **cast(Any, {name: records.get(name) for name in FILES}),
-    )
 
 
 def _pipeline(client: Any, run: Any) -> tuple[list[str], list[tuple[str, str]]]:

@@ -156,15 +156,17 @@ def open_runs(client: Any) -> list[Any]:
     return list(client.search_runs(experiments, f"tags.`{STATE}` = 'running' and tags.`{PIPELINE}` LIKE '%'"))
 
 
-def dead_runs(client: Any) -> list[Any]:
-    """Return the runs whose record says that they go on and whose process is gone (a kill -9, a reboot)."""
-    dead: list[Any] = []
-    for run in open_runs(client):
-        tags = run.data.tags
-        process = tags.get(PROCESS) or ("" if ENGINE_RUN in tags else tags.get(SUBMITTER, ""))
-        if process and not _process_lives(process):
-            dead.append(run)
-    return dead
+def is_dead(run: Any) -> bool:
+    """Tell whether a run's record says that it goes on and whose process is gone; without a process nobody can tell."""
+    tags = run.data.tags
+    process = tags.get(PROCESS) or ("" if ENGINE_RUN in tags else tags.get(SUBMITTER, ""))
+    return tags.get(STATE) == "running" and process != "" and not _process_lives(process)
+
+
+def engine_run_of(run: Any) -> str | None:
+    """Return the id under which its engine knows a run; the local one knows it as MLflow does."""
+    local = run.data.tags.get(ENGINE, "local") == "local"
+    return str(run.info.run_id) if local else run.data.tags.get(ENGINE_RUN)
 
 
 def failure_tags(failure: Failure | None) -> dict[str, str]:

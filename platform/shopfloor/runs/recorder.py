@@ -20,7 +20,6 @@ from shopfloor.pipeline.results import Outputs, artifacts_of
 from shopfloor.runs.index import (
     CHAMPION,
     ENGINE,
-    OUTCOME,
     PARENT,
     PROCESS,
     RESULT_OF,
@@ -28,7 +27,6 @@ from shopfloor.runs.index import (
     STATE,
     STATUS,
     STEP,
-    TAG_LIMIT,
     create_run,
     failure_tags,
     reopen,
@@ -103,7 +101,6 @@ class RunRecorder:
             self._steps = {record.name: record.run_id for record in steps_of(client, run) if record.run_id}
         self.run_id: str = run.info.run_id
         self._experiment_id: str = run.info.experiment_id
-        self.engine: str = run.data.tags.get(ENGINE, engine)
         self._earlier = frozenset(self._steps)
         self.failure: Exception | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -155,6 +152,10 @@ class RunRecorder:
 
         self._queue.put(write)
 
+    def log_text(self, text: str, name: str) -> None:
+        """Attach a text to the run as a file of that name."""
+        self._queue.put(lambda: self._client.log_text(self.run_id, text, name))
+
     def log_artifact(self, local: Path, folder: str | None = None, step: str | None = None) -> None:
         """Attach a file or a directory to the run, or to a step's run."""
 
@@ -166,18 +167,6 @@ class RunRecorder:
                 self._client.log_artifact(run_id, str(local), folder)
 
         self._queue.put(write)
-
-    def finish(self, state: str, outcome: str, metrics: Mapping[str, float]) -> None:
-        """Close the run: every step that still counts as running ends with it."""
-
-        def write() -> None:
-            self._log(
-                self.run_id, metrics, {STATE: state, OUTCOME: outcome[:TAG_LIMIT], "mlflow.note.content": outcome}
-            )
-            self._client.set_terminated(self.run_id, STATUS[state])
-
-        self._queue.put(write)
-        self.flush()
 
     def flush(self) -> None:
         """Wait until all is written; the recorder takes nothing more."""
@@ -204,7 +193,7 @@ class RunRecorder:
     def _create_step(self, step: str, began_ms: int | None = None) -> str:
         if step in self._earlier:  # an attempt before this one left it
             self._client.update_run(self._steps[step], status="RUNNING")
-            self._log(self._steps[step], {}, {STATE: "running", **failure_tags(None)})
+            log_values(self._client, self._steps[step], {}, {STATE: "running", **failure_tags(None)})
             return self._steps[step]
         return create_step(self._client, self._experiment_id, self.run_id, step, began_ms)
 
@@ -221,9 +210,6 @@ class RunRecorder:
         run_id = self._steps.get(step) or self._create_step(step, began_ms)
         self._steps[step] = run_id
         finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
-
-    def _log(self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        _log(self._client, run_id, metrics, tags)
 
 
 def create_step(client: Any, experiment_id: str, run_id: str, step: str, began_ms: int | None = None) -> str:
@@ -267,16 +253,17 @@ def finish_step(
     effects = [artifact["metadata"].get(EFFECT) or {} for artifact in artifacts_of(outputs)]
     versions = [effect["version"] for effect in effects if effect.get("kind") == "champion"]
     champions = {CHAMPION: versions[-1]} if versions else {}
-    _log(client, step_run_id, numbers, {STATE: state, SECONDS: f"{seconds:.2f}", **champions, **tags})
+    log_values(client, step_run_id, numbers, {STATE: state, SECONDS: f"{seconds:.2f}", **champions, **tags})
     own = {name: value for name, value in numbers.items() if name != "seconds"}
     if own:
-        _log(client, run_id, {f"{step}.{name}": value for name, value in own.items()}, {})
+        log_values(client, run_id, {f"{step}.{name}": value for name, value in own.items()}, {})
     if log is not None and log.is_file():
         client.log_artifact(step_run_id, str(log))
     client.set_terminated(step_run_id, STATUS[state])
 
 
-def _log(client: Any, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+def log_values(client: Any, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """Write numbers and tags to a run at once; MLflow refuses some letters in a metric's name."""
     from mlflow.entities import Metric, RunTag
 
     now = int(time.time() * 1000)

@@ -105,6 +105,18 @@ class ArgoEngine:
             return "pending"
         return state
 
+    def why(self, engine_run: str) -> str:
+        """Return why a pod of the workflow failed, or, where none says so, what Argo says of the workflow.
+
+        Raises:
+            NotFoundError: There is no such workflow.
+            ServiceError: The server does not answer, or refuses.
+        """
+        steps = Steps(self._client, self._name(engine_run))
+        failed = (node for node in last_attempts(steps.all) if _STEP_STATES.get(node.get("phase", "")) == "failed")
+        reasons = (f"{step_of(node)}: {reason}" for node in failed if (reason := self._reason(node)))
+        return " ".join(next(reasons, steps.message).split())
+
     def logs(self, engine_run: str, step: str | None = None, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the workflow's steps, or of one step's pods; where there are none yet, what it waits for.
 

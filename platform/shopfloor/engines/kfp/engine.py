@@ -151,6 +151,17 @@ class KfpEngine:
         """
         return _state(self._answered(lambda client: client.get_run(engine_run), "get runs"))
 
+    def why(self, engine_run: str) -> str:
+        """Return the error of a task of the run, or, where none has one, the run's.
+
+        Raises:
+            NotFoundError: The backend has no such run.
+            ServiceError: It does not answer, or refuses the token.
+        """
+        run = self._answered(lambda client: client.get_run(engine_run), "get runs")
+        reasons = (f"{task.display_name}: {error}" for task in _pods(run).values() if (error := _error(task)))
+        return " ".join(next(reasons, _error(run)).split())
+
     def steps(self, engine_run: str) -> list[StepRecord]:
         """Return what the backend knows of the steps of a run, in the order in which they began.
 
@@ -168,7 +179,7 @@ class KfpEngine:
                     "seconds": (task.end_time - task.start_time).total_seconds()
                     if task.start_time and task.end_time
                     else 0.0,
-                    "error": str(getattr(task.error, "message", "") or ""),
+                    "error": _error(task),
                 }
             )
             for task in tasks
@@ -377,6 +388,11 @@ def _lost() -> tuple[type[Exception], ...]:
 
 def _state(run: Any) -> RunState:
     return _STATES.get(str(run.state), "running")
+
+
+def _error(thing: Any) -> str:
+    """Return the message of a run's or a task's error."""
+    return str(getattr(thing.error, "message", "") or "")
 
 
 def _pods(run: Any) -> dict[str, Any]:
