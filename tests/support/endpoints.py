@@ -18,7 +18,7 @@ from shopfloor.stack import state as states
 
 from tests.support import project
 from tests.support.project import BIN, ROOT
-from tests.support.waiting import free_port, wait_for
+from tests.support.waiting import free_port, wait_for, wait_until
 
 CASE = "toy_delays"
 USE_CASE = """
@@ -96,19 +96,27 @@ def serving_cluster(directory: Path):
             *("--artifacts-destination", str(directory / "mlartifacts")),
         )
 
-        def head() -> subprocess.Popen:
-            return start(
+        def start_head() -> None:
+            """Start Ray, and return when its node has joined; the dashboard of one that gives up answers too."""
+            head = start(
                 *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
                 *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
                 *("--node-ip-address=127.0.0.1", f"--temp-dir={ray_dir}"),
                 *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"),
             )
 
+            def started() -> bool:
+                assert head.poll() is None, f"{head.args} ended with {head.returncode}"
+                return "Ray runtime started" in (directory / "servers.log").read_text()
+
+            wait_until(started, 120)
+
         wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
         try:
-            wait_for(f"{settings.ray_dashboard_url}/api/version", head(), **settings.ray_headers())
+            start_head()
         except AssertionError:  # Ray gives a node 30 s to start, which a busy machine may need twice
-            wait_for(f"{settings.ray_dashboard_url}/api/version", head(), **settings.ray_headers())
+            start_head()
+        wait_for(f"{settings.ray_dashboard_url}/api/version", tracking, **settings.ray_headers())
         yield settings
 
 
