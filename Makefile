@@ -48,7 +48,7 @@ run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve t
 stop: $(INSTALLED)  ## stop what `make run` started
 	@$(BIN)/shopfloor down
 
-# What needs Ray beside what does not: most of a test is waiting for servers to start and processes to end.
+# Two modules at a time: most of one is waiting for servers to start and processes to end. tests/conftest.py pairs them.
 test: $(INSTALLED)  ## every test but the benchmarks
 	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25
 

@@ -30,6 +30,7 @@ with Guard() as guard:
     print(step.pid, guard.variables["SHOPFLOOR_GUARD"], guard._process.pid, flush=True)
     if sys.argv[1] == "wait":
         step.wait()
+    sys.stdin.readline()
 """
 
 
@@ -38,7 +39,9 @@ def run():
     processes = []
 
     def start(what):
-        process = subprocess.Popen([sys.executable, "-c", RUN, what], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         processes.append(process)
         lines = [process.stdout.readline().split() for _ in range(2)]
         shell, value, guard = next(line for line in lines if len(line) == 3)
@@ -63,7 +66,9 @@ def test_a_step_and_what_its_shell_started_end_with_the_run(run, number):
 
 
 def test_a_run_that_ends_by_itself_leaves_its_guard_nothing_to_do(run):
-    _, steps, guard, value = run("end")
+    process, steps, guard, value = run("end")
+    process.stdin.write("\n")
+    process.stdin.flush()
 
     assert psutil.wait_procs([guard], timeout=30)[1] == []
     # Ending its steps was the run's own affair.

@@ -114,7 +114,7 @@ def serving_cluster(directory: Path):
         wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
         try:
             start_head()
-        except AssertionError:  # Ray gives a node 30 s to start, which a busy machine may need twice
+        except AssertionError:  # Ray gives a node 30 s to start, of which a busy machine may need more
             start_head()
         wait_for(f"{settings.ray_dashboard_url}/api/version", tracking, **settings.ray_headers())
         yield settings
