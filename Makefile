@@ -48,7 +48,7 @@ run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve t
 stop: $(INSTALLED)  ## stop what `make run` started
 	@$(BIN)/shopfloor down
 
-# Two modules at a time: most of one is waiting for servers to start and processes to end. tests/conftest.py pairs them.
+# What needs Ray beside what does not (tests/conftest.py): two clusters at once are too much for two cores.
 test: $(INSTALLED)  ## every test but the benchmarks
 	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25
 

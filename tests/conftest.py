@@ -3,23 +3,26 @@
 import signal
 from pathlib import PurePath
 
-OWN_RAY = {"test_main_job.py", "test_ray_engine.py", "test_stack.py", "test_steps_on_s3.py"}
-"""Modules that start Ray clusters of their own, one after the other."""
-SHARED_RAY = {
+RAY = {
     "test_batch_scoring.py",
     "test_engine_step_records.py",
     "test_golden_requests.py",
     "test_hostile_input.py",
     "test_interleavings.py",
+    "test_main_job.py",
     "test_online_features.py",
     "test_promotion.py",
+    "test_ray_engine.py",
     "test_register.py",
     "test_rollout.py",
     "test_serving.py",
     "test_shadow.py",
+    "test_stack.py",
+    "test_steps_on_s3.py",
     "test_traffic.py",
 }
-"""Modules that use the cluster of tests/integration/conftest.py: in one process, which starts it once."""
+"""Modules that need a Ray cluster, one after the other: beside another one that works, Ray's own 30 s to start a node
+are too short on two cores."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for what it runs in its background, and so would all that the tests start and interrupt.
@@ -30,12 +33,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Let a module's tests run in one process where there are several, and no more than two clusters at a time."""
+    """Let a module's tests run in one process where there are several, and all that need Ray in the same."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByNeed(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = PurePath(nodeid.split("::", 1)[0]).name
-            return "own ray" if file in OWN_RAY else "shared ray" if file in SHARED_RAY else file
+            return "ray" if file in RAY else file
 
     return ByNeed(config, log)
