@@ -64,8 +64,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     use_case = load_use_case(settings, use_case_name)
     code = use_case.code("features")
     tables = local_copy(settings, tables_uri)
-    settings.private_state_dir()
-    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".features-") as scratch:
+    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".features-") as scratch:
         source_files = Path(scratch)
         everything = code.rows(tables)
         rows = require_rows(everything, use_case.features.target)

@@ -136,8 +136,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
     source_tables = getattr(code, "online_tables", code.source_tables)
     definitions = getattr(code, "online_definitions", code.definitions)
     project = online_project(use_case.name)
-    settings.private_state_dir()
-    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".online-") as scratch:
+    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".online-") as scratch:
         directory = Path(scratch)
         source_tables(tables, directory)
         sources = keep_sources(settings, use_case, directory)

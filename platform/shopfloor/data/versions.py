@@ -147,8 +147,7 @@ def tables_of(settings: Settings, use_case: UseCase, rev: str) -> Iterator[Path]
         NotFoundError: There is no such revision.
         DataError: The revision's objects are nowhere or were changed.
     """
-    settings.private_state_dir()
-    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".tables-") as scratch:
+    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".tables-") as scratch:
         with _tracked(settings, use_case, rev) as data:
             for name in data.files:
                 data.copy(name, Path(scratch) / name)

@@ -85,7 +85,7 @@ def _lack_features(use_case: UseCase, files: list[set[str]]) -> bool:
 def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[Part], target: Path) -> None:
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".complete-") as scratch:
+    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".complete-") as scratch:
         sources = Path(scratch)
         use_case.code("features").source_tables(tables, sources)
         for file in sources.glob("*.parquet"):
