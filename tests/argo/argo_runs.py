@@ -10,7 +10,7 @@ from shopfloor.engines.argo.translation import translate
 from shopfloor.settings import Settings
 
 from tests.argo import interpreter
-from tests.argo.interpreter import FAILED, ON_EXIT
+from tests.argo.dag import FAILED, ON_EXIT
 from tests.argo.steps import Artifact, Outcome, Step, content
 
 
