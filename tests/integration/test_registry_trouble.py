@@ -19,6 +19,7 @@ from shopfloor.serving.deploy import applications, champion, rollout
 from shopfloor.serving.replica import versions
 from shopfloor.serving.replica.versions import Holding
 from shopfloor.settings import Settings
+from shopfloor.stack import mlflow_user
 
 from tests.support.endpoints import USE_CASE, stop
 from tests.support.project import BIN, ROOT
@@ -274,3 +275,16 @@ def test_a_replica_with_wrong_credentials_says_so_instead_of_waiting(settings, r
         holding.the_champion()
     user("ann")
     assert replica(settings).registry_problem == ""
+
+
+def test_the_user_of_a_stack_is_made_once_and_its_password_follows_the_file(settings, user, tmp_path):
+    file = tmp_path / "password"
+    for password in ("the first password", "another password"):
+        file.write_text(f"{password}\n")
+        user("ann")
+        mlflow_user.main(settings, "platform", file)
+        user("platform", password)
+        Mlflow(settings.tracking_uri, 30).get("users/get", "user", username="platform")
+    user("platform", "the first password")
+    with pytest.raises(AccessError):
+        mlflow_user.main(settings, "other", file)

@@ -6,12 +6,10 @@ administrator too: MLflow lets nobody else ask for an alias of a model that is n
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from shopfloor.errors import ServiceError
+from shopfloor.runs.mlflow import Mlflow, RefusedError
 from shopfloor.settings import Settings, load_settings
 
 
@@ -19,31 +17,18 @@ def main(settings: Settings, name: str, password_file: Path) -> None:
     """Make the user, or change the password.
 
     Raises:
-        ServiceError: The server does not answer, or does not let us.
+        AccessError: The server does not let us.
+        ServiceError: It does not answer, or refuses.
     """
+    mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
     user = {"username": name, "password": password_file.read_text(encoding="utf-8").strip()}
-    if _ask(settings, "POST", "create", user, allowed={400}) == 400:  # it exists
-        _ask(settings, "PATCH", "update-password", user)
-    _ask(settings, "PATCH", "update-admin", {"username": name, "is_admin": True})
-
-
-def _ask(
-    settings: Settings, method: str, call: str, content: Mapping[str, object], allowed: Collection[int] = ()
-) -> int:
-    import requests
-
-    url = f"{settings.tracking_uri}/api/2.0/mlflow/users/{call}"
-    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
     try:
-        answer = requests.request(method, url, json=content, auth=login, timeout=settings.request_timeout_s)
-    except requests.RequestException as error:
-        raise ServiceError(f"MLflow at {settings.tracking_uri} does not answer.", "See its log.") from error
-    if not answer.ok and answer.status_code not in allowed:
-        raise ServiceError(
-            f"MLflow at {settings.tracking_uri} refused to {call} a user: {answer.status_code}.",
-            "Look at MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-        )
-    return answer.status_code
+        mlflow.post("users/create", user)
+    except RefusedError as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        mlflow.post("users/update-password", user, "PATCH")
+    mlflow.post("users/update-admin", {"username": name, "is_admin": True}, "PATCH")
 
 
 if __name__ == "__main__":
