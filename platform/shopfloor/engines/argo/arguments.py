@@ -35,25 +35,25 @@ def arguments(
         pipeline_root: Value of `{{$.pipeline_root}}`.
     """
     declared = ir.parameters(component)
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     # Constants may embed the others.
     for embedding in (False, True):
         for input_name, origin in ir.inputs(task, "parameters").items():
             if (origin.kind == "constant" and holds_placeholder(origin.value)) != embedding:
                 continue
-            value = value_of(dag, name, task, origin, declared.get(input_name), absent, found, pipeline_root)
+            value = value_of(dag, name, task, origin, declared.get(input_name), absent, values, pipeline_root)
             if value is not None:
-                found[input_name] = value
+                values[input_name] = value
     for input_name, origin in ir.inputs(task, "artifacts").items():
         if origin.kind == "output":
             key = origin.name + ENVELOPE_SUFFIX
             if _may_have_none(dag, task, origin.task):
-                found[input_name] = if_succeeded(origin.task, from_task_if_any(origin.task, key), NO_ARTIFACT)
+                values[input_name] = if_succeeded(origin.task, from_task_if_any(origin.task, key), NO_ARTIFACT)
             else:
-                found[input_name] = from_task(origin.task, key)
+                values[input_name] = from_task(origin.task, key)
         elif origin.kind == "input" and origin.name not in absent:
-            found[input_name] = from_input(origin.name + ENVELOPE_SUFFIX)
-    return found
+            values[input_name] = from_input(origin.name + ENVELOPE_SUFFIX)
+    return values
 
 
 def value_of(

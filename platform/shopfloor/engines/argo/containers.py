@@ -97,8 +97,8 @@ def retry_strategy(name: str, task: Message, queue: str | None) -> Json | None:
 def pod_template(
     use: Use,
     main: Json,
-    asked: pods.Pod,
-    made: Json,
+    pod: pods.Pod,
+    outputs: Json,
     key: str,
     envelope: str | None,
     names: list[str],
@@ -109,26 +109,26 @@ def pod_template(
     Args:
         use: The task.
         main: The container.
-        asked: What the task asks of its pod.
-        made: Its outputs: parameters with their types, artifacts.
+        pod: What the task asks of its pod.
+        outputs: What it gives: parameters with their types, artifacts.
         key: First segment of the artifacts' keys.
         envelope: What stands for an artifact that was not made; `None`: nobody but the template describes them.
         names: Inputs of the template.
         reader: A container that runs after the main one, and without which no output parameter is there.
     """
-    main["env"] = [*main.get("env", []), *asked.env]
-    main["volumeMounts"] = [*([] if reader else [STEP_MOUNT]), *asked.mounts]
-    volumes: list[Json] = [{"name": "step", "emptyDir": {}}, *asked.volumes]
+    main["env"] = [*main.get("env", []), *pod.env]
+    main["volumeMounts"] = [*([] if reader else [STEP_MOUNT]), *pod.mounts]
+    volumes: list[Json] = [{"name": "step", "emptyDir": {}}, *pod.volumes]
     if use.source.pipeline_config.get("workspace"):
         main["volumeMounts"].append({"name": WORKSPACE_VOLUME, "mountPath": WORKSPACE})
-    main["securityContext"] = {**RESTRICTED, **asked.container.pop("securityContext", {})}
+    main["securityContext"] = {**RESTRICTED, **pod.container.pop("securityContext", {})}
     if use.settings.cluster.environment_secret:
         main["envFrom"] = [{"secretRef": {"name": use.settings.cluster.environment_secret}}]
-    main.update(asked.container)
+    main.update(pod.container)
     if not main["env"]:
         del main["env"]
     template: Json = {
-        "inputs": {"parameters": template_inputs(use, names, asked.references)},
+        "inputs": {"parameters": template_inputs(use, names, pod.references)},
         "outputs": {
             "parameters": [
                 {
@@ -138,11 +138,11 @@ def pod_template(
                         **({} if reader else {"default": ABSENT}),
                     },
                 }
-                for name in made["parameters"]
+                for name in outputs["parameters"]
             ]
         },
         "volumes": volumes,
-        **asked.template,
+        **pod.template,
     }
     if reader:
         # The two share the step's directory by a mount of the set: only there Argo looks for outputs in a volume.
@@ -150,7 +150,7 @@ def pod_template(
         template["containerSet"] = {"containers": containers, "volumeMounts": [STEP_MOUNT]}
     else:
         template["container"] = main
-    for name, kind in made["artifacts"].items():
+    for name, kind in outputs["artifacts"].items():
         place = f"{ROOT}/outputs/artifacts/{name}"
         described = {"name": name, "type": kind, "uri": place, "metadata": {}, "key": f"{key}/{name}/{{{{pod.name}}}}"}
         template["outputs"]["parameters"].append(
@@ -208,18 +208,18 @@ def template_inputs(use: Use, names: list[str], references: dict[str, Origin]) -
     Raises:
         UnsupportedFeature: Two inputs would have one name.
     """
-    definitions, known = parameters(use.component), ir.defaults(use.component)
-    found: list[Json] = []
+    definitions, defaults = parameters(use.component), ir.defaults(use.component)
+    items: list[Json] = []
     for name in [*names, *(name for name in references if name not in names), STEP_NAME]:
         if name in use.absent:
             continue
         item = {"name": name}
-        if name in known:
-            item["default"] = constant(known[name], type_of(definitions[name])).text
-        found.append(item)
-    if len({item["name"] for item in found}) != len(found):
+        if name in defaults:
+            item["default"] = constant(defaults[name], type_of(definitions[name])).text
+        items.append(item)
+    if len({item["name"] for item in items}) != len(items):
         raise UnsupportedFeature(use.name, "an input whose name another input's description has")
-    return found
+    return items
 
 
 def variable(name: str, value: str) -> Json:

@@ -25,10 +25,10 @@ from shopfloor.settings import Settings
 
 
 @dataclass(frozen=True)
-class Made:
+class Template:
     """A template and what its users must know of it."""
 
-    template: str
+    name: str
     references: tuple[tuple[str, Origin], ...] = ()
     """Further inputs that it needs: name, and what they are given."""
     prefixes: tuple[tuple[str, str], ...] = ()
@@ -47,7 +47,7 @@ class Templates:
         self._run_id = run_id
         self._use_cache = use_cache
         self._pipeline_root = pipeline_root
-        self._made: dict[tuple[object, ...], Made] = {}
+        self._templates: dict[tuple[object, ...], Template] = {}
         self._names: dict[str, str] = {}
         self._by_name: dict[str, Json] = {}
         self.pull_secrets: set[str] = set()
@@ -64,7 +64,7 @@ class Templates:
         absent: frozenset[str],
         as_json: bool = False,
         retry: Json | None = None,
-    ) -> Made:
+    ) -> Template:
         """Make the template of a DAG.
 
         Args:
@@ -78,7 +78,7 @@ class Templates:
             UnsupportedFeature: A task in it cannot be translated.
         """
         memo = ("dag", name, absent, as_json, json.dumps(retry))
-        if memo not in self._made:
+        if memo not in self._templates:
             prefixes: dict[tuple[str, str], str] = {}
             tasks = {
                 task_name: self._task(component, task_name, task, absent, prefixes)
@@ -97,23 +97,23 @@ class Templates:
             template: Json = {"inputs": {"parameters": self._inputs(component, absent)}, "dag": dag}
             if retry:
                 template["retryStrategy"] = retry
-            if given := outputs.of_dag(self._source, component, as_json):
-                template["outputs"] = {"parameters": given}
+            if parameters := outputs.of_dag(self._source, component, as_json):
+                template["outputs"] = {"parameters": parameters}
             shared = {}
             for output in ir.outputs(component, "artifacts"):
-                found = {prefixes.get(selector) for selector in ir.selectors(component, "artifacts", output)}
-                if len(found) == 1 and (prefix := found.pop()):
+                output_prefixes = {prefixes.get(selector) for selector in ir.selectors(component, "artifacts", output)}
+                if len(output_prefixes) == 1 and (prefix := output_prefixes.pop()):
                     shared[output] = prefix
-            self._made[memo] = Made(self._add(name, template), (), tuple(shared.items()))
-        return self._made[memo]
+            self._templates[memo] = Template(self._add(name, template), (), tuple(shared.items()))
+        return self._templates[memo]
 
-    def _add(self, wanted: str, template: Json) -> str:
+    def _add(self, title: str, template: Json) -> str:
         """Keep a template under a name; the same one is kept once."""
         if template.get("inputs") == {"parameters": []}:
             del template["inputs"]
         text = json.dumps(template, sort_keys=True)
         if text not in self._names:
-            base = re.sub(r"[^A-Za-z0-9]+", "-", wanted).strip("-")[:110] or "template"
+            base = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-")[:110] or "template"
             name, number = base, 2
             while name in self._by_name:
                 name, number = f"{base}-{number}", number + 1
@@ -122,50 +122,50 @@ class Templates:
         return self._names[text]
 
     def _inputs(self, component: Message, absent: frozenset[str]) -> list[Json]:
-        found: list[Json] = []
+        inputs: list[Json] = []
         defaults = ir.defaults(component)
         for name, definition in ir.parameters(component).items():
             if name not in absent:
                 default = constant(defaults[name], ir.type_of(definition)).text if name in defaults else None
-                found.append({"name": name} if default is None else {"name": name, "default": default})
-        return found + [{"name": name + ENVELOPE_SUFFIX} for name in ir.artifacts(component) if name not in absent]
+                inputs.append({"name": name} if default is None else {"name": name, "default": default})
+        return inputs + [{"name": name + ENVELOPE_SUFFIX} for name in ir.artifacts(component) if name not in absent]
 
     def _task(
         self, dag: Message, name: str, task: Message, absent: frozenset[str], prefixes: dict[tuple[str, str], str]
     ) -> Json:
         """Return one task of a DAG."""
         component = self._source.component(task)
-        given = arguments(dag, name, task, component, absent, self._pipeline_root)
+        values = arguments(dag, name, task, component, absent, self._pipeline_root)
         declared = {**ir.parameters(component), **ir.artifacts(component)}
         iterator, defaults = ir.iterator(task), ir.defaults(component)
         item = "" if iterator is None else iterator.item_input
-        without = frozenset(name for name in declared if name not in given and name not in defaults and name != item)
+        without = frozenset(name for name in declared if name not in values and name not in defaults and name != item)
         for input_name in sorted(without - {*task.inputs.parameters, *task.inputs.artifacts}):
             if not declared[input_name].is_optional:
                 raise broken(f"task {name!r} lacks the input {input_name!r}")
-        made = self._template(name, task, component, without, absent)
-        for output, prefix in made.prefixes:
+        template = self._template(name, task, component, without, absent)
+        for output, prefix in template.prefixes:
             prefixes[name, output] = prefix
-        needed = self._needed(made.template)
+        needed = self._needed(template.name)
         texts = {
             input_name + (ENVELOPE_SUFFIX if input_name in ir.artifacts(component) else ""): value.text
-            for input_name, value in given.items()
+            for input_name, value in values.items()
         }
-        for extra, origin in made.references:
+        for extra, origin in template.references:
             ir.check_origin(self._source, dag, name, origin)
-            value = value_of(dag, name, task, origin, None, absent, given, self._pipeline_root)
+            value = value_of(dag, name, task, origin, None, absent, values, self._pipeline_root)
             if value is None:
                 raise broken(f"a setting of task {name!r} takes the input {extra!r}, which has no value")
             texts[extra] = value.text
         texts[STEP_NAME] = name
-        result: Json = {"name": name, "template": made.template}
+        result: Json = {"name": name, "template": template.name}
         parameters = [{"name": key, "value": value} for key, value in sorted(texts.items()) if key in needed]
         if parameters:
             result["arguments"] = {"parameters": parameters}
-        if depends := self._depends(dag, task, made.references):
+        if depends := self._depends(dag, task, template.references):
             result["depends"] = depends
         if condition := task.trigger_policy.condition:
-            result["when"] = self._condition(name, condition, component, given)
+            result["when"] = self._condition(name, condition, component, values)
         return result
 
     def _needed(self, template: str) -> set[str]:
@@ -173,7 +173,7 @@ class Templates:
 
     def _template(
         self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
-    ) -> Made:
+    ) -> Template:
         """Return the template that a task uses."""
         if ir.iterator(task) is not None:
             return self._loop(name, task, component, absent, above_absent)
@@ -183,14 +183,14 @@ class Templates:
 
     def _leaf(
         self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
-    ) -> Made:
+    ) -> Template:
         varying = (task.inputs, above_absent) if self._varies(component) else ()
         settled = [
             part if isinstance(part, frozenset) else part.SerializeToString(deterministic=True)
             for part in (task.retry_policy, task.caching_options, *varying)
         ]
         memo = ("leaf", task.component_ref.name, absent, *settled)
-        if memo not in self._made:
+        if memo not in self._templates:
             use = Use(
                 self._source,
                 self._settings,
@@ -205,24 +205,24 @@ class Templates:
             )
             leaf = executors.leaf(use)
             self.pull_secrets.update(leaf.pull_secrets)
-            self._made[memo] = Made(
+            self._templates[memo] = Template(
                 self._add(task.component_ref.name, leaf.template),
                 tuple(leaf.references.items()),
                 tuple((output, f"{leaf.key}/{output}") for output in ir.outputs(component, "artifacts")),
             )
-        return self._made[memo]
+        return self._templates[memo]
 
     def _varies(self, component: Message) -> bool:
         """Tell whether a task's inputs can change its template or be refused by it: then no two share it unseen."""
         executor = self._source.executor(component)
         container = executor.container
         launched = any("{{$}}" in word for word in ir.command_of(executor)) and not container.HasField("resources")
-        named = not PLACEHOLDER.search(container.image)
-        return not (launched and named) or component.executor_label in self._source.platform
+        fixed_image = not PLACEHOLDER.search(container.image)
+        return not (launched and fixed_image) or component.executor_label in self._source.platform
 
     def _loop(
         self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
-    ) -> Made:
+    ) -> Template:
         """Return the template of a loop over a task."""
         item = ir.iterator(task).item_input
         if item not in ir.parameters(component) | ir.artifacts(component):
@@ -235,18 +235,18 @@ class Templates:
             else self._leaf(name, task, component, absent, above_absent)
         )
         item += ENVELOPE_SUFFIX if task.HasField("artifact_iterator") else ""
-        needed = self._needed(body.template)
+        needed = self._needed(body.name)
         passed = [n for n in sorted(needed | {key for key, _ in body.references}) if n not in {item, STEP_NAME}]
-        given = [{"name": n, "value": f"{{{{inputs.parameters.{n}}}}}"} for n in passed]
+        parameters = [{"name": n, "value": f"{{{{inputs.parameters.{n}}}}}"} for n in passed]
         if item in needed:
-            given.append({"name": item, "value": "{{item}}"})
+            parameters.append({"name": item, "value": "{{item}}"})
         if STEP_NAME in needed:
-            given.append({"name": STEP_NAME, "value": name})
+            parameters.append({"name": STEP_NAME, "value": name})
         over, source = _items(name, task, absent)
         inputs = [{"name": n} for n in (*passed, *({source} - {"", *passed}))]
-        inner: Json = {"name": ITERATION, "template": body.template, "withParam": over}
-        if given:
-            inner["arguments"] = {"parameters": given}
+        inner: Json = {"name": ITERATION, "template": body.name, "withParam": over}
+        if parameters:
+            inner["arguments"] = {"parameters": parameters}
         template: Json = {"inputs": {"parameters": inputs}, "dag": {"tasks": [inner]}}
         if limit := task.iterator_policy.parallelism_limit:
             template["parallelism"] = limit
@@ -258,7 +258,7 @@ class Templates:
             collected.append(outputs.of_loop(output, prefixes[output]))
         if collected:
             template["outputs"] = {"parameters": collected}
-        return Made(self._add(f"{task.component_ref.name}-loop", template), body.references, body.prefixes)
+        return Template(self._add(f"{task.component_ref.name}-loop", template), body.references, body.prefixes)
 
     def _depends(self, dag: Message, task: Message, references: tuple[tuple[str, Origin], ...]) -> str:
         """Return what a task waits for, and with which outcome."""
@@ -275,13 +275,13 @@ class Templates:
                 terms.append(f"{name}.Succeeded")
         return " && ".join(terms)
 
-    def _condition(self, name: str, condition: str, component: Message, given: dict[str, Value]) -> str:
+    def _condition(self, name: str, condition: str, component: Message, values: dict[str, Value]) -> str:
         declared, defaults = ir.parameters(component), ir.defaults(component)
 
         def argument(input_name: str) -> conditions.Argument | None:
             kind = ir.type_of(declared[input_name]) if input_name in declared else "STRING"
-            if input_name in given:
-                expression = given[input_name].expression
+            if input_name in values:
+                expression = values[input_name].expression
             elif defaults.get(input_name) is not None:
                 expression = constant(defaults[input_name], kind).expression
             else:
@@ -327,18 +327,18 @@ def _items(name: str, task: Message, absent: frozenset[str]) -> tuple[str, str]:
 def _exit_handlers(component: Message) -> dict[str, str]:
     """Return the groups of tasks that an exit task follows, and that task."""
     tasks = ir.tasks(component)
-    found: dict[str, str] = {}
+    handlers: dict[str, str] = {}
     for name, task in tasks.items():
         before = ir.producers(task)
         if not ir.waits_for_all(task) or len(before) != 1 or ir.iterator(task) is not None:
             continue
         [group] = before
         # The compiler calls so what stands within `dsl.ExitHandler`.
-        if not group.startswith("exit-handler-") or group in found:
+        if not group.startswith("exit-handler-") or group in handlers:
             continue
         if not any(name in ir.producers(other) for other in tasks.values()) and not _gives(component, name):
-            found[group] = name
-    return found
+            handlers[group] = name
+    return handlers
 
 
 def _gives(component: Message, task: str) -> bool:

@@ -43,12 +43,12 @@ def leaf(use: Use) -> Leaf:
     words = ir.command_of(executor)
     inputs = ir.inputs(use.task, "parameters")
     platform = use.source.platform.get(use.component.executor_label, {})
-    asked = pods.pod(use.name, ir.as_json(container.resources), platform, inputs, use.above_absent)
-    image = asked.image(container.image, use.name, inputs)
+    pod = pods.pod_of(use.name, ir.as_json(container.resources), platform, inputs, use.above_absent)
+    image = pod.image(container.image, use.name, inputs)
     interpreter = words[0].rpartition("/")[2] if words else ""
     if any("{{$}}" in word for word in words) or interpreter.startswith("python"):
-        return launched(use, image, static(use, executor, image), asked)
-    return native(use, executor, image, asked)
+        return launched(use, image, static(use, executor, image), pod)
+    return native(use, executor, image, pod)
 
 
 def _importer(use: Use, executor: Message) -> Leaf:
@@ -99,6 +99,6 @@ def _claim(use: Use, create: bool) -> Leaf:
         f'{{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {{{metadata}}}, "spec": {{{spec} }} }}'
     )
     template["resource"] = {"action": "create", "manifest": manifest}
-    named = {"name": "name", "valueFrom": {"jsonPath": "{.metadata.name}"}}
-    template["outputs"] = {"parameters": [named]}
+    output = {"name": "name", "valueFrom": {"jsonPath": "{.metadata.name}"}}
+    template["outputs"] = {"parameters": [output]}
     return Leaf(template)

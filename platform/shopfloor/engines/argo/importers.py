@@ -10,20 +10,20 @@ from shopfloor.pipeline import ir
 from shopfloor.pipeline.ir import Message
 
 
-def check(source: Source, dag: Message, known: dict[str, Any]) -> None:
+def check(source: Source, dag: Message, arguments: dict[str, Any]) -> None:
     """Look at every importer below a DAG; an address that only a step will give is looked at by the launcher.
 
     Args:
         source: The pipeline.
         dag: The DAG's component.
-        known: Values of its inputs, as far as they are known.
+        arguments: Values of its inputs, as far as they are known.
 
     Raises:
         UnsupportedFeature: An importer reads from where nobody here can.
     """
     for name, task in ir.tasks(dag).items():
         component = source.component(task)
-        values = _values(task, component, known)
+        values = _values(task, component, arguments)
         if ir.is_dag(component):
             check(source, component, values)
             continue
@@ -31,20 +31,20 @@ def check(source: Source, dag: Message, known: dict[str, Any]) -> None:
         if not executor.HasField("importer"):
             continue
         uri = executor.importer.artifact_uri
-        given = uri.WhichOneof("value") == "constant"
-        address = ir.value(uri.constant) if given else values.get(uri.runtime_parameter)
-        scheme, found, _ = address.partition("://") if isinstance(address, str) else ("", "", "")
-        if found and scheme not in IMPORTED:
+        is_constant = uri.WhichOneof("value") == "constant"
+        address = ir.value(uri.constant) if is_constant else values.get(uri.runtime_parameter)
+        scheme, separator, _ = address.partition("://") if isinstance(address, str) else ("", "", "")
+        if separator and scheme not in IMPORTED:
             raise UnsupportedFeature(name, f"an importer of {scheme}:// artifacts")
 
 
-def _values(task: Message, component: Message, known: dict[str, Any]) -> dict[str, Any]:
+def _values(task: Message, component: Message, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs of a task whose values are known."""
     values = ir.defaults(component)
     for name, origin in ir.inputs(task, "parameters").items():
         values.pop(name, None)
         if origin.kind == "constant":
             values[name] = origin.value
-        elif origin.kind == "input" and origin.name in known:
-            values[name] = known[origin.name]
+        elif origin.kind == "input" and origin.name in arguments:
+            values[name] = arguments[origin.name]
     return values

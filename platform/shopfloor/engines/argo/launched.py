@@ -54,14 +54,14 @@ def static(use: Use, executor: Message, image: str) -> Json:
     }
 
 
-def launched(use: Use, image: str, task: Json, asked: pods.Pod) -> Leaf:
+def launched(use: Use, image: str, task: Json, pod: pods.Pod) -> Leaf:
     """Return the template of a task that runs under the launcher.
 
     Args:
         use: The task.
         image: Its image.
         task: What `static` gives.
-        asked: What the task asks of its pod.
+        pod: What the task asks of its pod.
 
     Raises:
         UnsupportedFeature: Its source is too long for a variable.
@@ -83,7 +83,7 @@ def launched(use: Use, image: str, task: Json, asked: pods.Pod) -> Leaf:
         "command": ["python3", "-m", LAUNCHER] if platform else ["python3", LAUNCHER_PLACE],
         "env": env,
     }
-    template = pod_template(use, main, asked, task["outputs"], key, NO_ARTIFACT, input_names(use))
+    template = pod_template(use, main, pod, task["outputs"], key, NO_ARTIFACT, input_names(use))
     if not platform:
         mount = {"name": "launcher", "mountPath": LAUNCHER_PLACE.rpartition("/")[0]}
         template["volumes"].append({"name": "launcher", "emptyDir": {}})
@@ -98,7 +98,7 @@ def launched(use: Use, image: str, task: Json, asked: pods.Pod) -> Leaf:
                 **HELPER,
             }
         ]
-    return Leaf(template, asked.references, asked.pull_secrets, key)
+    return Leaf(template, pod.references, pod.pull_secrets, key)
 
 
 def reader(use: Use, task: Json, key: str) -> Json:
@@ -109,9 +109,9 @@ def reader(use: Use, task: Json, key: str) -> Json:
         task: What `static` gives.
         key: First segment of the artifacts' keys.
     """
-    told = {**task, "key": key, "native": True, "command": [], "environment": {}, "platform": False}
-    told["inputs"] = {"parameters": {}, "artifacts": {}}
-    encoded = base64.b64encode(json.dumps(told, sort_keys=True).encode()).decode()
+    document = {**task, "key": key, "native": True, "command": [], "environment": {}, "platform": False}
+    document["inputs"] = {"parameters": {}, "artifacts": {}}
+    encoded = base64.b64encode(json.dumps(document, sort_keys=True).encode()).decode()
     return {
         "name": "outputs",
         "image": use.settings.cluster.image,

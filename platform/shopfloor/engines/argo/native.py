@@ -32,14 +32,14 @@ from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters
 PLACES = (f"{ROOT}/outputs/parameters", f"{ROOT}/outputs/artifacts")
 
 
-def native(use: Use, executor: Message, image: str, asked: pods.Pod) -> Leaf:
+def native(use: Use, executor: Message, image: str, pod: pods.Pod) -> Leaf:
     """Return the template of a task in whose container no more than its own program runs.
 
     Args:
         use: The task.
         executor: Its executor.
         image: Its image.
-        asked: What the task asks of its pod.
+        pod: What the task asks of its pod.
 
     Raises:
         UnsupportedFeature: Its command holds what only the launcher could fill in, or what Argo would substitute.
@@ -57,12 +57,12 @@ def native(use: Use, executor: Message, image: str, asked: pods.Pod) -> Leaf:
     if env:
         main["env"] = env
     names = [*input_names(use)]
-    told = static(use, executor, image)
-    task = told["outputs"]
-    key = digest({"image": image, "words": words, "outputs": task})
-    beside = reader(use, told, key) if task["parameters"] else None
-    template = pod_template(use, main, asked, task, key, None, names, beside)
-    if any(task.values()):
+    task = static(use, executor, image)
+    task_outputs = task["outputs"]
+    key = digest({"image": image, "words": words, "outputs": task_outputs})
+    beside = reader(use, task, key) if task_outputs["parameters"] else None
+    template = pod_template(use, main, pod, task_outputs, key, None, names, beside)
+    if any(task_outputs.values()):
         template["initContainers"] = [
             {
                 "name": "directories",
@@ -73,7 +73,7 @@ def native(use: Use, executor: Message, image: str, asked: pods.Pod) -> Leaf:
                 **HELPER,
             }
         ]
-    return Leaf(template, asked.references, asked.pull_secrets, key)
+    return Leaf(template, pod.references, pod.pull_secrets, key)
 
 
 def _holds_tags(constant: Any) -> bool:
@@ -84,12 +84,12 @@ def _holds_tags(constant: Any) -> bool:
 
 def _tags(use: Use, text: str) -> str:
     """Turn KFP's placeholders into Argo's tags and keep everything else from being substituted."""
-    made: list[str] = []
+    pieces: list[str] = []
     at = 0
     for match in PLACEHOLDER.finditer(text):
-        made += [_plain(use, text[at : match.start()]), _tag(use, match[0], parts(match[1]))]
+        pieces += [_plain(use, text[at : match.start()]), _tag(use, match[0], parts(match[1]))]
         at = match.end()
-    return "".join([*made, _plain(use, text[at:])])
+    return "".join([*pieces, _plain(use, text[at:])])
 
 
 def _plain(use: Use, text: str) -> str:

@@ -23,17 +23,17 @@ def of_dag(source: Source, component: Message, as_json: bool) -> list[Json]:
         component: The DAG's component.
         as_json: Whether strings are given as JSON, as a loop needs them of its body.
     """
-    found: list[Json] = []
+    parameters: list[Json] = []
     for output in ir.outputs(component, "parameters"):
-        chosen = ir.selectors(component, "parameters", output)
-        quoted = as_json and kind_of(source, component, chosen) == "STRING"
-        found.append(_first(component, output, chosen, ABSENT, quoted))
+        selectors = ir.selectors(component, "parameters", output)
+        quoted = as_json and kind_of(source, component, selectors) == "STRING"
+        parameters.append(_first(component, output, selectors, ABSENT, quoted))
     for output in ir.outputs(component, "artifacts"):
-        chosen = ir.selectors(component, "artifacts", output)
-        default = _no_artifacts(NOWHERE) if is_list(source, component, chosen) else NO_ARTIFACT
-        envelopes = [(task, key + ENVELOPE_SUFFIX) for task, key in chosen]
-        found.append(_first(component, output + ENVELOPE_SUFFIX, envelopes, default, False))
-    return found
+        selectors = ir.selectors(component, "artifacts", output)
+        default = _no_artifacts(NOWHERE) if is_list(source, component, selectors) else NO_ARTIFACT
+        envelopes = [(task, key + ENVELOPE_SUFFIX) for task, key in selectors]
+        parameters.append(_first(component, output + ENVELOPE_SUFFIX, envelopes, default, False))
+    return parameters
 
 
 def of_loop(output: str, prefix: str) -> Json:
@@ -61,8 +61,8 @@ def of_loop(output: str, prefix: str) -> Json:
     return {"name": name, "valueFrom": {"expression": expression, "default": default}}
 
 
-def _first(component: Message, output: str, chosen: list[tuple[str, str]], default: str, quoted: bool) -> Json:
-    values: list[tuple[str, Value]] = [(task, from_task(task, key)) for task, key in chosen]
+def _first(component: Message, output: str, selectors: list[tuple[str, str]], default: str, quoted: bool) -> Json:
+    values: list[tuple[str, Value]] = [(task, from_task(task, key)) for task, key in selectors]
     tasks = component.dag.tasks
     if len(values) == 1 and not quoted and not tasks[values[0][0]].trigger_policy.condition:
         return {"name": output, "valueFrom": {"parameter": values[0][1].text, "default": default}}
@@ -73,25 +73,25 @@ def _first(component: Message, output: str, chosen: list[tuple[str, str]], defau
     return {"name": output, "valueFrom": {"expression": expression, "default": default}}
 
 
-def kind_of(source: Source, component: Message, chosen: list[tuple[str, str]]) -> str:
+def kind_of(source: Source, component: Message, selectors: list[tuple[str, str]]) -> str:
     """Return the type of a DAG's output parameter: that of the task which gives it, however deep it stands.
 
     What a group around it declares is the type of the list into which a loop further up collects.
     """
-    if not chosen:
+    if not selectors:
         return "STRING"
-    task = component.dag.tasks[chosen[0][0]]
+    task = component.dag.tasks[selectors[0][0]]
     if ir.iterator(task) is not None:
         return "LIST"
     inner = source.component(task)
     if ir.is_dag(inner):
-        return kind_of(source, inner, ir.selectors(inner, "parameters", chosen[0][1]))
-    return ir.type_of(ir.outputs(inner, "parameters")[chosen[0][1]])
+        return kind_of(source, inner, ir.selectors(inner, "parameters", selectors[0][1]))
+    return ir.type_of(ir.outputs(inner, "parameters")[selectors[0][1]])
 
 
-def is_list(source: Source, component: Message, chosen: list[tuple[str, str]]) -> bool:
+def is_list(source: Source, component: Message, selectors: list[tuple[str, str]]) -> bool:
     """Tell whether an output artifact is a list; the body of a loop declares one where it gives a single artifact."""
-    for name, key in chosen:
+    for name, key in selectors:
         task = component.dag.tasks[name]
         inner = source.component(task)
         if ir.iterator(task) is not None or (

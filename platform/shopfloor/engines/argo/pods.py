@@ -41,7 +41,7 @@ class Pod:
     template: Json = field(default_factory=dict)
     pull_secrets: list[str] = field(default_factory=list)
     references: dict[str, Origin] = field(default_factory=dict)
-    """Input of the template to what the task's DAG gives for it ."""
+    """Input of the template to what the task's DAG gives for it."""
     patch: Json = field(default_factory=dict)
     """Fields of the pod's specification that are known only at run time; tags stand in the texts."""
     documents: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Pod:
         return PLACEHOLDER.sub(lambda match: _tag(self, task, inputs, match), text)
 
 
-def pod(task: str, resources: Json, settings: Json, inputs: Mapping[str, Origin], absent: frozenset[str]) -> Pod:
+def pod_of(task: str, resources: Json, settings: Json, inputs: Mapping[str, Origin], absent: frozenset[str]) -> Pod:
     """Return what a task asks of its pod.
 
     Args:
@@ -70,48 +70,48 @@ def pod(task: str, resources: Json, settings: Json, inputs: Mapping[str, Origin]
     """
     if "{{" in json.dumps(settings):
         raise UnsupportedFeature(task, "'{{' in its platform settings, where Argo would substitute")
-    made = Pod(absent=absent)
-    _resources(made, task, resources, inputs)
+    pod = Pod(absent=absent)
+    _resources(pod, task, resources, inputs)
     for name in sorted(settings):
         translate = _SETTINGS.get(name)
         if translate is None:
             raise UnsupportedFeature(task, f"the platform setting {name!r}")
         try:
-            translate(made, task, settings[name])
+            translate(pod, task, settings[name])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise broken(f"the platform setting {name!r} of task {task!r} lacks or misplaces {error}") from error
-    if made.patch:
-        text = json.dumps(made.patch, sort_keys=True)
-        for number, tag in enumerate(made.documents):
+    if pod.patch:
+        text = json.dumps(pod.patch, sort_keys=True)
+        for number, tag in enumerate(pod.documents):
             text = text.replace(json.dumps(_document(number)), tag)
-        made.template["podSpecPatch"] = text
-    return made
+        pod.template["podSpecPatch"] = text
+    return pod
 
 
-def _resources(made: Pod, task: str, resources: Json, inputs: Mapping[str, Origin]) -> None:
-    wanted: dict[str, dict[str, str]] = {"limits": {}, "requests": {}}
+def _resources(pod: Pod, task: str, resources: Json, inputs: Mapping[str, Origin]) -> None:
+    requirements: dict[str, dict[str, str]] = {"limits": {}, "requests": {}}
     for key, kind in (("Limit", "limits"), ("Request", "requests")):
         for what in ("Cpu", "Memory"):
-            given, old = resources.get(f"resource{what}{key}"), resources.get(f"{what.lower()}{key}")
-            if given or old:
+            quantity, number = resources.get(f"resource{what}{key}"), resources.get(f"{what.lower()}{key}")
+            if quantity or number:
                 # The old fields are numbers: cores and gigabytes.
-                wanted[kind][what.lower()] = given or f"{old:g}{'G' if what == 'Memory' else ''}"
+                requirements[kind][what.lower()] = quantity or f"{number:g}{'G' if what == 'Memory' else ''}"
     accelerator = resources.get("accelerator", {})
     count = str(accelerator.get("resourceCount") or accelerator.get("count") or "")
     kind = accelerator.get("resourceType") or accelerator.get("type") or "nvidia.com/gpu"
     if count and count != "0":
         if "/" not in kind and not PLACEHOLDER.search(kind):
             raise UnsupportedFeature(task, f"the accelerator {kind!r}, which is no resource of Kubernetes")
-        wanted["limits"][kind] = count
-    known: dict[str, dict[str, str]] = {}
+        requirements["limits"][kind] = count
+    constants: dict[str, dict[str, str]] = {}
     patched: dict[str, dict[str, str]] = {}
-    for side, amounts in wanted.items():
+    for side, amounts in requirements.items():
         for what, amount in amounts.items():
             matches = [*PLACEHOLDER.finditer(what + amount)]
-            if any(_given(made, task, inputs, match) is None for match in matches):
+            if any(_placeholder_origin(pod, task, inputs, match) is None for match in matches):
                 continue
             if matches:
-                name, filled = (made.image(text, task, inputs) for text in (what, amount))
+                name, filled = (pod.image(text, task, inputs) for text in (what, amount))
                 patched.setdefault(side, {})[name] = filled
             elif _QUANTITY.fullmatch(amount) is None:
                 raise UsageError(
@@ -119,34 +119,34 @@ def _resources(made: Pod, task: str, resources: Json, inputs: Mapping[str, Origi
                     "Write it as Kubernetes does: 500m, 2, 1Gi.",
                 )
             else:
-                known.setdefault(side, {})[what] = amount
-    if known:
-        made.container["resources"] = known
+                constants.setdefault(side, {})[what] = amount
+    if constants:
+        pod.container["resources"] = constants
     if patched:
         # A tag is no quantity for the API server: the patch is applied when all is known.
-        made.patch["containers"] = [{"name": "main", "resources": patched}]
+        pod.patch["containers"] = [{"name": "main", "resources": patched}]
 
 
-def _given(made: Pod, task: str, inputs: Mapping[str, Origin], match: re.Match[str]) -> Origin | None:
+def _placeholder_origin(pod: Pod, task: str, inputs: Mapping[str, Origin], match: re.Match[str]) -> Origin | None:
     """Return what a placeholder's input is given, `None` where it has no value."""
     path = parts(match[1])
     if path[:2] != ["inputs", "parameters"] or len(path) != 3 or path[2] not in inputs:
         raise UnsupportedFeature(task, f"the placeholder {match[0]!r} in what it asks of its pod")
-    return inputs[path[2]] if _has_value(made, inputs[path[2]]) else None
+    return inputs[path[2]] if _has_value(pod, inputs[path[2]]) else None
 
 
-def _tag(made: Pod, task: str, inputs: Mapping[str, Origin], match: re.Match[str]) -> str:
+def _tag(pod: Pod, task: str, inputs: Mapping[str, Origin], match: re.Match[str]) -> str:
     """Return the tag of the input that a placeholder names."""
-    origin = _given(made, task, inputs, match)
+    origin = _placeholder_origin(pod, task, inputs, match)
     name = parts(match[1])[2]
     if origin is None:
         raise _valueless(task, "image", inputs[name])
-    made.references[name] = origin
+    pod.references[name] = origin
     return f"{{{{inputs.parameters.{name}}}}}"
 
 
-def _has_value(made: Pod, origin: Origin) -> bool:
-    return not (origin.kind == "input" and origin.name in made.absent)
+def _has_value(pod: Pod, origin: Origin) -> bool:
+    return not (origin.kind == "input" and origin.name in pod.absent)
 
 
 def _valueless(task: str, setting: str, origin: Origin) -> UsageError:
@@ -156,44 +156,44 @@ def _valueless(task: str, setting: str, origin: Origin) -> UsageError:
     )
 
 
-def _value(made: Pod, origin: Origin) -> str:
+def _value(pod: Pod, origin: Origin) -> str:
     """Return a name that is known now, or the tag of an input that will hold it."""
-    return str(origin.value) if origin.kind == "constant" else f"{{{{inputs.parameters.{_reference(made, origin)}}}}}"
+    return str(origin.value) if origin.kind == "constant" else f"{{{{inputs.parameters.{_reference(pod, origin)}}}}}"
 
 
-def _reference(made: Pod, origin: Origin) -> str:
+def _reference(pod: Pod, origin: Origin) -> str:
     """Return the input that holds a value."""
-    name = f"kubernetes-{len(made.references)}"
-    made.references[name] = origin
+    name = f"kubernetes-{len(pod.references)}"
+    pod.references[name] = origin
     return name
 
 
-def _origin(given: Any) -> Origin:
+def _origin(source: Any) -> Origin:
     """Return where the value of a setting comes from: a text that is known, or KFP's `InputParameterSpec` as JSON."""
-    if not isinstance(given, dict):
-        return Origin("constant", value=given)
+    if not isinstance(source, dict):
+        return Origin("constant", value=source)
     from google.protobuf import json_format
     from kfp.pipeline_spec import pipeline_spec_pb2
 
-    return ir.origin(json_format.ParseDict(given, pipeline_spec_pb2.TaskInputsSpec.InputParameterSpec()))
+    return ir.origin(json_format.ParseDict(source, pipeline_spec_pb2.TaskInputsSpec.InputParameterSpec()))
 
 
-def _named(made: Pod, task: str, setting: str, items: list[Json]) -> list[tuple[Json, str]]:
+def _with_names(pod: Pod, task: str, setting: str, items: list[Json]) -> list[tuple[Json, str]]:
     """Return the items of a setting that name something, with its name.
 
     Raises:
         UsageError: One has no value and is not optional.
     """
     by_parameter, plain = _NAMES[setting]
-    found: list[tuple[Json, str]] = []
+    pairs: list[tuple[Json, str]] = []
     for item in items:
         origin = _origin(item[by_parameter] if item.get(by_parameter) else item[plain])
-        if not _has_value(made, origin):
+        if not _has_value(pod, origin):
             if not item.get("optional") and setting != "imagePullSecret":
                 raise _valueless(task, setting, origin)
             continue
-        found.append((item, _value(made, origin)))
-    return found
+        pairs.append((item, _value(pod, origin)))
+    return pairs
 
 
 def _document(number: int) -> str:
@@ -201,136 +201,138 @@ def _document(number: int) -> str:
     return f"\0{number}"
 
 
-def _known(origin: Origin) -> Any:
+def _constant(origin: Origin) -> Any:
     """Return the JSON that a setting gives as a constant; `None` where it comes from a parameter."""
     return json.loads(origin.value) if isinstance(origin.value, str) else origin.value
 
 
-def _from_parameter(made: Pod, origin: Origin) -> str:
+def _from_parameter(pod: Pod, origin: Origin) -> str:
     """Return what stands in the patch for the JSON of a parameter."""
-    made.documents.append(f"{{{{inputs.parameters.{_reference(made, origin)}}}}}")
-    return _document(len(made.documents) - 1)
+    pod.documents.append(f"{{{{inputs.parameters.{_reference(pod, origin)}}}}}")
+    return _document(len(pod.documents) - 1)
 
 
-def _mount(made: Pod, volume: Json, path: str, **more: Any) -> None:
-    name = volume.pop("name", f"volume-{len(made.volumes)}")
-    made.volumes.append({"name": name, **volume})
-    made.mounts.append({"name": name, "mountPath": path, **{key: value for key, value in more.items() if value}})
+def _mount(pod: Pod, volume: Json, path: str, **more: Any) -> None:
+    name = volume.pop("name", f"volume-{len(pod.volumes)}")
+    pod.volumes.append({"name": name, **volume})
+    pod.mounts.append({"name": name, "mountPath": path, **{key: value for key, value in more.items() if value}})
 
 
-def _secret_volume(made: Pod, task: str, items: list[Json]) -> None:
-    for item, name in _named(made, task, "secretAsVolume", items):
+def _secret_volume(pod: Pod, task: str, items: list[Json]) -> None:
+    for item, name in _with_names(pod, task, "secretAsVolume", items):
         secret = {"secretName": name, "optional": bool(item.get("optional"))}
-        _mount(made, {"secret": secret}, item["mountPath"])
+        _mount(pod, {"secret": secret}, item["mountPath"])
 
 
-def _config_map_volume(made: Pod, task: str, items: list[Json]) -> None:
-    for item, name in _named(made, task, "configMapAsVolume", items):
+def _config_map_volume(pod: Pod, task: str, items: list[Json]) -> None:
+    for item, name in _with_names(pod, task, "configMapAsVolume", items):
         config_map = {"name": name, "optional": bool(item.get("optional"))}
-        _mount(made, {"configMap": config_map}, item["mountPath"])
+        _mount(pod, {"configMap": config_map}, item["mountPath"])
 
 
-def _secret_env(made: Pod, task: str, items: list[Json]) -> None:
-    _key_env(made, _named(made, task, "secretAsEnv", items), "secretKeyRef", "secretKey")
+def _secret_env(pod: Pod, task: str, items: list[Json]) -> None:
+    _key_env(pod, _with_names(pod, task, "secretAsEnv", items), "secretKeyRef", "secretKey")
 
 
-def _config_map_env(made: Pod, task: str, items: list[Json]) -> None:
-    _key_env(made, _named(made, task, "configMapAsEnv", items), "configMapKeyRef", "configMapKey")
+def _config_map_env(pod: Pod, task: str, items: list[Json]) -> None:
+    _key_env(pod, _with_names(pod, task, "configMapAsEnv", items), "configMapKeyRef", "configMapKey")
 
 
-def _key_env(made: Pod, items: list[tuple[Json, str]], reference: str, key: str) -> None:
+def _key_env(pod: Pod, items: list[tuple[Json, str]], reference: str, key: str) -> None:
     for item, name in items:
         for pair in item["keyToEnv"]:
             source = {"name": name, "key": pair[key], "optional": bool(item.get("optional"))}
-            made.env.append({"name": pair["envVar"], "valueFrom": {reference: source}})
+            pod.env.append({"name": pair["envVar"], "valueFrom": {reference: source}})
 
 
-def _claim(made: Pod, task: str, items: list[Json]) -> None:
+def _claim(pod: Pod, task: str, items: list[Json]) -> None:
     for item in items:
         if item.get("pvcNameParameter"):
-            given: Any = item["pvcNameParameter"]
+            source: Any = item["pvcNameParameter"]
         elif "constant" in item:
-            given = item["constant"]
+            source = item["constant"]
         else:
-            given = {key: item[key] for key in ("taskOutputParameter", "componentInputParameter") if key in item}
-        origin = _origin(given)
-        if not _has_value(made, origin):
+            source = {key: item[key] for key in ("taskOutputParameter", "componentInputParameter") if key in item}
+        origin = _origin(source)
+        if not _has_value(pod, origin):
             raise _valueless(task, "volume claim", origin)
-        claim = {"persistentVolumeClaim": {"claimName": _value(made, origin)}}
-        _mount(made, claim, item["mountPath"], subPath=item.get("subPath"))
+        claim = {"persistentVolumeClaim": {"claimName": _value(pod, origin)}}
+        _mount(pod, claim, item["mountPath"], subPath=item.get("subPath"))
 
 
-def _ephemeral_volume(made: Pod, task: str, items: list[Json]) -> None:
+def _ephemeral_volume(pod: Pod, task: str, items: list[Json]) -> None:
     for item in items:
         spec: Json = {"accessModes": item["accessModes"], "resources": {"requests": {"storage": item["size"]}}}
         if not item.get("defaultStorageClass") and item.get("storageClassName"):
             spec["storageClassName"] = item["storageClassName"]
         claim = {"spec": spec} | ({"metadata": item["metadata"]} if item.get("metadata") else {})
-        _mount(made, {"name": item["volumeName"], "ephemeral": {"volumeClaimTemplate": claim}}, item["mountPath"])
+        _mount(pod, {"name": item["volumeName"], "ephemeral": {"volumeClaimTemplate": claim}}, item["mountPath"])
 
 
-def _empty_dir(made: Pod, task: str, items: list[Json]) -> None:
+def _empty_dir(pod: Pod, task: str, items: list[Json]) -> None:
     for item in items:
         empty = {key: item[key] for key in ("medium", "sizeLimit") if item.get(key)}
-        _mount(made, {"name": item["volumeName"], "emptyDir": empty}, item["mountPath"])
+        _mount(pod, {"name": item["volumeName"], "emptyDir": empty}, item["mountPath"])
 
 
-def _shared_memory(made: Pod, task: str, item: Json) -> None:
+def _shared_memory(pod: Pod, task: str, item: Json) -> None:
     empty = {"medium": "Memory"} | ({"sizeLimit": item["size"]} if item.get("size") else {})
-    _mount(made, {"name": item.get("volumeName") or "shared-memory", "emptyDir": empty}, "/dev/shm")  # noqa: S108
+    _mount(pod, {"name": item.get("volumeName") or "shared-memory", "emptyDir": empty}, "/dev/shm")  # noqa: S108
 
 
-def _field_env(made: Pod, task: str, items: list[Json]) -> None:
+def _field_env(pod: Pod, task: str, items: list[Json]) -> None:
     for item in items:
-        made.env.append({"name": item["name"], "valueFrom": {"fieldRef": {"fieldPath": item["fieldPath"]}}})
+        pod.env.append({"name": item["name"], "valueFrom": {"fieldRef": {"fieldPath": item["fieldPath"]}}})
 
 
-def _node_selector(made: Pod, task: str, item: Json) -> None:
+def _node_selector(pod: Pod, task: str, item: Json) -> None:
     labels = item.get("labels", {})
     if "nodeSelectorJson" in item:
         origin = _origin(item["nodeSelectorJson"])
-        labels = _known(origin)
+        labels = _constant(origin)
         if labels is None:
-            if _has_value(made, origin):
-                made.patch["nodeSelector"] = _from_parameter(made, origin)
+            if _has_value(pod, origin):
+                pod.patch["nodeSelector"] = _from_parameter(pod, origin)
             return
-    made.template["nodeSelector"] = {str(key): str(value) for key, value in labels.items()}
+    pod.template["nodeSelector"] = {str(key): str(value) for key, value in labels.items()}
 
 
-def _tolerations(made: Pod, task: str, items: list[Json]) -> None:
-    found: list[Json] = []
+def _tolerations(pod: Pod, task: str, items: list[Json]) -> None:
+    tolerations: list[Json] = []
     later: list[str] = []
     for item in items:
         origin = _origin(item["tolerationJson"]) if "tolerationJson" in item else Origin("constant", value=item)
-        given = _known(origin)
-        if given is None:
-            if _has_value(made, origin):
-                name = f"fromJSON(inputs.parameters['{_reference(made, origin)}'])"
+        constant = _constant(origin)
+        if constant is None:
+            if _has_value(pod, origin):
+                name = f"fromJSON(inputs.parameters['{_reference(pod, origin)}'])"
                 later.append(f"type({name}) == 'array' ? {name} : [{name}]")
             continue
-        for one in given if isinstance(given, list) else [given]:
+        for one in constant if isinstance(constant, list) else [constant]:
             seconds = {"tolerationSeconds": int(one["tolerationSeconds"])} if "tolerationSeconds" in one else {}
-            found.append({key: one[key] for key in ("key", "operator", "value", "effect") if one.get(key)} | seconds)
+            tolerations.append(
+                {key: one[key] for key in ("key", "operator", "value", "effect") if one.get(key)} | seconds
+            )
     if later:
         # One or a list of them; an empty one is none, as in KFP.
-        lists = ", ".join([f"fromJSON({literal(json.dumps(found))})", *later])
-        made.documents.append(f"{{{{=toJson(filter(concat({lists}), len(#) > 0))}}}}")
-        made.patch["tolerations"] = _document(len(made.documents) - 1)
+        lists = ", ".join([f"fromJSON({literal(json.dumps(tolerations))})", *later])
+        pod.documents.append(f"{{{{=toJson(filter(concat({lists}), len(#) > 0))}}}}")
+        pod.patch["tolerations"] = _document(len(pod.documents) - 1)
     else:
-        made.template["tolerations"] = found
+        pod.template["tolerations"] = tolerations
 
 
-def _node_affinity(made: Pod, task: str, items: list[Json]) -> None:
-    affinity = made.template.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+def _node_affinity(pod: Pod, task: str, items: list[Json]) -> None:
+    affinity = pod.template.setdefault("affinity", {}).setdefault("nodeAffinity", {})
     required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": []})
     for item in items:
         if "nodeAffinityJson" in item:
             origin = _origin(item["nodeAffinityJson"])
-            known = _known(origin)
-            if known is not None:
-                affinity.update(known)
-            elif _has_value(made, origin):
-                made.patch["affinity"] = {"nodeAffinity": _from_parameter(made, origin)}
+            constant = _constant(origin)
+            if constant is not None:
+                affinity.update(constant)
+            elif _has_value(pod, origin):
+                pod.patch["affinity"] = {"nodeAffinity": _from_parameter(pod, origin)}
             continue
         term = {key: item[key] for key in ("matchExpressions", "matchFields") if item.get(key)}
         if "weight" in item:
@@ -341,13 +343,13 @@ def _node_affinity(made: Pod, task: str, items: list[Json]) -> None:
     if required == {"nodeSelectorTerms": []}:
         affinity.pop("requiredDuringSchedulingIgnoredDuringExecution", None)
     if not affinity:
-        del made.template["affinity"]["nodeAffinity"]
-    if not made.template["affinity"]:
-        del made.template["affinity"]
+        del pod.template["affinity"]["nodeAffinity"]
+    if not pod.template["affinity"]:
+        del pod.template["affinity"]
 
 
-def _pod_affinity(made: Pod, task: str, items: list[Json]) -> None:
-    affinity = made.template.setdefault("affinity", {})
+def _pod_affinity(pod: Pod, task: str, items: list[Json]) -> None:
+    affinity = pod.template.setdefault("affinity", {})
     for item in items:
         kind = affinity.setdefault("podAntiAffinity" if item.get("anti") else "podAffinity", {})
         term: Json = {"topologyKey": item["topologyKey"]}
@@ -367,32 +369,32 @@ def _pod_affinity(made: Pod, task: str, items: list[Json]) -> None:
             kind.setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(term)
 
 
-def _metadata(made: Pod, task: str, item: Json) -> None:
-    made.template["metadata"] = {key: item[key] for key in ("labels", "annotations") if item.get(key)}
+def _metadata(pod: Pod, task: str, item: Json) -> None:
+    pod.template["metadata"] = {key: item[key] for key in ("labels", "annotations") if item.get(key)}
 
 
-def _pull_secret(made: Pod, task: str, items: list[Json]) -> None:
-    for _, name in _named(made, task, "imagePullSecret", items):
+def _pull_secret(pod: Pod, task: str, items: list[Json]) -> None:
+    for _, name in _with_names(pod, task, "imagePullSecret", items):
         if "{{" in name:
-            made.patch.setdefault("imagePullSecrets", []).append({"name": name})
+            pod.patch.setdefault("imagePullSecrets", []).append({"name": name})
         else:
-            made.pull_secrets.append(name)
+            pod.pull_secrets.append(name)
 
 
-def _pull_policy(made: Pod, task: str, value: str) -> None:
-    made.container["imagePullPolicy"] = value
+def _pull_policy(pod: Pod, task: str, value: str) -> None:
+    pod.container["imagePullPolicy"] = value
 
 
-def _deadline(made: Pod, task: str, value: Any) -> None:
-    made.template["activeDeadlineSeconds"] = str(int(value))
+def _deadline(pod: Pod, task: str, value: Any) -> None:
+    pod.template["activeDeadlineSeconds"] = str(int(value))
 
 
-def _security(made: Pod, task: str, item: Json) -> None:
+def _security(pod: Pod, task: str, item: Json) -> None:
     allowed = {"runAsUser": int, "runAsGroup": int, "runAsNonRoot": bool}
     unknown = item.keys() - allowed.keys()
     if unknown:
         raise UnsupportedFeature(task, f"the platform setting 'securityContext.{sorted(unknown)[0]}'")
-    made.container["securityContext"] = {key: allowed[key](value) for key, value in item.items()}
+    pod.container["securityContext"] = {key: allowed[key](value) for key, value in item.items()}
 
 
 _SETTINGS: dict[str, Callable[[Pod, str, Any], None]] = {

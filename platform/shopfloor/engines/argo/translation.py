@@ -56,13 +56,13 @@ def translate(
         UnsupportedFeature: The pipeline uses what the engine does not translate.
     """
     source = read(ir, platforms)
-    given, absent = _arguments(source, arguments)
+    workflow_arguments, absent = _arguments(source, arguments)
     importers.check(source, source.root, defaults(source.root) | arguments)
     default_root = source.spec.default_pipeline_root or f"{settings.artifact_root}/kfp"
     templates = Templates(source, settings, run_id, use_cache, f"{protect(default_root)}/{{{{workflow.name}}}}")
     try:
         root = templates.dag(f"{source.name}/", source.root, absent)
-        manifest = workflow(source, settings, templates, root, given, run_id)
+        manifest = workflow(source, settings, templates, root, workflow_arguments, run_id)
     except RecursionError as error:
         raise broken("it nests too deeply") from error
     return settled(manifest)
@@ -70,28 +70,32 @@ def translate(
 
 def _arguments(source: Source, arguments: dict[str, Any]) -> tuple[list[Json], frozenset[str]]:
     """Return the workflow's arguments, and the inputs of the pipeline that have no value."""
-    declared, declared_artifacts, known = parameters(source.root), artifacts(source.root), defaults(source.root)
+    declared, declared_artifacts, default_values = (
+        parameters(source.root),
+        artifacts(source.root),
+        defaults(source.root),
+    )
     unknown = sorted(arguments.keys() - declared.keys() - declared_artifacts.keys())
     if unknown:
         names = ", ".join([*declared, *declared_artifacts])
         remedy = f"It has {names}." if names else "It has no parameters."
         raise UsageError(f"Pipeline {source.name!r} has no parameter {unknown[0]!r}.", remedy)
-    given: list[Json] = []
+    workflow_arguments: list[Json] = []
     absent: set[str] = set()
     for name, definition in declared.items():
         kind = type_of(definition)
         value = arguments.get(name)
         if value is None:
-            value = known.get(name)
+            value = default_values.get(name)
         if value is None:
             if not definition.is_optional:
                 raise UsageError(f"Pipeline {source.name!r} needs {name}.", f"Give it with -p {name}=value.")
             absent.add(name)
             continue
-        wanted = _TYPES.get(kind, (object,))
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted and object not in wanted):
+        types = _TYPES.get(kind, (object,))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
             raise UsageError(f"Parameter {name!r} must be {kind}, not {value!r}.", f"Write -p {name}=...")
-        given.append({"name": name, "value": constant(value, kind).text})
+        workflow_arguments.append({"name": name, "value": constant(value, kind).text})
     for name, definition in declared_artifacts.items():
         uri = arguments.get(name)
         if uri is None:
@@ -102,5 +106,5 @@ def _arguments(source: Source, arguments: dict[str, Any]) -> tuple[list[Json], f
         if not isinstance(uri, str) or "://" not in uri or definition.is_artifact_list:
             raise UnsupportedFeature(source.name, f"the input artifact {name!r} that is not given as one URI")
         envelope = {"name": name, "type": as_json(definition.artifact_type), "uri": uri, "metadata": {}, "key": "none"}
-        given.append({"name": name + ENVELOPE_SUFFIX, "value": constant(envelope, "STRUCT").text})
-    return given, frozenset(absent)
+        workflow_arguments.append({"name": name + ENVELOPE_SUFFIX, "value": constant(envelope, "STRUCT").text})
+    return workflow_arguments, frozenset(absent)

@@ -119,15 +119,15 @@ def embedded(text: str, inputs: dict[str, Value], task: str, pipeline_root: str)
     at = 0
     for match in PLACEHOLDER.finditer(text):
         path = parts(match[1])
-        found = inputs.get(path[2]) if path[:2] == ["inputs", "parameters"] and len(path) == 3 else None
-        if found is None and len(path) == 1:
-            found = facts.get(path[0])
-        if found is None:
+        value = inputs.get(path[2]) if path[:2] == ["inputs", "parameters"] and len(path) == 3 else None
+        if value is None and len(path) == 1:
+            value = facts.get(path[0])
+        if value is None:
             # `pipeline_task_uuid` and the like: known in the pod, where the launcher fills them in.
             continue
         before = protect(text[at : match.start()])
-        texts += [before, found.text]
-        expressions += [literal(before), found.expression] if before else [found.expression]
+        texts += [before, value.text]
+        expressions += [literal(before), value.expression] if before else [value.expression]
         at = match.end()
     rest = protect(text[at:])
     if rest or not expressions:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from shopfloor.engines.argo.containers import WORKSPACE_VOLUME
-from shopfloor.engines.argo.dag import Made, Templates
+from shopfloor.engines.argo.dag import Template, Templates
 from shopfloor.engines.argo.source import Source
 from shopfloor.errors import UsageError
 from shopfloor.pipeline.ir import Json, broken
@@ -25,7 +25,7 @@ USER = 1000
 
 
 def workflow(
-    source: Source, settings: Settings, templates: Templates, root: Made, arguments: list[Json], run_id: str | None
+    source: Source, settings: Settings, templates: Templates, root: Template, arguments: list[Json], run_id: str | None
 ) -> Json:
     """Return the manifest of a run.
 
@@ -56,7 +56,7 @@ def workflow(
             **lifetime,
         }
     spec: Json = {
-        "entrypoint": root.template,
+        "entrypoint": root.name,
         "serviceAccountName": cluster.service_account,
         "artifactRepositoryRef": {"configMap": cluster.artifact_repository, "key": cluster.artifact_repository_key},
         "activeDeadlineSeconds": int(config.get("activeDeadlineSeconds", cluster.active_deadline_s)),
