@@ -158,8 +158,8 @@ def local_copy(settings: Settings, uri: str) -> Path:
             with contextlib.suppress(OSError):
                 move_synced(staging, target)
         finally:
-            for left in (staging, *target.parent.glob(".stale-*")):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in (staging, *target.parent.glob(".stale-*")):
+                shutil.rmtree(leftover, ignore_errors=True)
     return target / "files"
 
 

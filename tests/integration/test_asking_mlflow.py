@@ -56,7 +56,7 @@ def test_only_mlflows_own_word_means_that_there_is_no_such_model(address):
     uri, answers, _ = address
     answers.append((404, ABSENT))
     nothing = assignment.read(Mlflow(uri, 5), "flights")
-    assert (nothing.assignment, nothing.known) == (Assignment(), False)
+    assert (nothing.assignment, nothing.has_record) == (Assignment(), False)
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def test_what_stood_in_the_tag_before_there_was_a_ledger_still_counts(settings, 
     try:
         client.set_registered_model_tag("toy_old", "shopfloor.endpoint", '{"champion": "7", "canary_percent": 0}')
         entry = assignments.read(registry(settings), "toy_old")
-        assert (entry.assignment.champion, entry.assignment.revision, entry.known) == ("7", 0, True)
+        assert (entry.assignment.champion, entry.assignment.revision, entry.has_record) == ("7", 0, True)
         assert assignments.change(registry(settings), "toy_old", entry, champion="8").assignment.revision == 1
         assert assignments.read(registry(settings), "toy_old").assignment.champion == "8"
     finally:

@@ -237,7 +237,7 @@ def test_only_the_newest_sessions_of_ray_are_kept(tmp_path):
 
 
 def test_a_chooser_gives_no_port_twice(tmp_path):
-    choose = services.port_chooser(tmp_path, taken=[21000])
+    choose = services.port_chooser(tmp_path, ports_in_use=[21000])
 
     ports = [choose(21000, 50) for _ in range(10)]
 
@@ -246,7 +246,8 @@ def test_a_chooser_gives_no_port_twice(tmp_path):
 
 def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
     first, second = (
-        services.port_chooser(tmp_path / name, taken=[21000])(21000, services.NEIGHBOURS) for name in ("one", "two")
+        services.port_chooser(tmp_path / name, ports_in_use=[21000])(21000, services.NEIGHBOURS)
+        for name in ("one", "two")
     )
 
     assert first != second

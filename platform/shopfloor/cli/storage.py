@@ -49,10 +49,10 @@ def check(
     from shopfloor.stack import object_store
 
     settings = settings_from(context)
-    named = [bucket] if bucket else object_store.buckets(settings)
-    if not named:
+    buckets = [bucket] if bucket else object_store.buckets(settings)
+    if not buckets:
         raise UsageError(f"Profile {settings.profile!r} keeps nothing in an object store.", "Name a --bucket.")
-    rows = object_store.check(settings, named[0], keys)
+    rows = object_store.check(settings, buckets[0], keys)
     if as_json:
         render.emit_json_list(object_store.Row, rows)
     else:

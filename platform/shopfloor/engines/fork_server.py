@@ -87,17 +87,17 @@ def serve(requests: int, answers: int) -> dict[str, Any] | None:
         *lines, pending = (pending + text).split(b"\n")
         for line in lines:
             request = json.loads(line)
-            begun, begin = os.pipe2(os.O_CLOEXEC)
+            start_read, start_write = os.pipe2(os.O_CLOEXEC)
             pid = os.fork()
             if pid == 0:
                 os.setsid()
                 signal.set_wakeup_fd(-1)
-                for descriptor in (begin, begun, requests, answers, woken, wake):
+                for descriptor in (start_write, start_read, requests, answers, woken, wake):
                     os.close(descriptor)
                 return dict(request)
-            os.close(begin)
-            os.read(begun, 1)  # it has a session of its own: its group can be ended from now on
-            os.close(begun)
+            os.close(start_write)
+            os.read(start_read, 1)  # it has a session of its own: its group can be ended from now on
+            os.close(start_read)
             children.add(pid)
             tell(request=request["request"], pid=pid)
     return None
@@ -144,9 +144,9 @@ def _threads_back() -> None:
     if "OPENBLAS_NUM_THREADS" in os.environ or "numpy" not in sys.modules:
         return
     with contextlib.suppress(ImportError):
-        wanted = os.environ.get("OMP_NUM_THREADS", "")
+        threads = os.environ.get("OMP_NUM_THREADS", "")
         importlib.import_module("threadpoolctl").threadpool_limits(
-            int(wanted) if wanted.isdigit() else len(os.sched_getaffinity(0)), "blas"
+            int(threads) if threads.isdigit() else len(os.sched_getaffinity(0)), "blas"
         )
 
 

@@ -26,7 +26,7 @@ from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
 from shopfloor.errors import FAILURE_FILE, Failure, UsageError
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.keys import StepKey, component_key, plain
-from shopfloor.pipeline.results import Found, Outputs, ResultStore
+from shopfloor.pipeline.results import Lookup, Outputs, ResultStore
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
 
@@ -132,11 +132,13 @@ class LocalRun:
                 outputs: Outputs = {"artifact": _imported(executor.importer, step.arguments)}
             else:
                 key = self._key(step, component, executor)
-                known = self._known(step, key)
-                if known is not None and known.outputs is not None:
+                result = self._lookup(step, key)
+                if result is not None and result.outputs is not None:
                     seconds = time.monotonic() - started
-                    self._listener.step_finished(step.name, "cached", seconds, known.outputs, None, None, known.run_id)
-                    return known.outputs
+                    self._listener.step_finished(
+                        step.name, "cached", seconds, result.outputs, None, None, result.run_id
+                    )
+                    return result.outputs
                 outputs = self._try(step, component, executor, log)
                 if step.spec.caching_options.enable_cache:
                     self._results.put(key.key, key.parts, outputs)
@@ -159,14 +161,14 @@ class LocalRun:
         environment = ir.environment_of(executor)
         return component_key(self._settings, ir.command_of(executor), parameters, artifacts, environment)
 
-    def _known(self, step: Execution, key: StepKey) -> Found | None:
+    def _lookup(self, step: Execution, key: StepKey) -> Lookup | None:
         """Return what the store holds for a step that takes it."""
         if not self._use_cache or step.task in self._forced or not step.spec.caching_options.enable_cache:
             return None
-        known = self._results.get(key.key)
-        if known.outputs is not None:
+        result = self._results.get(key.key)
+        if result.outputs is not None:
             self._results.used(step.task, key.key, key.parts)
-        return known
+        return result
 
     def _try(self, step: Execution, component: ir.Message, executor: ir.Message, log: Path) -> Outputs:
         """Run a step's process, again as often as the pipeline says."""

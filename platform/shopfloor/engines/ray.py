@@ -160,14 +160,14 @@ class RayEngine:
             file = file.relative_to(root)
         elif not self._is_here():
             raise UsageError(f"{file} is outside the project, which is all that the cluster gets.", "Move it there.")
-        given = [
+        parameters = [
             part
             for name, value in job.arguments.items()
             for part in ("-p", f"{name}={value if isinstance(value, str) else json.dumps(value)}")
         ]
         options = [*([] if job.use_cache else ["--no-cache"]), *(["--from", job.from_step] if job.from_step else [])]
         options += ["--function", job.function] if job.function else []
-        return [str(file), "--engine", "local", *given, *options]
+        return [str(file), "--engine", "local", *parameters, *options]
 
     def _carried(self) -> dict[str, Any]:
         """Return what of the project Ray copies to the cluster; its workers import the library from a copy too."""
@@ -204,9 +204,9 @@ class RayEngine:
     def _info(self, engine_run: str) -> Any:
         return self._ask("get_job_info", engine_run)
 
-    def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+    def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """Call a method of Ray's client, and say in one line what went wrong."""
-        return self._answered(lambda client: getattr(client, method)(*arguments, **named))
+        return self._answered(lambda client: getattr(client, method)(*arguments, **keywords))
 
     def _answered(self, ask: Callable[[Any], _Answer]) -> _Answer:
         import requests

@@ -76,10 +76,10 @@ class _Step:
         )
         self._begin()
         store = ResultStore(self._settings, effect_holds=lambda effect: False)
-        known = self._stored(lambda: store.get(key.key)) if self._task["cache"] else None
-        if known is not None and known.outputs is not None:
-            self._output_file.write_text(json.dumps(_as_executor_output(self._task, known.outputs)), encoding="utf-8")
-            self._end("cached", time.monotonic() - self._started, known.outputs, result_of=known.run_id)
+        result = self._stored(lambda: store.get(key.key)) if self._task["cache"] else None
+        if result is not None and result.outputs is not None:
+            self._output_file.write_text(json.dumps(_as_executor_output(self._task, result.outputs)), encoding="utf-8")
+            self._end("cached", time.monotonic() - self._started, result.outputs, result_of=result.run_id)
             return 0
         failure_file = self._output_file.parent / "failure.json"
         failure_file.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def plan(
     settings: Settings,
     file: str,
     use_case: str | None,
-    given: list[str],
+    parameters: list[str],
     use_cache: bool = True,
     from_step: str | None = None,
     function: str | None = None,
@@ -79,7 +79,7 @@ def plan(
         settings: The profile.
         file: Pipeline file.
         use_case: Value of the pipeline's parameter `use_case`.
-        given: Further parameters as `key=value`.
+        parameters: Further parameters as `key=value`.
         use_cache: Whether finished steps are reused at all.
         from_step: This step and what follows it run in any case.
         function: Which of the file's pipelines.
@@ -87,7 +87,7 @@ def plan(
     Raises:
         UsageError: The pipeline, a parameter or the step is wrong.
     """
-    compiled, arguments = read(settings, file, use_case, given, function)
+    compiled, arguments = read(settings, file, use_case, parameters, function)
     forced = compiled.from_step_on(from_step) if use_cache else frozenset(compiled.steps)
     resolve_data(settings, compiled, arguments)
     notes: list[str] = []
@@ -103,10 +103,10 @@ def plan(
     walk.dag(root, _with_defaults(root, values))
     if walk.silence and not notes:
         notes.append(f"What MLflow and Ray hold is unknown: {walk.silence}")
-    parameters = {name: value for name, value in values.items() if not isinstance(value, _Unknown)}
+    plain_values = {name: value for name, value in values.items() if not isinstance(value, _Unknown)}
     order = {step: place for place, step in enumerate(compiled.steps)}
     steps = sorted(walk.steps, key=lambda step: order.get(step.step, len(order)))
-    return Plan(pipeline=compiled.name, parameters=parameters, notes=notes, steps=steps)
+    return Plan(pipeline=compiled.name, parameters=plain_values, notes=notes, steps=steps)
 
 
 class _Walk:
@@ -121,19 +121,23 @@ class _Walk:
         self._forced = forced
         self._store = ResultStore(settings, effect_holds(settings))
 
-    def dag(self, component: ir.Message, given: Mapping[str, Any]) -> dict[str, Any]:
+    def dag(self, component: ir.Message, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Plan the tasks of a DAG and return its outputs."""
-        made: dict[str, dict[str, Any] | None] = {}
+        task_outputs: dict[str, dict[str, Any] | None] = {}
         for name, task in ir.in_order(component):
-            made[name] = self._task(name, task, given, made)
-        return _dag_outputs(component, made)
+            task_outputs[name] = self._task(name, task, arguments, task_outputs)
+        return _dag_outputs(component, task_outputs)
 
     def _task(
-        self, name: str, task: ir.Message, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]
+        self,
+        name: str,
+        task: ir.Message,
+        arguments: Mapping[str, Any],
+        task_outputs: Mapping[str, dict[str, Any] | None],
     ) -> dict[str, Any] | None:
         """Plan a task and return its outputs as far as they are known, `None` where it is skipped."""
         component = self._pipeline.component(task)
-        inputs = _with_defaults(component, _inputs(task, given, made))
+        inputs = _with_defaults(component, _inputs(task, arguments, task_outputs))
         if condition := task.trigger_policy.condition:
             holds = _holds(condition, inputs)
             if holds is False:
@@ -238,33 +242,35 @@ def _ask(mlflow: Mlflow, path: str, expects: str, **parameters: str) -> dict[str
     return answer
 
 
-def _with_defaults(component: ir.Message, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {**ir.defaults(component), **{name: value for name, value in given.items() if value is not None}}
+def _with_defaults(component: ir.Message, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {**ir.defaults(component), **{name: value for name, value in arguments.items() if value is not None}}
 
 
-def _inputs(task: ir.Message, given: Mapping[str, Any], made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _inputs(
+    task: ir.Message, arguments: Mapping[str, Any], task_outputs: Mapping[str, dict[str, Any] | None]
+) -> dict[str, Any]:
     """Return the values of a task's inputs, `_Unknown` for those that a step will make."""
     values: dict[str, Any] = {}
     for kind in ir.KINDS:
         for name, origin in ir.inputs(task, kind).items():
             if origin.kind == "output":
-                values[name] = (made.get(origin.task) or {}).get(origin.name, _Unknown(origin.task))
+                values[name] = (task_outputs.get(origin.task) or {}).get(origin.name, _Unknown(origin.task))
             elif origin.kind == "input":
-                values[name] = given.get(origin.name)
+                values[name] = arguments.get(origin.name)
             else:
                 values[name] = origin.value if origin.kind == "constant" else _Unknown("")
     return values
 
 
-def _dag_outputs(component: ir.Message, made: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _dag_outputs(component: ir.Message, task_outputs: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """Return the outputs of a DAG, each from the first of its possible sources that is not skipped."""
     outputs: dict[str, Any] = {}
     for kind in ir.KINDS:
         for name in getattr(component.dag.outputs, kind):
             for producer, key in ir.selectors(component, kind, name):
-                given = made.get(producer)
-                if given is not None:
-                    outputs[name] = given.get(key, _Unknown(producer))
+                producer_outputs = task_outputs.get(producer)
+                if producer_outputs is not None:
+                    outputs[name] = producer_outputs.get(key, _Unknown(producer))
                     break
     return outputs
 

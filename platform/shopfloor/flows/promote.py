@@ -57,7 +57,7 @@ def standing(settings: Settings, use_case: str) -> Standing | None:
     """
     entry = assignments.read(rollout.registry(settings), use_case)
     live = rollout.live_versions(settings, use_case)
-    if not entry.known and not live:
+    if not entry.has_record and not live:
         return None
     assigned = entry.assignment
     return Standing(

@@ -38,7 +38,7 @@ class Submission(Record):
 
 
 def read(
-    settings: Settings, file: str, use_case: str | None, given: list[str], function: str | None = None
+    settings: Settings, file: str, use_case: str | None, parameters: list[str], function: str | None = None
 ) -> tuple[Compiled, dict[str, Any]]:
     """Compile a pipeline file and check what it is to be run with; asks no service.
 
@@ -49,7 +49,7 @@ def read(
         UsageError: It is not a pipeline, or a parameter or the use case is wrong.
     """
     compiled = compile_pipeline(settings, file, function)
-    arguments = parse_parameters(compiled, given)
+    arguments = parse_parameters(compiled, parameters)
     if use_case is not None:
         arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
     require_parameters(compiled, arguments)
@@ -66,7 +66,7 @@ def resolve(settings: Settings, client: Any, compiled: Compiled, arguments: dict
     return key
 
 
-def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
+def origin(settings: Settings, key: str, submission: Submission) -> dict[str, str]:
     """Return the tags that say where a run comes from: its key, the code, what was asked for."""
     code = code_version(settings.project_root)
     return {
@@ -74,7 +74,7 @@ def origin(settings: Settings, key: str, asked: Submission) -> dict[str, str]:
         "shopfloor.profile": settings.profile,
         run_records.COMMIT: code.commit,
         run_records.DIRTY: str(code.dirty).lower(),
-        **run_records.submission_tags(asked.model_dump_json()),
+        **run_records.submission_tags(submission.model_dump_json()),
     }
 
 

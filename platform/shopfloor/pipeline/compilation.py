@@ -133,7 +133,7 @@ def compile_pipeline(settings: Settings, file: str, function: str | None = None)
     )
 
 
-def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
+def parse_parameters(compiled: Compiled, texts: list[str]) -> dict[str, Any]:
     """Turn `key=value` texts into the pipeline's arguments; an input artifact is given as its address.
 
     Raises:
@@ -141,7 +141,7 @@ def parse_parameters(compiled: Compiled, given: list[str]) -> dict[str, Any]:
     """
     declared, inputs = compiled.parameters, ir.artifacts(compiled.pipeline.root)
     values: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"Parameter {text!r} has no value.", "Write it as key=value.")

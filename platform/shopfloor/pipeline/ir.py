@@ -226,29 +226,29 @@ def defaults(component: Message) -> dict[str, Any]:
 
 def inputs(task: Message, kind: str) -> dict[str, Origin]:
     """Return what the inputs (`parameters` or `artifacts`) of a task are given, in the order of their names."""
-    return {name: origin(given) for name, given in sorted(getattr(task.inputs, kind).items())}
+    return {name: origin(source) for name, source in sorted(getattr(task.inputs, kind).items())}
 
 
-def origin(given: Message) -> Origin:
+def origin(source: Message) -> Origin:
     """Return where a value comes from.
 
     Args:
-        given: KFP's `InputParameterSpec` or `InputArtifactSpec`.
+        source: KFP's `InputParameterSpec` or `InputArtifactSpec`.
     """
-    kind, selector = given.WhichOneof("kind"), getattr(given, "parameter_expression_selector", "")
+    kind, selector = source.WhichOneof("kind"), getattr(source, "parameter_expression_selector", "")
     if kind == "task_output_parameter":
-        output = given.task_output_parameter
+        output = source.task_output_parameter
         return Origin("output", output.producer_task, output.output_parameter_key, selector=selector)
     if kind == "task_output_artifact":
         return Origin(
-            "output", given.task_output_artifact.producer_task, given.task_output_artifact.output_artifact_key
+            "output", source.task_output_artifact.producer_task, source.task_output_artifact.output_artifact_key
         )
     if kind in {"component_input_parameter", "component_input_artifact"}:
-        return Origin("input", name=getattr(given, kind), selector=selector)
+        return Origin("input", name=getattr(source, kind), selector=selector)
     if kind == "task_final_status":
-        return Origin("status", given.task_final_status.producer_task)
-    if kind == "runtime_value" and given.runtime_value.WhichOneof("value") == "constant":
-        return Origin("constant", value=value(given.runtime_value.constant), selector=selector)
+        return Origin("status", source.task_final_status.producer_task)
+    if kind == "runtime_value" and source.runtime_value.WhichOneof("value") == "constant":
+        return Origin("constant", value=value(source.runtime_value.constant), selector=selector)
     return Origin("other", name=kind or "nothing")
 
 
@@ -325,8 +325,8 @@ def check_origin(pipeline: Pipeline, component: Message, task: str, source: Orig
         raise broken(f"task {task!r} refers to the task {source.task!r}, which is not beside it")
     if source.kind == "output":
         producer = component.dag.tasks[source.task].component_ref.name
-        known = producer in pipeline.spec.components
-        if not known or source.name not in outputs(pipeline.spec.components[producer], kind):
+        exists = producer in pipeline.spec.components
+        if not exists or source.name not in outputs(pipeline.spec.components[producer], kind):
             raise broken(f"task {task!r} refers to output {source.name!r} of {source.task!r}, which is not there")
 
 

@@ -193,14 +193,14 @@ def _use_case_at(settings: Settings, name: str, stamp: str) -> UseCase:
 def _reads(settings: Settings, function: str) -> tuple[str, ...] | None:
     """Return READS of the file that defines a component, read without importing it; `None` where nobody says."""
     reads: list[str] = []
-    said = False
+    has_reads = False
     for package in ("components", "pipelines"):
         for file in sorted((settings.project_root / _PACKAGES[package]).rglob("*.py")):
             names, declared = _component(settings, str(file_stamp(file)), file)
             if function in names and declared is not None:
                 reads += declared
-                said = True
-    return tuple(reads) if said else None
+                has_reads = True
+    return tuple(reads) if has_reads else None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -232,13 +232,13 @@ def _code_parts(settings: Settings, modules: Iterable[str]) -> dict[str, str]:
     """Return the hash of each module of this repository that these are or lead to, and of the files beside them."""
     code: dict[str, str] = {}
     folders: set[Path] = set()
-    seen: set[str] = set()
+    visited: set[str] = set()
     queue = list(modules)
     while queue:
         module = queue.pop()
-        if module in seen:
+        if module in visited:
             continue
-        seen.add(module)
+        visited.add(module)
         package, _, last = module.rpartition(".")
         if last == _EVERYTHING:
             queue += _beside(settings, package)

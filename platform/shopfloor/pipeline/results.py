@@ -41,7 +41,7 @@ Outputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class Lookup:
     """What the store says of a key."""
 
     outputs: Outputs | None
@@ -63,18 +63,18 @@ class ResultStore:
         self._effect_holds = effect_holds
         self._root = join(settings.artifact_root, "results")
 
-    def get(self, key: str) -> Found:
+    def get(self, key: str) -> Lookup:
         """Return what is under `key`, as `find` does; damage is said."""
         entry = self.find(key)
         if entry.lost:
             logger.warning("%s; the step runs again.", entry.reason)
         return entry
 
-    def find(self, key: str) -> Found:
+    def find(self, key: str) -> Lookup:
         """Return what is under `key`, without a word to anybody."""
         text = self._read(self._place(key))
         if text is None:
-            return Found(None, "")
+            return Lookup(None, "")
         try:
             entry = json.loads(text)
             outputs: Outputs = entry["outputs"]
@@ -83,25 +83,25 @@ class ResultStore:
             whole = False
         if not whole:
             unsigned = f" or not signed with ${KEY_VARIABLE}" if os.environ.get(KEY_VARIABLE) else ""
-            return Found(None, f"The stored result {key[:12]} is damaged{unsigned}", lost=True)
+            return Lookup(None, f"The stored result {key[:12]} is damaged{unsigned}", lost=True)
         for artifact in artifacts_of(outputs):
             metadata = artifact["metadata"]
             if not self._may_be_at(artifact["uri"], ours=CONTENT_HASH in metadata):
-                return Found(None, f"The stored result {key[:12]} points at {artifact['uri']}", lost=True)
+                return Lookup(None, f"The stored result {key[:12]} points at {artifact['uri']}", lost=True)
             effect = metadata.get(EFFECT)
             if effect is not None and not self._effect_holds(effect):
-                return Found(None, f"{_in_words(effect)} no longer holds")
+                return Lookup(None, f"{_in_words(effect)} no longer holds")
             if STORED in metadata:
                 now = stored(self._settings, artifact["uri"])
                 if now is None:
-                    return Found(None, f"Artifact {artifact['uri']} is gone", lost=True)
+                    return Lookup(None, f"Artifact {artifact['uri']} is gone", lost=True)
                 if now != metadata[STORED]:
-                    return Found(
+                    return Lookup(
                         None, f"Artifact {artifact['uri']} is not what was stored: its bytes changed", lost=True
                     )
             elif CONTENT_HASH in metadata and not exists(self._settings, artifact["uri"]):
-                return Found(None, f"Artifact {artifact['uri']} is gone", lost=True)
-        return Found(outputs, "", run_id=str(entry.get("run_id") or ""))
+                return Lookup(None, f"Artifact {artifact['uri']} is gone", lost=True)
+        return Lookup(outputs, "", run_id=str(entry.get("run_id") or ""))
 
     def _may_be_at(self, uri: str, ours: bool) -> bool:
         """Tell whether a result may point there: whoever writes to the store must not choose what is read elsewhere.

@@ -76,21 +76,21 @@ def _hand_on(component: Any, groups: dict[str, Any], above: tuple[str, ...]) -> 
         if name not in groups or name in above:
             continue
         inputs = groups[name].input_definitions.parameters
-        for given, source in list(task.inputs.parameters.items()):
+        for input_name, source in list(task.inputs.parameters.items()):
             if source.component_input_parameter and source.component_input_parameter not in declared:
-                del task.inputs.parameters[given]
-                inputs.pop(given, None)
-        for wanted in sorted(_wanted(groups[name], groups, (*above, name))):
-            outer = wanted if wanted in declared else wanted.removeprefix(_CHANNEL)
+                del task.inputs.parameters[input_name]
+                inputs.pop(input_name, None)
+        for missing in sorted(_missing_inputs(groups[name], groups, (*above, name))):
+            outer = missing if missing in declared else missing.removeprefix(_CHANNEL)
             if outer in declared:
-                task.inputs.parameters[wanted].component_input_parameter = outer
-                inputs[wanted].parameter_type = declared[outer].parameter_type
+                task.inputs.parameters[missing].component_input_parameter = outer
+                inputs[missing].parameter_type = declared[outer].parameter_type
         _hand_on(groups[name], groups, (*above, name))
 
 
-def _wanted(group: Any, groups: dict[str, Any], above: tuple[str, ...]) -> set[str]:
+def _missing_inputs(group: Any, groups: dict[str, Any], above: tuple[str, ...]) -> set[str]:
     """Return the inputs that the tasks of a group take, however deep they stand, and that it does not have."""
-    wanted = {
+    inputs = {
         source.component_input_parameter
         for task in group.dag.tasks.values()
         for source in task.inputs.parameters.values()
@@ -98,5 +98,5 @@ def _wanted(group: Any, groups: dict[str, Any], above: tuple[str, ...]) -> set[s
     for task in group.dag.tasks.values():
         name = task.component_ref.name
         if name in groups and name not in above:
-            wanted |= _wanted(groups[name], groups, (*above, name)) - {task.parameter_iterator.item_input}
-    return wanted - {"", *group.input_definitions.parameters}
+            inputs |= _missing_inputs(groups[name], groups, (*above, name)) - {task.parameter_iterator.item_input}
+    return inputs - {"", *group.input_definitions.parameters}

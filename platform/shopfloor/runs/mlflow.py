@@ -224,6 +224,6 @@ def add_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
     """Give a run the parameters that it lacks: MLflow refuses to change one."""
     from mlflow.entities import Param
 
-    known = client.get_run(run_id).data.params
-    missing = [Param(name, str(value)[:6000]) for name, value in params.items() if name not in known]
+    present = client.get_run(run_id).data.params
+    missing = [Param(name, str(value)[:6000]) for name, value in params.items() if name not in present]
     client.log_batch(run_id, params=missing)

@@ -62,7 +62,7 @@ class Entry:
     """Where the tokens are that the endpoint requires, or required until it was removed; `None` where it has none."""
     number: int = 0
     """Of the newest entry, valid or not."""
-    known: bool = True
+    has_record: bool = True
     """Whether the registry says anything at all: one that lost a model takes no champion off."""
 
 
@@ -80,7 +80,7 @@ def read(mlflow: Mlflow, use_case: str) -> Entry:
     if not versions:
         return _before_ledgers(mlflow, use_case)
     entry = _newest_valid(versions) or _newest_valid(_entries(mlflow, use_case, 1000))
-    return entry or Entry(Assignment(), number=int(versions[0]["version"]), known=False)
+    return entry or Entry(Assignment(), number=int(versions[0]["version"]), has_record=False)
 
 
 def read_all(mlflow: Mlflow) -> dict[str, Entry]:
@@ -88,11 +88,11 @@ def read_all(mlflow: Mlflow) -> dict[str, Entry]:
     models = mlflow.search(
         "registered-models/search", "registered_models", filter=f"name LIKE '%{SUFFIX}'", max_results=1000
     )
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for model in models:
         use_case = model["name"].removesuffix(SUFFIX)
-        found[use_case] = _newest_valid(model.get("latest_versions", [])) or read(mlflow, use_case)
-    return found
+        entries[use_case] = _newest_valid(model.get("latest_versions", [])) or read(mlflow, use_case)
+    return entries
 
 
 def change(mlflow: Mlflow, use_case: str, base: Entry, lease: str = LEASE_KEPT, **values: Any) -> Entry:
@@ -285,7 +285,7 @@ def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
     try:
         model = mlflow.get("registered-models/get", "registered_model", name=use_case)
     except NotFoundError:  # said by MLflow itself; any other 404 says nothing about the model
-        return Entry(Assignment(), known=False)
+        return Entry(Assignment(), has_record=False)
     aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
     text = tags_of(model).get(TAG)
     try:
@@ -294,4 +294,4 @@ def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
         raise ServiceError(
             f"The tag {TAG} of the model {use_case} is broken.", f"Remove it, then: shopfloor models promote {use_case}"
         ) from error
-    return Entry(old, known=bool(text or old.champion))
+    return Entry(old, has_record=bool(text or old.champion))

@@ -218,13 +218,13 @@ def _predictions(model: Scoring, rows: pa.RecordBatch, file: str) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
-    asked = rows.select(list(model.columns)) if model.columns else rows
-    matrix = _matrix(asked, np.float32 if model.single_precision else np.float64) if model.matrix is not None else None
-    require_values(file, model.checks, asked, matrix)
+    inputs = rows.select(list(model.columns)) if model.columns else rows
+    matrix = _matrix(inputs, np.float32 if model.single_precision else np.float64) if model.matrix is not None else None
+    require_values(file, model.checks, inputs, matrix)
     if model.matrix is not None and matrix is not None:
         answers = model.matrix(matrix)
     elif model.frame is not None:
-        answers = answers_of(model.frame(asked.to_pandas()))
+        answers = answers_of(model.frame(inputs.to_pandas()))
     values = np.asarray(answers)
     if len(values) != len(rows):
         raise ShopfloorError(f"Version {model.version} answers {len(values)} of {len(rows)} rows.", "Mend the model.")
@@ -262,7 +262,7 @@ def _score_on_ray(settings: Settings, use_case: str, model: ServedModel, parts: 
         cpus = int(ray.cluster_resources().get("CPU", 1))
         workers = max(1, min(cpus, len(parts)))
         share = max(0.01, math.floor(ray.available_resources().get("CPU", 0.1) / workers * 80) / 100)
-        done = ray.data.from_items(
+        results = ray.data.from_items(
             [{"part": json.dumps(vars(part))} for part in parts], override_num_blocks=len(parts)
         ).map(
             Scorer,
@@ -272,9 +272,9 @@ def _score_on_ray(settings: Settings, use_case: str, model: ServedModel, parts: 
         )
         total, rows = sum(part.rows for part in parts), 0
         try:
-            for finished in done.iter_rows():
+            for result in results.iter_rows():
                 workers_run.set()
-                rows += finished["rows"]
+                rows += result["rows"]
                 logger.info("%s of %s rows", f"{rows:,}", f"{total:,}")
         except Exception as error:
             own = _own(error)

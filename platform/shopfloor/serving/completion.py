@@ -92,7 +92,7 @@ def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[P
             in_microseconds(file)
         store = store_over(settings, use_case, sources)
         views = store.get_feature_service(use_case.features.service).feature_view_projections
-        done, total = 0, sum(part.rows for part in parts)
+        progress, total = 0, sum(part.rows for part in parts)
         for part in parts:
             system, path = filesystem(settings, part.file)
             with pq.ParquetFile(path, filesystem=system) as opened:
@@ -100,8 +100,8 @@ def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[P
             for view in views:
                 rows = with_features(store, view, sources, rows, part.file)
             pq.write_table(rows, target / Path(part.target).name)
-            done += part.rows
-            logger.info("%s of %s rows", f"{done:,}", f"{total:,}")
+            progress += part.rows
+            logger.info("%s of %s rows", f"{progress:,}", f"{total:,}")
 
 
 def with_features(store: Any, view: Any, sources: Path, rows: pa.Table, file: str) -> pa.Table:

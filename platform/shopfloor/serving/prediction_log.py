@@ -114,7 +114,7 @@ class PredictionLog:
         self._bytes_in = self._bytes_out = 0  # each counted by one thread
         self._writing, self._keeping = threading.Lock(), threading.Lock()
         self._end = threading.Event()
-        self._said = threading.Event()
+        self._has_feedback = threading.Event()
         self._threads = [
             threading.Thread(target=run, name=f"{name}-log", daemon=True)
             for name, run in (("prediction", self._run), ("feedback", self._run_feedback))
@@ -149,7 +149,7 @@ class PredictionLog:
             future.set_exception(OSError("the log takes no more"))
             return future
         self._feedback.append((feedback, future))
-        self._said.set()
+        self._has_feedback.set()
         return future
 
     def flush(self) -> None:
@@ -172,7 +172,7 @@ class PredictionLog:
         if self._end.is_set():
             return
         self._end.set()
-        self._said.set()
+        self._has_feedback.set()
         for _ in range(3):
             with contextlib.suppress(Exception):
                 self._flush_feedback()
@@ -194,8 +194,8 @@ class PredictionLog:
 
     def _run_feedback(self) -> None:
         while not self._end.is_set():
-            self._said.wait()
-            self._said.clear()
+            self._has_feedback.wait()
+            self._has_feedback.clear()
             self._flush_feedback()
             self._end.wait(FEEDBACK_S)
 

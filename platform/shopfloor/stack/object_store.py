@@ -198,8 +198,8 @@ class _Trial:
         names = [f"listing/{number:06}" for number in range(self._keys)]
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(lambda name: self._put(name, b""), names))
-        seen = self._list("listing/")
-        _require(seen == [self._key(name) for name in names], f"{len(seen)} of {len(names)} keys, or in another order")
+        keys = self._list("listing/")
+        _require(keys == [self._key(name) for name in names], f"{len(keys)} of {len(names)} keys, or in another order")
         return f"{len(names):,} keys in order"
 
     def clean(self) -> None:

@@ -80,8 +80,8 @@ def init(directory: Path, env_file: Path) -> SecretsMade:
         write_atomically(directory / name, randomness.token_urlsafe(32), 0o444)
     write_atomically(directory / IDENTITIES, _identities(directory), 0o444)
     lines = env_file.read_text(encoding="utf-8").splitlines() if env_file.exists() else []
-    kept = [line for line in lines if not line.startswith(f"{VARIABLE}=")]
-    write_atomically(env_file, "\n".join([*kept, f"{VARIABLE}={directory.resolve()}", ""]), 0o600)
+    other_lines = [line for line in lines if not line.startswith(f"{VARIABLE}=")]
+    write_atomically(env_file, "\n".join([*other_lines, f"{VARIABLE}={directory.resolve()}", ""]), 0o600)
     return SecretsMade(directory=str(directory), made=missing, kept=present)
 
 

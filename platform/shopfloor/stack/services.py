@@ -56,7 +56,7 @@ def address_on(field: str, port: int) -> str:
     return f"127.0.0.1:{port}" if field == "ray_address" else f"http://127.0.0.1:{port}"
 
 
-def port_chooser(state_dir: Path, taken: Iterable[int] = ()) -> Callable[[int, int], int]:
+def port_chooser(state_dir: Path, ports_in_use: Iterable[int] = ()) -> Callable[[int, int], int]:
     """Return a function that chooses a port from `first` on, `first` itself or one of the `count` ports behind it.
 
     Two stacks that start at the same time see the same ports free. Each begins at a place of its own, so that they
@@ -64,9 +64,9 @@ def port_chooser(state_dir: Path, taken: Iterable[int] = ()) -> Callable[[int, i
 
     Args:
         state_dir: Of the stack.
-        taken: Never chosen; neither is a port that was chosen before.
+        ports_in_use: Never chosen; neither is a port that was chosen before.
     """
-    unavailable = set(taken)
+    unavailable = set(ports_in_use)
     place = int.from_bytes(hashlib.sha256(os.fsencode(state_dir)).digest()[:4])
 
     def choose(first: int, count: int) -> int:

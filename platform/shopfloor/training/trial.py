@@ -217,12 +217,12 @@ class _Reporter:
     def __init__(self, code: Any, section: SearchSection, scratch: Path, start: Path | None, send: Send) -> None:
         self._code = code
         self._section = section
-        self._kept = scratch / _BEST
+        self._best_model = scratch / _BEST
         self._send = send
         self._best: dict[str, float] | None = None
         if start:
             self._best = json.loads((start / _BEST_NUMBERS).read_text(encoding="utf-8"))
-            shutil.copytree(best_model(start), self._kept)
+            shutil.copytree(best_model(start), self._best_model)
 
     def __call__(self, round_: int, numbers: dict[str, float], model: Any) -> None:
         section = self._section
@@ -250,10 +250,10 @@ class _Reporter:
         metric, sign = self._section.metric, 1 if self._section.mode == "min" else -1
         if self._best is None or sign * numbers[metric] < sign * self._best[metric]:
             self._best = {**numbers, BEST_ROUND: round_}
-            shutil.rmtree(self._kept, ignore_errors=True)
-            shutil.copytree(newest, self._kept)
+            shutil.rmtree(self._best_model, ignore_errors=True)
+            shutil.copytree(newest, self._best_model)
         else:
-            shutil.copytree(self._kept, directory / _BEST)
+            shutil.copytree(self._best_model, directory / _BEST)
         (directory / _BEST_NUMBERS).write_text(json.dumps(self._best), encoding="utf-8")
 
 

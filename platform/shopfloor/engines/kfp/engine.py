@@ -192,24 +192,24 @@ class KfpEngine:
             NotFoundError: The backend has no such run, or no log of it; says the command that shows it.
             ServiceError: It does not answer, or refuses the token.
         """
-        shown: set[str] = set()
+        finished_pods: set[str] = set()
         while True:
             run = self._answered(lambda client: client.get_run(engine_run), "get runs")
             going = _state(run) in {"pending", "running"}
             for pod, task in _pods(run).items():
-                if pod in shown or step not in {None, task.display_name}:
+                if pod in finished_pods or step not in {None, task.display_name}:
                     continue
                 if follow and going and _state(task) in {"pending", "running"}:
                     continue
                 text = self._pod_log(engine_run, pod)
                 if text is not None:
-                    shown.add(pod)
+                    finished_pods.add(pod)
                     yield from [f"--- {task.display_name}"] if step is None else []
                     yield from text.splitlines()
             if not (follow and going):
                 break
             time.sleep(POLL_S)
-        if not shown:
+        if not finished_pods:
             which = f"step {step!r} of run" if step else "run"
             raise NotFoundError(
                 f"Kubeflow Pipelines has no log of {which} {engine_run}.",
@@ -359,10 +359,10 @@ class KfpEngine:
         ask = rest.request
         limit_s = self._settings.request_timeout_s
 
-        def ask_in_time(*arguments: Any, **named: Any) -> Any:
+        def ask_in_time(*arguments: Any, **keywords: Any) -> Any:
             # As a pair: the client ignores one number that is not an int, and waits without an end.
-            named["_request_timeout"] = (limit_s, limit_s)
-            return ask(*arguments, **named)
+            keywords["_request_timeout"] = (limit_s, limit_s)
+            return ask(*arguments, **keywords)
 
         rest.request = ask_in_time
         # It tries again by itself what may have been done already.

@@ -27,10 +27,10 @@ def replies(name: str) -> TextIO:
     Args:
         name: What the log calls this process.
     """
-    said: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    stream: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(message)s")
-    return said
+    return stream
 
 
 def give_way() -> None:

@@ -26,8 +26,8 @@ def main() -> None:
     gc.disable()  # what is parsed has no cycles, and millions of items to look for them in
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
-    said = side_process.replies("reader")
-    replies = said.buffer
+    stream = side_process.replies("reader")
+    replies = stream.buffer
 
     from shopfloor.serving.beside.packing import pack
     from shopfloor.serving.beside.reader import READY

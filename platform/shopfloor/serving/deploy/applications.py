@@ -147,8 +147,8 @@ def _tokens_file(settings: Settings, entry: Entry, live: dict[str, Any]) -> str 
     """
     if settings.serve_tokens_file == NO_TOKENS:
         return None
-    kept = entry.tokens_file if entry.application else entry.tokens_file or assignments.tokens_file_of(live)
-    return settings.serve_tokens_file or kept
+    endpoint_file = entry.tokens_file if entry.application else entry.tokens_file or assignments.tokens_file_of(live)
+    return settings.serve_tokens_file or endpoint_file
 
 
 def _hosts(settings: Settings) -> tuple[str, ...] | None:
@@ -190,18 +190,18 @@ def replica_code(settings: Settings, case: UseCase) -> dict[str, Path]:
     """
     roots = {"shopfloor": Path(__file__).parents[2], "pipelines": settings.project_root / "pipelines"}
     modules = [*_PROCESSES, *([f"pipelines.{case.name}.features"] if case.serving.online else [])]
-    seen: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     while modules:
         module = modules.pop()
         package, *rest = module.split(".")
-        if package not in roots or module in seen:
+        if package not in roots or module in files:
             continue
         base = roots[package].joinpath(*rest)
         file = next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
         if file is not None:
-            seen[module] = file
+            files[module] = file
             modules += _imports(file, module if file.name == "__init__.py" else module.rpartition(".")[0])
-    return seen
+    return files
 
 
 @functools.lru_cache(maxsize=1024)
@@ -267,19 +267,19 @@ def declare(settings: Settings, *use_cases: str) -> None:
     """
     mlflow, here = Mlflow(settings.tracking_uri, settings.request_timeout_s), place(settings)
     for attempt in range(_TRIES):
-        begun = time.monotonic()
+        start_s = time.monotonic()
         entries = assignments.read_all(mlflow)
-        wanted: dict[str, Any] = dict.fromkeys(use_cases)
-        wanted |= {
+        targets: dict[str, Any] = dict.fromkeys(use_cases)
+        targets |= {
             name: entry.application
             for name, entry in entries.items()
-            if name in wanted or (entry.place == here and _is_ours(name, entry.application))
+            if name in targets or (entry.place == here and _is_ours(name, entry.application))
         }
         present = {name: _config(item) for name, item in running(settings).items()}
-        if all(declaration(present.get(name)) == declaration(wanted[name]) for name in wanted):
+        if all(declaration(present.get(name)) == declaration(targets[name]) for name in targets):
             return
-        if time.monotonic() - begun < FRESH_S:  # whoever was paused in between looks again
-            _put(settings, [item for item in (present | wanted).values() if item])
+        if time.monotonic() - start_s < FRESH_S:  # whoever was paused in between looks again
+            _put(settings, [item for item in (present | targets).values() if item])
         time.sleep(0.05 * attempt)
     raise ConflictError("What Ray Serve runs is being changed by too many at once.", "Try again.")
 

@@ -187,12 +187,14 @@ def version_of(mlflow: Mlflow, use_case: str, version: str) -> dict[str, Any]:
         NotFoundError: There is no such version.
     """
     try:
-        found: dict[str, Any] = mlflow.get("model-versions/get", "model_version", name=use_case, version=version)
+        model_version: dict[str, Any] = mlflow.get(
+            "model-versions/get", "model_version", name=use_case, version=version
+        )
     except NotFoundError as error:
         raise NotFoundError(
             f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
         ) from error
-    return found
+    return model_version
 
 
 def exists(mlflow: Mlflow, use_case: str, version: str) -> bool:
@@ -268,10 +270,10 @@ def _project(mlflow: Mlflow, use_case: str, entry: Entry) -> None:
     now = entry.assignment
     model = mlflow.get("registered-models/get", "registered_model", name=use_case)
     aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
-    wanted = {CHAMPION: now.champion, CHALLENGER: now.challenger or aliases.get(CHALLENGER)}
-    if wanted[CHALLENGER] in (now.champion, now.replaced) or now.action == "end":
-        wanted[CHALLENGER] = now.challenger  # a registered version waits for its trial under this alias too
-    for alias, version in wanted.items():
+    targets = {CHAMPION: now.champion, CHALLENGER: now.challenger or aliases.get(CHALLENGER)}
+    if targets[CHALLENGER] in (now.champion, now.replaced) or now.action == "end":
+        targets[CHALLENGER] = now.challenger  # a registered version waits for its trial under this alias too
+    for alias, version in targets.items():
         if version is not None and aliases.get(alias) != version:
             _write(mlflow, "registered-models/alias", {"name": use_case, "alias": alias, "version": version})
         elif version is None and alias in aliases:
@@ -305,9 +307,9 @@ def _before(records: History, version: str) -> str | None:
 
 
 def _history(tags: Mapping[str, str]) -> History:
-    found: History = {}
+    records: History = {}
     if PROMOTED in tags:
-        found["promoted"] = json.loads(tags[PROMOTED])
+        records["promoted"] = json.loads(tags[PROMOTED])
     if ROLLED_BACK in tags:
-        found["rolled_back"] = json.loads(tags[ROLLED_BACK])
-    return found
+        records["rolled_back"] = json.loads(tags[ROLLED_BACK])
+    return records

@@ -117,15 +117,15 @@ def deploy(
     before = before or assignments.read(mlflow, use_case)
     assigned = before.assignment
     share = Traffic(assigned.canary_percent, assigned.shadow) if isinstance(traffic, Keep) else traffic
-    wanted = assigned.champion if isinstance(champion, Keep) else champion
+    champion_version = assigned.champion if isinstance(champion, Keep) else champion
     entry = assignments.change(
         mlflow,
         use_case,
         before,
         # Whoever is killed while it loads leaves a share that ends by itself.
         lease=assignments.fresh_lease(lease_s or LEASE_S) if share != NO_TRAFFIC else LEASE_KEPT,
-        champion=wanted,
-        before=assigned.before if wanted == assigned.champion else None,
+        champion=champion_version,
+        before=assigned.before if champion_version == assigned.champion else None,
         challenger=assigned.challenger if isinstance(challenger, Keep) else challenger,
         canary_percent=share.canary_percent,
         shadow=share.shadow,
@@ -177,7 +177,7 @@ def undeploy(settings: Settings, use_case: str, reason: str = "") -> bool:
     present = use_case in applications.running(settings)
     if not present and before.application is None and not before.assignment.versions():
         return False
-    if before.known:
+    if before.has_record:
         assignments.change(
             mlflow,
             use_case,
@@ -228,33 +228,33 @@ def _wait_until_held(settings: Settings, use_case: str, entry: Entry, deadline: 
     Raises:
         ShopfloorError: As `hold` says.
     """
-    wanted = entry.assignment
+    assignment = entry.assignment
     application = entry.application or {}
     replicas = applications.replicas(application)
-    digest = Config.model_validate(application["deployments"][0]["user_config"]).digest(wanted)
+    digest = Config.model_validate(application["deployments"][0]["user_config"]).digest(assignment)
     ready: set[str] = set()
-    seen = "it never answered"
+    state = "it never answered"
     for status in _statuses(settings, use_case, deadline):
         if status is None or status.get("digest") != digest:
-            seen = _check_progress(settings, use_case, entry)
+            state = _check_progress(settings, use_case, entry)
             if status is not None and status.get("registry"):
-                seen = f"a replica cannot read its assignment: {status['registry']}"
+                state = f"a replica cannot read its assignment: {status['registry']}"
             continue
-        for version in wanted.versions():
+        for version in assignment.versions():
             if version in status["errors"]:
                 raise _DoesNotLoadError(
                     f"Version {version} of {use_case} does not load: {status['errors'][version]}",
                     "What answered before still answers.",
                 )
-        seen = f"it is loading {', '.join(status['loading'])}"
-        held = (status["champion"], status["challenger"]) == (wanted.champion, wanted.challenger)
+        state = f"it is loading {', '.join(status['loading'])}"
+        held = (status["champion"], status["challenger"]) == (assignment.champion, assignment.challenger)
         if not status["loading"] and held:
             ready.add(status["replica"])
             if len(ready) >= replicas:
                 return
     raise ServiceError(
-        f"The endpoint {endpoint(settings, use_case)} did not load {', '.join(wanted.versions())} in time: "
-        f"{seen.rstrip('.')}.",
+        f"The endpoint {endpoint(settings, use_case)} did not load {', '.join(assignment.versions())} in time: "
+        f"{state.rstrip('.')}.",
         f"Look at its logs in {settings.ray_dashboard_url}, then deploy again.",
     )
 

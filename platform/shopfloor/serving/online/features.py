@@ -35,7 +35,7 @@ from shopfloor.serving.model.row import (
     in_words,
     json_schema,
 )
-from shopfloor.serving.online.store import Found, OnlineStore, Row, open_store
+from shopfloor.serving.online.store import OnlineStore, OnlineValues, Row, open_store
 from shopfloor.use_case import import_code
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Inputs:
     store: Outcome
 
 
-class AskedSchema:
+class PartialRowSchema:
     """Checks rows that may name entities, and lack any of the model's inputs."""
 
     def __init__(self, rows: RowSchema, entities: Mapping[str, str]) -> None:
@@ -158,16 +158,16 @@ class OnlineFeatures:
         sent = [_sent(row) for row in rows]
         present = [self._compute(row) | row for row in sent]
         missing = [column.name for column in columns if any(column.name not in row for row in present)]
-        found: Found | None = None
+        online: OnlineValues | None = None
         outcome: Outcome = "unneeded"
         if missing:
-            found, outcome = await self._look_up(missing, present)
+            online, outcome = await self._look_up(missing, present)
         self.reads[outcome] += 1
         why = self._why(outcome)
         if why and self.config.fallback == "refuse":
             raise BadRequest(503, why)
-        pairs = [_complete(row, sent[number], columns, found, number) for number, row in enumerate(present)]
-        _require([row for row, _ in pairs], columns, found, why)
+        pairs = [_complete(row, sent[number], columns, online, number) for number, row in enumerate(present)]
+        _require([row for row, _ in pairs], columns, online, why)
         return Inputs([list(row.values()) for row, _ in pairs], [source for _, source in pairs], outcome)
 
     def _compute(self, row: Row) -> Row:
@@ -187,7 +187,7 @@ class OnlineFeatures:
                 logger.warning("%s", problem, exc_info=error)
             self._problem = problem
 
-    async def _look_up(self, wanted: list[str], known: list[Row]) -> tuple[Found | None, Outcome]:
+    async def _look_up(self, names: list[str], rows: list[Row]) -> tuple[OnlineValues | None, Outcome]:
         opened = self._opened
         if opened is not None and opened.gone():
             self._failed("The online store was replaced, and is being opened.")
@@ -197,7 +197,7 @@ class OnlineFeatures:
                 self._opening = asyncio.create_task(self.refresh())
             return None, "down"
         try:
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, opened.read, wanted, known)
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, opened.read, names, rows)
             return await asyncio.wait_for(reading, self.config.deadline_ms / 1000), "read"
         except TimeoutError:
             return None, "late"
@@ -250,23 +250,23 @@ def _sent(row: Mapping[str, Value]) -> Row:
 
 
 def _complete(
-    known: Row, sent: Row, columns: Sequence[Column], found: Found | None, number: int
+    present: Row, sent: Row, columns: Sequence[Column], online: OnlineValues | None, number: int
 ) -> tuple[Row, dict[str, Source]]:
     """Return a row with all columns, and where each value came from."""
     row: Row = {}
     sources: dict[str, Source] = {}
     for column in columns:
         name = column.name
-        if name in known:
-            row[name], sources[name] = known[name], "request" if name in sent else "computed"
+        if name in present:
+            row[name], sources[name] = present[name], "request" if name in sent else "computed"
             continue
-        value = found.values[name][number] if found and name in found.values else None
+        value = online.values[name][number] if online and name in online.values else None
         row[name] = _fitting(value, column.type)
-        sources[name] = "online" if value is not None else "missing" if found else "fallback"
+        sources[name] = "online" if value is not None else "missing" if online else "fallback"
     return row, sources
 
 
-def _require(rows: Sequence[Row], columns: Sequence[Column], found: Found | None, why: str) -> None:
+def _require(rows: Sequence[Row], columns: Sequence[Column], online: OnlineValues | None, why: str) -> None:
     """Refuse rows that lack what the model needs.
 
     Raises:
@@ -280,20 +280,20 @@ def _require(rows: Sequence[Row], columns: Sequence[Column], found: Found | None
     }
     if not lacking:
         return
-    if found is None and why:
+    if online is None and why:
         problems = [{"field": name, "problem": "was not read"} for name in lacking]
         raise BadRequest(503, f"{why} This request needs it for {', '.join(lacking)}.", problems)
-    stale = {name for name, number in lacking.items() if found and (number, name) in found.expired}
-    problems = [{"field": name, "problem": _lacks(name, stale, found)} for name in lacking]
+    stale = {name for name, number in lacking.items() if online and (number, name) in online.expired}
+    problems = [{"field": name, "problem": _lacks(name, stale, online)} for name in lacking]
     text = ", ".join(f"{item['field']}: {item['problem']}" for item in problems[:3])
     raise BadRequest(503 if stale == set(lacking) else 422, f"{text}.", problems)
 
 
-def _lacks(name: str, stale: set[str], found: Found | None) -> str:
+def _lacks(name: str, stale: set[str], online: OnlineValues | None) -> str:
     if name in stale:
         return "is too old in the online store"
-    known = found is not None and name in found.values
-    return "is missing, and the online store has none for these entities" if known else "is missing"
+    is_feature = online is not None and name in online.values
+    return "is missing, and the online store has none for these entities" if is_feature else "is missing"
 
 
 def _fitting(value: Value, kind: str) -> Value:

@@ -39,7 +39,7 @@ class View:
 
 
 @dataclass
-class Found:
+class OnlineValues:
     """What the store had for the rows of a request, by column."""
 
     values: dict[str, list[Value]] = field(default_factory=dict)
@@ -61,62 +61,62 @@ class OnlineStore:
         """Tell whether the file is not what was opened."""
         return self.file is not None and _identity(self.file) != self.identity
 
-    def read(self, wanted: list[str], known: list[Row]) -> Found:
+    def read(self, features: list[str], rows: list[Row]) -> OnlineValues:
         """Read all rows at once, in the thread of the caller."""
         views = [
             view
             for view in self.views
-            if not set(wanted).isdisjoint(view.features) and any(all(key in row for key in view.keys) for row in known)
+            if not set(features).isdisjoint(view.features) and any(all(key in row for key in view.keys) for row in rows)
         ]
         if not views:
-            return Found()
+            return OnlineValues()
         nothing = {key: value for view in views for key, value in zip(view.keys, view.nothing, strict=True)}
         answer = self.store.get_online_features(
-            features=[f"{view.name}:{name}" for view in views for name in view.features if name in wanted],
-            entity_rows={key: [row.get(key, value) for row in known] for key, value in nothing.items()},
+            features=[f"{view.name}:{name}" for view in views for name in view.features if name in features],
+            entity_rows={key: [row.get(key, value) for row in rows] for key, value in nothing.items()},
         )
         values = answer.to_dict()
         names = list(answer.proto.metadata.feature_names.val)
         times = {
             name: [stamp.seconds + stamp.nanos / 1e9 for stamp in result.event_timestamps]
             for name, result in zip(names, answer.proto.results, strict=True)
-            if name in wanted
+            if name in features
         }
-        return keep_fresh(views, {name: values[name] for name in times}, times, known)
+        return keep_fresh(views, {name: values[name] for name in times}, times, rows)
 
 
 def keep_fresh(
-    views: Sequence[View], values: Mapping[str, list[Any]], times: Mapping[str, list[float]], known: Sequence[Row]
-) -> Found:
+    views: Sequence[View], values: Mapping[str, list[Any]], times: Mapping[str, list[float]], rows: Sequence[Row]
+) -> OnlineValues:
     """Return what may be used of the store's answer: Feast hands out values that have outlived their view's ttl.
 
     Args:
         views: The feature views that were asked.
         values: By feature, for each row; a missing one is `None` or NaN.
         times: The event timestamps of the values, seconds since 1970.
-        known: The rows, with the time that they ask at or none, which means now.
+        rows: The rows, with the time that they ask at or none, which means now.
     """
-    found = Found()
+    fresh = OnlineValues()
     now = time.time()
     for view in views:
         for name in view.features:
             if name not in values:
                 continue
             column: list[Value] = []
-            for number, (row, value, stamp) in enumerate(zip(known, values[name], times[name], strict=True)):
+            for number, (row, value, stamp) in enumerate(zip(rows, values[name], times[name], strict=True)):
                 unusable = value is None or (isinstance(value, float) and not math.isfinite(value))
                 if unusable or any(key not in row for key in view.keys):
                     column.append(None)
                     continue
-                asked = row.get(TIME)
-                at = asked.timestamp() if isinstance(asked, dt.datetime) else now
+                row_time = row.get(TIME)
+                at = row_time.timestamp() if isinstance(row_time, dt.datetime) else now
                 if view.ttl_s is not None and at - stamp > view.ttl_s:
-                    found.expired.add((number, name))
+                    fresh.expired.add((number, name))
                     column.append(None)
                     continue
                 column.append(value)
-            found.values[name] = column
-    return found
+            fresh.values[name] = column
+    return fresh
 
 
 def open_store(config: OnlineConfig) -> OnlineStore:

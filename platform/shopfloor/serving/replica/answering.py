@@ -21,9 +21,9 @@ from shopfloor.serving.model.loading import ServedModel
 from shopfloor.serving.model.row import Value
 from shopfloor.serving.online.features import (
     OUTCOMES,
-    AskedSchema,
     OnlineFeatures,
     Outcome,
+    PartialRowSchema,
     as_body,
     explained,
 )
@@ -48,10 +48,10 @@ class Threads:
         self.pool = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._free = asyncio.Semaphore(count)
 
-    async def run(self, request: Request, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    async def run(self, request: Request, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         """Return what a function returns in a thread; a request that no longer waits for it counts until it ends."""
         await self._free.acquire()
-        future = self.pool.submit(function, *arguments, **named)
+        future = self.pool.submit(function, *arguments, **keywords)
         when_done(future, self._free.release)
         request.working = future
         return await asyncio.wrap_future(future)
@@ -65,7 +65,7 @@ class Answering:
         self._config = Config(use_case="", tracking_uri="")
         self._metrics = metrics
         self._batchers: dict[str, Batcher] = {}
-        self._asked: dict[str, AskedSchema] = {}
+        self._partial_schemas: dict[str, PartialRowSchema] = {}
         self._online: OnlineFeatures | None = None
         self._forms: dict[str, Form] = {}
         self._reader = Reader()
@@ -111,12 +111,14 @@ class Answering:
             if config.batch_rows > 1
         }
         entities = config.online.entities if config.online else {}
-        self._asked = {version: AskedSchema(schema, entities) for version, schema in rows.items() if config.online}
+        self._partial_schemas = {
+            version: PartialRowSchema(schema, entities) for version, schema in rows.items() if config.online
+        }
         self._forms = {version: Form.of(model, config.max_rows, entities) for version, model in models.items()}
 
-    def asked(self, model: ServedModel) -> AskedSchema | None:
+    def partial_schema(self, model: ServedModel) -> PartialRowSchema | None:
         """Return what a row may be instead of a complete one; `None` where no features are looked up."""
-        return self._asked.get(model.version)
+        return self._partial_schemas.get(model.version)
 
     async def predict(self, model: ServedModel, request: Request, body: bytes) -> bytes:
         """Answer the JSON object of one row.
@@ -125,14 +127,14 @@ class Answering:
             BadRequest: The body is not a row that the model can answer.
         """
         batcher = self._batchers.get(model.version)
-        asked = self._asked.get(model.version)
-        if batcher is None and asked is None:
+        schema = self._partial_schemas.get(model.version)
+        if batcher is None and schema is None:
             return model.predict(body) if model.quick else await self._threads.run(request, model.predict, body)
         explanation = None
-        if asked is None:
+        if schema is None:
             row = model.parse(body)
         else:
-            row, explanation = await self._completed(model, asked, request, body)
+            row, explanation = await self._completed(model, schema, request, body)
         try:
             if batcher is not None:
                 prediction = await batcher.predict(row)
@@ -198,13 +200,13 @@ class Answering:
         return await self._reading.run(request, self._reader.read, form, protocol, body, kind)
 
     async def _completed(
-        self, model: ServedModel, asked: AskedSchema, request: Request, body: bytes
+        self, model: ServedModel, schema: PartialRowSchema, request: Request, body: bytes
     ) -> tuple[list[Value], dict[str, Any] | None]:
         """Return the values of a row, and what is to be said of them."""
         try:
             return model.parse(body), None
         except BadRequest:
-            row, explain = asked.row(body)
+            row, explain = schema.row(body)
         if self._online is None or model.rows is None:
             raise AssertionError("only versions with rows, and with features to look up, have such a schema")
         inputs = await self._online.complete([row], model.rows.columns)
@@ -214,10 +216,10 @@ class Answering:
 
     async def _answered(self, model: ServedModel, request: Request, records: list[dict[str, Any]]) -> list[Any]:
         """Return a prediction for each of several rows that lack features."""
-        asked, online = self._asked.get(model.version), self._online
-        if model.rows is None or asked is None or online is None:
+        schema, online = self._partial_schemas.get(model.version), self._online
+        if model.rows is None or schema is None or online is None:
             raise AssertionError("only versions with rows, and with features to look up, have such rows")
-        rows = await self._threads.run(request, asked.rows, records)
+        rows = await self._threads.run(request, schema.rows, records)
         inputs = await online.complete(rows, model.rows.columns)
         try:
             return await self._threads.run(request, model.many, inputs.rows)

@@ -66,7 +66,7 @@ class Predictor:
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(2)
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(30)
         self._config = Config(use_case="", tracking_uri="")
-        self._named: set[bytes | None] = {None}
+        self._hosts: set[bytes | None] = {None}
         self._tokens: Tokens | None = None
         self._log: PredictionLog | None = None
         self._metrics = ReplicaMetrics()
@@ -105,7 +105,7 @@ class Predictor:
             self._log_to(config)
         await self._answering.configure(config)
         self._config = self._routes.config = config
-        self._named = {None}
+        self._hosts = {None}
         self._metrics.use_case, self._metrics.replica = config.use_case, _replica()
         self._shadow.follow(self._shadow_orders())
         await self._holding.follow(config)
@@ -202,7 +202,7 @@ class Predictor:
         Raises:
             BadRequest: The name is none of the endpoint's.
         """
-        if host in self._named or self._config.hosts is None:
+        if host in self._hosts or self._config.hosts is None:
             return
         try:
             name = urlsplit(f"//{(host or b'').decode('ascii')}").hostname
@@ -210,8 +210,8 @@ class Predictor:
             name = None
         if name not in self._config.hosts:
             raise BadRequest(421, "The endpoint does not answer under this name.")
-        if len(self._named) < MAX_NAMES:
-            self._named.add(host)
+        if len(self._hosts) < MAX_NAMES:
+            self._hosts.add(host)
 
     def _note(self, request: Request, status: int, answer: bytes, seconds: float) -> None:
         """Keep an answer in the log, and let the shadow see the row."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from shopfloor.serving.contract import VERSION_HEADER, Config
 from shopfloor.serving.model.loading import ServedModel
-from shopfloor.serving.online.features import EXPLAIN, AskedSchema
+from shopfloor.serving.online.features import EXPLAIN, PartialRowSchema
 from shopfloor.serving.protocols import open_inference
 from shopfloor.serving.replica import feedback
 
@@ -50,7 +50,7 @@ _AT_THE_DOOR = {"400", "401", "408", "421", "503", "504"}
 
 
 def openapi(
-    model: ServedModel, prefix: str, example: Mapping[str, Any], asked: AskedSchema | None, config: Config
+    model: ServedModel, prefix: str, example: Mapping[str, Any], partial_schema: PartialRowSchema | None, config: Config
 ) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the endpoint while `model` answers.
 
@@ -58,12 +58,12 @@ def openapi(
         model: The version whose inputs are described.
         prefix: Path of the use case, without a slash at its end.
         example: A row that is shown.
-        asked: What a row may be instead, where features are looked up.
+        partial_schema: What a row may be instead, where features are looked up.
         config: Says what the use case is.
     """
     row = model.rows.json_schema() if model.rows else {"type": "object"}
-    if asked is not None:
-        row = {"anyOf": [row, asked.json_schema()]}
+    if partial_schema is not None:
+        row = {"anyOf": [row, partial_schema.json_schema()]}
     answer = {
         "type": "object",
         "required": ["prediction", "model", "version"],

@@ -63,8 +63,8 @@ class Exchange(httptools_impl.RequestResponseCycle):
             await super().send(head)
             await super().send(message)
         finally:
-            written, self.transport, self.on_response = self.transport, connection, answered
-            written.finish()  # type: ignore[attr-defined]
+            one_write, self.transport, self.on_response = self.transport, connection, answered
+            one_write.finish()  # type: ignore[attr-defined]
         if self.response_complete:
             answered()
 

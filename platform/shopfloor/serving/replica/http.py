@@ -99,11 +99,11 @@ class Request:
         "doubled",
         "failed",
         "features",
+        "has_client_id",
         "headers",
         "held",
         "json_bytes",
         "method",
-        "named",
         "path",
         "request_id",
         "role",
@@ -140,9 +140,9 @@ class Request:
         self.failed = False
         """Whether the model failed, not the client."""
         value = self.headers.get(REQUEST_ID, b"")
-        self.named = _GIVEN_ID.fullmatch(value) is not None
+        self.has_client_id = _GIVEN_ID.fullmatch(value) is not None
         """Whether the id came with the request."""
-        self.request_id = value.decode() if self.named else f"{_process}-{next(_numbers):x}"
+        self.request_id = value.decode() if self.has_client_id else f"{_process}-{next(_numbers):x}"
         self.features = b""
         """The row that the model was given, where it was completed."""
         self.json_bytes: int | None = None
@@ -228,7 +228,7 @@ def answer_headers(request: Request, status: int, content_type: str, length: int
         (b"content-type", content_type.encode()),
         (b"content-length", str(length).encode()),
     ]
-    if not request.named:  # Serve names each request and says so in the answer
+    if not request.has_client_id:  # Serve names each request and says so in the answer
         headers.append((REQUEST_ID, request.request_id.encode()))
     if request.version:
         headers.append((ASKED_VERSION, request.version.encode()))

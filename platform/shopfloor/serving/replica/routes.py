@@ -65,11 +65,11 @@ class Routes:
         """
         route, method = request.path, request.method
         if route == "/predict" and method == "POST":
-            model = self._asked(request)
+            model = self._answering_version(request)
             request.require_json()
             return 200, JSON, await self._answering.predict(model, request, await self._body(request))
         if route == "/invocations" and method == "POST":
-            model = self._asked(request)
+            model = self._answering_version(request)
             return 200, JSON, await self._answering.invoke(model, request, await self._body(request))
         if route == "/v2" or route.startswith("/v2/"):
             return await self._open_inference(request)
@@ -88,9 +88,9 @@ class Routes:
         if self.log is None:
             raise BadRequest(404, "This endpoint keeps no log.")
         request.require_json()
-        said = feedback.parse(await self._body(request, feedback.MAX_BYTES))
+        entry = feedback.parse(await self._body(request, feedback.MAX_BYTES))
         try:
-            await asyncio.wrap_future(self.log.keep(said))
+            await asyncio.wrap_future(self.log.keep(entry))
         except OSError as error:
             raise BadRequest(503, "The feedback cannot be kept now; send it again.") from error
         return as_json(202, {"accepted": True})
@@ -115,12 +115,12 @@ class Routes:
                 return open_inference.server_metadata(self._holding.assignment.champion or "")
             case ["models", name, *rest]:
                 version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
-                wanted = rest[2:] if rest[:1] == ["versions"] else rest
-                allowed = {(): "GET", ("ready",): "GET", ("infer",): "POST"}.get(tuple(wanted))
+                operation = rest[2:] if rest[:1] == ["versions"] else rest
+                allowed = {(): "GET", ("ready",): "GET", ("infer",): "POST"}.get(tuple(operation))
                 if allowed is not None and method != allowed and (allowed, method) != ("GET", "HEAD"):
                     raise MethodNotAllowed(route, method, allowed)
                 model = self._named(request, name, version)
-                match wanted:
+                match operation:
                     case []:
                         return await self._answering.metadata(model, request, sorted(self._holding.loaded))
                     case ["ready"]:
@@ -143,11 +143,11 @@ class Routes:
             request.role = "asked"
             return self._holding.version(version)
         if request.method == "POST":
-            return self._asked(request)
+            return self._answering_version(request)
         header = request.headers.get(ASKED_VERSION)
         return self._holding.the_champion() if header is None else self._holding.version(header.decode("latin-1"))
 
-    def _asked(self, request: Request) -> ServedModel:
+    def _answering_version(self, request: Request) -> ServedModel:
         """Return the version that is to answer a request for a prediction, and note it."""
         request.route = request.path if request.path in _ROUTES else "/v2/infer"
         holding = self._holding
@@ -186,7 +186,7 @@ class Routes:
         # A version's example is a row of the training set.
         example = model.example if self._knows(request) or model.rows is None else model.rows.example(None)
         if route == "/openapi.json":
-            return as_json(200, openapi(model, prefix, example, self._answering.asked(model), self.config))
+            return as_json(200, openapi(model, prefix, example, self._answering.partial_schema(model), self.config))
         host = request.headers.get(b"host", b"127.0.0.1:8000").decode("latin-1")
         base_url = f"{request.scheme}://{host}"
         return 200, "text/html; charset=utf-8", page(model, prefix, base_url, example, self.config).encode()

@@ -136,7 +136,7 @@ class Holding:
         """
         import requests
 
-        taken: Assignment | None = None
+        current: Assignment | None = None
         look = asyncio.get_running_loop().run_in_executor
         try:
             with requests.Session() as session:
@@ -146,11 +146,11 @@ class Holding:
                     try:
                         entry = await look(self._looking, assignments.read, mlflow, config.use_case)
                         self.registry_problem, lease = "", entry.lease
-                        if not entry.known:  # a registry that lost the model takes no champion off
+                        if not entry.has_record:  # a registry that lost the model takes no champion off
                             first.set()
-                        elif entry.assignment != taken:
-                            taken = entry.assignment
-                            self._take_up(config, taken, first)
+                        elif entry.assignment != current:
+                            current = entry.assignment
+                            self._take_up(config, current, first)
                     except Exception as error:  # whatever it is, the next look may go well
                         if str(error) != self.registry_problem:
                             logger.warning("%s: %s", type(error).__name__, error)
@@ -164,9 +164,9 @@ class Holding:
 
     def _share(self, lease: str | None) -> None:
         """Let the challenger have its share while its lease holds; `None` where the registry did not say."""
-        known = lease if lease is not None else self._last_lease
-        self._last_lease = known
-        holds = known is not None and self._lease.holds(known, time.monotonic(), time.time())
+        current = lease if lease is not None else self._last_lease
+        self._last_lease = current
+        holds = current is not None and self._lease.holds(current, time.monotonic(), time.time())
         # The share is not that of the version before, which answers on while this one is loaded.
         holds = holds and self.challenger is not None and self.challenger.version == self.assignment.challenger
         share = (self.assignment.canary_percent, self.assignment.shadow) if holds else (0.0, False)
@@ -174,23 +174,23 @@ class Holding:
             self.canary_percent, self.shadow = share
             self._swapped()
 
-    def _take_up(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
-        self.assignment = wanted
-        for version in wanted.versions():
+    def _take_up(self, config: Config, assignment: Assignment, tried: asyncio.Event) -> None:
+        self.assignment = assignment
+        for version in assignment.versions():
             self.errors.pop(version, None)
         if self._loading is not None:
             self._loading.cancel()
-        self._loading = asyncio.create_task(self._load_wanted(config, wanted, tried))
+        self._loading = asyncio.create_task(self._load_assignment(config, assignment, tried))
 
-    async def _load_wanted(self, config: Config, wanted: Assignment, tried: asyncio.Event) -> None:
+    async def _load_assignment(self, config: Config, assignment: Assignment, tried: asyncio.Event) -> None:
         """Load what is assigned and not loaded, swap it in, and try again what failed."""
         try:
             for attempt in itertools.count():
-                for version in wanted.versions():
+                for version in assignment.versions():
                     await self._load(config, version)
-                self._swap(wanted)
+                self._swap(assignment)
                 tried.set()
-                if all(version in self.loaded for version in wanted.versions()):
+                if all(version in self.loaded for version in assignment.versions()):
                     return
                 await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
         finally:  # a newer assignment took over: who waited for this one waits no longer
@@ -218,22 +218,22 @@ class Holding:
             logger.exception("version %s of %s does not load", version, config.use_case)
             self.errors[version] = f"{type(error).__name__}: {error}"[:2000]
 
-    def _swap(self, wanted: Assignment) -> None:
+    def _swap(self, assignment: Assignment) -> None:
         """Let the loaded versions answer, and forget those that nobody names any more."""
         before = self.champion
-        self.champion = self.loaded.get(wanted.champion, self.champion) if wanted.champion else None
+        self.champion = self.loaded.get(assignment.champion, self.champion) if assignment.champion else None
         if before is not None and before is not self.champion:
             self.before = before
-        self.challenger = self.loaded.get(wanted.challenger, self.challenger) if wanted.challenger else None
+        self.challenger = self.loaded.get(assignment.challenger, self.challenger) if assignment.challenger else None
         self.loaded = {model.version: model for model in (self.champion, self.challenger) if model}
         self.errors = dict(list(self.errors.items())[-10:])
         self._share(self._last_lease)
         self._swapped()
 
     def _why_no_champion(self) -> str:
-        wanted = self.assignment.champion
-        if wanted is None and self.registry_problem:
+        version = self.assignment.champion
+        if version is None and self.registry_problem:
             return "Who is champion cannot be read from the registry; `/status` says why."
-        if wanted is None:
+        if version is None:
             return "No version is champion yet; promote one with `shopfloor models promote`."
-        return f"Version {wanted} is to be champion and does not load: {self.errors.get(wanted, 'it is loading')}."
+        return f"Version {version} is to be champion and does not load: {self.errors.get(version, 'it is loading')}."
