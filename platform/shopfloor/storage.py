@@ -2,17 +2,21 @@
 
 A step writes into a local staging directory; `publish` hashes it and puts it at its URI, on a disk or in an S3 store.
 A later step calls `local_copy` and gets a directory to read. Nobody else needs to know where the profile keeps things.
+What is needed for a while only lies in a `scratch` directory, which goes with its process, however that ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +33,10 @@ EFFECT = "effect"
 """Metadata key of an artifact that stands for something outside the artifact store."""
 STORED = "stored"
 """Metadata key of what the store says of an artifact's files: a hash of their bytes, or of a bucket's listing."""
+SCRATCH = ".shopfloor-scratch-"
+"""Beginning of the name of every scratch directory."""
+REMEMBERED_S = 30 * 86_400.0
+"""Age at which a remembered answer is forgotten; whoever wants it again computes it again."""
 
 
 class Artifact(Protocol):
@@ -104,9 +112,7 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
     root = Path(settings.artifact_root) if not is_remote(settings.artifact_root) else settings.state_dir / "staging"
     with naming_full_disk(root):
         _make(settings, root)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
-    try:
-        with naming_full_disk(root):
+        with scratch(root) as staging:
             yield staging
             content = content_hash or hash_directory(staging)
             artifact.metadata.pop(STORED, None)
@@ -119,14 +125,67 @@ def publish(settings: Settings, artifact: Artifact, kind: str, content_hash: str
                 target.parent.mkdir(parents=True, exist_ok=True)
                 staging.chmod(0o755)
                 move_synced(staging, target)
-        artifact.uri = uri
-        artifact.metadata[CONTENT_HASH] = content
-        artifact.metadata[STORED] = stored(settings, uri)
-        if settings.published_dir:
-            note = {"name": artifact.name, "uri": uri, "metadata": artifact.metadata}
-            write_atomically(settings.published_dir / f"{artifact.name}.json", json.dumps(note))
+    artifact.uri = uri
+    artifact.metadata[CONTENT_HASH] = content
+    artifact.metadata[STORED] = stored(settings, uri)
+    if settings.published_dir:
+        note = {"name": artifact.name, "uri": uri, "metadata": artifact.metadata}
+        write_atomically(settings.published_dir / f"{artifact.name}.json", json.dumps(note))
+
+
+@contextlib.contextmanager
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """Give a new directory, which is removed after the block; see `keep_scratch`."""
+    path, remove = keep_scratch(place)
+    try:
+        yield path
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove()
+
+
+def keep_scratch(place: Path | None = None) -> tuple[Path, Callable[[], None]]:
+    """Return a new directory, and what removes it; those of processes that removed nothing go now.
+
+    Each is held by a lock on the directory itself, which the system releases when its process ends.
+
+    Args:
+        place: Directory that gets it; `None` is the system's temporary one.
+    """
+    place = place or Path(tempfile.gettempdir())
+    for left in place.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # held by another process, gone, or on a file system without locks
+            _remove(left, _held(left, fcntl.LOCK_NB))
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=place))
+        with contextlib.suppress(FileNotFoundError):  # another process took it for one that was left
+            return path, functools.partial(_remove, path, _held(path))
+
+
+def _held(path: Path, flags: int = 0) -> int:
+    """Return a descriptor that holds a scratch directory of ours.
+
+    Raises:
+        FileNotFoundError: It is gone, or another account's.
+        OSError: With flags, another process holds it, or the file system has no locks: nobody removes anything there.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        except OSError:
+            if flags:
+                raise
+        if path.stat().st_ino != os.fstat(descriptor).st_ino or path.stat().st_uid != os.getuid():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove(path: Path, descriptor: int) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(descriptor)
 
 
 def local_copy(settings: Settings, uri: str) -> Path:
@@ -142,24 +201,21 @@ def local_copy(settings: Settings, uri: str) -> Path:
             raise NotFoundError(f"Artifact {uri} is gone.", "Submit again: the step that made it will run.")
         return path
     target = settings.state_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    if target.exists():
-        if stored(settings, str(target / "files")) == _text(target / "sha256"):
-            return target / "files"
-        # Changed by somebody, or half gone: who still reads it goes on with what it has open.
-        with contextlib.suppress(OSError):
-            target.rename(target.with_name(f".stale-{uuid.uuid4().hex[:8]}"))
+    if target.exists() and stored(settings, str(target / "files")) == _text(target / "sha256"):
+        return target / "files"
     with naming_full_disk(target.parent):
         _make(settings, target.parent)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
-        try:
-            _download(settings, uri, staging / "files")
-            (staging / "sha256").write_text(hash_directory(staging / "files"), encoding="utf-8")
+        with scratch(target.parent) as staging:
+            # Changed by somebody, or half gone: who still reads it goes on with what it has open.
+            with contextlib.suppress(OSError):
+                target.rename(staging / "stale")
+            copy = staging / "copy"
+            copy.mkdir()
+            _download(settings, uri, copy / "files")
+            (copy / "sha256").write_text(hash_directory(copy / "files"), encoding="utf-8")
             # Two readers may fetch the same thing: the second rename finds the target there, which is as good.
             with contextlib.suppress(OSError):
-                move_synced(staging, target)
-        finally:
-            for leftover in (staging, *target.parent.glob(".stale-*")):
-                shutil.rmtree(leftover, ignore_errors=True)
+                move_synced(copy, target)
     return target / "files"
 
 
@@ -248,6 +304,9 @@ def remembered(settings: Settings, stamp: str, compute: Callable[[], str]) -> st
         draft = cache.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
         draft.write_text(text, encoding="utf-8")
         draft.replace(cache)
+        for other in cache.parent.iterdir():
+            if other.stat().st_mtime < time.time() - REMEMBERED_S:
+                other.unlink()
     return text
 
 

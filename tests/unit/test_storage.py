@@ -94,3 +94,16 @@ def test_an_artifact_gets_its_name_when_its_bytes_are_on_the_disk(settings, monk
         (directory / "part/file").write_text("text")
     assert named == [{str(directory), f"{directory}/part", f"{directory}/part/file"}]
     assert str(Path(item.uri).parent) in synced
+
+
+def test_what_was_remembered_long_ago_is_forgotten_when_something_new_is(settings):
+    storage.remembered(settings, "a stamp", lambda: "an answer")
+    [file] = (settings.state_dir / "hashes").glob("*/*")
+    old, young = file.with_name("old"), file.with_name("young")
+    for other in (old, young):
+        file.rename(other)
+        storage.remembered(settings, "a stamp", lambda: "an answer")
+    os.utime(old, (0, 0))
+    file.unlink()
+    assert storage.remembered(settings, "a stamp", lambda: "another") == "another"
+    assert set(file.parent.iterdir()) == {file, young}

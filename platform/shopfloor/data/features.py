@@ -12,7 +12,6 @@ import datetime as dt
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from shopfloor.storage import (
     local_path,
     move_synced,
     publish,
+    scratch,
 )
 from shopfloor.use_case import Split, UseCase, load_use_case
 
@@ -64,8 +64,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     use_case = load_use_case(settings, use_case_name)
     code = use_case.code("features")
     tables = local_copy(settings, tables_uri)
-    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".features-") as scratch:
-        source_files = Path(scratch)
+    with scratch(settings.private_state_dir()) as source_files:
         everything = code.rows(tables)
         rows = require_rows(everything, use_case.features.target)
         code.source_tables(tables, source_files)
@@ -326,13 +325,14 @@ def keep_sources(settings: Settings, use_case: UseCase, directory: Path) -> str:
     elif not local_path(uri).exists():
         place = local_path(uri)
         place.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".staging-"))
-        shutil.copytree(directory, staging, dirs_exist_ok=True)
-        staging.chmod(0o755)
-        try:
-            move_synced(staging, place)
-        except OSError:  # another run kept the same content a moment ago
-            shutil.rmtree(staging)
+        with scratch(place.parent) as staging:
+            shutil.copytree(directory, staging, dirs_exist_ok=True)
+            staging.chmod(0o755)
+            try:
+                move_synced(staging, place)
+            except OSError:
+                if not place.exists():  # else another run kept the same content a moment ago
+                    raise
     return uri
 
 

@@ -11,7 +11,6 @@ import datetime as dt
 import logging
 import sqlite3
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from shopfloor.storage import (
     local_copy,
     local_path,
     publish,
+    scratch,
     write_atomically,
 )
 from shopfloor.use_case import load_use_case
@@ -136,8 +136,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
     source_tables = getattr(code, "online_tables", code.source_tables)
     definitions = getattr(code, "online_definitions", code.definitions)
     project = online_project(use_case.name)
-    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".online-") as scratch:
-        directory = Path(scratch)
+    with scratch(settings.private_state_dir()) as directory:
         source_tables(tables, directory)
         sources = keep_sources(settings, use_case, directory)
         with _in_one_line(f"The online store {without_password(settings.online_store)} takes no features"):

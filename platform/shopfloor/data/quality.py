@@ -18,7 +18,7 @@ from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import Check, Checks
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, Metrics, local_copy, publish
+from shopfloor.storage import Artifact, Metrics, local_copy, publish, scratch
 from shopfloor.use_case import load_use_case
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def validate(settings: Settings, use_case_name: str, tables_uri: str, checks: Ar
             f"use_case.yaml has the tables {', '.join(use_case.data.tables)}.",
         )
     directory = local_copy(settings, tables_uri)
-    work = settings.private_dir("great_expectations", f"{os.getpid()}")
-    try:
+    with scratch(settings.private_state_dir()) as work:
         result = _run(work, directory, {table: suites.get(table, []) for table in use_case.data.tables})
         text = result.model_dump_json(indent=1)
         content = hashlib.sha256(text.encode()).hexdigest()
@@ -58,8 +57,6 @@ def validate(settings: Settings, use_case_name: str, tables_uri: str, checks: Ar
         with publish(settings, checks, "validate_data", content_hash=content) as target:
             (target / "checks.json").write_text(text, encoding="utf-8")
             shutil.copytree(work / "gx" / "uncommitted" / "data_docs" / "local_site", target / "data_docs")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     unmet = [check for check in result.checks if not check.success]
     metrics.log_metric("checks", len(result.checks))
     metrics.log_metric("unmet", len(unmet))
@@ -75,7 +72,6 @@ def _run(work: Path, directory: Path, suites: dict[str, list[Any]]) -> Checks:
     import great_expectations as gx
     import pandas as pd
 
-    work.mkdir(parents=True, exist_ok=True)
     context = gx.get_context(mode="file", project_root_dir=str(work))
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment,unused-ignore]
     source = context.data_sources.add_pandas("tables")

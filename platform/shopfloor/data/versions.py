@@ -12,7 +12,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from shopfloor.data.revisions import commit_of
 from shopfloor.errors import DataError, NotFoundError, ShopfloorError, UsageError, first_line, without_secrets
 from shopfloor.records import DataVersion, Record, TableVersion
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, Metrics, publish
+from shopfloor.storage import Artifact, Metrics, publish, scratch
 from shopfloor.use_case import UseCase, load_use_case
 
 logger = logging.getLogger(__name__)
@@ -147,11 +146,11 @@ def tables_of(settings: Settings, use_case: UseCase, rev: str) -> Iterator[Path]
         NotFoundError: There is no such revision.
         DataError: The revision's objects are nowhere or were changed.
     """
-    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".tables-") as scratch:
+    with scratch(settings.private_state_dir()) as tables:
         with _tracked(settings, use_case, rev) as data:
             for name in data.files:
-                data.copy(name, Path(scratch) / name)
-        yield Path(scratch)
+                data.copy(name, tables / name)
+        yield tables
 
 
 class _Tracked:

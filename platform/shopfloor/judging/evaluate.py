@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from shopfloor.records import Evaluation, FeatureSet, SliceResult
 from shopfloor.runs.mlflow import client_of, import_mlflow
 from shopfloor.runs.versions import alias_version, champions
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, Metrics, local_copy, publish
+from shopfloor.storage import Artifact, Metrics, local_copy, publish, scratch
 from shopfloor.use_case import UseCase, load_use_case
 
 if TYPE_CHECKING:
@@ -136,8 +135,8 @@ def _reference(settings: Settings, use_case: UseCase, version: str, test: pd.Dat
     mlflow = import_mlflow()
     mlflow.set_tracking_uri(settings.tracking_uri)
     # MLflow would leave its copy of the model behind; a model may read its files when it is asked.
-    with tempfile.TemporaryDirectory(prefix="shopfloor-champion-") as directory:
-        model = mlflow.pyfunc.load_model(f"models:/{use_case.name}/{version}", dst_path=directory)
+    with scratch() as directory:
+        model = mlflow.pyfunc.load_model(f"models:/{use_case.name}/{version}", dst_path=str(directory))
         return _answers(model, version, test)
 
 

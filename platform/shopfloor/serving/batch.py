@@ -29,7 +29,7 @@ from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix
 from shopfloor.serving.model.row import Column
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, exists, filesystem, is_remote, join, publish, stored, sync
+from shopfloor.storage import Artifact, exists, filesystem, is_remote, join, publish, scratch, stored, sync
 from shopfloor.training import cluster as ray_cluster
 
 if TYPE_CHECKING:
@@ -172,9 +172,8 @@ def score_part(settings: Settings, model: Scoring, part: Part, needless: threadi
     source, file = filesystem(settings, part.file)
     target, path = filesystem(settings, part.target)
     directory, _, name = path.rpartition("/")
-    draft = f"{directory}/.{name}-{uuid.uuid4().hex[:8]}"
     target.create_dir(directory, recursive=True)
-    try:
+    with _draft(target, directory, name, is_remote(part.target)) as draft:
         with pq.ParquetFile(file, filesystem=source) as opened:
             groups = list(range(part.first, part.last))
             writer = None
@@ -202,6 +201,18 @@ def score_part(settings: Settings, model: Scoring, part: Part, needless: threadi
         target.move(draft, path)
         if not is_remote(part.target):
             sync(Path(directory))
+
+
+@contextlib.contextmanager
+def _draft(target: Any, directory: str, name: str, in_a_store: bool) -> Iterator[str]:
+    """Give a path beside a part's own; what is left there goes, on a disk also what a killed process left."""
+    if not in_a_store:
+        with scratch(Path(directory)) as own:
+            yield str(own / name)
+        return
+    draft = f"{directory}/.{name}-{uuid.uuid4().hex[:8]}"
+    try:
+        yield draft
     except BaseException:
         if target.get_file_info(draft).is_file:
             target.delete_file(draft)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from shopfloor.data.versions import tables_of
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.serving.data_set import Part, parts_of, with_partition
 from shopfloor.settings import Settings
-from shopfloor.storage import Artifact, exists, filesystem, join, publish
+from shopfloor.storage import Artifact, exists, filesystem, join, publish, scratch
 from shopfloor.use_case import UseCase, load_use_case
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ def _lack_features(use_case: UseCase, files: list[set[str]]) -> bool:
 def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[Part], target: Path) -> None:
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory(dir=settings.private_state_dir(), prefix=".complete-") as scratch:
-        sources = Path(scratch)
+    with scratch(settings.private_state_dir()) as sources:
         use_case.code("features").source_tables(tables, sources)
         for file in sources.glob("*.parquet"):
             in_microseconds(file)

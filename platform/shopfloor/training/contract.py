@@ -5,11 +5,10 @@ In a search the same mistake would fail every trial, and each of them several ti
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import DataError, UsageError, first_line
+from shopfloor.storage import scratch
 from shopfloor.use_case import FUNCTIONS, Choice, UseCase
 
 if TYPE_CHECKING:
@@ -68,8 +67,7 @@ def try_contract(use_case: UseCase, train: pd.DataFrame, validate: pd.DataFrame,
             f"The model reports {', '.join(sorted(numbers)) or 'nothing'}, not {section.metric!r}.",
             "Change search.metric in use_case.yaml, or what model.py reports.",
         )
-    with tempfile.TemporaryDirectory(prefix="shopfloor-contract-") as place:
-        directory = Path(place)
+    with scratch() as directory:
         _call(use_case, "save", lambda: code.save(model, directory))
         if not any(directory.iterdir()):
             raise UsageError(f"save of {use_case.name} wrote no file.", "Write the model into the directory given.")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import Failure, UsageError
+from shopfloor.storage import scratch
 from shopfloor.use_case import SearchSection
 
 if TYPE_CHECKING:
@@ -196,10 +197,10 @@ def _run_worker(config: dict[str, Any]) -> None:
 def _train(job: Job, code: Any, params: dict[str, Any], data: Any, checkpoint: Any, send: Send) -> None:
     with (
         checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as files,
-        tempfile.TemporaryDirectory(prefix="shopfloor-trial-") as scratch,
+        scratch() as own,
     ):
         start = Path(files) if files else None
-        report = _Reporter(code, job.section, Path(scratch), start, send)
+        report = _Reporter(code, job.section, own, start, send)
         with _own_code():
             code.train(
                 params,
@@ -214,10 +215,11 @@ def _train(job: Job, code: Any, params: dict[str, Any], data: Any, checkpoint: A
 class _Reporter:
     """The `report` that a use case calls each round: it hands on some, with a checkpoint where one is due."""
 
-    def __init__(self, code: Any, section: SearchSection, scratch: Path, start: Path | None, send: Send) -> None:
+    def __init__(self, code: Any, section: SearchSection, own: Path, start: Path | None, send: Send) -> None:
         self._code = code
         self._section = section
-        self._best_model = scratch / _BEST
+        self._own = own
+        self._best_model = own / _BEST
         self._send = send
         self._best: dict[str, float] | None = None
         if start:
@@ -234,7 +236,7 @@ class _Reporter:
         due = round_ == section.max_rounds or round_ % section.checkpoint_every == 0 or round_ in rungs(section)
         if not due and round_ % REPORT_EVERY != 0:
             return
-        with tempfile.TemporaryDirectory(prefix="shopfloor-trial-") as directory:
+        with tempfile.TemporaryDirectory(dir=self._own) as directory:
             if due:
                 self._checkpoint(Path(directory), round_, numbers, model)
             report = {**numbers, "rounds": round_} | ({"best": self._best} if self._best else {})

@@ -21,7 +21,6 @@ from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
 from shopfloor.serving.errors import BadRequest, NoRowSchema
-from shopfloor.serving.model import scratch
 from shopfloor.serving.model.native import (
     Matrix,
     Native,
@@ -32,6 +31,7 @@ from shopfloor.serving.model.native import (
     one_of,
 )
 from shopfloor.serving.model.row import Column, RowSchema, Value, columns_of
+from shopfloor.storage import keep_scratch
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -129,7 +129,7 @@ def load_model(tracking_uri: str, name: str, version: str, fetch: Fetch | None =
         AnswersDifferently: It is not the model that was judged, or does not answer as that did.
         Exception: Whatever MLflow or the model's library raises when the version is not there or does not load.
     """
-    fetched, remove = scratch.directory()
+    fetched, remove = keep_scratch()
     try:
         model = prepare(name, version, (fetch or download)(tracking_uri, name, version, fetched))
     except BaseException:
