@@ -1,11 +1,12 @@
 """The local engine decides and repeats as KFP does."""
 
 import importlib.util
+import os
 import zipfile
 
 import pytest
 from shopfloor.engines.failures import of_exit
-from shopfloor.engines.local import LocalRun
+from shopfloor.engines.local import LocalRun, remove_old
 from shopfloor.errors import Failure, UsageError
 from shopfloor.pipeline.compilation import compile_pipeline
 from shopfloor.pipeline.results import ResultStore
@@ -188,6 +189,19 @@ def test_artifacts_of_one_component_stay_apart_and_reach_inner_pipelines(run):
 
     assert run.succeeded
     assert {step: output for step, output in steps if "read" in step} == {"inner.read": "one", "read": "chosen two"}
+
+
+def test_of_an_old_run_only_what_the_result_store_hands_on_stays(run, tmp_path):
+    run(ARTIFACTS.partition("@dsl")[0] + "@dsl.pipeline\ndef pipeline():\n    read(file=write(text='one').output)\n")
+    folder = tmp_path / "run"
+    remove_old(tmp_path)
+    assert len(list(folder.glob("logs/*"))) == 2
+    for path in (folder, *folder.glob("logs/*")):
+        os.utime(path, (0, 0))
+    remove_old(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["steps"]
+    assert [path.name for path in (folder / "steps").iterdir()] == ["write"]
+    assert (folder / "steps/write/0/file").read_text() == "one"
 
 
 METRICS = """

@@ -92,6 +92,20 @@ def test_an_artifact_that_is_gone_is_noticed(settings, made, caplog):
     assert "is gone; the step runs again." in caplog.text
 
 
+def test_a_file_of_another_publisher_counts_while_it_is_there_and_what_lay_nowhere_always(settings, caplog):
+    file = settings.state_dir / "runs/1/steps/write/0/file"
+    file.parent.mkdir(parents=True)
+    file.write_text("text")
+    outputs = {
+        name: {"name": name, "uri": str(file.parent / name), "metadata": {}, "type": {}} for name in ("file", "metrics")
+    }
+    store(settings).put(KEY, PARTS, outputs)
+    assert store(settings).get(KEY).outputs["file"] == outputs["file"]
+    file.unlink()
+    assert store(settings).get(KEY).outputs is None
+    assert f"Artifact {file} is gone; the step runs again." in caplog.text
+
+
 def test_an_effect_that_no_longer_holds_is_a_reason_and_no_damage(settings, made, caplog):
     made["model"]["metadata"]["effect"] = {"kind": "champion", "use_case": "flights", "version": "3"}
     store(settings).put(KEY, PARTS, made)

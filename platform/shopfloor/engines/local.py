@@ -7,6 +7,7 @@ output, so that a component finds what it finds on any engine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -40,6 +41,8 @@ PLATFORM_IMAGE = "shopfloor/platform"
 FAILURE = "failure.json"
 """File of a try in which its process leaves why it failed."""
 _STOPPED = Failure("Stopped", "Stopped.")
+KEPT_S = 30 * 86_400.0
+"""Time after a run's last word at which its logs here, which MLflow has too, are removed."""
 
 
 class Terminated(TaskFailed):
@@ -228,6 +231,29 @@ class LocalRun:
             return self._processes.run(command, environment, root, log, forkable)
         finally:
             shutil.rmtree(packages, ignore_errors=True)
+
+
+def remove_old(runs: Path) -> None:
+    """Remove logs and small files of runs that said their last word long ago; artifacts, which have other uses, stay.
+
+    Args:
+        runs: Directory with one of each run.
+    """
+    for folder in runs.glob("*"):
+        try:
+            last = max(path.stat().st_mtime for path in (folder, *folder.glob("logs/*")))
+        except OSError:  # another run removes the same
+            continue
+        if last > time.time() - KEPT_S:
+            continue
+        for place in folder.glob("steps/*/*"):
+            if {path.name for path in place.glob("*")} <= {FAILURE, "executor_output.json"}:
+                shutil.rmtree(place, ignore_errors=True)
+        for part in ("logs", "published"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        for empty in (*folder.glob("steps/*"), folder / "steps", folder):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def check(pipeline: ir.Pipeline) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shopfloor.engines.base import StepState
-from shopfloor.engines.local import LocalRun
+from shopfloor.engines.local import LocalRun, remove_old
 from shopfloor.errors import Failure, NotFoundError, ShopfloorError, whole
 from shopfloor.flows.promote import effect_holds
 from shopfloor.flows.submission import Submission, origin, read, resolve
@@ -85,6 +85,7 @@ def submit(settings: Settings, request: Submission, view: View, run_id: str | No
     forced = compiled.from_step_on(request.from_step)
     client = tracking.connect(settings)
     endings.close_dead_runs(settings, client)
+    remove_old(settings.state_dir / "runs")
     key = resolve(settings, client, compiled, arguments)
 
     request = request.model_copy(update={"file": str(compiled.file), "arguments": arguments})

@@ -62,6 +62,7 @@ class ResultStore:
         self._settings = settings
         self._effect_holds = effect_holds
         self._root = join(settings.artifact_root, "results")
+        self._nowhere = join(settings.artifact_root, "metadata-only")
 
     def get(self, key: str) -> Lookup:
         """Return what is under `key`, as `find` does; damage is said."""
@@ -99,7 +100,7 @@ class ResultStore:
                     return Lookup(
                         None, f"Artifact {artifact['uri']} is not what was stored: its bytes changed", lost=True
                     )
-            elif CONTENT_HASH in metadata and not exists(self._settings, artifact["uri"]):
+            elif self._is_gone(artifact["uri"], ours=CONTENT_HASH in metadata):
                 return Lookup(None, f"Artifact {artifact['uri']} is gone", lost=True)
         return Lookup(outputs, "", run_id=str(entry.get("run_id") or ""))
 
@@ -118,6 +119,12 @@ class ResultStore:
             own.append(local_path(self._settings.artifact_root).resolve())
         return any(path.is_relative_to(directory) for directory in own)
 
+    def _is_gone(self, uri: str, ours: bool) -> bool:
+        """Tell whether an artifact is no more; of what others publish somewhere else nobody knows."""
+        if ours:
+            return not exists(self._settings, uri)
+        return not is_remote(uri) and not uri.startswith(self._nowhere) and not local_path(uri).exists()
+
     def put(self, key: str, parts: Mapping[str, str], outputs: Outputs) -> None:
         """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why."""
         stored: Outputs = json.loads(json.dumps(outputs))
@@ -125,7 +132,7 @@ class ResultStore:
             uri = artifact["uri"]
             if CONTENT_HASH not in artifact["metadata"] and not is_remote(uri) and not local_path(uri).exists():
                 # Metrics are all in the metadata: they lie nowhere, and so not in a pod that will be gone.
-                artifact["uri"] = join(self._settings.artifact_root, "metadata-only", artifact["name"])
+                artifact["uri"] = join(self._nowhere, artifact["name"])
         entry = {"key": key, "parts": dict(parts), "outputs": stored, "run_id": self._settings.run_id or ""}
         self._write(self._place(key), json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True))
 
