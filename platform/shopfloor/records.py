@@ -45,7 +45,7 @@ class Check(Record):
     critical: bool
     success: bool
     observed: str
-    """What was seen, in words, e.g. `unexpected 12 of 336776 rows`."""
+    """Observation in words, e.g. `unexpected 12 of 336776 rows`."""
 
 
 class Checks(Record):
@@ -112,7 +112,7 @@ class GateResult(Record):
     """One gate's verdict."""
 
     gate: str
-    """What is bounded, e.g. `roc_auc`, `roc_auc[origin=JFK]`, `roc_auc vs champion`."""
+    """Name of what is bounded, e.g. `roc_auc`, `roc_auc[origin=JFK]`, `roc_auc vs champion`."""
     bound: str
     """The bound in words, e.g. `>= 0.7`."""
     value: float | None

@@ -25,7 +25,7 @@ FUNCTIONS = {
     "model": ("prepare", "train", "save", "load", "predict"),
     "expectations": ("suites",),
 }
-"""What each module of a use case defines at least."""
+"""Functions that each module of a use case defines at least."""
 NAME = r"^[a-z][a-z0-9_]*$"
 """A name of a use case: of its folder, its registered model, its application and its Python package."""
 Interval = tuple[dt.date, dt.date]
@@ -252,7 +252,7 @@ class ServingSection(_Section):
     cpus: float = Field(default=0.5, gt=0)
     """CPUs that Ray sets aside for a replica."""
     cost_per_hour: float | None = Field(default=None, ge=0)
-    """What a replica costs, in the currency of the bounds."""
+    """Cost of a replica, in the currency of the bounds."""
     gpus: float = Field(default=0, ge=0)
     max_rows: PositiveInt = 10_000
     """Rows in one request."""

@@ -58,7 +58,7 @@ class VersionPassport(Passport):
     promoted: dict[str, str | None] | None = None
     """Last promotion: when, by whom, why, and `before`, the champion until then."""
     rolled_back: dict[str, str | None] | None = None
-    """Last time that it was taken back: when, by whom and why."""
+    """Last rollback from it: when, by whom and why."""
 
 
 class Deployed(Record):
@@ -131,7 +131,7 @@ class RunDetails(Run):
     engine_run: str | None
     """Id under which its engine knows it."""
     outcome: str
-    """One sentence."""
+    """Sentence that says how the run ended."""
     parameters: dict[str, str]
     metrics: dict[str, float]
     steps: list[StepRecord]
@@ -151,7 +151,7 @@ class Token(Record):
     use_cases: list[str]
     """Use cases that it opens; `*` is all of them."""
     expires: dt.date | None
-    """Last day."""
+    """Last day on which the token counts."""
 
 
 class Tokens(Record):

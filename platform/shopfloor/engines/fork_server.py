@@ -37,7 +37,7 @@ LIBRARIES = (
     "ray.tune",
     "optuna",
 )
-"""What steps import, in the order in which the training DAG first needs it.
+"""Libraries that steps import, in the order in which the training DAG first needs it.
 
 Not Feast, which maps files of its own into memory when it is imported.
 """

@@ -45,7 +45,7 @@ class Submitted(Record):
     """Id under which the engine knows it."""
     state: str
     message: str
-    """One sentence."""
+    """Sentence that says where the run stands."""
     links: dict[str, str]
 
 

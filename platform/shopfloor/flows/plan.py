@@ -32,7 +32,7 @@ class Change(Record):
     part: str
     """E.g. `code shopfloor.training.tuning`, `parameter trials`, `input features`, `use case search`, `lock`."""
     old: str | None
-    """`None`: it was not there."""
+    """Value then; `None` where there was none."""
     new: str | None
 
 
@@ -42,7 +42,7 @@ class StepPlan(Record):
     step: str
     action: Action
     why: str
-    """One sentence."""
+    """Reason, as a sentence."""
     changes: list[Change]
 
 
@@ -115,7 +115,7 @@ class _Walk:
     def __init__(self, settings: Settings, compiled: Compiled, forced: frozenset[str]) -> None:
         self.steps: list[StepPlan] = []
         self.silence = ""
-        """Why a service could not be asked."""
+        """Reason why a service could not be asked; empty where all answered."""
         self._settings = settings
         self._pipeline = compiled.pipeline
         self._forced = forced

@@ -30,7 +30,7 @@ from shopfloor.settings import Settings
 from shopfloor.use_case import UseCase, load_use_case
 
 TAG = "shopfloor.rollout"
-"""Of a version: how its trial ended, and why."""
+"""Tag of a version: how its trial ended, and why."""
 STAGES = (5.0, 25.0, 50.0, 100.0)
 POLL_S = 2.0
 GUARD_POLL_S = 5.0

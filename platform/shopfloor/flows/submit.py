@@ -36,7 +36,7 @@ class Outcome(Record):
     run_id: str
     state: endings.EndState
     message: str
-    """One sentence."""
+    """Sentence that says how the run ended."""
     use_case: str | None
     version: str | None
     """The version that is the champion because of this run."""
@@ -48,7 +48,7 @@ class Outcome(Record):
     seconds: float
     steps: list[StepRecord]
     scored: Scored | None = None
-    """What a batch run scored, and where the predictions are."""
+    """Record of what a batch run scored, and where the predictions are."""
 
 
 class View(Protocol):

@@ -28,7 +28,7 @@ class Reference:
 
     version: str
     inputs: signature.Inputs | None
-    """`None` where its signature does not name them."""
+    """Inputs by its signature; `None` where that does not name them."""
     scores: np.ndarray | None
     """Predictions, shape (rows,); `None` where it cannot answer these rows."""
     note: str

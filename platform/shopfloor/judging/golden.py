@@ -16,10 +16,10 @@ from shopfloor.errors import ShopfloorError
 
 FILE = "golden.json"
 FOLDER = "extra_files"
-"""Where MLflow keeps what is logged with a model beside its own files."""
+"""Folder of a model in MLflow for what is logged with it beside its own files."""
 MAX_BYTES = 16 * 2**20
 TOLERANCE = 1e-6
-"""How far an answer may be from the offline one."""
+"""Distance that an answer may have from the offline one."""
 
 
 class Golden(BaseModel):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Task = Literal["binary"]
 """What a model predicts; `binary`: the probability of label 1 of 0 and 1."""
 Compute = Callable[["np.ndarray", "np.ndarray"], float]
-"""Takes labels and predictions, both of shape (rows,)."""
+"""Function of labels and predictions, both of shape (rows,)."""
 CALIBRATION_BINS = 10
 CURVE_POINTS = 200
 
@@ -35,7 +35,7 @@ class Metric:
     title: str
     """Words for a person."""
     higher_is_better: bool | None
-    """`None` where it says nothing about the model, and no gate can bound it."""
+    """Whether more is better; `None` where it says nothing about the model, and no gate can bound it."""
     tasks: frozenset[Task] = frozenset()
     """Tasks on whose test set it is computed; none where only real requests give it."""
     compute: Compute | None = None

@@ -50,7 +50,7 @@ class Compiled:
     platforms: dict[str, Any]
     """KFP's platform configuration as JSON (`{"platforms": {"kubernetes": ...}}`), or empty."""
     file: Path
-    """Where it stands, absolute."""
+    """Absolute path of the pipeline file."""
 
     @property
     def ir(self) -> Json:

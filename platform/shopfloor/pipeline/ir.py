@@ -54,7 +54,7 @@ class Pipeline:
     spec: Message
     """KFP's `PipelineSpec`."""
     executors: Mapping[str, Message]
-    """What runs a component, by label: KFP's `ExecutorSpec`s."""
+    """Executors of the components by label: KFP's `ExecutorSpec`s."""
 
     @property
     def name(self) -> str:

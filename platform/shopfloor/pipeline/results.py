@@ -45,7 +45,7 @@ class Lookup:
     """What the store says of a key."""
 
     outputs: Outputs | None
-    """`None` where the step must run."""
+    """Outputs of the step; `None` where it must run."""
     reason: str
     """Reason why there is no result; empty where there is one, and where the key was never stored."""
     lost: bool = False

@@ -41,7 +41,7 @@ class RunReport(Record):
     seconds: float
     state: Literal["succeeded", "gate_missed", "failed", "killed"]
     outcome: str
-    """One sentence."""
+    """Sentence that says how the run ended."""
     steps: list[StepRecord]
     edges: list[tuple[str, str]]
     """Pairs of steps of which the second waits for the first."""

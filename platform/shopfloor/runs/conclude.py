@@ -48,7 +48,7 @@ FILES: dict[str, tuple[str, type[Record]]] = {
     "passport": ("passport.json", Passport),
     "scored": ("scored.json", Scored),
 }
-"""What the report shows of a run, and the file beside an artifact that holds it."""
+"""Parts of a run that the report shows: the file beside an artifact that holds one, and its form."""
 PIPELINE_FILE = "pipeline.json"
 """File of a run with the pipeline as it was compiled."""
 

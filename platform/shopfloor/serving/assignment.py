@@ -31,7 +31,7 @@ from shopfloor.serving.contract import LEASE_KEPT, TAG, Assignment
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".endpoint"
-"""What follows a use case's name in that of its ledger; no use case's name has a full stop."""
+"""End of a ledger's name, behind the use case's; no use case's name has a full stop."""
 BASE = "shopfloor.base"
 """Tag of an entry: number of the entry that its writer saw last."""
 LEASE = "shopfloor.lease"
@@ -55,13 +55,13 @@ class Entry:
     assignment: Assignment
     lease: str = LEASE_KEPT
     application: dict[str, Any] | None = None
-    """What Serve runs, as `deploy/applications` declares it; `None` where nothing is to run."""
+    """Application of Serve, as `deploy/applications` declares it; `None` where nothing is to run."""
     place: str = ""
     """Ray cluster on which it runs."""
     tokens_file: str | None = None
-    """Where the tokens are that the endpoint requires, or required until it was removed; `None` where it has none."""
+    """File of the tokens that the endpoint requires, or required until it was removed; `None` where it has none."""
     number: int = 0
-    """Of the newest entry, valid or not."""
+    """Number of the newest entry, valid or not."""
     has_record: bool = True
     """Whether the registry says anything at all: one that lost a model takes no champion off."""
 

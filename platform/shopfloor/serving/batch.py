@@ -62,7 +62,7 @@ class Scoring:
     frame: Callable[[pd.DataFrame], Any] | None
     """The way of a model that has no native one."""
     checks: tuple[Column, ...] = ()
-    """What the endpoint asks of the columns' values, in their order."""
+    """Checks that the endpoint makes of the columns' values, in their order."""
 
 
 def score(settings: Settings, use_case: str, version: str, data: str, predictions: str, scored: Artifact) -> int:

@@ -38,7 +38,7 @@ class OnlineConfig(BaseModel):
     service: str
     """Feast feature service."""
     entities: dict[str, str]
-    """What a request may send beside the model's inputs, name to MLflow's type."""
+    """Entities that a request may send beside the model's inputs, name to MLflow's type."""
     deadline_ms: float
     fallback: Literal["missing", "refuse"]
     feature_registry: str
@@ -76,9 +76,9 @@ class Config(BaseModel):
     hosts: tuple[str, ...] | None = None
     """Names in a request's `Host`, without a port, under which the endpoint answers; `None` for every name."""
     description: str = ""
-    """What the use case is, for its page."""
+    """Description of the use case, for its page."""
     target: str = ""
-    """What is predicted."""
+    """Description of what is predicted."""
     online: OnlineConfig | None = None
     """Features that are looked up; `None` where requests send them all."""
     declaration: str = ""

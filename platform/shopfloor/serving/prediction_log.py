@@ -26,11 +26,11 @@ from shopfloor.storage import filesystem, join, sync
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 5.0
-"""Between two files of predictions."""
+"""Pause between two files of predictions."""
 FEEDBACK_S = 1.0
-"""Between two files of feedback: what comes in between waits for the next."""
+"""Pause between two files of feedback: what comes in between waits for the next."""
 TIDY_S = 3600.0
-"""Between two looks at what is too old or too much."""
+"""Pause between two looks at what is too old or too much."""
 MAX_ROWS = 200_000
 """Predictions that wait to be written; as much feedback."""
 MAX_BYTES = 256 * 1024 * 1024

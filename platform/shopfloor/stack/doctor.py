@@ -31,7 +31,7 @@ from shopfloor.stack.services import TITLES, USUAL_PORTS
 PYTHON = ((3, 11), (3, 14))
 """The first version that will do, and the first that will not."""
 MEMORY_BYTES = 8 * 1024**3
-"""What a run and the stack take together at the peak."""
+"""Memory that a run and the stack take together at the peak."""
 DISK_BYTES = 5 * 1024**3
 DISK_MINIMUM_BYTES = 1024**3
 TIMEOUT_S = 2.0

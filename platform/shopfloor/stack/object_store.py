@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from minio.lifecycleconfig import LifecycleConfig
 
 ATTEMPT_DAYS = 7
-"""After so many days the parts of an upload that nobody finished go."""
+"""Days after which the parts of an upload that nobody finished go."""
 OLD_VERSION_DAYS = 30
-"""So long an object that was replaced or deleted can be brought back."""
+"""Days in which an object that was replaced or deleted can be brought back."""
 PART_BYTES = 5 * 1024**2
 """The smallest part that S3 takes, but for the last."""
 WRITERS = 8

@@ -23,7 +23,7 @@ from shopfloor.errors import ServiceError
 SOCKET_PATH_LIMIT = 107
 """Longest path of a unix socket."""
 SESSION_PATH_LENGTH = 70
-"""What Ray puts behind its temporary directory to name its sockets, at most."""
+"""Characters that Ray puts behind its temporary directory to name its sockets, at most."""
 KEPT_SESSIONS = 2
 """Logs of earlier heads that are kept."""
 INNER_PORTS = (
@@ -35,7 +35,7 @@ INNER_PORTS = (
 )
 """Variables that hold the ports which a head and its Serve need for themselves."""
 INNER_PORT_RANGE = (20000, 9000)
-"""Where those are: the first, and how many there are to choose from."""
+"""Range of those ports: the first, and how many there are to choose from."""
 
 _HAPROXY = """#!/bin/sh
 # HAProxy as Ray Serve starts it, but for three things. Its metrics and statistics listen on 127.0.0.1 instead of every

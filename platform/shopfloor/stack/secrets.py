@@ -36,7 +36,7 @@ IDENTITIES = "object_store.json"
 USER, ADMIN = "shopfloor", "shopfloor-admin"
 """Access keys of the object store, and the user of MLflow: they are names, not secrets."""
 VARIABLE = "SHOPFLOOR_SECRETS"
-"""Where compose finds the directory."""
+"""Variable by which compose finds the directory."""
 BUCKETS = ("shopfloor", "shopfloor-data", "shopfloor-mlflow")
 SHORTEST = 20
 """Characters of the shortest secret that is taken from a person."""

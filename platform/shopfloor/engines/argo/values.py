@@ -24,9 +24,9 @@ class Value:
     """A value in the two forms that Argo takes."""
 
     text: str
-    """For an argument: literal text with `{{...}}` where something is filled in."""
+    """Literal text of an argument, with `{{...}}` where something is filled in."""
     expression: str
-    """The same within an expression."""
+    """The same value within an expression."""
 
 
 def constant(value: Any, kind: str) -> Value:

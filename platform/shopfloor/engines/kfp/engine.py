@@ -53,7 +53,7 @@ _STATES: dict[str, RunState] = {
 _POD = "-system-container-impl-"
 """Part of the names of the pods that run components, not of those that prepare for them."""
 _LOG_PATH = "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log"
-"""Not in the backend's OpenAPI document, so its client has no call for it. It cannot follow."""
+"""Path of a pod's log. The backend's OpenAPI document lacks it, so its client has no call for it. It cannot follow."""
 POLL_S = 5.0
 _Answer = TypeVar("_Answer")
 

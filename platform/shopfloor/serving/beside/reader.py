@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 LARGE_BYTES = 64 * 1024
 """A body of this size takes up to 30 ms to parse; a larger one is read here."""
 READY = b"ready\n"
-"""What the process says first."""
+"""Line that the process writes first."""
 Protocol = Literal["mlflow", "open"]
 
 

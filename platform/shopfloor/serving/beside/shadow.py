@@ -33,13 +33,13 @@ BATCH = 500
 BATCH_BYTES = 1024 * 1024
 """Bytes of the bodies in a batch, from which on no more are added: to put them together, a request waits for."""
 PAUSE_S = 0.1
-"""Between two batches."""
+"""Pause between two batches."""
 RESTART_S = (1.0, 10.0, 60.0)
 """Pauses before a process that ended is started again; the last one repeats."""
 LOAD_S = 600.0
 """How long a process may take to load its version."""
 REPLY_S = 120.0
-"""How long it may take to answer a batch."""
+"""How long a process may take to answer a batch."""
 CLOSE_S = 5.0
 """How long a process may take to answer what waits, and to write its log."""
 
@@ -56,7 +56,7 @@ class Orders(BaseModel):
     tracking_uri: str
     replica: str
     log_root: str | None
-    """`None` logs nothing."""
+    """URI of the log of its answers; `None` logs nothing."""
     s3_endpoint_url: str | None
 
 

@@ -38,7 +38,7 @@ class Traffic:
     canary_percent: float = 0
     """Share that it answers, 0 to 100."""
     shadow: bool = False
-    """It answers a copy of what the champion answers, for nobody."""
+    """Whether it answers a copy of what the champion answers, for nobody."""
 
 
 NO_TRAFFIC = Traffic()

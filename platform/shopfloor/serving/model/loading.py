@@ -48,13 +48,13 @@ class AnswersDifferently(Exception):
 
 
 Many = Callable[[list[list[Value]]], list[Any]]
-"""Takes rows, returns a prediction for each; may be called in any thread."""
+"""Function of rows that returns a prediction for each; may be called in any thread."""
 
 Fetch = Callable[[str, str, str, Path], Path]
-"""Takes tracking URI, name, version and an empty directory for its files; returns where in it the model lies."""
+"""Function of tracking URI, name, version and an empty directory that returns where in that the model lies."""
 
 QUICK_S = 0.002
-"""What a row may take where requests are answered: all others wait for it."""
+"""Time that a row may take where requests are answered: all others wait for it."""
 
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
@@ -67,13 +67,13 @@ class ServedModel:
     version: str
     pyfunc: PyFuncModel
     rows: RowSchema | None
-    """`None` where the signature does not describe rows; `reason` says why."""
+    """Schema of a row; `None` where the signature does not describe rows, and `reason` says why."""
     reason: str
     example: dict[str, Value]
     predictor: Predictor
     many: Many
     native: Native | None
-    """How rows skip the DataFrame, where they do."""
+    """Way of rows around the DataFrame, where there is one."""
     quick: bool
     """Whether a row is answered so quickly that it needs no thread of its own."""
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 Matrix = Callable[["np.ndarray"], "np.ndarray"]
-"""Takes rows x columns, NaN where a value is missing; returns an array whose items are the rows' predictions."""
+"""Function of rows x columns, NaN where a value is missing, that returns an array of the rows' predictions."""
 Predictor = Callable[[list[Value]], Any]
-"""Takes a row's values in column order, returns what JSON can hold: a number, a text or a list of them."""
+"""Function of a row's values in column order that returns what JSON can hold: a number, a text or a list of them."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 MAX_PROBLEMS = 20
 """Fields named in one answer."""
 ROW_BYTES = 16 * 1024
-"""What a row may hold besides its values: blanks, a few fields too many."""
+"""Bytes that a row may hold besides its values: blanks, a few fields too many."""
 VALUE_BYTES = 256
 TEXT_BYTES = 100_000
 """A row is read where requests are answered, so that each millisecond of a long one is lost to all of them."""

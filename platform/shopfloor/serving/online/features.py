@@ -62,7 +62,7 @@ class Inputs:
     rows: list[list[Value]]
     """Rows, each with the values of the model's columns, in order."""
     sources: list[dict[str, Source]]
-    """For each row and column where its value came from."""
+    """Sources of the values, for each row and column."""
     store: Outcome
 
 

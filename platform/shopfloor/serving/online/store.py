@@ -23,7 +23,7 @@ from shopfloor.settings import Settings
 Row = dict[str, Value]
 
 READ_TIMEOUT_S = 1.0
-"""When a thread gives a Redis up that its request has long stopped waiting for."""
+"""Time after which a thread gives a Redis up that its request has long stopped waiting for."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class View:
     features: tuple[str, ...]
     ttl_s: float | None
     nothing: tuple[Value, ...]
-    """For each key what stands for one that a row lacks; its answer is not used."""
+    """Stand-ins for each key that a row lacks; their answers are not used."""
 
 
 @dataclass

@@ -127,9 +127,9 @@ class Request:
             names = [name for name, _ in scope["headers"]]
             self.doubled = next((name for name in ONCE if names.count(name) > 1), b"")
         self.body: bytes | None = None
-        """`None` until it is here."""
+        """Body of the request; `None` until it is here."""
         self.route = "other"
-        """One of a few, for the metrics."""
+        """Route for the metrics, one of a few."""
         self.version = ""
         """Version that answered; empty while none does."""
         self.role = "live"

@@ -23,7 +23,7 @@ from shopfloor.serving.replica.versions import Holding
 JSON = "application/json"
 _KEY_HEADER = KEY_HEADER.lower().encode()
 _ASSIGNED = {"champion", "challenger", "canary_percent", "shadow", "revision"}
-"""What of the assignment a client may see: not who made it, and why."""
+"""Fields of the assignment that a client may see: not who made it, and why."""
 _KEPT_BACK = {"tracking_uri", "tokens_file", "log_root", "s3_endpoint_url", "online", "hosts"}
 """Addresses and paths, which a client needs not know."""
 _ROUTES = {"/predict", "/invocations"}

@@ -71,16 +71,16 @@ class Holding:
         self.champion: ServedModel | None = None
         self.challenger: ServedModel | None = None
         self.loaded: dict[str, ServedModel] = {}
-        """By version."""
+        """Models by version."""
         self.errors: dict[str, str] = {}
-        """Why a version does not load."""
+        """Reason why a version does not load, by version."""
         self.registry_problem = ""
-        """Why the assignment cannot be read now; empty where it can."""
+        """Reason why the assignment cannot be read now; empty where it can."""
         self.assignment = Assignment()
         self.canary_percent = 0.0
         """Share of the challenger now: the assignment's, as long as somebody answers for it."""
         self.shadow = False
-        """Whether the challenger answers copies now; the same."""
+        """Whether the challenger answers copies now, as long as somebody answers for it."""
         self._lease = Lease()
         self._last_lease: str | None = None
         # Requests that wait for a model hold the threads of the event loop; a promotion must be heard all the same.
