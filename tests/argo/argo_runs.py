@@ -59,16 +59,16 @@ def run(
 
 def _names(path: tuple[str | int, ...], ir: dict[str, Any]) -> list[str]:
     """Return KFP's path of a node: a loop's task, the one task in its template and the number are one name."""
-    found: list[str] = []
+    names: list[str] = []
     for part in path:
         if isinstance(part, int):
-            found[-1] += f"-iteration-{part}"
+            names[-1] += f"-iteration-{part}"
         elif part == ON_EXIT:
-            group = found.pop()
-            found.append(_handler(_component(ir, tuple(found)), group))
+            group = names.pop()
+            names.append(_handler(_component(ir, tuple(names)), group))
         elif part != ITERATION:
-            found.append(part)
-    return found
+            names.append(part)
+    return names
 
 
 def _handler(component: dict[str, Any], group: str) -> str:
@@ -86,12 +86,12 @@ def _component(ir: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 def _outputs(component: dict[str, Any], node: interpreter.Node, bucket: Path) -> dict[str, Any]:
     declared = component.get("outputDefinitions", {})
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for name, definition in declared.get("parameters", {}).items():
-        found[name] = decode(node.parameters[name], definition.get("parameterType", "STRING"))
+        outputs[name] = decode(node.parameters[name], definition.get("parameterType", "STRING"))
     for name in declared.get("artifacts", {}):
-        found[name] = _artifact(json.loads(reveal(node.parameters[name + ENVELOPE])), bucket)
-    return found
+        outputs[name] = _artifact(json.loads(reveal(node.parameters[name + ENVELOPE])), bucket)
+    return outputs
 
 
 def _artifact(envelope: dict[str, Any], bucket: Path) -> Any:

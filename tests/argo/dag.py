@@ -19,7 +19,7 @@ from tests.argo.tags import ArgoError, holds, substitute, tags
 ON_EXIT = "onExit"
 FAILED = ("Failed", "Error")
 COMPLETED = ("Succeeded", *FAILED)
-Known = dict[str, str | None]
+Scope = dict[str, str | None]
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Dag:
         self._needs = {name: manifest.dependencies(task) for name, task in self._tasks.items()}
         limit = template.get("parallelism")
         self._limit = threading.Semaphore(int(limit)) if limit else None
-        self._done: dict[str, Node] = {}
+        self._nodes: dict[str, Node] = {}
 
     def run(self) -> None:
         """Run the target tasks and what they wait for, and give the node its phase and outputs."""
@@ -77,7 +77,7 @@ class Dag:
         ended: queue.Queue[Node | Exception] = queue.Queue()
         running = 0
         while waiting or running:
-            for name in [name for name in waiting if all(other in self._done for other in self._needs[name])]:
+            for name in [name for name in waiting if all(other in self._nodes for other in self._needs[name])]:
                 waiting.remove(name)
                 threading.Thread(target=self._start, args=(name, ended), daemon=True).start()
                 running += 1
@@ -86,7 +86,7 @@ class Dag:
             if isinstance(finished, Exception):
                 self._controller.broken = self._controller.broken or finished
                 raise ArgoError(f"the interpreter gave up: {finished}") from finished
-            self._done[finished.name[len(self._node.name) + 1 :]] = finished
+            self._nodes[finished.name[len(self._node.name) + 1 :]] = finished
         self._node.phase = self._outcome(targets)
         if self._node.phase == "Succeeded":
             self._outputs()
@@ -103,12 +103,12 @@ class Dag:
         try:
             if not self._allowed(name):
                 return self._skipped(full, path, task, "Omitted", "omitted: depends condition not met")
-            known = self._controller.globals | self._scope(self._ancestors(name))
-            task = self._without_absent(task, known)
-            filled = substitute({key: value for key, value in task.items() if key != "hooks"}, known)
+            scope = self._controller.globals | self._scope(self._ancestors(name))
+            task = self._without_absent(task, scope)
+            filled = substitute({key: value for key, value in task.items() if key != "hooks"}, scope)
             loop = "withItems" in task or "withParam" in task
             if not loop:
-                self._check_resolved(task, filled, known)
+                self._check_resolved(task, filled, scope)
             tasks = self._expanded(filled) if loop else [(full, filled)]
         except (ArgoError, ExpressionError) as error:
             return self._skipped(full, path, task, "Error", str(error))
@@ -124,12 +124,12 @@ class Dag:
         group = Node(full, "TaskGroup", path, task["template"])
         self._controller.add(group)
         problems: list[Exception] = []
-        found: list[Node | None] = [None] * len(tasks)
+        nodes: list[Node | None] = [None] * len(tasks)
 
         def one(index: int) -> None:
             try:
                 item, filled = tasks[index]
-                found[index] = self._one(f"{self._node.name}.{item}", (*path, index), filled, name)
+                nodes[index] = self._one(f"{self._node.name}.{item}", (*path, index), filled, name)
             except Exception as error:
                 problems.append(error)
 
@@ -140,7 +140,7 @@ class Dag:
             thread.join()
         if problems:
             raise problems[0]
-        group.children = [node for node in found if node]
+        group.children = [node for node in nodes if node]
         failed = [node.phase for node in group.children if node.phase in FAILED]
         group.phase = failed[-1] if failed else "Succeeded"
         self._controller.finish(group, {})
@@ -161,10 +161,10 @@ class Dag:
             {"template": task["onExit"]} if task.get("onExit") else None
         )
         if hook:
-            known = self._controller.globals | self._scope(self._ancestors(name)) | self._of_task(name, node)
-            given = substitute(hook.get("arguments", {}), known)
+            scope = self._controller.globals | self._scope(self._ancestors(name)) | self._of_task(name, node)
+            hook_arguments = substitute(hook.get("arguments", {}), scope)
             # How it ends changes nothing of the task that it follows.
-            self._controller.execute(f"{full}.onExit", hook["template"], given, (*path, ON_EXIT))
+            self._controller.execute(f"{full}.onExit", hook["template"], hook_arguments, (*path, ON_EXIT))
         return node
 
     def _skipped(self, full: str, path: tuple[str | int, ...], task: Json, phase: str, message: str) -> Node:
@@ -176,7 +176,7 @@ class Dag:
         """Evaluate what a task depends on."""
         results = {}
         for other in self._needs[name]:
-            node = self._done[other]
+            node = self._nodes[other]
             phases = [child.phase for child in node.children] if node.kind == "TaskGroup" else []
             results[other.replace("-", "_")] = {
                 "Succeeded": node.phase == "Succeeded",
@@ -199,57 +199,59 @@ class Dag:
     def _ancestors(self, name: str) -> list[str]:
         return manifest.ancestors(self._dag, name)
 
-    def _scope(self, names: list[str]) -> Known:
+    def _scope(self, names: list[str]) -> Scope:
         """Return what can be named of tasks that are done, and of the DAG's own inputs."""
-        known: Known = {f"inputs.parameters.{name}": value for name, value in self._node.inputs.items()}
+        scope: Scope = {f"inputs.parameters.{name}": value for name, value in self._node.inputs.items()}
         for name in names:
-            if name in self._done:
-                known |= self._of_task(name, self._done[name])
-        known |= {f"workflow.outputs.parameters.{name}": value for name, value in self._controller.outputs.items()}
-        return known
+            if name in self._nodes:
+                scope |= self._of_task(name, self._nodes[name])
+        scope |= {f"workflow.outputs.parameters.{name}": value for name, value in self._controller.outputs.items()}
+        return scope
 
-    def _of_task(self, name: str, node: Node) -> Known:
+    def _of_task(self, name: str, node: Node) -> Scope:
         prefix = f"tasks.{name}"
-        known: Known = {f"{prefix}.status": node.phase, f"{prefix}.id": node.name}
+        scope: Scope = {f"{prefix}.status": node.phase, f"{prefix}.id": node.name}
         if node.exit_code is not None:
-            known[f"{prefix}.exitCode"] = str(node.exit_code)
-        values: Known = dict(node.parameters)
+            scope[f"{prefix}.exitCode"] = str(node.exit_code)
+        values: Scope = dict(node.parameters)
         if node.kind == "TaskGroup":
-            made = [child.parameters for child in node.children if child.outputs and child.phase == "Succeeded"]
+            iterations = [child.parameters for child in node.children if child.outputs and child.phase == "Succeeded"]
             lists: dict[str, list[str]] = {}
-            for parameters in made:
+            for parameters in iterations:
                 for key, value in parameters.items():
                     lists.setdefault(key, []).append(value)
-            values = {key: aggregated(found) for key, found in lists.items()}
-            if made:
-                known[f"{prefix}.outputs.parameters"] = golang.dump(made)
+            values = {key: aggregated(texts) for key, texts in lists.items()}
+            if iterations:
+                scope[f"{prefix}.outputs.parameters"] = golang.dump(iterations)
         elif node.phase in {"Skipped", "Omitted"}:
             declared = self._controller.templates[node.template].get("outputs", {}).get("parameters", [])
             values = {item["name"]: None for item in declared}
-        return known | {f"{prefix}.outputs.parameters.{key}": value for key, value in values.items()}
+        return scope | {f"{prefix}.outputs.parameters.{key}": value for key, value in values.items()}
 
-    def _without_absent(self, task: Json, known: Known) -> Json:
+    def _without_absent(self, task: Json, scope: Scope) -> Json:
         """Leave arguments out that are nothing but an output which is not there, where the template has a default."""
         template = self._controller.templates[task["template"]]
         defaults = {item["name"] for item in template.get("inputs", {}).get("parameters", []) if "default" in item}
-        absent = {f"{{{{{key}}}}}" for key, value in known.items() if value is None}
-        kept = [
+        absent = {f"{{{{{key}}}}}" for key, value in scope.items() if value is None}
+        parameters = [
             item
             for item in task.get("arguments", {}).get("parameters", [])
             if item["name"] not in defaults or item.get("value", "").replace(" ", "") not in absent
         ]
-        return task | {"arguments": task["arguments"] | {"parameters": kept}} if "arguments" in task else task
+        return task | {"arguments": task["arguments"] | {"parameters": parameters}} if "arguments" in task else task
 
-    def _check_resolved(self, task: Json, filled: Json, known: Known) -> None:
+    def _check_resolved(self, task: Json, filled: Json, scope: Scope) -> None:
         for tag in tags({key: value for key, value in task.items() if key != "hooks"}):
             paths = expressions.static_paths(json.loads(f'"{tag[1:]}"')) if tag.startswith("=") else set()
-            there = {".".join(key.split(".")[: count + 1]) for key in known for count in range(key.count(".") + 1)}
+            there = {".".join(key.split(".")[: count + 1]) for key in scope for count in range(key.count(".") + 1)}
             missing = sorted(path for path in paths if path.startswith("tasks.") and path not in there)
             if missing:
                 raise ArgoError(f"failed to evaluate expression: {missing[0]} is missing")
-        left = set(tags(filled))
+        unresolved = set(tags(filled))
         for tag in tags({key: value for key, value in task.items() if key != "hooks"}):
-            if tag in left and (tag.startswith("=") or tag.strip().startswith(("tasks.", "inputs.", "workflow."))):
+            if tag in unresolved and (
+                tag.startswith("=") or tag.strip().startswith(("tasks.", "inputs.", "workflow."))
+            ):
                 raise ArgoError(f"failed to resolve {{{{{tag}}}}}")
 
     def _expanded(self, task: Json) -> list[tuple[str, Json]]:
@@ -264,11 +266,11 @@ class Dag:
         if items is not None and not isinstance(items, list):
             raise ArgoError(f"withParam value could not be parsed as a JSON list: {task['withParam']}")
         plain = {key: value for key, value in task.items() if key not in {"withItems", "withParam"}}
-        found = []
+        tasks = []
         for index, item in enumerate(items or []):
-            known: Known = {"item": item if isinstance(item, str) else golang.dump(item, sort=False)}
+            scope: Scope = {"item": item if isinstance(item, str) else golang.dump(item, sort=False)}
             if isinstance(item, dict):
-                known["item"] = (
+                scope["item"] = (
                     "{"
                     + ",".join(f"{golang.dump(key)}:{golang.dump(item[key], sort=False)}" for key in sorted(item))
                     + "}"
@@ -276,29 +278,29 @@ class Dag:
                 for key, value in item.items():
                     # A text in a map comes with JSON's escapes.
                     text = golang.dump(value, sort=False)
-                    known[f"item.{key}"] = text[1:-1] if text[0] == '"' else text
+                    scope[f"item.{key}"] = text[1:-1] if text[0] == '"' else text
             label = (
-                ",".join(f"{key}:{known[f'item.{key}']}" for key in sorted(item))
+                ",".join(f"{key}:{scope[f'item.{key}']}" for key in sorted(item))
                 if isinstance(item, dict)
-                else known["item"]
+                else scope["item"]
             )
-            found.append((f"{task['name']}({index}:{label})", substitute(plain, known, strict=True)))
-        return found
+            tasks.append((f"{task['name']}({index}:{label})", substitute(plain, scope, strict=True)))
+        return tasks
 
     def _arguments(self, arguments: Json, ancestors: list[str]) -> Json:
         """Return arguments with artifacts in place of references to them."""
-        found = []
+        artifacts = []
         for artifact in arguments.get("artifacts", []):
             if "from" not in artifact:
-                found.append(artifact)
+                artifacts.append(artifact)
                 continue
             reference = artifact["from"].removeprefix("{{").removesuffix("}}").strip()
             key = self._artifact(reference, ancestors)
             if key is not None:
-                found.append({"name": artifact["name"], "s3": {"key": key}})
+                artifacts.append({"name": artifact["name"], "s3": {"key": key}})
             elif not artifact.get("optional"):
                 raise ArgoError(f"Unable to resolve: {{{{{reference}}}}}")
-        return arguments | {"artifacts": found}
+        return arguments | {"artifacts": artifacts}
 
     def _artifact(self, reference: str, names: list[str]) -> str | None:
         parts = reference.split(".")
@@ -307,13 +309,13 @@ class Dag:
             return own.get(parts[2], {}).get("s3", {}).get("key")
         if parts[0] != "tasks" or parts[2:4] != ["outputs", "artifacts"]:
             raise UnknownFeature(f"an artifact from {reference!r}")
-        return self._done[parts[1]].artifacts.get(parts[4]) if parts[1] in names and parts[1] in self._done else None
+        return self._nodes[parts[1]].artifacts.get(parts[4]) if parts[1] in names and parts[1] in self._nodes else None
 
     def _outcome(self, targets: list[str]) -> str:
         """Return the phase of the DAG. A task that did not run counts as those before it."""
 
         def branch(name: str) -> str:
-            node = self._done[name]
+            node = self._nodes[name]
             if node.phase in COMPLETED:
                 return node.phase
             before = [branch(other) for other in self._needs[name]]
@@ -326,19 +328,19 @@ class Dag:
         return failed[0] if self._dag.get("failFast", True) else failed[-1]
 
     def _outputs(self) -> None:
-        known = self._scope(list(self._done))
-        env = expressions.expand(dict(known))
+        scope = self._scope(list(self._nodes))
+        env = expressions.expand(dict(scope))
         declared = self._template.get("outputs", {})
         for item in declared.get("parameters", []):
             origin = item.get("valueFrom", {})
             try:
-                self._node.parameters[item["name"]] = _output(origin, known, env)
+                self._node.parameters[item["name"]] = _output(origin, scope, env)
             except (ArgoError, ExpressionError) as error:
                 if "default" not in origin:
                     raise ArgoError(str(error)) from error
                 self._node.parameters[item["name"]] = origin["default"]
         for item in declared.get("artifacts", []):
-            key = self._artifact(item["from"].removeprefix("{{").removesuffix("}}").strip(), list(self._done))
+            key = self._artifact(item["from"].removeprefix("{{").removesuffix("}}").strip(), list(self._nodes))
             if key is not None:
                 self._node.artifacts[item["name"]] = key
             elif not item.get("optional"):
@@ -346,16 +348,16 @@ class Dag:
         self._node.outputs = bool(declared.get("parameters") or declared.get("artifacts"))
 
 
-def _output(origin: Json, known: Known, env: dict[str, Any]) -> str:
+def _output(origin: Json, scope: Scope, env: dict[str, Any]) -> str:
     if "expression" in origin:
         value = expressions.evaluate(origin["expression"], env)
         if value is None:
             raise ArgoError(f"failed to evaluate expression {origin['expression']!r}")
         return value if isinstance(value, str) else golang.dump(value)
     name = origin["parameter"].removeprefix("{{").removesuffix("}}").strip()
-    if known.get(name) is None:
+    if scope.get(name) is None:
         raise ArgoError(f"Unable to resolve: {{{{{name}}}}}")
-    return str(known[name])
+    return str(scope[name])
 
 
 def aggregated(values: list[str]) -> str:
@@ -363,10 +365,10 @@ def aggregated(values: list[str]) -> str:
     parsed = []
     for value in values:
         try:
-            found = golang.parse(value)
+            item = golang.parse(value)
         except ValueError:
             return golang.dump(values)
-        if not isinstance(found, list | dict):
+        if not isinstance(item, list | dict):
             return golang.dump(values)
-        parsed.append(found)
+        parsed.append(item)
     return golang.dump(parsed)

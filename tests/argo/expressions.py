@@ -77,9 +77,9 @@ def static_paths(expression: str) -> set[str]:
 
 def expand(flat: dict[str, Any]) -> dict[str, Any]:
     """Return `{"a.b": 1}` as `{"a": {"b": 1}}`; of two keys of which one contains the other, the longer one stays."""
-    made: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for key in sorted(flat, key=len, reverse=True):
-        place = made
+        place = nested
         *path, last = key.split(".")
         for part in path:
             place = place.setdefault(part, {})
@@ -87,7 +87,7 @@ def expand(flat: dict[str, Any]) -> dict[str, Any]:
                 break
         else:
             place.setdefault(last, flat[key])
-    return made
+    return nested
 
 
 class _Parser:
@@ -192,13 +192,13 @@ class _Parser:
         return ("each", name, over, predicate)
 
     def _several(self, end: str) -> list[Any]:
-        found: list[Any] = []
+        items: list[Any] = []
         while not self._take(end):
-            found.append(self._ternary())
+            items.append(self._ternary())
             if not self._take(","):
                 self._expect(end)
                 break
-        return found
+        return items
 
     def _postfix(self, tree: Any) -> Any:
         while True:
@@ -242,12 +242,12 @@ class _Parser:
 
 def _unescape(text: str) -> str:
     def letter(match: re.Match[str]) -> str:
-        found = match[1]
-        if found[0] in "xuU":
-            return chr(int(found[1:], 16))
-        if found not in _ESCAPES:
-            raise ExpressionError(f"invalid char escape \\{found}")
-        return _ESCAPES[found]
+        escape = match[1]
+        if escape[0] in "xuU":
+            return chr(int(escape[1:], 16))
+        if escape not in _ESCAPES:
+            raise ExpressionError(f"invalid char escape \\{escape}")
+        return _ESCAPES[escape]
 
     return re.sub(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", letter, text)
 
@@ -377,19 +377,19 @@ def _member(holder: Any, key: Any) -> Any:
 
 
 def _each(name: str, over: Any, predicate: Any) -> Any:
-    found = [(item, predicate(item)) for item in _typed(over, list, name)]
+    pairs = [(item, predicate(item)) for item in _typed(over, list, name)]
     match name:
         case "map":
-            return [value for _, value in found]
+            return [value for _, value in pairs]
         case "filter":
-            return [item for item, value in found if _bool(value)]
+            return [item for item, value in pairs if _bool(value)]
         case "all":
-            return all(_bool(value) for _, value in found)
+            return all(_bool(value) for _, value in pairs)
         case "any":
-            return any(_bool(value) for _, value in found)
+            return any(_bool(value) for _, value in pairs)
         case "none":
-            return not any(_bool(value) for _, value in found)
-    return sum(1 for _, value in found if _bool(value))
+            return not any(_bool(value) for _, value in pairs)
+    return sum(1 for _, value in pairs if _bool(value))
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.argo import golang, manifest, pods
-from tests.argo.dag import FAILED, Dag, Known, Node
+from tests.argo.dag import FAILED, Dag, Scope, Node
 from tests.argo.expressions import UnknownFeature
 from tests.argo.manifest import Json
 from tests.argo.tags import ArgoError, substitute, tags
@@ -96,7 +96,7 @@ class _Controller:
         self._slots = threading.Semaphore(min(workers, int(self._spec.get("parallelism", workers))))
         created = "2026-11-20T00:00:00Z"
         parameters = self._spec.get("arguments", {}).get("parameters", [])
-        self.globals: Known = {
+        self.globals: Scope = {
             "workflow.name": name,
             "workflow.uid": str(uuid.UUID(int=7)),
             "workflow.namespace": workflow.get("metadata", {}).get("namespace", "default"),
@@ -142,7 +142,7 @@ class _Controller:
             node.kind = "Retry"
         self.add(node)
         try:
-            local: Known = {"node.name": name}
+            local: Scope = {"node.name": name}
             if kind in {"container", "containerSet", "resource"} and not retried:
                 local["pod.name"] = node.pod = self._pod_name(name, template_name)
             template = self._filled(original, arguments, local)
@@ -160,9 +160,9 @@ class _Controller:
         if "dag" in template:
             Dag(self, node, template).run()
             return
-        left = [tag for tag in tags(original) if tag.startswith("=") and tag in set(tags(template))]
-        if left:
-            raise ArgoError(f"unresolved: {{{{{left[0]}}}}}")
+        unresolved = [tag for tag in tags(original) if tag.startswith("=") and tag in set(tags(template))]
+        if unresolved:
+            raise ArgoError(f"unresolved: {{{{{unresolved[0]}}}}}")
         if "container" in template or "containerSet" in template:
             self._pod(node, template)
         elif "resource" in template:
@@ -181,7 +181,7 @@ class _Controller:
         while True:
             kind = "DAG" if "dag" in template else "Pod"
             child = Node(f"{node.name}({number})", kind, node.path, node.template, inputs=node.inputs, attempt=True)
-            local: Known = {"retries": str(number)}
+            local: Scope = {"retries": str(number)}
             if kind == "Pod":
                 local["pod.name"] = child.pod = self._pod_name(child.name, node.template)
             self.add(child)
@@ -194,8 +194,8 @@ class _Controller:
             node.phase, node.message, node.exit_code = child.phase, child.message, child.exit_code
             node.parameters, node.artifacts, node.outputs = child.parameters, child.artifacts, child.outputs
             node.log = child.log
-            wanted = {"Always": FAILED, "OnFailure": ("Failed",), "OnError": ("Error",)}[policy]
-            if child.phase not in wanted or number >= int(strategy["limit"]):
+            phases = {"Always": FAILED, "OnFailure": ("Failed",), "OnError": ("Error",)}[policy]
+            if child.phase not in phases or number >= int(strategy["limit"]):
                 return
             node.waited_s += wait * int(backoff.get("factor", 1)) ** number
             if longest and node.waited_s > longest:
@@ -229,25 +229,25 @@ class _Controller:
 
         text = template["resource"]["manifest"]
         try:
-            made = yaml.safe_load(text)
+            resource = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ArgoError(f"the manifest is no YAML: {text}") from error
         with self._lock:
-            self._resources.append((template["resource"]["action"], made))
+            self._resources.append((template["resource"]["action"], resource))
         for item in template.get("outputs", {}).get("parameters", []):
-            value = made
+            value = resource
             for key in item["valueFrom"]["jsonPath"].strip("{}").split(".")[1:]:
                 value = value[key]
             node.parameters[item["name"]] = str(value)
         node.outputs, node.phase = True, "Succeeded"
 
-    def _filled(self, template: Json, arguments: Json, local: Known) -> Json:
+    def _filled(self, template: Json, arguments: Json, local: Scope) -> Json:
         """Return a template with its inputs and what they stand for."""
         filled = copy.deepcopy(template)
-        given = {item["name"]: item for item in arguments.get("parameters", [])}
+        parameters = {item["name"]: item for item in arguments.get("parameters", [])}
         for item in filled.get("inputs", {}).get("parameters", []):
             name = item["name"]
-            value = given.get(name, {}).get("value", item.get("value", item.get("default")))
+            value = parameters.get(name, {}).get("value", item.get("value", item.get("default")))
             if value is None:
                 raise ArgoError(f"inputs.parameters.{name} was not supplied")
             item["value"] = value
@@ -262,7 +262,7 @@ class _Controller:
         return _substituted(filled, self.globals, local)
 
     def _pod_name(self, node: str, template: str) -> str:
-        code = functools.reduce(lambda made, byte: ((made ^ byte) * 16777619) % 2**32, node.encode(), 2166136261)
+        code = functools.reduce(lambda total, byte: ((total ^ byte) * 16777619) % 2**32, node.encode(), 2166136261)
         return f"{self._name}-{template}-{code}"
 
     def add(self, node: Node) -> None:
@@ -283,28 +283,28 @@ class _Controller:
             self._events.append((event, name))
 
 
-def _substituted(template: Json, global_: Known, local: Known) -> Json:
+def _substituted(template: Json, global_: Scope, local: Scope) -> Json:
     """Replace a template's tags: first what all share, then its inputs."""
     # A mistake in one of the tags is found when what it stands in is used.
     half = substitute(template, global_ | local)
     inputs, outputs = half.get("inputs", {}), half.get("outputs", {})
-    known: Known = global_ | local
-    known |= {f"inputs.parameters.{item['name']}": item["value"] for item in inputs.get("parameters", [])}
-    known["inputs.parameters"] = golang.dump(inputs.get("parameters", []))
-    known |= {
+    scope: Scope = global_ | local
+    scope |= {f"inputs.parameters.{item['name']}": item["value"] for item in inputs.get("parameters", [])}
+    scope["inputs.parameters"] = golang.dump(inputs.get("parameters", []))
+    scope |= {
         f"inputs.artifacts.{item['name']}.path": item["path"] for item in inputs.get("artifacts", []) if "path" in item
     }
-    known |= {
+    scope |= {
         f"outputs.artifacts.{item['name']}.path": item["path"]
         for item in outputs.get("artifacts", [])
         if "path" in item
     }
-    known |= {
+    scope |= {
         f"outputs.parameters.{item['name']}.path": item["valueFrom"]["path"]
         for item in outputs.get("parameters", [])
         if "path" in item.get("valueFrom", {})
     }
-    result: Json = substitute(half, known)
+    result: Json = substitute(half, scope)
     return result
 
 

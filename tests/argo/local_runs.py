@@ -68,8 +68,8 @@ def run(
         # kfp.local prints what its steps print.
         with (place / "kfp.log").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
-                given = pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=absent | arguments)
-                outcome.outputs = {name: _plain(value) for name, value in given.items()}
+                outputs = pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=absent | arguments)
+                outcome.outputs = {name: _plain(value) for name, value in outputs.items()}
             except RuntimeError as error:
                 if "finished with status" not in str(error):
                     raise
@@ -80,24 +80,24 @@ def run(
 
 def _waiting(ir: dict[str, Any]) -> dict[str, Any]:
     """Return a pipeline in which every task names those whose outputs it takes."""
-    made = copy.deepcopy(ir)
-    for component in [made["root"], *made["components"].values()]:
+    pipeline = copy.deepcopy(ir)
+    for component in [pipeline["root"], *pipeline["components"].values()]:
         for task in component.get("dag", {}).get("tasks", {}).values():
-            given = [item for kind in task.get("inputs", {}).values() for item in kind.values()]
-            sources = [item[key]["producerTask"] for item in given for key in item if key.startswith("taskOutput")]
+            inputs = [item for kind in task.get("inputs", {}).values() for item in kind.values()]
+            sources = [item[key]["producerTask"] for item in inputs for key in item if key.startswith("taskOutput")]
             if sources:
                 task["dependentTasks"] = sorted({*task.get("dependentTasks", []), *sources})
-    return made
+    return pipeline
 
 
 def _sources(ir: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Return the task and the output from which each input of a group of tasks comes, by the input's name."""
     return {
-        name: (given["taskOutputParameter"]["producerTask"], given["taskOutputParameter"]["outputParameterKey"])
+        name: (origin["taskOutputParameter"]["producerTask"], origin["taskOutputParameter"]["outputParameterKey"])
         for component in [ir["root"], *ir["components"].values()]
         for task in component.get("dag", {}).get("tasks", {}).values()
-        for name, given in task.get("inputs", {}).get("parameters", {}).items()
-        if name.startswith("pipelinechannel--") and "taskOutputParameter" in given
+        for name, origin in task.get("inputs", {}).get("parameters", {}).items()
+        if name.startswith("pipelinechannel--") and "taskOutputParameter" in origin
     }
 
 
@@ -174,41 +174,41 @@ def _installed(recorder: _Recorder, sources: dict[str, tuple[str, str]]) -> Iter
         return f"{root(**kwargs)}-{next(recorder.numbers)}"
 
     def with_directories(**kwargs: Any) -> Any:
-        made = executor_input(**kwargs)
-        Path(made.outputs.output_file).parent.mkdir(parents=True, exist_ok=True)
-        return made
+        message = executor_input(**kwargs)
+        Path(message.outputs.output_file).parent.mkdir(parents=True, exist_ok=True)
+        return message
 
     def with_its_inputs(original_task_spec: Any, loop_item: Any, loop_task_name: str) -> Any:
-        made = iteration(original_task_spec, loop_item, loop_task_name)
-        for name, given in original_task_spec.inputs.parameters.items():
-            if given.HasField("task_output_parameter"):
-                made.inputs.parameters[name].CopyFrom(given)
-        return made
+        iteration_spec = iteration(original_task_spec, loop_item, loop_task_name)
+        for name, origin in original_task_spec.inputs.parameters.items():
+            if origin.HasField("task_output_parameter"):
+                iteration_spec.inputs.parameters[name].CopyFrom(origin)
+        return iteration_spec
 
     def with_whole_numbers(executor_input: Any, component_spec: Any) -> dict[str, Any]:
-        made: dict[str, Any] = as_dict(executor_input, component_spec)
-        values = made.get("inputs", {}).get("parameterValues", {})
+        document: dict[str, Any] = as_dict(executor_input, component_spec)
+        values = document.get("inputs", {}).get("parameterValues", {})
         for name, value in values.items():
             values[name] = _whole(value) if isinstance(value, list | dict) else value
-        return made
+        return document
 
     def with_artifacts(executor_input: Any, component_spec: Any) -> dict[str, Any]:
-        made: dict[str, Any] = outputs(executor_input, component_spec)
+        results: dict[str, Any] = outputs(executor_input, component_spec)
         for name, artifacts in executor_input.outputs.artifacts.items():
-            if name not in made:
-                made[name] = executor_output_utils.artifact_list_to_dsl_artifact(artifacts, False)
-        return made
+            if name not in results:
+                results[name] = executor_output_utils.artifact_list_to_dsl_artifact(artifacts, False)
+        return results
 
     def one_of(dag_outputs_spec: Any, io_store: Any) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for name, given in dag_outputs_spec.artifacts.items():
-            for selector in given.artifact_selectors:
+        artifacts: dict[str, Any] = {}
+        for name, output in dag_outputs_spec.artifacts.items():
+            for selector in output.artifact_selectors:
                 with contextlib.suppress(ValueError):
-                    made[name] = io_store.get_task_output(selector.producer_subtask, selector.output_artifact_key)
+                    artifacts[name] = io_store.get_task_output(selector.producer_subtask, selector.output_artifact_key)
                     break
             else:
                 raise ValueError(f"None of the tasks that may give {name!r} did.")
-        return made
+        return artifacts
 
     def channel(channel_ref: str, io_store: Any) -> Any:
         if channel_ref in sources:
@@ -219,10 +219,10 @@ def _installed(recorder: _Recorder, sources: dict[str, tuple[str, str]]) -> Iter
         return resolve(channel_ref, io_store)
 
     def with_its_artifacts(task_name: str, task_spec: Any, component_spec: Any, io_store: Any) -> dict[str, Any]:
-        made: dict[str, Any] = nested(task_name, task_spec, component_spec, io_store)
+        arguments: dict[str, Any] = nested(task_name, task_spec, component_spec, io_store)
         if task_spec.inputs.artifacts and not task_spec.inputs.parameters:
-            made |= orchestrator_utils.OrchestratorUtils.make_task_arguments(task_spec.inputs, io_store)
-        return made
+            arguments |= orchestrator_utils.OrchestratorUtils.make_task_arguments(task_spec.inputs, io_store)
+        return arguments
 
     class NoWait:
         @staticmethod

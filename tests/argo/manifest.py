@@ -60,14 +60,14 @@ def admit(manifest: Json) -> None:
     _arguments(spec.get("arguments", {}))
     for claim in spec.get("volumeClaimTemplates", []):
         _fields("claim", claim)
-    named = {template["name"]: template for template in spec["templates"]}
+    templates = {template["name"]: template for template in spec["templates"]}
     for template in spec["templates"]:
-        _template(template, named)
+        _template(template, templates)
         _tags(template, spec)
     _hooks(spec)
     used = [spec["entrypoint"], spec.get("onExit"), spec.get("hooks", {}).get("exit", {}).get("template")]
     for name in used:
-        if name and name not in named:
+        if name and name not in templates:
             raise ArgoError(f"template name '{name}' undefined")
 
 
@@ -98,30 +98,30 @@ def dependencies(task: Json) -> list[str]:
     Raises:
         ArgoError: It waits for an outcome that there is not.
     """
-    found: list[str] = []
+    names: list[str] = []
     for match in _REFERENCE.finditer(logic(task)):
         name, _, result = (match[1] or match[2]).partition(".")
         if result and result not in RESULTS:
             raise ArgoError(f"task result '{result}' for task '{name}' is invalid")
-        if name not in found:
-            found.append(name)
-    return found
+        if name not in names:
+            names.append(name)
+    return names
 
 
 def ancestors(dag: Json, name: str) -> list[str]:
     """Return the tasks for which a task waits, and those for which they wait."""
     tasks = {task["name"]: task for task in dag["tasks"]}
-    found: list[str] = []
+    names: list[str] = []
     waiting = list(dependencies(tasks[name]))
     while waiting:
         task = waiting.pop()
-        if task not in found:
-            found.append(task)
+        if task not in names:
+            names.append(task)
             waiting += dependencies(tasks[task])
-    return found
+    return names
 
 
-def _template(template: Json, named: dict[str, Json]) -> None:
+def _template(template: Json, templates: dict[str, Json]) -> None:
     _fields("template", template)
     kinds = [kind for kind in ("container", "containerSet", "dag", "resource", "suspend") if kind in template]
     if len(kinds) != 1:
@@ -152,10 +152,10 @@ def _template(template: Json, named: dict[str, Json]) -> None:
     for kind in ("resource", "suspend"):
         _fields(kind, template.get(kind, {}))
     if kinds == ["dag"]:
-        _dag(template, named)
+        _dag(template, templates)
 
 
-def _dag(template: Json, named: dict[str, Json]) -> None:
+def _dag(template: Json, templates: dict[str, Json]) -> None:
     dag = template["dag"]
     _fields("dag", dag)
     names = [task["name"] for task in dag["tasks"]]
@@ -165,7 +165,7 @@ def _dag(template: Json, named: dict[str, Json]) -> None:
         _fields("task", task)
         _arguments(task.get("arguments", {}))
         _hooks(task)
-        if task["template"] not in named:
+        if task["template"] not in templates:
             raise ArgoError(
                 f"templates.{template['name']}.tasks.{task['name']} template name '{task['template']}' undefined"
             )
@@ -174,10 +174,10 @@ def _dag(template: Json, named: dict[str, Json]) -> None:
                 raise ArgoError(f"templates.{template['name']}.tasks.{task['name']} dependency '{other}' not defined")
         if task["name"] in ancestors(dag, task["name"]):
             raise ArgoError(f"templates.{template['name']}.tasks dependency cycle detected: {task['name']}")
-        inputs = named[task["template"]].get("inputs", {}).get("parameters", [])
-        given = {item["name"] for item in task.get("arguments", {}).get("parameters", [])}
+        inputs = templates[task["template"]].get("inputs", {}).get("parameters", [])
+        arguments = {item["name"] for item in task.get("arguments", {}).get("parameters", [])}
         for item in inputs:
-            if item["name"] not in given and not {"default", "value"} & item.keys():
+            if item["name"] not in arguments and not {"default", "value"} & item.keys():
                 where = f"templates.{template['name']}.tasks.{task['name']}"
                 raise ArgoError(f"{where} inputs.parameters.{item['name']} was not supplied")
     for target in filter(None, dag.get("target", "").split(" ")):
@@ -218,8 +218,8 @@ def _artifacts(artifacts: list[Json]) -> None:
 
 
 def _fields(kind: str, value: Json) -> None:
-    known = {*FIELDS[kind].split(), *NO_EFFECT.get(kind, "").split()}
-    unknown = value.keys() - known
+    fields = {*FIELDS[kind].split(), *NO_EFFECT.get(kind, "").split()}
+    unknown = value.keys() - fields
     if unknown:
         raise UnknownFeature(f"the field {sorted(unknown)[0]!r} of {kind} {value.get('name', '')!r}".rstrip(" '\""))
 
@@ -227,18 +227,18 @@ def _fields(kind: str, value: Json) -> None:
 def _tags(template: Json, spec: Json) -> None:
     """Check the tags that must be resolved: those of other prefixes and expressions are not looked at."""
     inputs, outputs = template.get("inputs", {}), template.get("outputs", {})
-    known = {f"inputs.parameters.{item['name']}" for item in inputs.get("parameters", [])}
-    known |= {f"inputs.artifacts.{item['name']}{end}" for item in inputs.get("artifacts", []) for end in ("", ".path")}
-    known |= {f"outputs.{kind}.{item['name']}.path" for kind in outputs for item in outputs[kind]}
-    known |= {f"workflow.{name}" for name in _GLOBALS} | {"workflow.creationTimestamp.RFC3339", "inputs.parameters"}
-    known |= {f"workflow.parameters.{item['name']}" for item in spec.get("arguments", {}).get("parameters", [])}
+    names = {f"inputs.parameters.{item['name']}" for item in inputs.get("parameters", [])}
+    names |= {f"inputs.artifacts.{item['name']}{end}" for item in inputs.get("artifacts", []) for end in ("", ".path")}
+    names |= {f"outputs.{kind}.{item['name']}.path" for kind in outputs for item in outputs[kind]}
+    names |= {f"workflow.{name}" for name in _GLOBALS} | {"workflow.creationTimestamp.RFC3339", "inputs.parameters"}
+    names |= {f"workflow.parameters.{item['name']}" for item in spec.get("arguments", {}).get("parameters", [])}
     if {"container", "containerSet", "resource"} & template.keys():
-        known.add("pod.name")
+        names.add("pod.name")
     tasks = {task["name"]: task for task in template.get("dag", {}).get("tasks", [])}
     loops = any("withItems" in task or "withParam" in task for task in tasks.values())
     for tag in tags(template):
         name = tag.strip()
-        if tag.startswith("=") or not name.startswith(RESERVED) or name in known:
+        if tag.startswith("=") or not name.startswith(RESERVED) or name in names:
             continue
         if name.startswith("tasks.") and name.split(".")[1] in tasks:
             continue

@@ -128,11 +128,11 @@ class _Paths:
             place.mkdir(parents=True, exist_ok=True)
             self._real[mount["mountPath"]] = str(place)
         longest = sorted(self._real, key=len, reverse=True)
-        self._found = re.compile("|".join(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])" for path in longest) or r"(?!)")
+        self._pattern = re.compile("|".join(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])" for path in longest) or r"(?!)")
 
     def real(self, text: str) -> str:
         """Return a text with the container's paths replaced by those of this machine."""
-        return self._found.sub(lambda match: self._real[match[0]], text)
+        return self._pattern.sub(lambda match: self._real[match[0]], text)
 
     def pretended(self, text: str) -> str:
         """Return a text with the paths of this machine replaced by the container's."""
@@ -207,11 +207,11 @@ def _process(
         "LANG": "C.UTF-8",
         **machine.environment,
     }
-    given: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for variable in container.get("env", []):
-        value = _variable(machine, facts, variable, given)
+        value = _variable(machine, facts, variable, variables)
         if value is not None:
-            given[variable["name"]] = value
+            variables[variable["name"]] = value
     words = [*container.get("command", []), *container.get("args", [])]
     if not container.get("command"):
         raise UnknownFeature("a container whose command only its image knows")
@@ -221,14 +221,14 @@ def _process(
         for key, value in machine.secrets.get(source["secretRef"]["name"], {}).items()
     }
     # The kubelet expands in a command what it knows by then: the variables, and those of whole secrets.
-    words = [expand(word, whole | given) for word in words]
-    for known, own in _LAUNCHERS.items():
-        if tuple(words[: len(known)]) == known:
-            words = [*own, *words[len(known) :]]
+    words = [expand(word, whole | variables) for word in words]
+    for command, own in _LAUNCHERS.items():
+        if tuple(words[: len(command)]) == command:
+            words = [*own, *words[len(command) :]]
             break
     else:
         words = [paths.real(word) for word in words]
-    environment |= whole | {name: paths.real(value) for name, value in given.items()}
+    environment |= whole | {name: paths.real(value) for name, value in variables.items()}
     with log.open("ab") as output:
         try:
             process = subprocess.Popen(
@@ -249,9 +249,9 @@ def _process(
             return process.wait() + 256
 
 
-def _variable(machine: Machine, facts: Json, variable: Json, given: dict[str, str]) -> str | None:
+def _variable(machine: Machine, facts: Json, variable: Json, variables: dict[str, str]) -> str | None:
     if "valueFrom" not in variable:
-        return expand(variable.get("value", ""), given)
+        return expand(variable.get("value", ""), variables)
     [(kind, source)] = variable["valueFrom"].items()
     if kind == "fieldRef":
         match = re.fullmatch(r"metadata\.(?:name|(labels|annotations)\['([^']+)'\])", source["fieldPath"])
@@ -262,18 +262,18 @@ def _variable(machine: Machine, facts: Json, variable: Json, given: dict[str, st
         return str(facts["metadata"].get(match[1], {}).get(match[2], ""))
     if kind not in {"secretKeyRef", "configMapKeyRef"}:
         raise UnknownFeature(f"the variable {variable['name']!r} from {kind}")
-    found = dict(_keys(machine, source["name"], bool(source.get("optional"))))
-    if source["key"] not in found and not source.get("optional"):
+    data = dict(_keys(machine, source["name"], bool(source.get("optional"))))
+    if source["key"] not in data and not source.get("optional"):
         raise ArgoError(f"couldn't find key {source['key']} in {source['name']}")
-    return found.get(source["key"])
+    return data.get(source["key"])
 
 
-def expand(text: str, known: dict[str, str]) -> str:
+def expand(text: str, variables: dict[str, str]) -> str:
     """Return a text as the kubelet hands it to a container: `$(NAME)` expanded where it is known, `$$` halved."""
 
-    def found(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         if match[0] == "$$":
             return "$"
-        return known.get(match[1], match[0])
+        return variables.get(match[1], match[0])
 
-    return re.sub(r"\$\$|\$\(([^()]*)\)", found, text)
+    return re.sub(r"\$\$|\$\(([^()]*)\)", replacement, text)

@@ -21,12 +21,12 @@ class ArgoError(Exception):
     """What Argo would report of a workflow or of one of its nodes."""
 
 
-def substitute(value: Any, known: dict[str, str | None], strict: bool = False) -> Any:
+def substitute(value: Any, scope: dict[str, str | None], strict: bool = False) -> Any:
     """Return a JSON value with its tags replaced.
 
     Args:
         value: The value.
-        known: What tags can name; `None` for an output of a task that did not run and has no default.
+        scope: What tags can name; `None` for an output of a task that did not run and has no default.
         strict: Whether every tag must be resolved, as in an item of a loop.
 
     Raises:
@@ -35,15 +35,15 @@ def substitute(value: Any, known: dict[str, str | None], strict: bool = False) -
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if "{{" not in text:
         return value
-    made: list[str] = []
+    pieces: list[str] = []
     at = 0
     while (start := text.find("{{", at)) >= 0:
         end = text.find("}}", start + 2)
         if end < 0:
             raise ArgoError("cannot find the end of a tag")
-        made += [text[at:start], _replaced(text[start + 2 : end], known, strict)]
+        pieces += [text[at:start], _replaced(text[start + 2 : end], scope, strict)]
         at = end + 2
-    joined = "".join([*made, text[at:]])
+    joined = "".join([*pieces, text[at:]])
     try:
         return json.loads(joined)
     except ValueError as error:
@@ -59,33 +59,33 @@ def tags(value: Any) -> Iterator[str]:
         yield match[1]
 
 
-def _replaced(tag: str, known: dict[str, str | None], strict: bool) -> str:
+def _replaced(tag: str, scope: dict[str, str | None], strict: bool) -> str:
     if tag.startswith("="):
-        return _computed(tag[1:], known, strict)
+        return _computed(tag[1:], scope, strict)
     name = tag.strip()
-    if name in known:
-        value = known[name]
+    if name in scope:
+        value = scope[name]
         if value is None:
             raise ArgoError(f"failed to resolve {{{{{tag}}}}} to string: its task did not run and gives no default")
         return golang.quote(value)
-    outer, found, inner = tag.rpartition("{{")
-    if found and (value := known.get(inner)) is not None:
+    outer, separator, inner = tag.rpartition("{{")
+    if separator and (value := scope.get(inner)) is not None:
         return "{{" + outer + golang.quote(value)
     if strict:
         raise ArgoError(f"failed to resolve {{{{{tag}}}}}")
     return "{{" + tag + "}}"
 
 
-def _computed(tag: str, known: dict[str, str | None], strict: bool) -> str:
+def _computed(tag: str, scope: dict[str, str | None], strict: bool) -> str:
     unresolved = "{{=" + tag + "}}"
     try:
         expression = json.loads(f'"{tag}"')
     except ValueError as error:
         raise ArgoError(f"failed to unmarshal JSON expression: {tag}") from error
-    env = expressions.expand(dict(known))
+    env = expressions.expand(dict(scope))
     # Names, not what stands in quotes.
-    named = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "''", expression)
-    waits = any(re.search(rf"(?<![\w.]){re.escape(name)}\b", named) and not _has(env, name) for name in _WAIT_FOR)
+    names = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "''", expression)
+    waits = any(re.search(rf"(?<![\w.]){re.escape(name)}\b", names) and not _has(env, name) for name in _WAIT_FOR)
     try:
         result = None if waits else expressions.evaluate(expression, env)
     except ExpressionError as error:

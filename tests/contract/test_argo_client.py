@@ -63,7 +63,7 @@ def server(monkeypatch):
     monkeypatch.setenv("ARGO_TOKEN", TOKEN)
     with serve() as running:
         yield running
-        for heard in running.heard:
+        for heard in running.history:
             assert heard.headers["Authorization"] == f"Bearer {TOKEN}"
             model = MODELS.get((heard.method, heard.path))
             if model is not None:
@@ -113,13 +113,13 @@ def test_a_job_is_examined_and_then_created_under_the_name_of_its_run(server, jo
 
     assert engine.submit(job) == f"team-a/{NAME}"
 
-    sent = server.asked("POST", WORKFLOWS)[0].body
+    sent = server.requests("POST", WORKFLOWS)[0].body
     assert sent["namespace"] == "team-a"
     assert sent["workflow"] == yaml.safe_load(engine.manifest(job))
     assert sent["workflow"]["metadata"]["name"] == NAME
     assert sent["workflow"]["spec"]["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a-queue"
     assert TOKEN not in json.dumps(sent)
-    assert server.asked("POST", LINT)[0].body["workflow"] == sent["workflow"]
+    assert server.requests("POST", LINT)[0].body["workflow"] == sent["workflow"]
 
 
 def test_a_schedule_is_a_cron_workflow(server, job):
@@ -128,7 +128,7 @@ def test_a_schedule_is_a_cron_workflow(server, job):
 
     assert ArgoEngine(settings(server.url)).submit(scheduled(job)) == "team-a/two-steps"
 
-    examined, sent = (one.body["cronWorkflow"] for one in server.heard)
+    examined, sent = (one.body["cronWorkflow"] for one in server.history)
     assert examined == sent
     assert sent["spec"]["schedules"] == ["0 3 * * *"]
     assert sent["kind"] == "CronWorkflow"
@@ -178,7 +178,7 @@ def test_a_run_is_stopped_and_retried_by_its_name(server):
     engine.stop(f"team-a/{NAME}")  # the second time at once, without its exit handlers
     assert engine.retry(f"team-a/{NAME}") == f"team-a/{NAME}"
 
-    asked = [one for one in server.heard if one.method == "PUT"]
+    asked = [one for one in server.history if one.method == "PUT"]
     assert [one.path.rpartition("/")[2] for one in asked] == ["stop", "terminate", "retry"]
     assert {one.body["name"] for one in asked} == {NAME}
 
@@ -202,7 +202,7 @@ def test_the_log_of_a_step_is_that_of_its_pods(server):
 
     assert list(engine.logs(f"team-a/{NAME}")) == ["--- add", "one", "--- add-2", "two"]
     assert list(engine.logs(f"team-a/{NAME}", "add-2", follow=True)) == ["two"]
-    assert "logOptions.follow=true" in server.asked("GET", f"{WORKFLOWS}/{NAME}/log")[-1].query
+    assert "logOptions.follow=true" in server.requests("GET", f"{WORKFLOWS}/{NAME}/log")[-1].query
     with pytest.raises(NotFoundError, match="has no pod of a step 'tune'. It has add, add-2."):
         list(engine.logs(f"team-a/{NAME}", "tune"))
 
@@ -245,7 +245,7 @@ def test_every_refusal_is_one_line_without_the_token(server, job, answer, error,
         ArgoEngine(settings(server.url)).submit(job)
     assert "\n" not in str(raised.value)
     assert TOKEN not in str(raised.value) + caplog.text
-    assert not server.asked("POST", WORKFLOWS)
+    assert not server.requests("POST", WORKFLOWS)
 
 
 def test_a_create_whose_answer_was_lost_is_found_again(server, job):
@@ -295,7 +295,7 @@ def test_a_netrc_does_not_take_the_tokens_place(server, job, monkeypatch, tmp_pa
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server.on("GET", f"{WORKFLOWS}/{NAME}", Answer(body=workflow()))
     ArgoEngine(settings(server.url)).status(f"team-a/{NAME}")
-    assert server.heard[0].headers["Authorization"] == f"Bearer {TOKEN}"
+    assert server.history[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
 def test_a_certificate_that_nobody_vouches_for_is_one_line(job, monkeypatch, tmp_path):
@@ -409,14 +409,14 @@ def test_without_a_token_the_line_says_where_one_goes(job, monkeypatch, tmp_path
         server.on("POST", LINT, Answer(401, {"code": 16, "message": "no token", "details": []}))
         with pytest.raises(ServiceError, match=r"wants a token. Put a valid token into \$ARGO_TOKEN"):
             ArgoEngine(settings(server.url)).submit(job)
-        assert "Authorization" not in server.heard[0].headers
+        assert "Authorization" not in server.history[0].headers
 
         file = tmp_path / "token"
         for token in ("first", "second"):  # a mounted file is replaced now and then
             file.write_text(f"{token}\n")
             with pytest.raises(ServiceError, match="refuses the token"):
                 ArgoEngine(settings(server.url, token_file=file)).submit(job)
-            assert server.heard[-1].headers["Authorization"] == f"Bearer {token}"
+            assert server.history[-1].headers["Authorization"] == f"Bearer {token}"
 
 
 def test_a_run_of_another_namespace_is_refused(server):

@@ -36,7 +36,7 @@ def server(monkeypatch):
         running.on("GET", f"{API}/experiments", Answer(body={"experiments": []}))
         running.on("POST", f"{API}/experiments", Answer(body={"experiment_id": "e1", "display_name": "flights"}))
         yield running
-        for heard in running.heard:
+        for heard in running.history:
             assert heard.headers["authorization" if "authorization" in heard.headers else "Authorization"].endswith(
                 TOKEN
             )
@@ -136,8 +136,8 @@ def test_a_run_is_what_compile_writes_in_the_experiment_of_the_use_case(server, 
 
     assert engine.submit(job(pipeline)) == "r1"
 
-    assert server.asked("POST", f"{API}/experiments")[0].body["display_name"] == "flights"
-    sent = server.asked("POST", f"{API}/runs")[0].body
+    assert server.requests("POST", f"{API}/experiments")[0].body["display_name"] == "flights"
+    sent = server.requests("POST", f"{API}/runs")[0].body
     assert set(sent) <= set(kfp_server_api.V2beta1Run.attribute_map.values())
     assert sent["experiment_id"] == "e1"
     assert sent["display_name"] == f"counting-{RUN[:12]}"
@@ -157,7 +157,7 @@ def test_a_schedule_is_a_recurring_run_whose_seconds_are_zero(server, pipeline):
     nightly = job(pipeline, run_id="scheduled.counting", cron="0 3 * * *")
     assert KfpEngine(settings(server.url)).submit(nightly) == "rr1"
 
-    sent = server.asked("POST", f"{API}/recurringruns")[0].body
+    sent = server.requests("POST", f"{API}/recurringruns")[0].body
     assert set(sent) <= set(kfp_server_api.V2beta1RecurringRun.attribute_map.values())
     assert sent["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
     assert sent["mode"] == "ENABLE"
@@ -218,7 +218,7 @@ def test_a_run_is_stopped_and_retried(server):
     engine.stop("r1")
     assert engine.retry("r1") == "r1"
 
-    assert [one.path for one in server.heard] == [f"{API}/runs/r1:terminate", f"{API}/runs/r1:retry"]
+    assert [one.path for one in server.history] == [f"{API}/runs/r1:terminate", f"{API}/runs/r1:retry"]
 
 
 def test_steps_and_log_of_a_run_are_those_of_its_pods(server):
@@ -273,7 +273,7 @@ def test_every_refusal_is_one_line_without_the_token(server, answer, error, text
     assert isinstance(raised.value, ShopfloorError)
     assert "\n" not in str(raised.value)
     assert TOKEN not in str(raised.value) + caplog.text
-    assert len(server.heard) == 1  # no silent second try
+    assert len(server.history) == 1  # no silent second try
 
 
 def test_an_api_that_is_down_is_one_line():

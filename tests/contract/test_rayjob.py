@@ -192,11 +192,11 @@ def test_a_job_is_created_followed_and_its_log_handed_on(server, capsys):
     assert said[0] == f"RayJob team-a/{NAME} is created."
     assert f"RayJob team-a/{NAME}: waits for the queue team-a-queue (kubectl get workloads -n team-a)" in said
     assert [line for line in said if line.startswith("trial")] == ["trial 1/2", "trial 2/2"]
-    (created,) = server.asked("POST", JOBS)
+    (created,) = server.requests("POST", JOBS)
     assert created.body == body(settings(), NAME, "python -m x", ONE)
     assert created.headers["authorization"] == f"Bearer {TOKEN}"
-    assert "labelSelector=job-name%3D" + NAME in server.asked("GET", PODS)[0].query
-    assert not server.asked("DELETE", f"{JOBS}/{NAME}")
+    assert "labelSelector=job-name%3D" + NAME in server.requests("GET", PODS)[0].query
+    assert not server.requests("DELETE", f"{JOBS}/{NAME}")
 
 
 def test_a_step_that_is_tried_again_goes_on_with_the_running_job(server, capsys):
@@ -217,8 +217,8 @@ def test_a_job_that_failed_before_makes_way_for_the_next_attempt(server, capsys)
         state("Complete", "SUCCEEDED"),
     )
     rayjob.run(settings(), NAME, "python -m x", ONE)
-    assert len(server.asked("DELETE", f"{JOBS}/{NAME}")) == 1
-    assert len(server.asked("POST", JOBS)) == 2
+    assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
+    assert len(server.requests("POST", JOBS)) == 2
     said = capsys.readouterr().out
     assert "failed before, and makes way: Failed FAILED AppFailed" in said
     assert "is created." in said
@@ -230,7 +230,7 @@ def test_an_api_server_that_restarts_does_not_fail_the_step(server, monkeypatch)
     server.on("POST", JOBS, Answer(503), lost, Answer(409, {"reason": "AlreadyExists"}))
     server.on("GET", f"{JOBS}/{NAME}", Answer(500), state("Running", "RUNNING"), lost, state("Complete", "SUCCEEDED"))
     rayjob.run(settings(), NAME, "python -m x", ONE)
-    assert len(server.asked("POST", JOBS)) == 3
+    assert len(server.requests("POST", JOBS)) == 3
 
 
 def test_in_a_pod_the_job_belongs_to_the_workflow_of_the_pod(server, monkeypatch):
@@ -241,7 +241,7 @@ def test_in_a_pod_the_job_belongs_to_the_workflow_of_the_pod(server, monkeypatch
     server.on("GET", f"{PODS}/step-pod", Answer(body={"metadata": metadata, "spec": {"containers": []}}))
     server.on("GET", f"{JOBS}/{NAME}", state("Complete", "SUCCEEDED"))
     rayjob.run(settings(), NAME, "python -m x", ONE)
-    assert server.asked("POST", JOBS)[0].body["metadata"]["ownerReferences"] == [workflow]
+    assert server.requests("POST", JOBS)[0].body["metadata"]["ownerReferences"] == [workflow]
 
 
 def test_a_job_that_fails_says_why(server):
@@ -301,12 +301,12 @@ def test_a_cancelled_step_deletes_its_job(server):
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    wait_until(lambda: server.asked("GET", f"{JOBS}/{NAME}"))
+    wait_until(lambda: server.requests("GET", f"{JOBS}/{NAME}"))
     step.send_signal(signal.SIGTERM)
     out, _ = step.communicate(timeout=30)
 
     assert step.returncode != 0
-    assert len(server.asked("DELETE", f"{JOBS}/{NAME}")) == 1
+    assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
     assert f"RayJob team-a/{NAME} is deleted." in out
 
 

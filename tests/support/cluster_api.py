@@ -15,7 +15,7 @@ from typing import Any
 
 
 @dataclass
-class Heard:
+class Request:
     method: str
     path: str
     query: str
@@ -42,7 +42,7 @@ class Server:
     """Answers by method and path; a path without an answer is a 404 in the server's own words."""
 
     def __init__(self) -> None:
-        self.heard: list[Heard] = []
+        self.history: list[Request] = []
         self.answers: dict[tuple[str, str], list[Answer]] = {}
         self.url = ""
 
@@ -50,8 +50,8 @@ class Server:
         """Give these answers in turn, the last one from then on."""
         self.answers[method, path] = list(answers)
 
-    def asked(self, method: str, path: str) -> list[Heard]:
-        return [one for one in self.heard if (one.method, one.path) == (method, path)]
+    def requests(self, method: str, path: str) -> list[Request]:
+        return [one for one in self.history if (one.method, one.path) == (method, path)]
 
 
 @contextmanager
@@ -70,9 +70,9 @@ def serve(certificate: Path | None = None):
             length = int(self.headers.get("Content-Length") or 0)
             text = self.rfile.read(length)
             body = json.loads(text) if text else None
-            server.heard.append(Heard(self.command, path, query, dict(self.headers), body))
-            given = server.answers.get((self.command, path), [])
-            answer = (given.pop(0) if len(given) > 1 else given[0]) if given else None
+            server.history.append(Request(self.command, path, query, dict(self.headers), body))
+            answers = server.answers.get((self.command, path), [])
+            answer = (answers.pop(0) if len(answers) > 1 else answers[0]) if answers else None
             if answer is None:
                 answer = Answer(404, {"code": 5, "message": "not found here", "details": []})
             if answer.wait_s:
@@ -131,7 +131,7 @@ def certificate(file: Path) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "local")])
     now = dt.datetime.now(dt.UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -146,5 +146,5 @@ def certificate(file: Path) -> Path:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
     return file

@@ -124,12 +124,12 @@ def stop(process: subprocess.Popen) -> None:
     """End a server with all that it started: they share its session, also those whose parent is gone (HAProxy)."""
 
     def members() -> list[psutil.Process]:
-        found = []
+        processes = []
         for candidate in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
                 if os.getsid(candidate.pid) == process.pid:
-                    found.append(candidate)
-        return found
+                    processes.append(candidate)
+        return processes
 
     for member in members():
         with contextlib.suppress(psutil.NoSuchProcess):
