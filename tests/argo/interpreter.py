@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.argo import golang, manifest, pods
-from tests.argo.dag import FAILED, Dag, Scope, Node
+from tests.argo.dag import FAILED, Dag, Node, Scope
 from tests.argo.expressions import UnknownFeature
 from tests.argo.manifest import Json
 from tests.argo.tags import ArgoError, substitute, tags
