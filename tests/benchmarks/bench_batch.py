@@ -112,7 +112,7 @@ def flight_model(settings: Settings, directory: Path) -> tuple[pd.DataFrame, xgb
         rounds=use_case.search.max_rounds,
         threads=os.cpu_count() or 1,
         resume_from=None,
-        report=lambda done, numbers, model: trained.append(model),
+        report=lambda rounds, numbers, model: trained.append(model),
     )
     return train[list(record["features"])], trained[-1]
 
@@ -134,7 +134,7 @@ def _run_ray_data(settings: Settings) -> None:
 @contextlib.contextmanager
 def _memory_of(name: str) -> Iterator[list[int]]:
     """Keep how many bytes this process and those with that name hold together."""
-    seen, end = [0], threading.Event()
+    samples, end = [0], threading.Event()
     here = psutil.Process()
 
     def watch() -> None:
@@ -144,12 +144,12 @@ def _memory_of(name: str) -> Iterator[list[int]]:
                 with contextlib.suppress(psutil.Error):
                     if any(name in word for word in process.cmdline()):
                         total += process.memory_full_info().uss
-            seen.append(total)
+            samples.append(total)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield samples
     finally:
         end.set()
         thread.join()

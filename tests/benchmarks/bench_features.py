@@ -41,14 +41,14 @@ print(json.dumps({"ours": ours, "raw": time.perf_counter() - began, "peak_gib": 
 
 
 def _probe(tables: Path, scratch: Path) -> dict[str, float]:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROBE, str(tables), str(scratch), str(PROJECT)],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def measure() -> list[Row]:

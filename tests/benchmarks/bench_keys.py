@@ -156,12 +156,12 @@ def measure() -> list[Row]:
 
 def _run(script: str, *arguments: str) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")])}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *arguments], capture_output=True, text=True, env=environment
     )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    assert result.returncode == 0, result.stderr
+    seconds: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return seconds
 
 
 def _command(*arguments: str) -> float:

@@ -73,14 +73,14 @@ class Clone:
     def python(self, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})) -> float:
         """Run Python in the clone and return the seconds that it took."""
         # Python keeps the modules that it has compiled, as it does where nobody forbids it.
-        kept = bare_environment("MLFLOW_", "PYTHONDONTWRITEBYTECODE")
+        environment = bare_environment("MLFLOW_", "PYTHONDONTWRITEBYTECODE")
         paths = os.pathsep.join(map(str, (self.root, self.root / "platform")))
-        path = os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", "")))
+        path = os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", "")))
         began = time.perf_counter()
         subprocess.run(
             [sys.executable, *arguments],
             cwd=self.root,
-            env={**kept, "PYTHONPATH": paths, "PATH": path, MARK: self.mark, **variables},
+            env={**environment, "PYTHONPATH": paths, "PATH": path, MARK: self.mark, **variables},
             check=True,
             capture_output=True,
         )

@@ -37,16 +37,16 @@ def measure() -> list[Row]:
             register_models(settings, name, versions=1)
         deployed = 0.0
         for name in (*CASES, BROKEN):
-            begun = time.perf_counter()
+            start_s = time.perf_counter()
             promote_version(settings, name, "1")
-            deployed += (time.perf_counter() - begun) * (name != BROKEN)
+            deployed += (time.perf_counter() - start_s) * (name != BROKEN)
         _lose_files(settings, BROKEN)
         applications.ask_ray(settings, "DELETE", applications.SERVE)
         while applications.running(settings):
             time.sleep(0.2)
-        begun = time.perf_counter()
+        start_s = time.perf_counter()
         restored = restore(settings, progress=lambda text: None)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start_s
         back = sum(live_versions(settings, name).get("champion") == "1" for name in CASES)
     return [
         Row(

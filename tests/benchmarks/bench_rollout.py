@@ -112,16 +112,16 @@ def _lose_replica(settings: Settings) -> None:
 
 
 def _noticed(url: str, body: bytes, rate: float, change: Callable[[], object]) -> Round:
-    with steady(url, body, rate) as found:
+    with steady(url, body, rate) as steady_load:
         time.sleep(1)
-        begun = time.perf_counter()
+        start_s = time.perf_counter()
         time.sleep(PEACE_S)
         changing = time.perf_counter()
         change()
         time.sleep(AFTER_S)
         ended = time.perf_counter()
-        time.sleep(max(0.0, begun + LOAD_S - ended))
-    return Round(found.p99_ms(begun, changing), found.p99_ms(changing, ended), found.failed)
+        time.sleep(max(0.0, start_s + LOAD_S - ended))
+    return Round(steady_load.p99_ms(start_s, changing), steady_load.p99_ms(changing, ended), steady_load.failed)
 
 
 def _row(what: str, rate: float, rounds: list[Round]) -> Row:
@@ -144,15 +144,15 @@ def _shadowed(settings: Settings, url: str, body: bytes, rate: float) -> Row:
     failed = 0
     for shadow in (False, True) * SHADOW_ROUNDS:
         deploy(settings, CASE, challenger=KEEP, traffic=Traffic(shadow=shadow))
-        with steady(url, body, rate) as found:
+        with steady(url, body, rate) as steady_load:
             if shadow:
                 _wait_for_shadow(settings)
             time.sleep(1)
-            begun = time.perf_counter()
+            start_s = time.perf_counter()
             time.sleep(SHADOW_S)
             ended = time.perf_counter()
-        p99[shadow].append(found.p99_ms(begun, ended))
-        failed += found.failed
+        p99[shadow].append(steady_load.p99_ms(start_s, ended))
+        failed += steady_load.failed
     ours, peer = min(p99[True]), min(p99[False])
     return Row(
         name=f"a shadow, {rate:,.0f} requests/s",

@@ -178,16 +178,16 @@ def _batches(address: str, token: str, frame: Any, booster: Any) -> list[Row]:
     in_json = json.dumps({"dataframe_split": {"columns": split["columns"], "data": split["data"]}}).encode()
     as_bytes, length = _tensors(rows)
     sized = ("Content-Type: application/octet-stream", f"Inference-Header-Content-Length: {length}")
-    asked = {
+    orders = {
         "MLflow's JSON": request(f"{address}/invocations", in_json, token),
         "tensors of bytes": request(f"{address}/v2/models/{CASE}/infer", as_bytes, token, sized),
     }
-    for content in asked.values():
+    for content in orders.values():
         repeat(content, WARM_UP_S, BATCH_CONNECTIONS)
-    best, alone = dict.fromkeys(asked, 0.0), 0.0
+    best, alone = dict.fromkeys(orders, 0.0), 0.0
     for _ in range(ROUNDS):
         alone = max(alone, _in_a_loop(booster, rows.to_numpy(dtype="float32")))
-        for name, content in asked.items():
+        for name, content in orders.items():
             best[name] = max(best[name], BATCH_ROWS * repeat(content, ROUND_S, BATCH_CONNECTIONS).requests_per_s)
             time.sleep(PAUSE_S)
     return [
@@ -224,11 +224,11 @@ def _tensors(rows: Any) -> tuple[bytes, int]:
 
 def _in_a_loop(booster: Any, rows: Any) -> float:
     """Return rows a second of the model alone, with all of its threads."""
-    done, began = 0, time.perf_counter()
+    rows_done, began = 0, time.perf_counter()
     while time.perf_counter() - began < ROUND_S:
         booster.inplace_predict(rows, validate_features=False)
-        done += len(rows)
-    return done / (time.perf_counter() - began)
+        rows_done += len(rows)
+    return rows_done / (time.perf_counter() - began)
 
 
 def _best(loads: list[Load]) -> Load:

@@ -134,7 +134,7 @@ def _rows(out: Path) -> None:
 
 
 def _seconds(script: str, settings: str, features: Path) -> float:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, settings, str(features)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    return float(json.loads(result.stdout.splitlines()[-1])["seconds"])

@@ -86,10 +86,10 @@ def load(url: str, body: bytes, seconds: float, token: str | None = None, connec
     return repeat(request(url, body, token), seconds, connections)
 
 
-def repeat(asked: tuple[str, int, bytes], seconds: float, connections: int) -> Load:
+def repeat(order: tuple[str, int, bytes], seconds: float, connections: int) -> Load:
     """Send one request again and again on several connections, on each as soon as the last one is answered."""
     latencies: list[float] = []
-    name, port, content = asked
+    name, port, content = order
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +139,7 @@ def steady(url: str, body: bytes, requests_per_s: float, token: str = "") -> Ite
 
     What is yielded is filled in at the end of the block. Its times compare with `time.perf_counter()` of this process.
     """
-    found = Steady()
+    steady_load = Steady()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.load", url, body.decode(), str(requests_per_s), token],
         stdin=subprocess.PIPE,
@@ -147,17 +147,17 @@ def steady(url: str, body: bytes, requests_per_s: float, token: str = "") -> Ite
         text=True,
     )
     try:
-        yield found
+        yield steady_load
     finally:
-        said, _ = process.communicate("\n", timeout=60)
-        result = json.loads(said)
-        found.answers = [tuple(answer) for answer in result["answers"]]
-        found.lost = result["lost"]
+        output, _ = process.communicate("\n", timeout=60)
+        result = json.loads(output)
+        steady_load.answers = [tuple(answer) for answer in result["answers"]]
+        steady_load.lost = result["lost"]
 
 
 def _ask_steadily(url: str, body: bytes, requests_per_s: float, token: str) -> Steady:
     """Ask until a line comes on stdin."""
-    found = Steady()
+    steady_load = Steady()
     end = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.readline(), end.set()), daemon=True).start()
     name, port, content = request(url, body, token)
@@ -187,9 +187,9 @@ def _ask_steadily(url: str, body: bytes, requests_per_s: float, token: str) -> S
                 connection.done = loop.create_future()
                 connection.send()
                 status = await connection.done
-                found.answers.append((due, time.perf_counter() - due, status))
+                steady_load.answers.append((due, time.perf_counter() - due, status))
             except OSError:
-                found.lost += 1
+                steady_load.lost += 1
                 connection = None
             due += interval_s
         if connection is not None:
@@ -200,7 +200,7 @@ def _ask_steadily(url: str, body: bytes, requests_per_s: float, token: str) -> S
 
     gc.disable()
     asyncio.run(run())
-    return found
+    return steady_load
 
 
 if __name__ == "__main__":

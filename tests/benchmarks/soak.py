@@ -70,7 +70,7 @@ class Ask:
 
 
 @dataclass
-class Asked:
+class Tally:
     """What came of the requests so far."""
 
     answered: int = 0
@@ -81,9 +81,9 @@ class Asked:
 class Client(threading.Thread):
     """One that asks again and again, each time something else."""
 
-    def __init__(self, address: str, asks: list[Ask], token: str, asked: Asked, end: threading.Event) -> None:
+    def __init__(self, address: str, asks: list[Ask], token: str, tally: Tally, end: threading.Event) -> None:
         super().__init__(daemon=True)
-        self.address, self.asks, self.asked, self.end = address, asks, asked, end
+        self.address, self.asks, self.tally, self.end = address, asks, tally, end
         self.headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
         self.request_id = "none yet"
 
@@ -107,11 +107,11 @@ class Client(threading.Thread):
             answer.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            self.asked.wrong[f"{ask.path} {type(error).__name__}"] += 1
+            self.tally.wrong[f"{ask.path} {type(error).__name__}"] += 1
             return
-        self.asked.answered += 1
+        self.tally.answered += 1
         if answer.status != ask.status:
-            self.asked.wrong[f"{ask.path} {answer.status}, not {ask.status}"] += 1
+            self.tally.wrong[f"{ask.path} {answer.status}, not {ask.status}"] += 1
         elif ask.path.endswith("/predict"):
             self.request_id = answer.headers["X-Request-Id"] or self.request_id
 
@@ -157,17 +157,17 @@ def measure(minutes: float) -> list[Row]:
         deploy(settings, CASE, champion="1", challenger="2", traffic=Traffic(shadow=True))
         url = endpoint(settings, CASE)
         document = requests.get(f"{url}/openapi.json", timeout=10).json()
-        asked, end = Asked(), threading.Event()
-        clients = [Client(url.split("/")[2], _asks(document, frame), token, asked, end) for _ in range(CLIENTS)]
+        tally, end = Tally(), threading.Event()
+        clients = [Client(url.split("/")[2], _asks(document, frame), token, tally, end) for _ in range(CLIENTS)]
         for client in clients:
             client.start()
         try:
-            samples = _watch(settings, minutes, asked)
+            samples = _watch(settings, minutes, tally)
         finally:
             end.set()
             for client in clients:
                 client.join()
-    return [row for what in WATCHED for row in _grown(what, samples[what])] + [_answered(asked, minutes)]
+    return [row for what in WATCHED for row in _grown(what, samples[what])] + [_answered(tally, minutes)]
 
 
 def _asks(document: dict[str, Any], frame: Any) -> list[Ask]:
@@ -198,18 +198,18 @@ def _asks(document: dict[str, Any], frame: Any) -> list[Ask]:
     ]
 
 
-def _watch(settings: Settings, minutes: float, asked: Asked) -> dict[str, list[Sample]]:
+def _watch(settings: Settings, minutes: float, tally: Tally) -> dict[str, list[Sample]]:
     """Sample the processes for so long, say how it goes, and read the metrics as Prometheus does."""
     session = os.getsid(min(running_replicas(settings)))  # others on this machine may run the same
     samples: dict[str, list[Sample]] = {what: [] for what in WATCHED}
-    began = said = time.monotonic()
+    began = last_word_s = time.monotonic()
     while (now := time.monotonic()) < began + minutes * 60:
         requests.get(f"{endpoint(settings, CASE)}/metrics", timeout=10).raise_for_status()
-        for what, found in _sample(session, (now - began) / 60).items():
-            samples[what].append(found)
-        if now - said >= SAY_EVERY_S:
-            said = now
-            _say(samples, asked)
+        for what, sample in _sample(session, (now - began) / 60).items():
+            samples[what].append(sample)
+        if now - last_word_s >= SAY_EVERY_S:
+            last_word_s = now
+            _say(samples, tally)
         time.sleep(SAMPLE_S)
     return samples
 
@@ -228,11 +228,11 @@ def _sample(session: int, minute: float) -> dict[str, Sample]:
     return {what: Sample(minute, memory[what] / 2**20, descriptors[what]) for what in WATCHED}
 
 
-def _say(samples: dict[str, list[Sample]], asked: Asked) -> None:
-    last = {what: found[-1] for what, found in samples.items()}
+def _say(samples: dict[str, list[Sample]], tally: Tally) -> None:
+    last = {what: series[-1] for what, series in samples.items()}
     held = ", ".join(f"{what} {one.mib:.1f} MiB {one.descriptors} fds" for what, one in last.items())
     minute = last["replica"].minute
-    sys.stderr.write(f"{minute:5.1f} min  {asked.answered:,} answered, {asked.wrong.total()} wrong  {held}\n")
+    sys.stderr.write(f"{minute:5.1f} min  {tally.answered:,} answered, {tally.wrong.total()} wrong  {held}\n")
 
 
 def _grown(what: str, samples: list[Sample]) -> list[Row]:
@@ -262,16 +262,16 @@ def _grown(what: str, samples: list[Sample]) -> list[Row]:
     ]
 
 
-def _answered(asked: Asked, minutes: float) -> Row:
-    for wrong, times in asked.wrong.most_common():
+def _answered(tally: Tally, minutes: float) -> Row:
+    for wrong, times in tally.wrong.most_common():
         sys.stderr.write(f"{times} times: {wrong}\n")
     return Row(
         name=f"soak, requests in {minutes:g} minutes",
-        ours=f"{asked.answered:,}, {asked.wrong.total()} wrong",
+        ours=f"{tally.answered:,}, {tally.wrong.total()} wrong",
         peer="",
         ratio=None,
         target="0 wrong",
-        ok=not asked.wrong.total(),
+        ok=not tally.wrong.total(),
     )
 
 

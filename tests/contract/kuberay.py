@@ -34,47 +34,49 @@ PLAIN = {"str": str, "int": int, "bool": bool}
 def problems(job: Json) -> list[str]:
     """Return what is wrong with a RayJob, each with its place; nothing where all of it is right."""
     spec = job["spec"]
-    if found := _fields("spec", JOB, spec):
-        return found
+    if faults := _fields("spec", JOB, spec):
+        return faults
     if (job["apiVersion"], job["kind"]) != ("ray.io/v1", "RayJob"):
-        found.append("it is no RayJob of ray.io/v1")
+        faults.append("it is no RayJob of ray.io/v1")
     name = job["metadata"]["name"]
     if not NAME.fullmatch(name) or len(name) > NAME_LENGTH:
-        found.append(f"metadata.name: {name}")
-    found += [f"label {key}: {value}" for key, value in job["metadata"]["labels"].items() if not LABEL.fullmatch(value)]
+        faults.append(f"metadata.name: {name}")
+    faults += [
+        f"label {key}: {value}" for key, value in job["metadata"]["labels"].items() if not LABEL.fullmatch(value)
+    ]
     if not spec.get("entrypoint"):
-        found.append("spec.entrypoint is empty")
+        faults.append("spec.entrypoint is empty")
     for field in ("ttlSecondsAfterFinished", "suspend"):
         if spec.get(field) and not spec.get("shutdownAfterJobFinishes"):
-            found.append(f"spec.{field} needs shutdownAfterJobFinishes")
+            faults.append(f"spec.{field} needs shutdownAfterJobFinishes")
     if spec.get("backoffLimit", 0) < 0 or spec.get("activeDeadlineSeconds", 1) <= 0:
-        found.append("spec.backoffLimit or activeDeadlineSeconds is no such number")
+        faults.append("spec.backoffLimit or activeDeadlineSeconds is no such number")
     for group in spec["rayClusterSpec"].get("workerGroupSpecs", []):
         if not 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
-            found.append(f"replicas of {group['groupName']} are not between its bounds")
-    return found
+            faults.append(f"replicas of {group['groupName']} are not between its bounds")
+    return faults
 
 
-def _fields(path: str, known: Json, value: Json) -> list[str]:
-    found = [f"{path}.{name} is no field" for name in value.keys() - known.keys()]
+def _fields(path: str, schema: Json, value: Json) -> list[str]:
+    faults = [f"{path}.{name} is no field" for name in value.keys() - schema.keys()]
     for name, content in value.items():
-        kind, place = known.get(name), f"{path}.{name}"
+        kind, place = schema.get(name), f"{path}.{name}"
         if isinstance(kind, dict):
-            found += _fields(place, kind, content)
+            faults += _fields(place, kind, content)
         elif kind == "head":
-            found += _fields(place, GROUP, content)
+            faults += _fields(place, GROUP, content)
         elif kind == "workers":
             for number, one in enumerate(content):
-                found += _fields(f"{place}[{number}]", WORKERS, one)
+                faults += _fields(f"{place}[{number}]", WORKERS, one)
         elif kind == "pod":
-            found += _kubernetes(place, "V1PodTemplateSpec", content)
+            faults += _kubernetes(place, "V1PodTemplateSpec", content)
         elif kind == "strings":
-            found += [f"{place}.{key} is no string" for key, one in content.items() if not isinstance(one, str)]
+            faults += [f"{place}.{key} is no string" for key, one in content.items() if not isinstance(one, str)]
         elif isinstance(kind, set):
-            found += [] if content in kind else [f"{place}: {content}"]
+            faults += [] if content in kind else [f"{place}: {content}"]
         elif kind is not None and type(content) is not kind:
-            found.append(f"{place} is no {kind.__name__}")
-    return found
+            faults.append(f"{place} is no {kind.__name__}")
+    return faults
 
 
 def _kubernetes(path: str, kind: str, value: Any) -> list[str]:
@@ -84,18 +86,18 @@ def _kubernetes(path: str, kind: str, value: Any) -> list[str]:
             problem for number, one in enumerate(value) for problem in _kubernetes(f"{path}[{number}]", match[1], one)
         ]
     if match := re.fullmatch(r"dict\(str, (.*)\)", kind):
-        found = [problem for key, one in value.items() for problem in _kubernetes(f"{path}.{key}", match[1], one)]
+        faults = [problem for key, one in value.items() for problem in _kubernetes(f"{path}.{key}", match[1], one)]
         if path.endswith((".requests", ".limits")):
-            found += [f"{path}.{key}: {one}" for key, one in value.items() if not QUANTITY.fullmatch(str(one))]
-        return found
+            faults += [f"{path}.{key}: {one}" for key, one in value.items() if not QUANTITY.fullmatch(str(one))]
+        return faults
     if kind in PLAIN:
         return [] if type(value) is PLAIN[kind] else [f"{path} is no {kind}"]
     model = getattr(client, kind, None)
     if model is None:
         return []
     types = {model.attribute_map[name]: inner for name, inner in model.openapi_types.items()}
-    found = [f"{path}.{name} is no field of {kind}" for name in value.keys() - types.keys()]
+    faults = [f"{path}.{name} is no field of {kind}" for name in value.keys() - types.keys()]
     for name, one in value.items():
         if name in types:
-            found += _kubernetes(f"{path}.{name}", types[name], one)
-    return found
+            faults += _kubernetes(f"{path}.{name}", types[name], one)
+    return faults

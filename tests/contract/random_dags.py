@@ -73,40 +73,40 @@ def compiled(block: list[Tree], place: str) -> None:
     Compiler().compile(pipeline, place)
 
 
-def _add(block: list[Tree], seen: list[Any], tasks: list[Any]) -> Any:
+def _add(block: list[Tree], outputs: list[Any], tasks: list[Any]) -> Any:
     """Add a block's nodes and return its last task, which always runs."""
-    seen, tasks = list(seen), list(tasks)
+    outputs, tasks = list(outputs), list(tasks)
     last = None
     for node in block:
         if node["kind"] == "task":
-            last = _call(node, seen)
+            last = _call(node, outputs)
             if node["after"] is not None and tasks:
                 last.after(tasks[node["after"] % len(tasks)])
             tasks.append(last)
-            seen.append(last.outputs["mixed"])
+            outputs.append(last.outputs["mixed"])
         elif node["kind"] == "loop":
             with dsl.ParallelFor(node["items"], parallelism=node["limit"]) as item:
-                inner = _add(node["body"], [*seen, item], [])
+                inner = _add(node["body"], [*outputs, item], [])
             last = fold(items=dsl.Collected(inner.outputs["mixed"]))
-            seen.append(last.outputs["mixed"])
+            outputs.append(last.outputs["mixed"])
         else:
-            asked = mix(first=_pick(seen, node["on"]), second="bit")
-            with dsl.If(asked.outputs["bit"] == "1"):
-                one = _add(node["then"], seen, [])
+            task = mix(first=_pick(outputs, node["on"]), second="bit")
+            with dsl.If(task.outputs["bit"] == "1"):
+                one = _add(node["then"], outputs, [])
             if node["else"] is None:
-                last = asked
+                last = task
             else:
                 with dsl.Else():
-                    other = _add(node["else"], seen, [])
-                chosen = dsl.OneOf(one.outputs["mixed"], other.outputs["mixed"])
-                last = mix(first=chosen, second=seen[0])
-            seen.append(last.outputs["mixed"])
+                    other = _add(node["else"], outputs, [])
+                output = dsl.OneOf(one.outputs["mixed"], other.outputs["mixed"])
+                last = mix(first=output, second=outputs[0])
+            outputs.append(last.outputs["mixed"])
     return last
 
 
-def _call(node: Tree, seen: list[Any]) -> Any:
-    return mix(first=_pick(seen, node["first"]), second=_pick(seen, node["second"]))
+def _call(node: Tree, outputs: list[Any]) -> Any:
+    return mix(first=_pick(outputs, node["first"]), second=_pick(outputs, node["second"]))
 
 
-def _pick(seen: list[Any], number: int) -> Any:
-    return seen[-1 - number % len(seen)]
+def _pick(outputs: list[Any], number: int) -> Any:
+    return outputs[-1 - number % len(outputs)]

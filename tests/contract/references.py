@@ -115,11 +115,11 @@ def documents():
     return {path: printed(inspect.unwrap(command.callback), []) for path, command in printing.items()}
 
 
-def printed(function, seen):
+def printed(function, visited):
     """Return what `render.emit_json` is called with in a function of the command line, and in those that it calls."""
-    if function in seen:
+    if function in visited:
         return []
-    seen.append(function)
+    visited.append(function)
     module = inspect.getmodule(function)
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     imported = {
@@ -137,7 +137,7 @@ def printed(function, seen):
         elif isinstance(call.func, ast.Name):
             inner = vars(module).get(name) or (_named(name, imported) if name in imported else None)
             if inspect.isfunction(inner) and inner.__module__.startswith("shopfloor.cli."):
-                kinds += printed(inner, seen)
+                kinds += printed(inner, visited)
     return list(dict.fromkeys(kinds))
 
 
@@ -161,22 +161,22 @@ def _fields(record):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         for node, after in zip(body, [*body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and node.target.id in record.model_fields:
-                told = (
+                meaning = (
                     after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
                 )
                 kind = record.model_fields[node.target.id].annotation
                 values = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-                yield node.target.id, " | ".join(map(repr, values)) or ast.unparse(node.annotation), told
+                yield node.target.id, " | ".join(map(repr, values)) or ast.unparse(node.annotation), meaning
 
 
-def _inner(record, seen):
+def _inner(record, visited):
     """Yield the records that a record's fields hold, each once."""
     for field in record.model_fields.values():
         for one in _records_in(field.annotation):
-            if one not in seen:
-                seen.append(one)
-                _inner(one, seen)
-    return seen
+            if one not in visited:
+                visited.append(one)
+                _inner(one, visited)
+    return visited
 
 
 def _records_in(annotation):
@@ -189,16 +189,16 @@ def _records_in(annotation):
 def _table(record):
     if issubclass(record, RootModel):
         kind = record.model_fields["root"].annotation
-        named = ", ".join(getattr(one, "__name__", str(one)) for one in kind.__args__)
-        return [f"An object: `{kind.__name__}[{named}]`.\n"]
-    rows = [f"| `{name}` | `{_cell(kind)}` | {_cell(told)} |" for name, kind, told in _fields(record)]
+        names = ", ".join(getattr(one, "__name__", str(one)) for one in kind.__args__)
+        return [f"An object: `{kind.__name__}[{names}]`.\n"]
+    rows = [f"| `{name}` | `{_cell(kind)}` | {_cell(meaning)} |" for name, kind, meaning in _fields(record)]
     return ["| field | type | meaning |\n|---|---|---|", *rows, ""]
 
 
 def json_output():
     """Return the page of what `--json` prints."""
     parts = [NOTE, "# What --json prints\n", "One JSON document on stdout; everything else goes to stderr.\n"]
-    inner, shown = [], {}
+    inner, places = [], {}
     for command, kinds in documents().items():
         assert kinds, f"{command} --json prints nothing"
         parts.append(f"## `{command}`\n")
@@ -207,10 +207,10 @@ def json_output():
         for record, many in kinds:
             title = inspect.getdoc(record).splitlines()[0]
             start = f"{'A list of ' if many else ''}`{record.__name__}`"
-            if record in shown:
-                parts.append(f"{start}: as of [`{shown[record]}`](#{shown[record].replace(' ', '-')}).\n")
+            if record in places:
+                parts.append(f"{start}: as of [`{places[record]}`](#{places[record].replace(' ', '-')}).\n")
                 continue
-            shown[record] = command
+            places[record] = command
             parts += [f"{start}: {title}\n", *_table(record)]
             _inner(record, inner)
     parts.append("## Records within these\n")
@@ -237,8 +237,8 @@ def metrics():
     for family in replica._registry.collect():
         names = labels.get(family.name) or family.samples[0].labels
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        shown = ", ".join(f"`{label}`" for label in names)
-        rows.append(f"| `{name}` | {family.type} | {shown} | {_cell(family.documentation)} |")
+        label_text = ", ".join(f"`{label}`" for label in names)
+        rows.append(f"| `{name}` | {family.type} | {label_text} | {_cell(family.documentation)} |")
     head = """`GET /<use_case>/metrics` of a replica, in Prometheus' text format. A histogram has the series `_bucket`,
 `_sum` and `_count`.
 """

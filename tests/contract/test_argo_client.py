@@ -77,8 +77,10 @@ def check(body, model):
 
 
 def settings(url, **cluster):
-    given = {"argo_url": url, "namespace": "team-a", "queue": "team-a-queue", **cluster}
-    return Settings(project_root="/project", profile="cluster", request_timeout_s=1.0, cluster=ClusterSettings(**given))
+    values = {"argo_url": url, "namespace": "team-a", "queue": "team-a-queue", **cluster}
+    return Settings(
+        project_root="/project", profile="cluster", request_timeout_s=1.0, cluster=ClusterSettings(**values)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +180,9 @@ def test_a_run_is_stopped_and_retried_by_its_name(server):
     engine.stop(f"team-a/{NAME}")  # the second time at once, without its exit handlers
     assert engine.retry(f"team-a/{NAME}") == f"team-a/{NAME}"
 
-    asked = [one for one in server.history if one.method == "PUT"]
-    assert [one.path.rpartition("/")[2] for one in asked] == ["stop", "terminate", "retry"]
-    assert {one.body["name"] for one in asked} == {NAME}
+    updates = [one for one in server.history if one.method == "PUT"]
+    assert [one.path.rpartition("/")[2] for one in updates] == ["stop", "terminate", "retry"]
+    assert {one.body["name"] for one in updates} == {NAME}
 
 
 def test_the_log_of_a_step_is_that_of_its_pods(server):
@@ -323,8 +325,8 @@ def test_a_pod_that_prints_nothing_says_what_it_waits_for(server):
 
 def pod(number, task, phase, message="", **more):
     inputs = {"parameters": [{"name": "task-name", "value": task}]}
-    named = {"id": f"{NAME}-{number}", "displayName": f"{task}(0)", "templateName": "x", "inputs": inputs}
-    return {f"{NAME}-{number}": {"type": "Pod", "phase": phase, "message": message, **named, **more}}
+    node = {"id": f"{NAME}-{number}", "displayName": f"{task}(0)", "templateName": "x", "inputs": inputs}
+    return {f"{NAME}-{number}": {"type": "Pod", "phase": phase, "message": message, **node, **more}}
 
 
 def test_the_steps_of_a_run_are_those_of_its_pods_whatever_their_image(server):

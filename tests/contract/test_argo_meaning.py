@@ -135,13 +135,13 @@ def read(name, place):
 
 def both(on_argo, on_local):
     """Run two engines at the same time, each on a core of its own."""
-    found = {}
+    outcomes = {}
 
     def run():
         try:
-            found["outcome"] = on_local()
+            outcomes["outcome"] = on_local()
         except Exception as error:
-            found["error"] = error
+            outcomes["error"] = error
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -149,27 +149,27 @@ def both(on_argo, on_local):
         argo = on_argo()
     finally:
         thread.join()
-    if "error" in found:
-        raise found["error"]
-    return argo, found["outcome"]
+    if "error" in outcomes:
+        raise outcomes["error"]
+    return argo, outcomes["outcome"]
 
 
 def differences(argo, local, without=""):
     """Return what two outcomes differ in; of the step `without` only whether it succeeded is compared."""
-    found = []
+    lines = []
     if argo.succeeded != local.succeeded:
-        found.append(f"succeeded: {argo.succeeded}, locally {local.succeeded}")
+        lines.append(f"succeeded: {argo.succeeded}, locally {local.succeeded}")
     if plain(argo.outputs) != plain(local.outputs):
-        found.append(f"the pipeline gives {argo.outputs}, locally {local.outputs}")
+        lines.append(f"the pipeline gives {argo.outputs}, locally {local.outputs}")
     for path in sorted(argo.steps.keys() | local.steps.keys()):
         one, other = argo.steps.get(path), local.steps.get(path)
         if one is None or other is None:
-            found.append(f"{'/'.join(path)} ran only {'locally' if one is None else 'on Argo'}")
+            lines.append(f"{'/'.join(path)} ran only {'locally' if one is None else 'on Argo'}")
         elif one.succeeded != other.succeeded:
-            found.append(f"{'/'.join(path)} succeeded: {one.succeeded}, locally {other.succeeded}")
+            lines.append(f"{'/'.join(path)} succeeded: {one.succeeded}, locally {other.succeeded}")
         elif path[-1] != without and plain(one.outputs) != plain(other.outputs):
-            found.append(f"{'/'.join(path)} gives {one.outputs}, locally {other.outputs}")
-    return found
+            lines.append(f"{'/'.join(path)} gives {one.outputs}, locally {other.outputs}")
+    return lines
 
 
 def outputs_of(outcome):
@@ -187,8 +187,8 @@ def test_a_pipeline_of_our_own_gives_what_kfp_means(name, cluster, environment, 
 
     argo, _ = argo_runs.run(case.ir, case.platforms, case.arguments, cluster, tmp_path / "argo", SECRETS, environment)
 
-    found = outputs_of(argo)
-    assert {key: found.get(key) for key in case.gives} == case.gives, argo.logs
+    outputs = outputs_of(argo)
+    assert {key: outputs.get(key) for key in case.gives} == case.gives, argo.logs
     assert argo.succeeded != case.fails
     if case.on_local:
         assert not differences(argo, local_runs.run(case.ir, case.arguments, tmp_path / "local", environment))
@@ -196,9 +196,9 @@ def test_a_pipeline_of_our_own_gives_what_kfp_means(name, cluster, environment, 
 
 @theirs
 def test_every_name_here_is_a_pipeline():
-    named = {*ON_ARGO_ALONE, *NOT_RUN, *ARGUMENTS, *PATHS, *FAILING}
+    names = {*ON_ARGO_ALONE, *NOT_RUN, *ARGUMENTS, *PATHS, *FAILING}
 
-    assert named <= {file.stem for file in FILES}
+    assert names <= {file.stem for file in FILES}
 
 
 @theirs

@@ -68,13 +68,13 @@ def strict(schema):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: strict(value) for key, value in schema.items()}
-    if made.get("x-kubernetes-int-or-string") is True:
-        made.pop("type", None)
-    elif made.get("type") == "object" and "additionalProperties" not in made:
-        open_ended = made.get("x-kubernetes-preserve-unknown-fields") or "properties" not in made
-        made["additionalProperties"] = bool(open_ended)
-    return made
+    strict_schema = {key: strict(value) for key, value in schema.items()}
+    if strict_schema.get("x-kubernetes-int-or-string") is True:
+        strict_schema.pop("type", None)
+    elif strict_schema.get("type") == "object" and "additionalProperties" not in strict_schema:
+        open_ended = strict_schema.get("x-kubernetes-preserve-unknown-fields") or "properties" not in strict_schema
+        strict_schema["additionalProperties"] = bool(open_ended)
+    return strict_schema
 
 
 @pytest.fixture(scope="module")

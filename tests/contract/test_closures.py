@@ -41,13 +41,13 @@ def test_a_step_stands_on_few_modules(component):
 
 def sources(file):
     """Return the rooms of the library from which a module imports, wherever it does."""
-    found = set()
+    rooms = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("shopfloor.")}
-    return {name for name in found if (LIBRARY / name).is_dir()}
+        rooms |= {name.split(".")[1] for name in names if name.startswith("shopfloor.")}
+    return {name for name in rooms if (LIBRARY / name).is_dir()}
 
 
 def test_there_are_few_rooms_on_few_floors():

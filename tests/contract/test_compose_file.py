@@ -67,8 +67,8 @@ def test_what_stays_says_how_it_is_and_comes_back(name):
 @pytest.mark.parametrize("name", SERVICES)
 def test_what_is_waited_for_is_healthy_or_done(name):
     for other, how in service(name).get("depends_on", {}).items():
-        wanted = "service_completed_successfully" if other in ONCE else "service_healthy"
-        assert how == {"condition": wanted}, other
+        condition = "service_completed_successfully" if other in ONCE else "service_healthy"
+        assert how == {"condition": condition}, other
 
 
 def test_the_inner_network_reaches_nothing_outside():
@@ -108,13 +108,13 @@ def test_a_container_gets_the_secrets_that_it_names(name):
     own = service(name)
     text = yaml.safe_dump({key: value for key, value in own.items() if key != "secrets"})
     pairs = own.get("environment", {}).get("FROM_SECRETS", "").split()
-    named = {pair.partition("=")[2] for pair in pairs} | set(re.findall(r"/run/secrets/(\w+)", text))
+    names = {pair.partition("=")[2] for pair in pairs} | set(re.findall(r"/run/secrets/(\w+)", text))
     for mounted in own.get("volumes", []):
         file = PROJECT / mounted.partition(":")[0]
         if file.is_file():
-            named |= set(re.findall(r"/run/secrets/(\w+)", file.read_text(encoding="utf-8")))
+            names |= set(re.findall(r"/run/secrets/(\w+)", file.read_text(encoding="utf-8")))
 
-    assert named == set(own.get("secrets", []))
+    assert names == set(own.get("secrets", []))
 
 
 def test_both_sides_of_the_profile_name_every_service():
@@ -143,8 +143,8 @@ def test_compose_itself_takes_the_file_and_refuses_it_without_secrets(tmp_path):
     (tmp_path / "env").write_text("")
     without = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
     (tmp_path / "env").write_text(f"SHOPFLOOR_SECRETS={tmp_path}\n")
-    given = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
 
     assert without.returncode != 0
     assert "shopfloor secrets init" in without.stderr
-    assert (given.returncode, given.stdout) == (0, ""), given.stderr
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr

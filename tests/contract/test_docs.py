@@ -85,9 +85,9 @@ def test_every_page_is_in_the_index():
 def test_every_target_of_make_in_the_docs_exists():
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
-        named = set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
-        named |= {found[1] for line in lines(page) if (found := re.match(r"make ([a-z-]+)", line))}
-        assert named <= targets, page
+        used = set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
+        used |= {match[1] for line in lines(page) if (match := re.match(r"make ([a-z-]+)", line))}
+        assert used <= targets, page
 
 
 def leaves(schema, part, path=""):
@@ -97,7 +97,7 @@ def leaves(schema, part, path=""):
     inner = [*part.get("anyOf", []), *part.get("oneOf", [])]
     if isinstance(part.get("additionalProperties"), dict):
         inner.append(part["additionalProperties"])
-    below = [found for one in inner for found in leaves(schema, one, path)]
+    below = [leaf for one in inner for leaf in leaves(schema, one, path)]
     for name, one in part.get("properties", {}).items():
         below += leaves(schema, one, f"{path}.{name}" if path else name)
     return below or [path]
@@ -126,9 +126,9 @@ def test_every_key_of_a_use_case_is_in_its_reference():
 
 def test_every_key_of_the_reference_is_one_of_a_use_case():
     schema = UseCase.model_json_schema(by_alias=True)
-    known = leaves(schema, schema)
+    keys = leaves(schema, schema)
     for key in documented_keys():
-        assert any(one == key or one.startswith(f"{key}.") for one in known), key
+        assert any(one == key or one.startswith(f"{key}.") for one in keys), key
 
 
 def test_every_setting_is_in_its_reference():

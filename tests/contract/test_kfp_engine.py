@@ -43,14 +43,14 @@ def server(monkeypatch):
 
 
 def settings(url, **cluster):
-    given = {"kfp_url": url, "namespace": "team-a", "queue": "team-a-queue", "priority_class": "high"}
-    given |= {"image": IMAGE, "environment_secret": "object-store", **cluster}
+    values = {"kfp_url": url, "namespace": "team-a", "queue": "team-a-queue", "priority_class": "high"}
+    values |= {"image": IMAGE, "environment_secret": "object-store", **cluster}
     return Settings(
         project_root="/project",
         profile="cluster",
         request_timeout_s=1.0,
         artifact_root="s3://lake/artifacts",
-        cluster=ClusterSettings(**given),
+        cluster=ClusterSettings(**values),
     )
 
 
@@ -78,9 +78,9 @@ def pipeline():
 
 def job(pipeline, **more):
     ir, platforms = pipeline
-    given = {"arguments": {"text": "abc", "use_case": "flights"}, "run_id": RUN, **more}
+    values = {"arguments": {"text": "abc", "use_case": "flights"}, "run_id": RUN, **more}
     environment = {"SHOPFLOOR_ARTIFACT_ROOT": "s3://lake/artifacts", "SHOPFLOOR_PROJECT_ROOT": "/project"}
-    return Job(name="counting", ir=ir, platforms=platforms, environment=environment, **given)
+    return Job(name="counting", ir=ir, platforms=platforms, environment=environment, **values)
 
 
 def documents(text):
@@ -320,9 +320,9 @@ def test_the_command_that_the_backend_runs_computes_once_and_takes_the_stored_re
             }
         )
         command = [part.replace("{{$}}", executor_input) for part in (*container["command"], *container["args"])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return "computed" in done.stdout, json.loads(output.read_text())["parameterValues"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return "computed" in result.stdout, json.loads(output.read_text())["parameterValues"]
 
     assert run(4, "first") == (True, {"Output": 8})
     assert run(4, "again") == (False, {"Output": 8})

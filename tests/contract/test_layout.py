@@ -12,37 +12,37 @@ LIBRARY = PROJECT / "platform" / "shopfloor"
 
 def test_platform_stays_the_standard_librarys_module_in_the_project_root():
     assert not (PROJECT / "platform" / "__init__.py").exists()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import platform; print(platform.system())"],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "Linux"
+    assert result.stdout.strip() == "Linux"
 
 
 def test_no_tracked_file_names_a_package_index():
     files = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     word = "index" + "-url"
-    named = [
+    names = [
         file
         for file in files.splitlines()
         if (PROJECT / file).is_file() and not file.startswith("tests/") and f"{word} " in (PROJECT / file).read_text()
     ]
-    assert named == []
+    assert names == []
 
 
 def test_help_answers_without_loading_a_component():
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "shopfloor", "--help"],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "submit" in done.stdout
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "submit" in result.stdout
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert loaded & {"mlflow", "ray", "feast", "kfp", "dvc", "pandas", "great_expectations", "xgboost"} == set()
 
 
@@ -57,11 +57,11 @@ def test_the_page_of_the_house_names_every_room_and_only_modules_that_exist():
     rooms = {f"{folder.name}/" for folder in LIBRARY.iterdir() if (folder / "__init__.py").exists()}
     assert {room for room in rooms if f"| `{room}` |" not in text} == set()
 
-    named = {name for name in re.findall(r"`([\w/]+(?:/\w+)*(?:\.py)?)`", text) if "/" in name.rstrip("/")}
+    names = {name for name in re.findall(r"`([\w/]+(?:/\w+)*(?:\.py)?)`", text) if "/" in name.rstrip("/")}
     places = [LIBRARY, LIBRARY / "serving", PROJECT]
     missing = {
         name
-        for name in named
+        for name in names
         if not any((place / name).exists() or (place / f"{name}.py").exists() for place in places)
     }
     assert missing == set()

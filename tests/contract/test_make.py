@@ -44,24 +44,24 @@ def left(root, names):
 
 
 def test_clean_removes_what_can_be_made_again_and_nothing_else(tree):
-    done = make(tree, "clean")
+    result = make(tree, "clean")
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert left(tree, MADE) == []
     assert left(tree, KEPT) == KEPT
 
 
 def test_purge_says_what_would_be_lost_and_deletes_nothing_before_it_is_confirmed(tree):
-    asked = make(tree, "purge")
+    refusal = make(tree, "purge")
 
-    assert asked.returncode == 2
-    assert "dvc-remote" in asked.stdout
-    assert "make purge CONFIRM=yes" in asked.stderr
+    assert refusal.returncode == 2
+    assert "dvc-remote" in refusal.stdout
+    assert "make purge CONFIRM=yes" in refusal.stderr
     assert left(tree, KEPT) == KEPT
 
-    done = make(tree, "purge", "CONFIRM=yes")
+    result = make(tree, "purge", "CONFIRM=yes")
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert not (tree / ".shopfloor").exists()
     assert left(tree, KEPT[3:]) == KEPT[3:]
     assert make(tree, "purge", "CONFIRM=yes").returncode == 0
@@ -72,10 +72,10 @@ def test_purge_refuses_a_state_that_holds_the_clone(tree, place):
     """The clone itself, by two names, and the directory that it is in."""
     (tree / "above").mkdir()
 
-    done = make(tree, "purge", "CONFIRM=yes", f"SHOPFLOOR_STATE_DIR={tree / place}")
+    result = make(tree, "purge", "CONFIRM=yes", f"SHOPFLOOR_STATE_DIR={tree / place}")
 
-    assert done.returncode == 2, done.stdout
-    assert "is more than the state" in done.stderr
+    assert result.returncode == 2, result.stdout
+    assert "is more than the state" in result.stderr
     assert left(tree, KEPT) == KEPT
 
 
@@ -83,7 +83,7 @@ def test_purge_refuses_a_persons_home(tree):
     home = tree.parent / "home"
     home.mkdir()
 
-    done = make(tree, "purge", "CONFIRM=yes", f"SHOPFLOOR_STATE_DIR={home}", f"HOME={home}")
+    result = make(tree, "purge", "CONFIRM=yes", f"SHOPFLOOR_STATE_DIR={home}", f"HOME={home}")
 
-    assert done.returncode == 2, done.stdout
+    assert result.returncode == 2, result.stdout
     assert home.exists()

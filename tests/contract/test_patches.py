@@ -143,14 +143,14 @@ SETTINGS = {"RAY_TOKEN_FILE", "RAY_DASHBOARD_URL"}
 
 
 def test_every_variable_that_ray_documents_nowhere_is_in_the_register():
-    known = " ".join(text for patch in PATCHES for text in (patch.reason, *patch.relies_on))
+    register_text = " ".join(text for patch in PATCHES for text in (patch.reason, *patch.relies_on))
     used = {
         node.value
         for file in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and re.fullmatch(r"(RAY|TUNE|DASHBOARD)_[A-Z0-9_]*[A-Z0-9]", str(node.value))
     }
-    assert {name for name in used - DOCUMENTED - SETTINGS if name not in known} == set()
+    assert {name for name in used - DOCUMENTED - SETTINGS if name not in register_text} == set()
 
 
 def test_ray_knows_every_variable_that_a_head_gets(tmp_path):

@@ -32,15 +32,15 @@ ONE = Workers(1, 1, 0)
 
 
 def settings(**cluster):
-    given = {"namespace": "team-a", "queue": "team-a-queue", "priority_class": "high"}
-    given |= {"environment_secret": "object-store", **cluster}
+    values = {"namespace": "team-a", "queue": "team-a-queue", "priority_class": "high"}
+    values |= {"environment_secret": "object-store", **cluster}
     return Settings(
         project_root="/project",
         profile="cluster",
         artifact_root="s3://lake/artifacts",
         request_timeout_s=1.0,
         run_id="0123abc",
-        cluster=ClusterSettings(**given),
+        cluster=ClusterSettings(**values),
     )
 
 
@@ -188,10 +188,10 @@ def test_a_job_is_created_followed_and_its_log_handed_on(server, capsys):
 
     rayjob.run(settings(), NAME, "python -m x", ONE)
 
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"RayJob team-a/{NAME} is created."
-    assert f"RayJob team-a/{NAME}: waits for the queue team-a-queue (kubectl get workloads -n team-a)" in said
-    assert [line for line in said if line.startswith("trial")] == ["trial 1/2", "trial 2/2"]
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == f"RayJob team-a/{NAME} is created."
+    assert f"RayJob team-a/{NAME}: waits for the queue team-a-queue (kubectl get workloads -n team-a)" in output
+    assert [line for line in output if line.startswith("trial")] == ["trial 1/2", "trial 2/2"]
     (created,) = server.requests("POST", JOBS)
     assert created.body == body(settings(), NAME, "python -m x", ONE)
     assert created.headers["authorization"] == f"Bearer {TOKEN}"
@@ -219,9 +219,9 @@ def test_a_job_that_failed_before_makes_way_for_the_next_attempt(server, capsys)
     rayjob.run(settings(), NAME, "python -m x", ONE)
     assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
     assert len(server.requests("POST", JOBS)) == 2
-    said = capsys.readouterr().out
-    assert "failed before, and makes way: Failed FAILED AppFailed" in said
-    assert "is created." in said
+    output = capsys.readouterr().out
+    assert "failed before, and makes way: Failed FAILED AppFailed" in output
+    assert "is created." in output
 
 
 def test_an_api_server_that_restarts_does_not_fail_the_step(server, monkeypatch):

@@ -32,13 +32,13 @@ sys.addaudithook(_watch)
 def _counted(real):
     def counting(*arguments, **options):
         _importing[0] += 1
-        begun = time.thread_time()
+        start_s = time.thread_time()
         try:
             return real(*arguments, **options)
         finally:
             _importing[0] -= 1
             if not _importing[0]:
-                _importing[1] += time.thread_time() - begun
+                _importing[1] += time.thread_time() - start_s
 
     return counting
 
@@ -57,14 +57,14 @@ def pytest_runtest_call(item):
     real = builtins.__import__
     _importing[1] = 0.0
     _running[0] = item.name
-    begun = time.thread_time()
+    start_s = time.thread_time()
     builtins.__import__ = _counted(real)
     try:
         result = yield
     finally:
         builtins.__import__ = real
         _running[0] = ""
-    spent = time.thread_time() - begun - _importing[1]
+    spent = time.thread_time() - start_s - _importing[1]
     limit = PROPERTY_LIMIT_S if getattr(item.obj, "is_hypothesis_test", False) else LIMIT_S
     if spent > limit:
         pytest.fail(f"{spent:.2f} s of CPU time, more than {limit} s: test less, or elsewhere", pytrace=False)

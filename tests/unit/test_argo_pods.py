@@ -155,28 +155,28 @@ def test_resources_and_kubernetes_settings_reach_the_pod():
 
     manifest = workflow(one, {"secret": "s"})
 
-    made = template(manifest, "comp-say")
-    container = made["container"]
+    pod = template(manifest, "comp-say")
+    container = pod["container"]
     assert container["resources"] == {"limits": {"cpu": "2", "nvidia.com/gpu": "1"}, "requests": {"memory": "1Gi"}}
-    assert static(made)["environment"] == {"MINE": "x"}
+    assert static(pod)["environment"] == {"MINE": "x"}
     assert container["env"][-2:] == [
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "fixed", "key": "key", "optional": False}}},
     ]
-    volumes = {item["name"]: item for item in made["volumes"]}
+    volumes = {item["name"]: item for item in pod["volumes"]}
     mounted = {item["mountPath"]: volumes[item["name"]] for item in container["volumeMounts"]}
     assert mounted["/claim"]["persistentVolumeClaim"] == {"claimName": "claim"}
     assert mounted["/map"]["configMap"]["name"] == "map"
     assert mounted["/scratch"]["emptyDir"] == {"sizeLimit": "1Gi"}
     assert mounted["/secret"]["secret"]["secretName"] == "{{inputs.parameters.kubernetes-0}}"
     assert given(manifest, "one", "say")["kubernetes-0"] == "{{inputs.parameters.secret}}"
-    assert made["nodeSelector"] == {"pool": "gpu"}
-    assert made["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    assert made["metadata"] == {"labels": {"kueue.x-k8s.io/queue-name": "other"}}
-    assert (made["activeDeadlineSeconds"], container["imagePullPolicy"]) == ("60", "Always")
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["metadata"] == {"labels": {"kueue.x-k8s.io/queue-name": "other"}}
+    assert (pod["activeDeadlineSeconds"], container["imagePullPolicy"]) == ("60", "Always")
     assert manifest["spec"]["imagePullSecrets"] == [{"name": "pull"}]
     assert container["securityContext"]["runAsUser"] == 7
-    terms = made["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    terms = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert terms == [{"matchExpressions": [{"key": "z", "operator": "In", "values": ["a"]}]}]
 
 
@@ -285,15 +285,15 @@ def test_an_image_and_settings_that_are_json_come_from_the_pipeline():
 
     manifest = translate(case.ir, case.platforms, {}, cluster())
 
-    made = template(manifest, "comp-say")
-    assert made["container"]["image"] == "{{inputs.parameters.pipelinechannel--image}}"
+    pod = template(manifest, "comp-say")
+    assert pod["container"]["image"] == "{{inputs.parameters.pipelinechannel--image}}"
     assert given(manifest, "settings-from-parameters", "say")["pipelinechannel--image"] == "{{inputs.parameters.image}}"
     # What a tag stands for is JSON: without quotes around it.
-    assert '"nodeSelector": {{inputs.parameters.kubernetes-' in made["podSpecPatch"]
-    assert '"tolerations": {{=toJson(filter(concat(fromJSON(' in made["podSpecPatch"]
-    assert '"imagePullSecrets": [{"name": "{{inputs.parameters.kubernetes-' in made["podSpecPatch"]
+    assert '"nodeSelector": {{inputs.parameters.kubernetes-' in pod["podSpecPatch"]
+    assert '"tolerations": {{=toJson(filter(concat(fromJSON(' in pod["podSpecPatch"]
+    assert '"imagePullSecrets": [{"name": "{{inputs.parameters.kubernetes-' in pod["podSpecPatch"]
     # The secret is optional, and its name has no value.
-    assert "V" not in {item["name"] for item in made["container"]["env"]}
+    assert "V" not in {item["name"] for item in pod["container"]["env"]}
 
 
 def test_a_setting_that_is_not_optional_and_has_no_value_is_refused_with_its_parameter():

@@ -314,11 +314,11 @@ def test_a_loop_has_a_limit_and_collects_values_and_artifacts():
         "!(# in ['\\u2060', '\\u0022\\u2060\\u0022'])), type(#) == 'string' ? fromJSON(#) : #)) : '[]'",
     )
     prefix = json.loads(data["valueFrom"]["default"])["prefix"]
-    written = template(manifest, "comp-make")["outputs"]["artifacts"][0]
+    artifact = template(manifest, "comp-make")["outputs"]["artifacts"][0]
     read = template(manifest, "comp-join")["inputs"]["artifacts"][0]
-    assert written["s3"]["key"] == f"{{{{workflow.name}}}}/{prefix}/{{{{pod.name}}}}"
+    assert artifact["s3"]["key"] == f"{{{{workflow.name}}}}/{prefix}/{{{{pod.name}}}}"
     assert read["s3"]["key"] == "{{workflow.name}}/{{=jsonpath(inputs.parameters['data-artifact'], '$.prefix')}}"
-    assert (written["archive"], read["archive"]) == ({"none": {}}, {"none": {}})
+    assert (artifact["archive"], read["archive"]) == ({"none": {}}, {"none": {}})
 
 
 def test_a_loop_over_an_input_without_a_value_is_refused():

@@ -75,10 +75,10 @@ def test_a_model_without_a_native_way_gets_frames(settings, part, columns, given
 
 def test_a_part_holds_the_rows_as_they_were_and_their_predictions(settings, part):
     batch.score_part(settings, batch.Scoring("3", ("real",), Keeping(), True, None), part)
-    found = pq.read_table(part.target, partitioning=None)
-    assert str(found.select(TABLE.column_names).to_pylist()) == str(TABLE.to_pylist())  # NaN equals no NaN
-    assert found["prediction"].type == pa.float32()
-    assert found["model_version"].to_pylist() == ["3"] * 4
+    table = pq.read_table(part.target, partitioning=None)
+    assert str(table.select(TABLE.column_names).to_pylist()) == str(TABLE.to_pylist())  # NaN equals no NaN
+    assert table["prediction"].type == pa.float32()
+    assert table["model_version"].to_pylist() == ["3"] * 4
 
 
 def test_a_part_that_others_have_scored_meanwhile_is_not_written(settings, part, tmp_path):
@@ -167,9 +167,9 @@ def test_columns_that_stand_in_the_names_of_directories_stay_and_are_given_to_th
         (data / f"shop={shop}/year={year}").mkdir(parents=True)
         pq.write_table(ROWS.drop_columns("shop"), data / f"shop={shop}/year={year}/part.parquet")
     model = Keeping()
-    found = parts(settings, data)
-    for part in found:
+    data_parts = parts(settings, data)
+    for part in data_parts:
         batch.score_part(settings, batch.Scoring("3", ("year", "real"), model, False, None), part)
         assert set(pq.read_table(part.target, partitioning=None)["shop"].to_pylist()) == {part.partition["shop"]}
-    assert {part.partition["shop"] for part in found} == {"eu", "café"}
+    assert {part.partition["shop"] for part in data_parts} == {"eu", "café"}
     assert {rows[0, 0] for rows in model.given} == {2023, 2024}

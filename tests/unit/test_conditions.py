@@ -139,12 +139,12 @@ def test_what_kfp_does_not_write_is_refused_with_the_condition(condition):
 
 @pytest.mark.parametrize("text", ["it's", "}}", "{{inputs.parameters.x}}", 'a"b', "a\\b", "line\nbreak", "é ✓ 😀"])
 def test_a_literal_hides_what_would_end_it_or_its_tag(text):
-    made = literal(text)
+    text_literal = literal(text)
 
-    assert made[0] == made[-1] == "'"
-    assert not set(made[1:-1]) & set("'\"{}\n")
+    assert text_literal[0] == text_literal[-1] == "'"
+    assert not set(text_literal[1:-1]) & set("'\"{}\n")
     assert (
-        made[1:-1]
+        text_literal[1:-1]
         .encode("latin-1", "backslashreplace")
         .decode("unicode_escape")
         .encode("utf-16", "surrogatepass")

@@ -12,9 +12,9 @@ def test_what_ends_a_process_is_read_as_it_was_left(tmp_path, monkeypatch):
 
     errors.leave(DataError("No rows.\nNone.", "Look at data/."))
 
-    told = failures.read(file, 1)
-    assert told == Failure("DataError", "No rows.\nNone.", "Look at data/.")
-    assert str(told) == "No rows.\nNone. Look at data/."
+    failure = failures.read(file, 1)
+    assert failure == Failure("DataError", "No rows.\nNone.", "Look at data/.")
+    assert str(failure) == "No rows.\nNone. Look at data/."
 
 
 def test_what_a_process_took_back_or_left_before_it_was_killed_is_not_why_it_failed(tmp_path, monkeypatch):
@@ -55,9 +55,9 @@ def test_an_end_without_an_exception_is_told_by_its_exit_code(tmp_path, code, pr
     log = tmp_path / "log"
     log.write_text(printed)
 
-    told = failures.of_exit(code, log)
+    failure = failures.of_exit(code, log)
 
-    assert (told.kind, told.message) == (kind, message)
+    assert (failure.kind, failure.message) == (kind, message)
 
 
 def test_kfps_executor_is_run_by_ours_wherever_a_command_calls_it():

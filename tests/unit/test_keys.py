@@ -28,8 +28,8 @@ def project(tmp_path):
 
 
 def key(settings, **parameters):
-    given = {"use_case": "flight_delays", "trials": 16} | parameters
-    return step_key(settings, SOURCE, "tune", given, {"features": "abc"}).key
+    arguments = {"use_case": "flight_delays", "trials": 16} | parameters
+    return step_key(settings, SOURCE, "tune", arguments, {"features": "abc"}).key
 
 
 def edit(settings, file, old, new):

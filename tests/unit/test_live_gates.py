@@ -36,12 +36,12 @@ def feedback(**outcomes):
 
 
 def numbers(predictions, outcomes=None, version="2", tolerance=0.1, cost_per_hour=None):
-    given = feedback() if outcomes is None else outcomes
-    return live_numbers(predictions, given, version, "1", tolerance, cost_per_hour)
+    feedback_rows = feedback() if outcomes is None else outcomes
+    return live_numbers(predictions, feedback_rows, version, "1", tolerance, cost_per_hour)
 
 
 def test_errors_are_the_versions_own_not_the_clients():
-    found = numbers(
+    values = numbers(
         log(
             answer(1, "2", "canary"),
             answer(2, "2", "canary", status=422),
@@ -50,33 +50,33 @@ def test_errors_are_the_versions_own_not_the_clients():
             answer(5, "1", status=500, failed=True),
         )
     )
-    assert found.metrics["error_rate"] == pytest.approx(2 / 3)
-    assert (found.requests, found.counts["error_rate"]) == (4, 3)
+    assert values.metrics["error_rate"] == pytest.approx(2 / 3)
+    assert (values.requests, values.counts["error_rate"]) == (4, 3)
 
 
 def test_latency_is_that_of_answers_that_somebody_got():
     shadows = [answer(i, "2", "shadow", latency_ms=500) for i in range(50)]
-    found = numbers(log(*shadows, *(answer(100 + i, "2", "canary", latency_ms=i + 1) for i in range(100))))
-    assert found.metrics["p99_ms"] == pytest.approx(99.01)
-    assert found.counts["p99_ms"] == 100
+    values = numbers(log(*shadows, *(answer(100 + i, "2", "canary", latency_ms=i + 1) for i in range(100))))
+    assert values.metrics["p99_ms"] == pytest.approx(99.01)
+    assert values.counts["p99_ms"] == 100
 
 
 def test_who_asks_for_a_version_by_name_decides_nothing_about_it():
-    asked = [answer(i, "2", "asked", status=500, failed=True, latency_ms=900) for i in range(200)]
-    found = numbers(log(*asked, answer(1000, "2", "canary")), feedback(r1=True, r2=False))
-    assert found.metrics == {"error_rate": 0, "p99_ms": 2.0}
-    assert (found.requests, found.counts["error_rate"], found.counts["p99_ms"]) == (1, 1, 1)
+    direct = [answer(i, "2", "asked", status=500, failed=True, latency_ms=900) for i in range(200)]
+    values = numbers(log(*direct, answer(1000, "2", "canary")), feedback(r1=True, r2=False))
+    assert values.metrics == {"error_rate": 0, "p99_ms": 2.0}
+    assert (values.requests, values.counts["error_rate"], values.counts["p99_ms"]) == (1, 1, 1)
 
 
 def test_latency_is_that_of_one_row_not_of_ten_thousand():
     many = [answer(i, "2", "canary", latency_ms=4000, route="/invocations") for i in range(100)]
-    found = numbers(log(*many, *(answer(100 + i, "2", "canary", latency_ms=3) for i in range(10))))
-    assert (found.metrics["p99_ms"], found.counts["p99_ms"]) == (3, 10)
-    assert found.counts["error_rate"] == 110
+    values = numbers(log(*many, *(answer(100 + i, "2", "canary", latency_ms=3) for i in range(10))))
+    assert (values.metrics["p99_ms"], values.counts["p99_ms"]) == (3, 10)
+    assert values.counts["error_rate"] == 110
 
 
 def test_agreement_compares_the_answers_to_the_same_request():
-    found = numbers(
+    values = numbers(
         log(
             answer(1, "1", prediction=0.5),
             answer(1, "2", "shadow", prediction=0.55),
@@ -88,25 +88,25 @@ def test_agreement_compares_the_answers_to_the_same_request():
             answer("twice", "2", "shadow"),
         )
     )
-    assert (found.metrics["agreement"], found.counts["agreement"]) == (0.5, 2)
+    assert (values.metrics["agreement"], values.counts["agreement"]) == (0.5, 2)
 
 
 def test_feedback_gives_the_metrics_of_the_evaluation():
     outcomes = feedback(r1=True, r2=False, r3=True, r4=0, r9=True)
-    given = log(*(answer(i, "2", "canary", prediction=p) for i, p in ((1, 0.9), (2, 0.2), (3, 0.4), (4, 0.6))))
-    found = numbers(given, outcomes)
-    assert found.metrics["roc_auc"] == 0.75
-    assert found.counts["roc_auc"] == 4
+    predictions = log(*(answer(i, "2", "canary", prediction=p) for i, p in ((1, 0.9), (2, 0.2), (3, 0.4), (4, 0.6))))
+    values = numbers(predictions, outcomes)
+    assert values.metrics["roc_auc"] == 0.75
+    assert values.counts["roc_auc"] == 4
 
 
 def test_cost_is_that_of_the_time_spent():
-    found = numbers(log(answer(1, "2", "canary", latency_ms=3.6)), cost_per_hour=1000)
-    assert found.metrics["cost_per_1000"] == pytest.approx(1.0)
+    values = numbers(log(answer(1, "2", "canary", latency_ms=3.6)), cost_per_hour=1000)
+    assert values.metrics["cost_per_1000"] == pytest.approx(1.0)
 
 
 def test_nothing_is_known_of_a_version_that_answered_nothing():
-    found = numbers(log(answer(1, "1")))
-    assert (found.requests, found.metrics) == (0, {})
+    values = numbers(log(answer(1, "1")))
+    assert (values.requests, values.metrics) == (0, {})
 
 
 GATES = LiveGates.model_validate(

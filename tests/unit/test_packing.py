@@ -93,13 +93,13 @@ def series(kind, cells):
 @often
 @given(frames())
 def test_a_frame_comes_back_with_its_dtypes_names_order_and_cells(frame):
-    found = back(table=frame).table
-    assert list(found.dtypes) == list(frame.dtypes)
-    assert_same(found.columns.tolist(), frame.columns.tolist())
-    assert_same(found.index.tolist(), frame.index.tolist())
-    assert (type(found.index), found.index.dtype) == (type(frame.index), frame.index.dtype)
+    copy = back(table=frame).table
+    assert list(copy.dtypes) == list(frame.dtypes)
+    assert_same(copy.columns.tolist(), frame.columns.tolist())
+    assert_same(copy.index.tolist(), frame.index.tolist())
+    assert (type(copy.index), copy.index.dtype) == (type(frame.index), frame.index.dtype)
     for number in range(frame.shape[1]):
-        assert_same(found.iloc[:, number].astype(object).tolist(), frame.iloc[:, number].astype(object).tolist())
+        assert_same(copy.iloc[:, number].astype(object).tolist(), frame.iloc[:, number].astype(object).tolist())
 
 
 @often
@@ -108,9 +108,9 @@ def test_a_frame_comes_back_with_its_dtypes_names_order_and_cells(frame):
     st.none() | st.dictionaries(st.text("ab"), VALUES),
 )
 def test_records_and_params_come_back_as_they_were(records, params):
-    found = back(records=records, params=params)
-    assert_same(found.records, records)
-    assert_same(found.params, params)
+    copy = back(records=records, params=params)
+    assert_same(copy.records, records)
+    assert_same(copy.params, params)
 
 
 @often
@@ -125,9 +125,9 @@ def test_whatever_else_mlflow_makes_of_a_body_comes_back(value):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_matrix_comes_back_bit_by_bit_and_in_its_order(dtype, order):
     matrix = np.array([[1.5, np.nan], [-0.0, np.inf], [5e-324, 1e30]], dtype=dtype, order=order)
-    found = back(matrix=matrix).matrix
-    assert (found.dtype, found.flags.f_contiguous) == (matrix.dtype, matrix.flags.f_contiguous)
-    assert found.tobytes() == matrix.tobytes()
+    copy = back(matrix=matrix).matrix
+    assert (copy.dtype, copy.flags.f_contiguous) == (matrix.dtype, matrix.flags.f_contiguous)
+    assert copy.tobytes() == matrix.tobytes()
 
 
 def test_long_content_goes_in_pieces_and_comes_back_whole():

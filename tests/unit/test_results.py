@@ -109,9 +109,9 @@ def test_a_file_of_another_publisher_counts_while_it_is_there_and_what_lay_nowhe
 def test_an_effect_that_no_longer_holds_is_a_reason_and_no_damage(settings, made, caplog):
     made["model"]["metadata"]["effect"] = {"kind": "champion", "use_case": "flights", "version": "3"}
     store(settings).put(KEY, PARTS, made)
-    found = store(settings, lambda effect: False).find(KEY)
-    assert found.outputs is None
-    assert found.reason == "The champion version 3 of flights no longer holds"
+    lookup = store(settings, lambda effect: False).find(KEY)
+    assert lookup.outputs is None
+    assert lookup.reason == "The champion version 3 of flights no longer holds"
     with caplog.at_level(logging.WARNING):
         assert store(settings, lambda effect: False).get(KEY).outputs is None
     assert caplog.text == ""

@@ -154,7 +154,7 @@ def test_the_json_schema_names_types_and_what_is_required():
 
 
 def test_an_example_is_taken_from_the_model_and_always_passes_the_check():
-    taken = SCHEMA.example({"hour": 7.0, "distance": 733.5, "seats": math.nan, "weekend": True, "carrier": "UA"})
-    assert taken == {"hour": 7, "distance": 733.5, "seats": None, "weekend": True, "carrier": "UA"}
+    example = SCHEMA.example({"hour": 7.0, "distance": 733.5, "seats": math.nan, "weekend": True, "carrier": "UA"})
+    assert example == {"hour": 7, "distance": 733.5, "seats": None, "weekend": True, "carrier": "UA"}
     for row in (None, {}, {"hour": "seven"}, {"hour": 7, "distance": math.inf}):
         assert SCHEMA.parse(json.dumps(SCHEMA.example(row)).encode())

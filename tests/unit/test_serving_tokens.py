@@ -24,18 +24,18 @@ def bearer(token):
 
 def test_a_token_opens_its_use_cases_and_no_other(file):
     one, everything = create(file, "one", ["flight_delays"], None), create(file, "all", [], None)
-    known = Tokens(file)
+    reader = Tokens(file)
 
-    assert known.allow(bearer(one), "flight_delays")
-    assert not known.allow(bearer(one), "fraud")
-    assert known.allow(bearer(everything), "fraud")
+    assert reader.allow(bearer(one), "flight_delays")
+    assert not reader.allow(bearer(one), "fraud")
+    assert reader.allow(bearer(everything), "fraud")
 
 
 @pytest.mark.parametrize("header", [None, b"", b"Bearer", b"Bearer wrong", b"Basic {token}", b"{token}"])
 def test_anything_but_a_right_bearer_token_opens_nothing(file, header):
     token = create(file, "one", [], None)
-    given = header.replace(b"{token}", token.encode()) if header else header
-    assert not Tokens(file).allow(given, "flight_delays")
+    authorization = header.replace(b"{token}", token.encode()) if header else header
+    assert not Tokens(file).allow(authorization, "flight_delays")
 
 
 def test_a_token_ends_after_its_last_day(file):
@@ -55,26 +55,26 @@ def test_the_file_holds_no_token_and_only_its_owner_reads_it(file):
 
 def test_a_change_of_the_file_counts_at_once(file):
     token = create(file, "one", [], None)
-    known = Tokens(file)
-    assert known.allow(bearer(token), "x")
+    reader = Tokens(file)
+    assert reader.allow(bearer(token), "x")
     revoke(file, "one")
-    assert not known.allow(bearer(token), "x")
+    assert not reader.allow(bearer(token), "x")
     again = create(file, "one", [], None)
-    assert known.allow(bearer(again), "x")
-    assert not known.allow(bearer(token), "x")
+    assert reader.allow(bearer(again), "x")
+    assert not reader.allow(bearer(token), "x")
 
 
 @pytest.mark.parametrize("text", ["one", "one abc *", f"one {'0' * 64} * tomorrow", f"one {'z' * 64} *"])
 def test_a_broken_file_opens_nothing_and_names_the_line(file, text):
     token = create(file, "good", [], None)
-    known = Tokens(file)
-    assert known.allow(bearer(token), "x")
+    reader = Tokens(file)
+    assert reader.allow(bearer(token), "x")
     file.write_text(f"# tokens\n{text}\n")
     with pytest.raises(UsageError, match=r"tokens:2"):
         read(file)
-    assert not known.allow(bearer(token), "x")
+    assert not reader.allow(bearer(token), "x")
     file.unlink()
-    assert not known.allow(bearer(token), "x")
+    assert not reader.allow(bearer(token), "x")
 
 
 def test_a_name_is_given_once(file):
@@ -103,10 +103,10 @@ def test_a_name_that_a_line_cannot_hold_is_refused(file, name):
 
 def test_a_file_that_is_no_text_opens_nothing_any_more(file):
     token = create(file, "good", [], None)
-    known = Tokens(file)
-    assert known.allow(bearer(token), "x")
+    reader = Tokens(file)
+    assert reader.allow(bearer(token), "x")
     file.write_bytes(file.read_bytes() + b"\xff\xfe")
-    assert not known.allow(bearer(token), "x")
+    assert not reader.allow(bearer(token), "x")
     with pytest.raises(UsageError, match="no text in UTF-8"):
         revoke(file, "good")
 
@@ -142,9 +142,9 @@ def test_the_commands_make_list_and_remove(file, monkeypatch):
     monkeypatch.setenv("SHOPFLOOR_SERVE_TOKENS_FILE", str(file))
 
     def run(*words):
-        done = CliRunner().invoke(app, ["tokens", *words])
-        assert done.exit_code == 0, done.output
-        return done.output
+        result = CliRunner().invoke(app, ["tokens", *words])
+        assert result.exit_code == 0, result.output
+        return result.output
 
     token = run("create", "alice", "--use-case", "flight_delays", "--days", "3").strip()
     assert Tokens(file).allow(bearer(token), "flight_delays")

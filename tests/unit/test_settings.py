@@ -167,9 +167,9 @@ def test_loopback_joins_what_goes_past_the_proxy(before, after):
 
 
 def test_a_container_keeps_its_own_addresses_and_gets_the_rest(project):
-    given = Settings(project_root=project, run_id="abc", in_containers=True, secrets_dir="/mine").environment()
+    environment = Settings(project_root=project, run_id="abc", in_containers=True, secrets_dir="/mine").environment()
 
-    sent = elsewhere(given, in_containers=True)
+    sent = elsewhere(environment, in_containers=True)
 
     assert sent["SHOPFLOOR_RUN_ID"] == "abc"
     assert not {name for name in sent if name.endswith(("_URI", "_URL", "_DIR", "_STORE", "_PROFILE", "_CONTAINERS"))}

@@ -35,12 +35,12 @@ def test_what_lies_in_the_state_directory_is_for_this_account_alone_whoever_come
 
 
 def test_the_same_content_has_the_same_hash_at_another_place(settings):
-    made = [artifact(), artifact()]
-    for item in made:
+    artifacts = [artifact(), artifact()]
+    for item in artifacts:
         with storage.publish(settings, item, "step") as directory:
             (directory / "file").write_text("text")
-    assert made[0].uri != made[1].uri
-    assert made[0].metadata == made[1].metadata
+    assert artifacts[0].uri != artifacts[1].uri
+    assert artifacts[0].metadata == artifacts[1].metadata
 
 
 def test_a_step_that_fails_half_way_publishes_nothing(settings):
@@ -84,15 +84,15 @@ def test_a_file_whose_size_inode_and_time_are_kept_is_hashed_again_all_the_same(
 
 
 def test_an_artifact_gets_its_name_when_its_bytes_are_on_the_disk(settings, monkeypatch):
-    synced, named = set(), []
+    synced, synced_before = set(), []
     sync, rename = os.fsync, Path.rename
     monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.readlink(f"/proc/self/fd/{number}")), sync(number)))
-    monkeypatch.setattr(Path, "rename", lambda path, to: (named.append(set(synced)), rename(path, to))[1])
+    monkeypatch.setattr(Path, "rename", lambda path, to: (synced_before.append(set(synced)), rename(path, to))[1])
     item = artifact()
     with storage.publish(settings, item, "step") as directory:
         (directory / "part").mkdir()
         (directory / "part/file").write_text("text")
-    assert named == [{str(directory), f"{directory}/part", f"{directory}/part/file"}]
+    assert synced_before == [{str(directory), f"{directory}/part", f"{directory}/part/file"}]
     assert str(Path(item.uri).parent) in synced
 
 

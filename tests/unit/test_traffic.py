@@ -12,9 +12,9 @@ from shopfloor.settings import Settings
 
 
 def prediction(number, **fields):
-    given = {"request_id": str(number), "time_s": 1.7e9 + number, "version": "1", "role": "live", "route": "/predict"}
-    given |= {"status": 200, "failed": False, "latency_s": 0.002, "inputs": b'{"a": 1}', "output": b'{"prediction": 1}'}
-    return Prediction(**(given | fields))
+    row = {"request_id": str(number), "time_s": 1.7e9 + number, "version": "1", "role": "live", "route": "/predict"}
+    row |= {"status": 200, "failed": False, "latency_s": 0.002, "inputs": b'{"a": 1}', "output": b'{"prediction": 1}'}
+    return Prediction(**(row | fields))
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ def test_days_before_are_not_even_listed(place, tmp_path):
 
 def test_feedback_that_comes_twice_counts_once_and_a_correction_replaces_it(place, tmp_path):
     log = PredictionLog(str(tmp_path / "log"), "flights", "r1", place, flush_s=3600)
-    said = [log.keep(Feedback("1", 1.7e9 + n, outcome)) for n, outcome in enumerate(["true", "true", "false"])]
-    said.append(log.keep(Feedback("2", 1.7e9, "true")))
+    futures = [log.keep(Feedback("1", 1.7e9 + n, outcome)) for n, outcome in enumerate(["true", "true", "false"])]
+    futures.append(log.keep(Feedback("2", 1.7e9, "true")))
     log.close()
-    for future in said:
+    for future in futures:
         future.result(10)
-    kept = read_log(place, str(tmp_path / "log"), "flights", "feedback").to_pylist()
-    assert {row["request_id"]: row["outcome"] for row in kept} == {"1": "false", "2": "true"}
-    assert len(kept) == 2
+    rows = read_log(place, str(tmp_path / "log"), "flights", "feedback").to_pylist()
+    assert {row["request_id"]: row["outcome"] for row in rows} == {"1": "false", "2": "true"}
+    assert len(rows) == 2
 
 
 def test_feedback_is_on_the_disk_when_it_is_done_and_fails_where_it_cannot_be(place, tmp_path):
@@ -169,11 +169,11 @@ def test_old_days_and_the_oldest_predictions_beyond_the_quota_go(place, tmp_path
     day, hour = dt.timedelta(days=1), dt.timedelta(hours=1)
     gone = [put(kind, 31 * day) for kind in ("predictions", "feedback")]
     gone += [put("predictions", 20 * day), put("predictions", 2 * day, 0, ".{:%Y%m%dT%H%M%S}-r-000001.parquet")]
-    kept = [put("feedback", 20 * day), put("predictions", 10 * day), put("predictions", hour)]
-    kept.append(put("predictions", hour, 0, ".{:%Y%m%dT%H%M%S}-r-000001.parquet"))
+    files = [put("feedback", 20 * day), put("predictions", 10 * day), put("predictions", hour)]
+    files.append(put("predictions", hour, 0, ".{:%Y%m%dT%H%M%S}-r-000001.parquet"))
 
     tidy(place, str(tmp_path / "log"), "flights", Limits(days=30, max_bytes=2500))
 
     assert [file for file in gone if file.exists()] == []
-    assert [file for file in kept if not file.exists()] == []
+    assert [file for file in files if not file.exists()] == []
     assert not gone[0].parent.exists()

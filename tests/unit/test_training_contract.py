@@ -68,9 +68,9 @@ def test_one_class_in_the_validation_split_is_no_mistake_of_the_model():
     ],
 )
 def test_a_mistake_is_told_with_the_function_that_made_it(changes, why):
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as failure:
         check(model(**changes))
-    assert re.search(why, told.value.message)
+    assert re.search(why, failure.value.message)
 
 
 def test_labels_that_are_all_the_same_are_told_before_anything_is_trained():
