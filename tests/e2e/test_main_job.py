@@ -57,10 +57,10 @@ class Clone:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def submit(self, *arguments: str, code: int = 0) -> dict:
-        done = self.run(
+        result = self.run(
             "submit", "pipelines/training.py", "--use-case", "flight_delays", "--json", *arguments, code=code
         )
-        return json.loads(done.stdout)
+        return json.loads(result.stdout)
 
     def shell(self, *command: str) -> None:
         subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True)
@@ -166,9 +166,9 @@ def test_a_flight_may_be_named_instead_of_its_features_as_the_docs_say(clone, fi
 
 
 def test_the_run_its_steps_and_its_report_are_in_mlflow(clone, first):
-    shown = json.loads(clone.run("runs", "show", first["run_id"], "--json").stdout)
-    assert [step["state"] for step in shown["steps"]] == ["succeeded"] * len(STEPS)
-    assert shown["metrics"]["roc_auc"] == pytest.approx(first["metrics"]["roc_auc"])
+    run = json.loads(clone.run("runs", "show", first["run_id"], "--json").stdout)
+    assert [step["state"] for step in run["steps"]] == ["succeeded"] * len(STEPS)
+    assert run["metrics"]["roc_auc"] == pytest.approx(first["metrics"]["roc_auc"])
 
     server = first["links"]["run"].partition("/#/")[0]
     artifacts = requests.get(
@@ -283,11 +283,11 @@ def test_bad_data_stop_the_run_before_anything_is_trained(clone, first):
     ],
 )
 def test_what_is_asked_wrongly_gets_one_line_and_exit_code_2(clone, first, arguments, message):
-    done = clone.run(*arguments, code=2)
+    result = clone.run(*arguments, code=2)
 
-    assert done.stdout == ""
-    assert [message in line for line in done.stderr.splitlines() if line.startswith("error: ")] == [True]
-    assert "Traceback" not in done.stderr
+    assert result.stdout == ""
+    assert [message in line for line in result.stderr.splitlines() if line.startswith("error: ")] == [True]
+    assert "Traceback" not in result.stderr
 
 
 def test_a_stopped_run_is_marked_and_its_processes_are_gone(clone, first):
@@ -313,12 +313,12 @@ def _runs_a_step(process):
 
 
 def _wait_for_tune(process):
-    said = []
+    messages = []
     for line in process.stderr:
-        said.append(line)
+        messages.append(line)
         if line.startswith("tune: running"):
             return
-    raise AssertionError(f"tune never ran: {''.join(said)}")
+    raise AssertionError(f"tune never ran: {''.join(messages)}")
 
 
 def _kill_step(process):

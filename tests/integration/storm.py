@@ -47,7 +47,7 @@ def main() -> None:
         dices = [random.Random(f"{number} {machine.state_dir.name}") for machine in machines]
         children = [begin(*each, case, entry, bool(others)) for each in zip(machines, dices, strict=True)]
         ends = {pid: disturb(pid, dice, bool(others)) for pid, _ in children}
-        told = [json.loads(read(pipe) or '{"outcome": "killed"}') for _, pipe in children]
+        reports = [json.loads(read(pipe) or '{"outcome": "killed"}') for _, pipe in children]
         for pid, _ in children:
             os.waitpid(pid, 0)
         # Whoever comes next, an `up` or another promotion, writes what shows the assignment elsewhere.
@@ -56,7 +56,7 @@ def main() -> None:
         model = rollout.registry(settings).get("registered-models/get", "registered_model", name=case)
         aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
         line = {
-            "told": told,
+            "told": reports,
             "disturbed": list(ends.values()),
             "before": entry.assignment.revision,
             "after": newest.assignment.revision,
@@ -72,11 +72,11 @@ def main() -> None:
 
 def settled(settings, case, decided):
     """Return the champion and the challenger as the endpoint has them, once they are those that were decided."""
-    wanted = {"champion": decided.champion, "challenger": decided.challenger}
+    expected = {"champion": decided.champion, "challenger": decided.challenger}
     deadline = time.monotonic() + SETTLED_S
-    while (shown := rollout.live_versions(settings, case)) != wanted and time.monotonic() < deadline:
+    while (live := rollout.live_versions(settings, case)) != expected and time.monotonic() < deadline:
         time.sleep(0.05)
-    return shown
+    return live
 
 
 def answers(settings, case):

@@ -21,7 +21,7 @@ SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
 
 def task(command, **changes):
-    made = {
+    defaults = {
         "command": command,
         "environment": {},
         "inputs": {"parameters": {}, "artifacts": {}},
@@ -30,7 +30,7 @@ def task(command, **changes):
         "platform": False,
         "key": "abc",
     }
-    return made | changes
+    return defaults | changes
 
 
 def environment(root, task, inputs=None):
@@ -60,9 +60,9 @@ def launch(root, task, inputs=None):
 
 
 def arguments(root, words, texts=None, fails=False, **changes):
-    done = launch(root, task([sys.executable, "-c", SHOW, *words], **changes), texts)
-    assert (done.returncode != 0) == fails, done.stderr
-    return json.loads(done.stdout)
+    result = launch(root, task([sys.executable, "-c", SHOW, *words], **changes), texts)
+    assert (result.returncode != 0) == fails, result.stderr
+    return json.loads(result.stdout)
 
 
 def test_every_placeholder_is_filled_in(tmp_path):
@@ -88,7 +88,7 @@ def test_every_placeholder_is_filled_in(tmp_path):
     place.write_text("bytes")
     envelope = {"name": "data", "type": ARTIFACT, "uri": "/elsewhere", "metadata": {"rows": 3}, "key": "k/data/pod"}
 
-    shown = arguments(
+    texts = arguments(
         tmp_path,
         words,
         {"text": "it is\n'x'", "number": "3", "items": "[1, 2]", "data-artifact": json.dumps(envelope)},
@@ -100,7 +100,7 @@ def test_every_placeholder_is_filled_in(tmp_path):
         fails=True,
     )
 
-    assert shown == [
+    assert texts == [
         "it is\n'x'",
         "n=3;",
         "[1, 2]",
@@ -142,14 +142,14 @@ def test_an_artifact_whose_bytes_did_not_come_keeps_its_remote_address(tmp_path)
     # Argo leaves an empty directory for an optional artifact that is not there.
     (tmp_path / "inputs/artifacts/model").mkdir(parents=True)
 
-    shown = arguments(
+    texts = arguments(
         tmp_path,
         ["{{$.inputs.artifacts['model'].uri}}"],
         {"model-artifact": json.dumps(envelope)},
         inputs={"parameters": {}, "artifacts": {"model": False}},
     )
 
-    assert shown == ["s3://b/m"]
+    assert texts == ["s3://b/m"]
 
 
 def test_a_collected_list_names_the_place_of_each_artifact(tmp_path):
@@ -161,14 +161,14 @@ def test_a_collected_list_names_the_place_of_each_artifact(tmp_path):
         items.append({"name": "part", "type": ARTIFACT, "uri": "/x", "metadata": {"pod": pod}, "key": f"k/part/{pod}"})
     envelope = {"prefix": "k/part", "items": [{"prefix": "k/part", "items": items[:1]}, items[1]]}
 
-    shown = arguments(
+    texts = arguments(
         tmp_path,
         ["{{$.inputs.artifacts['parts']}}"],
         {"parts-artifact": json.dumps(envelope)},
         inputs={"parameters": {}, "artifacts": {"parts": True}},
     )
 
-    assert [(item["uri"], item["metadata"]["pod"]) for item in json.loads(shown[0])] == [
+    assert [(item["uri"], item["metadata"]["pod"]) for item in json.loads(texts[0])] == [
         (str(place / "pod-b"), "pod-b"),
         (str(place / "pod-a"), "pod-a"),
     ]
@@ -193,17 +193,17 @@ json.dump({"parameterValues": {"text": "ends\\n", "whole": 3.0, "real": 2, "item
         "items": "LIST",
     }
 
-    done = launch(
+    result = launch(
         tmp_path,
         task([sys.executable, "-c", program, "{{$}}"], outputs={"parameters": kinds, "artifacts": {"data": ARTIFACT}}),
     )
 
-    assert done.returncode == 0, done.stderr
-    assert "data: auc is nan, and left out." in done.stderr
-    written = {file.name: file.read_text() for file in (tmp_path / "outputs/parameters").iterdir()}
-    envelope = json.loads(written.pop("data-artifact"))
+    assert result.returncode == 0, result.stderr
+    assert "data: auc is nan, and left out." in result.stderr
+    files = {file.name: file.read_text() for file in (tmp_path / "outputs/parameters").iterdir()}
+    envelope = json.loads(files.pop("data-artifact"))
     # Argo takes one newline from the end.
-    assert written == {
+    assert files == {
         "flag": "true",
         "text": "ends\n\n",
         "whole": "3",
@@ -227,12 +227,12 @@ own = pathlib.Path("elsewhere"); own.mkdir(); (own / "file").write_text("bytes")
 artifact = {"name": "data", "uri": "", "metadata": {}, "custom_path": str(own.resolve())}
 json.dump({"artifacts": {"data": {"artifacts": [artifact]}}}, open(made["outputFile"], "w"))
 """
-    done = launch(
+    result = launch(
         tmp_path,
         task([sys.executable, "-c", program, "{{$}}"], outputs={"parameters": {}, "artifacts": {"data": ARTIFACT}}),
     )
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "outputs/artifacts/data/file").read_text() == "bytes"
 
 
@@ -243,9 +243,9 @@ def test_the_components_exit_code_is_the_steps(tmp_path, code):
 
 @pytest.mark.parametrize("kind", ["STRING", "LIST"])
 def test_an_output_that_was_never_written_fails_the_step(tmp_path, kind):
-    done = launch(tmp_path, task(["true"], outputs={"parameters": {"n": kind}, "artifacts": {}}))
+    result = launch(tmp_path, task(["true"], outputs={"parameters": {"n": kind}, "artifacts": {}}))
 
-    assert (done.returncode, done.stderr) == (1, "Output 'n' was not written.\n")
+    assert (result.returncode, result.stderr) == (1, "Output 'n' was not written.\n")
 
 
 @pytest.mark.parametrize(
@@ -268,27 +268,27 @@ def test_what_the_program_of_another_image_wrote_is_read_as_kfp_reads_it(tmp_pat
     if text is not None:
         file.write_text(text)
 
-    done = launch(tmp_path, task([], native=True, outputs={"parameters": {"n": kind}, "artifacts": {}}))
+    result = launch(tmp_path, task([], native=True, outputs={"parameters": {"n": kind}, "artifacts": {}}))
 
-    assert (file.read_text() if done.returncode == 0 else None) == read
+    assert (file.read_text() if result.returncode == 0 else None) == read
 
 
 def test_an_input_whose_producer_gave_nothing_is_not_there(tmp_path):
     nobody = {"name": "", "type": {}, "uri": "", "metadata": {}, "key": "none"}
 
-    shown = arguments(
+    texts = arguments(
         tmp_path,
         ["{{$}}", '{"IfPresent": {"InputName": "text", "Then": "yes", "Else": "no"}}'],
         {"text": launcher.ABSENT, "data-artifact": json.dumps(nobody)},
         inputs={"parameters": {"text": "STRING"}, "artifacts": {"data": False}},
     )
 
-    assert json.loads(shown[0])["inputs"] == {"parameterValues": {}, "artifacts": {}}
-    assert shown[1] == "no"
+    assert json.loads(texts[0])["inputs"] == {"parameterValues": {}, "artifacts": {}}
+    assert texts[1] == "no"
 
 
 def test_an_importer_of_what_nobody_can_read_fails_with_its_address(tmp_path):
-    done = launch(
+    result = launch(
         tmp_path,
         task(
             [],
@@ -299,7 +299,7 @@ def test_an_importer_of_what_nobody_can_read_fails_with_its_address(tmp_path):
         {"uri": "gs://b/k"},
     )
 
-    assert (done.returncode, done.stderr) == (1, "The argo engine does not import gs:// artifacts: gs://b/k\n")
+    assert (result.returncode, result.stderr) == (1, "The argo engine does not import gs:// artifacts: gs://b/k\n")
 
 
 def test_a_wrong_output_fails_the_step_in_one_line(tmp_path):
@@ -307,18 +307,18 @@ def test_a_wrong_output_fails_the_step_in_one_line(tmp_path):
         "import json, sys; open(json.loads(sys.argv[1])['outputs']['parameters']['n']['outputFile'], 'w').write('x')"
     )
 
-    done = launch(
+    result = launch(
         tmp_path,
         task([sys.executable, "-c", program, "{{$}}"], outputs={"parameters": {"n": "LIST"}, "artifacts": {}}),
     )
 
-    assert (done.returncode, done.stderr) == (1, "Output 'n' is no LIST.\n")
+    assert (result.returncode, result.stderr) == (1, "Output 'n' is no LIST.\n")
 
 
 def test_an_input_of_the_wrong_type_fails_the_step_in_one_line(tmp_path):
-    done = launch(tmp_path, task(["true"], inputs={"parameters": {"n": "STRUCT"}, "artifacts": {}}), {"n": "{"})
+    result = launch(tmp_path, task(["true"], inputs={"parameters": {"n": "STRUCT"}, "artifacts": {}}), {"n": "{"})
 
-    assert (done.returncode, done.stderr) == (1, "Input 'n' is no STRUCT: '{'.\n")
+    assert (result.returncode, result.stderr) == (1, "Input 'n' is no STRUCT: '{'.\n")
 
 
 def test_the_component_sees_its_own_variables_and_none_of_the_launchers(tmp_path):
@@ -326,7 +326,7 @@ def test_the_component_sees_its_own_variables_and_none_of_the_launchers(tmp_path
         "import json, os; print(json.dumps([os.environ.get('MINE'), [n for n in os.environ if 'PARAMETER' in n]]))"
     )
 
-    done = launch(
+    result = launch(
         tmp_path,
         task(
             [sys.executable, "-c", program],
@@ -336,7 +336,7 @@ def test_the_component_sees_its_own_variables_and_none_of_the_launchers(tmp_path
         {"a": "x"},
     )
 
-    assert json.loads(done.stdout) == ["{{x}} $$", []]
+    assert json.loads(result.stdout) == ["{{x}} $$", []]
 
 
 def test_a_request_to_end_reaches_the_component(tmp_path):
@@ -359,7 +359,7 @@ time.sleep(60)
 
 
 def test_an_importer_says_what_the_artifact_is(tmp_path):
-    done = launch(
+    result = launch(
         tmp_path,
         task(
             [],
@@ -373,7 +373,7 @@ def test_an_importer_says_what_the_artifact_is(tmp_path):
         {"uri": "s3://b/k", "n": "2"},
     )
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     envelope = json.loads((tmp_path / "outputs/parameters/artifact-artifact").read_text())
     assert (envelope["uri"], envelope["metadata"]) == ("s3://b/k", {"s3://b/k": ["v-2"], "n": 1})
 

@@ -82,7 +82,7 @@ def command(*arguments, rows_per_part=ROWS, by="all"):
 
 def score(settings, *arguments, rows_per_part=ROWS, by="all"):
     """Score in a process of its own, as the step does: Ray Data leaves threads behind that know one cluster only."""
-    done = subprocess.run(
+    process = subprocess.run(
         command(*arguments, rows_per_part=rows_per_part, by=by),
         env=os.environ | settings.environment(),
         cwd=settings.project_root,
@@ -91,8 +91,8 @@ def score(settings, *arguments, rows_per_part=ROWS, by="all"):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return Scored.model_validate_json(done.stdout.strip().splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return Scored.model_validate_json(process.stdout.strip().splitlines()[-1])
 
 
 def scoring_workers(settings):
@@ -122,8 +122,8 @@ class Silent:
 
 def submitted(settings, data, out):
     """Score by the pipeline, on the local engine."""
-    given = [f"data={data}", f"predictions={out}"]
-    outcome = submit(settings, Submission(file="pipelines/batch_scoring.py", use_case=CASE, given=given), Silent())
+    parameters = [f"data={data}", f"predictions={out}"]
+    outcome = submit(settings, Submission(file="pipelines/batch_scoring.py", use_case=CASE, given=parameters), Silent())
     assert (outcome.state, [step.name for step in outcome.steps]) == ("succeeded", ["complete", "score"])
     assert outcome.message.endswith(f"rows are scored with version 1 of {CASE}: {outcome.scored.predictions}")
     return outcome.scored
@@ -132,10 +132,10 @@ def submitted(settings, data, out):
 @pytest.mark.parametrize("by", ["pipeline", "workers"])
 def test_the_predictions_are_those_of_the_endpoint(settings, frame, data, tmp_path, by):
     out = tmp_path / "out"
-    said = submitted(settings, data, out) if by == "pipeline" else score(settings, CASE, "", data, out, by=by)
+    record = submitted(settings, data, out) if by == "pipeline" else score(settings, CASE, "", data, out, by=by)
 
-    assert (said.rows, said.use_case, said.version, said.data) == (len(frame), CASE, "1", str(data))
-    found = result(said.predictions)
+    assert (record.rows, record.use_case, record.version, record.data) == (len(frame), CASE, "1", str(data))
+    found = result(record.predictions)
     assert list(found["id"]) == list(range(len(frame)))
     assert set(found["model_version"]) == {"1"}
     model = load_model(settings.tracking_uri, CASE, "1")
@@ -156,20 +156,22 @@ def test_a_worker_gets_a_booster_ready_made_without_mlflow_and_scikit_learn(sett
         print(model.matrix(np.zeros((1, len(model.columns)), np.float32))[0], {"mlflow", "sklearn"} & set(sys.modules))
         import sklearn.base
     """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
-    prediction, imported = done.stdout.strip().split(" ", 1)
+    process = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True
+    )
+    prediction, imported = process.stdout.strip().split(" ", 1)
     assert float(prediction) == pytest.approx(model.native.matrix(np.zeros((1, len(frame.columns)), np.float32))[0])
     assert imported == "set()"
 
 
 def test_what_was_scored_is_not_scored_again(settings, data, tmp_path):
-    said = score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
-    before = {file.name: file.stat().st_mtime_ns for file in os.scandir(said.predictions)}
-    os.unlink(f"{said.predictions}/part-00002.parquet")
+    record = score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
+    before = {file.name: file.stat().st_mtime_ns for file in os.scandir(record.predictions)}
+    os.unlink(f"{record.predictions}/part-00002.parquet")
 
     score(settings, CASE, "1", data / "0.parquet", tmp_path / "out")
 
-    after = {file.name: file.stat().st_mtime_ns for file in os.scandir(said.predictions)}
+    after = {file.name: file.stat().st_mtime_ns for file in os.scandir(record.predictions)}
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"part-00002.parquet"}
 
@@ -187,9 +189,9 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
     out, parts = tmp_path / "out", 300
     table = pa.Table.from_pandas(frame, preserve_index=False)
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=len(table) // parts)
-    asked = (CASE, "1", tmp_path / "rows.parquet", out)
+    arguments = (CASE, "1", tmp_path / "rows.parquet", out)
     process = subprocess.Popen(
-        command(*asked, rows_per_part=1, by="workers"),
+        command(*arguments, rows_per_part=1, by="workers"),
         env=os.environ | settings.environment(),
         cwd=settings.project_root,
         start_new_session=True,
@@ -203,7 +205,7 @@ def test_a_killed_run_goes_on_and_leaves_no_half_part(settings, frame, tmp_path)
     before = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}
     assert 2 <= len(before) < parts
 
-    again = score(settings, *asked, rows_per_part=1)
+    again = score(settings, *arguments, rows_per_part=1)
 
     assert again.rows == len(frame)
     after = {file: file.stat().st_mtime_ns for file in out.rglob("part-*.parquet")}

@@ -172,8 +172,8 @@ def test_doctor_gives_its_findings_as_json(shopfloor):
     lines = shopfloor("doctor").stdout.splitlines()
     assert {finding["subject"] for finding in findings} >= {"python", "packages", "git", "dvc", "privacy", "patches"}
     assert {finding["verdict"] for finding in findings} <= {"ok", "warn", "fail"}
-    shown = [line.split(":")[0] for line in lines if not line.startswith("     ")]
-    assert shown == [f"{finding['verdict']:<5}{finding['subject']}" for finding in findings]
+    heads = [line.split(":")[0] for line in lines if not line.startswith("     ")]
+    assert heads == [f"{finding['verdict']:<5}{finding['subject']}" for finding in findings]
 
 
 def test_doctor_with_a_failing_line_is_exit_code_1(shopfloor, monkeypatch):
@@ -232,13 +232,13 @@ def test_settings_show_each_value_with_its_source(shopfloor, tmp_path, monkeypat
     team = tmp_path / "team.toml"
     team.write_text('tracking_uri = "http://mlflow.example:5000"\n[cluster]\nqueue = "team"\n')
 
-    shown = json.loads(shopfloor("settings", "--json", "--profile", str(team)).stdout)
+    values = json.loads(shopfloor("settings", "--json", "--profile", str(team)).stdout)
 
-    assert shown["profile"] == {"value": str(team), "source": "argument"}
-    assert shown["serve_url"] == {"value": "http://127.0.0.1:8111", "source": "environment"}
-    assert shown["tracking_uri"] == {"value": "http://mlflow.example:5000", "source": "profile"}
-    assert shown["cluster.queue"] == {"value": "team", "source": "profile"}
-    assert shown["cluster.namespace"] == {"value": "shopfloor", "source": "default"}
+    assert values["profile"] == {"value": str(team), "source": "argument"}
+    assert values["serve_url"] == {"value": "http://127.0.0.1:8111", "source": "environment"}
+    assert values["tracking_uri"] == {"value": "http://mlflow.example:5000", "source": "profile"}
+    assert values["cluster.queue"] == {"value": "team", "source": "profile"}
+    assert values["cluster.namespace"] == {"value": "shopfloor", "source": "default"}
     rows = [line.split("\t") for line in shopfloor("settings", "--profile", str(team)).stdout.splitlines()]
     assert ["serve_url", "http://127.0.0.1:8111", "SHOPFLOOR_SERVE_URL"] in rows
     assert ["cluster.queue", "team", str(team)] in rows
@@ -302,12 +302,12 @@ def test_ctrl_c_is_exit_code_130(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        said = waiting.stderr.readline()
+        message = waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
         rest = waiting.communicate(timeout=20)[1]
         first.kill()
 
-    assert "waiting" in said
+    assert "waiting" in message
     assert rest == "Stopped.\n"
     assert waiting.returncode == 130
 

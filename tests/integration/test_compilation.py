@@ -281,10 +281,10 @@ def test_parameters_take_the_types_that_the_pipeline_declares(settings, python_f
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_engines_without_schedules_name_the_line_for_the_crontab(settings, python_file, engine):
-    asked = Submission(file=str(python_file), use_case=None, given=["text=a b"])
+    submission = Submission(file=str(python_file), use_case=None, given=["text=a b"])
 
     with pytest.raises(UsageError) as refused:
-        dispatch.start(settings, engine, asked, view=None, cron="0 3 * * *")
+        dispatch.start(settings, engine, submission, view=None, cron="0 3 * * *")
 
     assert refused.value.message == f"The {engine} engine keeps no schedule."
     assert refused.value.remedy == (
@@ -294,9 +294,9 @@ def test_engines_without_schedules_name_the_line_for_the_crontab(settings, pytho
 
 
 def test_a_schedule_must_have_five_fields(settings, python_file):
-    asked = Submission(file=str(python_file), use_case=None, given=["text=a"])
+    submission = Submission(file=str(python_file), use_case=None, given=["text=a"])
     with pytest.raises(UsageError, match="'hourly' is not a schedule"):
-        dispatch.start(settings, "argo", asked, view=None, cron="hourly")
+        dispatch.start(settings, "argo", submission, view=None, cron="hourly")
 
 
 def test_an_input_artifact_is_given_by_its_address_to_the_engine_that_can_hand_it_on(tmp_path):

@@ -144,9 +144,9 @@ def test_no_feature_of_a_row_uses_anything_after_its_timestamp(month, tmp_path):
 
     before, after = sources(month, tmp_path / "a"), sources(shifted, tmp_path / "b")
 
-    known = before[before.event_timestamp <= ASKED]
-    assert len(known) > 10_000
-    pd.testing.assert_frame_equal(known, after.loc[known.index], check_exact=True)
+    history = before[before.event_timestamp <= ASKED]
+    assert len(history) > 10_000
+    pd.testing.assert_frame_equal(history, after.loc[history.index], check_exact=True)
     later = before.index[before.event_timestamp > ASKED].intersection(after.index)
     assert not before.loc[later].equals(after.loc[later])
 
@@ -174,18 +174,18 @@ def test_feast_joins_the_weather_of_the_time_and_the_splits_hold_their_days(sett
     split = use_cases.Split.model_validate(intervals | {"monitor": (day[3], day[4])})
     mine = real.model_copy(update={"features": real.features.model_copy(update={"split": split})})
     monkeypatch.setattr(features, "load_use_case", lambda *_: mine)
-    made, again = Recorder("features"), Recorder("features")
+    first, again = Recorder("features"), Recorder("features")
 
-    features.build(settings, "flight_delays", str(month), made, Recorder())
+    features.build(settings, "flight_delays", str(month), first, Recorder())
     features.build(settings, "flight_delays", str(month), again, Recorder())
 
-    assert made.metadata["content_hash"] == again.metadata["content_hash"]
-    record = FeatureSet.model_validate_json((Path(made.uri) / "feature_set.json").read_text())
-    test = pd.read_parquet(Path(made.uri) / "test.parquet")
+    assert first.metadata["content_hash"] == again.metadata["content_hash"]
+    record = FeatureSet.model_validate_json((Path(first.uri) / "feature_set.json").read_text())
+    test = pd.read_parquet(Path(first.uri) / "test.parquet")
     assert len(test) == record.rows["test"] > 4000
     assert test.event_timestamp.min() >= pd.Timestamp(day[2], tz="UTC")
     assert test.event_timestamp.max() < pd.Timestamp(day[3], tz="UTC")
     weather = pd.read_parquet(month / "weather.parquet")
     for row in test.sample(20, random_state=1).itertuples():
-        seen = weather[(weather.origin == row.origin) & (weather.time_hour <= row.event_timestamp)]
-        assert row.temp == seen.sort_values("time_hour").temp.iloc[-1]
+        readings = weather[(weather.origin == row.origin) & (weather.time_hour <= row.event_timestamp)]
+        assert row.temp == readings.sort_values("time_hour").temp.iloc[-1]

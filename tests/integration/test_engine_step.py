@@ -72,7 +72,7 @@ def on_cluster(settings, place, number, **more):
         "EXECUTIONS": str(place / "executions"),
     }
     assert json.loads(base64.b64decode(environment["SHOPFLOOR_TASK"]))["platform"] is True
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *template["container"]["command"][1:]],
         env=environment,
         cwd=place,
@@ -81,7 +81,7 @@ def on_cluster(settings, place, number, **more):
         check=False,
     )
     executions = place / "executions"
-    return done, len(executions.read_text()) if executions.exists() else 0
+    return result, len(executions.read_text()) if executions.exists() else 0
 
 
 def test_a_step_runs_once_and_its_result_is_taken_ever_after(settings, tmp_path):
@@ -89,7 +89,7 @@ def test_a_step_runs_once_and_its_result_is_taken_ever_after(settings, tmp_path)
     second, ran_again = on_cluster(settings, tmp_path / "pod-2", 3)
     other, ran_other = on_cluster(settings, tmp_path / "pod-3", 4)
 
-    assert [done.returncode for done in (first, second, other)] == [0, 0, 0], first.stderr + second.stderr
+    assert [result.returncode for result in (first, second, other)] == [0, 0, 0], first.stderr + second.stderr
     assert (ran, ran_again, ran_other) == (1, 0, 1)
     assert "counting" in first.stdout
     parameters = [tmp_path / pod / "outputs/parameters" for pod in ("pod-1", "pod-2")]
@@ -117,17 +117,17 @@ def test_what_this_machine_has_computed_is_a_hit_on_the_cluster(settings, tmp_pa
     assert rerun.execute(ir.unchecked(counting.pipeline_spec), {"number": 3}) is True
     assert (again.state, again.result_of) == ("cached", ("first",))
 
-    done, ran = on_cluster(settings, tmp_path / "pod-1", 3)
+    result, ran = on_cluster(settings, tmp_path / "pod-1", 3)
 
-    assert (listener.state, done.returncode, ran) == ("succeeded", 0, 0), done.stderr
+    assert (listener.state, result.returncode, ran) == ("succeeded", 0, 0), result.stderr
     assert (tmp_path / "pod-1/outputs/parameters/Output").read_text() == "by default 6.0"
 
 
 def test_a_server_that_does_not_answer_fails_the_step_in_one_line(settings, tmp_path):
     dead = settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
 
-    done, ran = on_cluster(dead, tmp_path / "pod-1", 3, run_id="0123")
+    result, ran = on_cluster(dead, tmp_path / "pod-1", 3, run_id="0123")
 
-    assert (done.returncode, ran) == (1, 0)
-    assert done.stderr.splitlines()[-1].startswith("The MLflow server at http://127.0.0.1:9 does not answer: ")
-    assert "Traceback" not in done.stderr
+    assert (result.returncode, ran) == (1, 0)
+    assert result.stderr.splitlines()[-1].startswith("The MLflow server at http://127.0.0.1:9 does not answer: ")
+    assert "Traceback" not in result.stderr

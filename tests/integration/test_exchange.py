@@ -78,17 +78,17 @@ def test_a_connection_that_the_client_wants_closed_is_closed_behind_the_answer()
 
 
 def test_what_follows_the_last_request_of_a_connection_is_not_carried_out():
-    seen = []
+    paths = []
 
     async def app(scope, receive, send):
-        seen.append(scope["path"])
+        paths.append(scope["path"])
         await slow(scope, receive, send)
 
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer, connection = exchange(app, last + b"POST /more HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
     assert answer.endswith(b"\r\n\r\ndone")
     assert connection == b"closed"
-    assert seen == ["/last"]
+    assert paths == ["/last"]
 
 
 def test_requests_that_do_not_wait_for_answers_get_them_in_their_order():
@@ -119,10 +119,10 @@ def test_an_application_that_fails_before_the_body_gets_to_say_so():
 
 
 def test_headers_that_ray_serve_cannot_read_do_not_reach_it():
-    seen = []
+    headers_read = []
 
     async def app(scope, receive, send):
-        seen.append(dict(scope["headers"]))
+        headers_read.append(dict(scope["headers"]))
         await slow(scope, receive, send)
 
     lines = [
@@ -136,4 +136,4 @@ def test_headers_that_ray_serve_cannot_read_do_not_reach_it():
     ]
     answer, _ = exchange(app, b"\r\n".join(lines))
     assert answer.endswith(b"done")
-    assert seen == [{b"host": b"x", b"x-session-id": "café".encode(), b"user-agent": b"caf\xe9"}]
+    assert headers_read == [{b"host": b"x", b"x-session-id": "café".encode(), b"user-agent": b"caf\xe9"}]

@@ -53,8 +53,8 @@ def test_only_an_assignment_takes_the_champion_off(address, holding, answer):
         await holding.follow(Config(use_case="flights", tracking_uri=uri))
         assert holding.champion.version == "3"
         answers.append(answer)
-        seen = len(requests)
-        await until(lambda: len(requests) > seen + 4)
+        before = len(requests)
+        await until(lambda: len(requests) > before + 4)
         assert holding.champion.version == "3"
         answers.append(ledger(2, champion="4"))
         await until(lambda: holding.champion.version == "4")

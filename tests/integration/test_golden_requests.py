@@ -98,9 +98,9 @@ def file(settings, servers, versions):
 
     model_id = mlflow.MlflowClient(settings.tracking_uri).get_model_version(CASE, BAD).source.rpartition("/")[2]
     [file] = (servers.project_root / "mlartifacts").rglob(f"{model_id}/**/{golden.FOLDER}/{golden.FILE}")
-    kept = file.read_bytes()
+    content = file.read_bytes()
     yield file
-    file.write_bytes(kept)
+    file.write_bytes(content)
 
 
 def made(directory, frame, trial):
@@ -152,11 +152,11 @@ def another_prediction(content):
 def test_a_version_brings_rows_and_what_its_model_answered_offline(settings, models, file):
     import pandas as pd
 
-    kept = golden.read(file.parents[1])
-    assert len(kept.rows) == 20
-    assert any(row["age_0"] is None for row in kept.rows)
-    rows = pd.DataFrame(kept.rows).astype({"age_0": float})
-    assert kept.predictions == pytest.approx(offline(models[1][0], rows), abs=1e-9)
+    record = golden.read(file.parents[1])
+    assert len(record.rows) == 20
+    assert any(row["age_0"] is None for row in record.rows)
+    rows = pd.DataFrame(record.rows).astype({"age_0": float})
+    assert record.predictions == pytest.approx(offline(models[1][0], rows), abs=1e-9)
     served = load_model(settings.tracking_uri, CASE, BAD)
     assert served.native is not None
     deploy(settings, CASE, champion=GOOD, challenger=BAD)

@@ -92,7 +92,7 @@ BATCHES = "/(invocations|infer)$"
     ids=["rows", "batches"],
 )
 def test_whatever_its_document_allows_or_forbids_gets_a_documented_answer(url, options):
-    found = subprocess.run(
+    result = subprocess.run(
         [
             *(str(BIN / "schemathesis"), "--no-color", "run", f"{url}/openapi.json", "--checks", "all", *options),
             *("--max-examples", "25", "--seed", "2013", "--generation-deterministic", "--workers", "1"),
@@ -103,7 +103,7 @@ def test_whatever_its_document_allows_or_forbids_gets_a_documented_answer(url, o
         timeout=240,
         check=False,
     )
-    assert found.returncode == 0, found.stdout[-6000:]
+    assert result.returncode == 0, result.stdout[-6000:]
 
 
 def deep(depth):
@@ -191,11 +191,11 @@ def test_outputs_that_are_no_list_of_names_are_refused(url, outputs):
 @pytest.mark.parametrize("name", ["\ud800", "\x00", "prediction" * 10_000, "../../etc/passwd", "%s%n{0}"])
 def test_names_that_a_client_chooses_come_back_short_and_escaped_or_not_at_all(url, name):
     infer = f"{url}/v2/models/{CASE}/infer"
-    asked = example_tensors(url)
+    request = example_tensors(url)
     for body in (
-        asked | {"outputs": [{"name": name}]},
-        {"inputs": [asked["inputs"][0] | {"name": name}]},
-        {"inputs": [asked["inputs"][0] | {"datatype": name}]},
+        request | {"outputs": [{"name": name}]},
+        {"inputs": [request["inputs"][0] | {"name": name}]},
+        {"inputs": [request["inputs"][0] | {"datatype": name}]},
     ):
         answer = post(infer, body)
         assert 400 <= answer.status_code < 500
@@ -287,13 +287,13 @@ def talk(url, *parts, shut=False, whole=False):
                 connection.sendall(part)
         if shut:
             connection.shutdown(socket.SHUT_WR)
-        found = b""
+        reply = b""
         with contextlib.suppress(TimeoutError, ConnectionError):
             while chunk := connection.recv(65536):
-                found += chunk
-                if b"\r\n\r\n" in found and not shut and not whole:
+                reply += chunk
+                if b"\r\n\r\n" in reply and not shut and not whole:
                     break
-        return found
+        return reply
 
 
 def head(url, *lines):
@@ -312,8 +312,8 @@ def replica(settings):
 def test_100_mb_are_refused_and_nowhere_kept(settings, url, line):
     piece = b"x" * 65536
     before = replica(settings).memory_info().rss
-    said = talk(url, head(url, line), *[b"10000\r\n" + piece + b"\r\n" if "chunked" in line else piece] * 1600)
-    assert b" 413 " in said.split(b"\r\n", 1)[0] or not said
+    answer = talk(url, head(url, line), *[b"10000\r\n" + piece + b"\r\n" if "chunked" in line else piece] * 1600)
+    assert b" 413 " in answer.split(b"\r\n", 1)[0] or not answer
     assert replica(settings).memory_info().rss - before < 50e6
 
 
@@ -337,9 +337,9 @@ def test_a_half_closed_connection_and_half_a_body_hurt_nobody(url):
     ],
 )
 def test_broken_headers_are_refused(url, lines):
-    said = talk(url, head(url, *lines), b"{}")
-    status = said.split(b" ", 2)[1:2]
-    assert not said or 400 <= int(status[0]) < 500, said[:300]
+    answer = talk(url, head(url, *lines), b"{}")
+    status = answer.split(b" ", 2)[1:2]
+    assert not answer or 400 <= int(status[0]) < 500, answer[:300]
 
 
 def test_what_a_client_calls_its_request_never_breaks_the_answer(url, row):
@@ -407,13 +407,13 @@ def test_who_sends_a_byte_a_second_is_told_that_it_took_too_long(url, length, se
     with contextlib.ExitStack() as stack:
         slow = begin(stack, url, length=length, sent=sent)
         slow.settimeout(0.9)
-        said, began = b"", time.monotonic()
-        while not said and time.monotonic() - began < within_s + 3:
+        answer, began = b"", time.monotonic()
+        while not answer and time.monotonic() - began < within_s + 3:
             with contextlib.suppress(TimeoutError):
                 slow.sendall(b" ")
-                said = slow.recv(4096)
-    assert said.split(b" ", 2)[1] == b"408"
-    assert json.loads(said.partition(b"\r\n\r\n")[2])["message"].startswith("The body did not arrive within ")
+                answer = slow.recv(4096)
+    assert answer.split(b" ", 2)[1] == b"408"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["message"].startswith("The body did not arrive within ")
     assert time.monotonic() - began < within_s
 
 
@@ -427,8 +427,8 @@ def test_requests_that_follow_each_other_without_waiting_are_answered_in_their_o
     good = head(url, f"Content-Length: {len(body)}") + body
     wrong = good.replace(b"application/json", b"application/nosj")
     last = good.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close")
-    said = talk(url, good + wrong + last, shut=False, whole=True)
-    assert [part[:3] for part in said.split(b"HTTP/1.1 ")[1:]] == [b"200", b"415", b"200"]
+    answer = talk(url, good + wrong + last, shut=False, whole=True)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"415", b"200"]
 
 
 @pytest.mark.parametrize(
@@ -442,8 +442,8 @@ def test_requests_that_follow_each_other_without_waiting_are_answered_in_their_o
     ],
 )
 def test_nothing_that_a_client_sends_becomes_a_header_of_the_answer(url, path, lines):
-    asked = [f"GET {urlsplit(url).path}{path} HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]
-    head_of_answer = talk(url, "\r\n".join(asked).encode(), whole=True).partition(b"\r\n\r\n")[0]
+    request = [f"GET {urlsplit(url).path}{path} HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]
+    head_of_answer = talk(url, "\r\n".join(request).encode(), whole=True).partition(b"\r\n\r\n")[0]
     assert not [line for line in head_of_answer.lower().splitlines() if line.startswith(b"x-evil")]
 
 
@@ -472,9 +472,9 @@ def test_of_a_header_that_is_there_twice_nobody_guesses_which_one_counts(url, ro
         lines.append("Content-Type: application/json")
     path = urlsplit(url).path
     sent = "\r\n".join([f"POST {path}/predict HTTP/1.1", "Host: localhost", *lines, "", ""]).encode() + body
-    said = talk(url, sent)
-    assert said.split(b" ", 2)[1] == b"400"
-    assert name.lower().encode() in said
+    answer = talk(url, sent)
+    assert answer.split(b" ", 2)[1] == b"400"
+    assert name.lower().encode() in answer
 
 
 def test_a_large_body_to_any_route_holds_up_nobody_elses_answer_and_takes_no_memory_of_the_replica(settings, url, row):
@@ -504,9 +504,9 @@ def test_a_large_body_to_any_route_holds_up_nobody_elses_answer_and_takes_no_mem
 
 def test_a_web_socket_is_not_opened(url):
     upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
-    asked = [f"GET {urlsplit(url).path}/predict HTTP/1.1", "Host: localhost", *upgrade]
-    said = talk(url, "\r\n".join([*asked, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""]).encode())
-    assert not said or said.split(b" ", 2)[1].startswith(b"4")
+    request = [f"GET {urlsplit(url).path}/predict HTTP/1.1", "Host: localhost", *upgrade]
+    answer = talk(url, "\r\n".join([*request, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""]).encode())
+    assert not answer or answer.split(b" ", 2)[1].startswith(b"4")
 
 
 def test_a_large_body_holds_up_nobody_elses_answer(url, row):

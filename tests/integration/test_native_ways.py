@@ -63,9 +63,9 @@ def assert_all_ways_answer(served, frame, expected):
     together = served.many([served.parse(json.dumps(row).encode()) for row in rows])
     for answers in (one_by_one, together):
         assert len(answers) == len(expected)
-        for answer, wanted in zip(answers, expected, strict=True):
-            assert type(answer) is type(wanted)
-            assert difference(answer, wanted) <= 1e-6
+        for answer, expected_value in zip(answers, expected, strict=True):
+            assert type(answer) is type(expected_value)
+            assert difference(answer, expected_value) <= 1e-6
     assert_invocations_answer_as_mlflow_does(served, frame)
 
 
@@ -76,11 +76,13 @@ def assert_invocations_answer_as_mlflow_does(served, frame):
     body = json.dumps({"dataframe_split": {"columns": list(frame), "data": frame.to_numpy().tolist()}})
     theirs = invocations(body, "application/json", served.pyfunc, served.pyfunc.metadata.get_input_schema())
     ours = invoke(served, body.encode(), "application/json", max_rows=100)
-    for answer, wanted in zip(json.loads(ours)["predictions"], json.loads(theirs.response)["predictions"], strict=True):
-        assert type(answer) is type(wanted)
-        assert difference(answer, wanted) <= 1e-6
-        if isinstance(wanted, dict):
-            assert list(answer) == list(wanted)
+    for answer, expected_value in zip(
+        json.loads(ours)["predictions"], json.loads(theirs.response)["predictions"], strict=True
+    ):
+        assert type(answer) is type(expected_value)
+        assert difference(answer, expected_value) <= 1e-6
+        if isinstance(expected_value, dict):
+            assert list(answer) == list(expected_value)
 
     described = open_inference.model_metadata(served, [])["outputs"]
     request = json.dumps(open_inference.example(served)).encode()
@@ -163,8 +165,8 @@ def test_a_graph_of_several_outputs_answers_them_by_name(registry, frame, tmp_pa
     expected = through_pyfunc(served, frame)
     assert set(expected[0]) == {"score", "opposite"}
     assert_all_ways_answer(served, frame, expected)
-    for answer, wanted in zip(score(served, frame, tmp_path), expected, strict=True):
-        assert answer == pytest.approx(wanted, abs=1e-6)
+    for answer, expected_value in zip(score(served, frame, tmp_path), expected, strict=True):
+        assert answer == pytest.approx(expected_value, abs=1e-6)
 
 
 def test_a_graph_of_whole_numbers_stays_with_pyfunc_which_loses_no_digit(registry):

@@ -19,6 +19,6 @@ def test_a_process_that_imports_mlflow_as_we_do_has_no_telemetry(monkeypatch):
         "from mlflow.telemetry.client import get_telemetry_client; print(get_telemetry_client())"
     )
 
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert done.stdout == "None\n"
+    assert result.stdout == "None\n"

@@ -48,8 +48,8 @@ def test_buckets_are_made_once_and_what_the_server_cannot_do_is_said(settings):
     first = object_store.bootstrap(settings, ["lake-mlflow"])
     second = object_store.bootstrap(settings, ["lake-mlflow"])
 
-    made = {row.name: row.message for row in first if " " not in row.name}
-    assert made == dict.fromkeys(("lake", "lake-data", "lake-mlflow"), "made")
+    messages = {row.name: row.message for row in first if " " not in row.name}
+    assert messages == dict.fromkeys(("lake", "lake-data", "lake-mlflow"), "made")
     assert {row.message for row in second if " " not in row.name} == {"was there"}
     assert {row.verdict for row in first if row.name.endswith((" versions", " rules"))} == {"unsupported"}
 

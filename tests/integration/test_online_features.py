@@ -213,8 +213,8 @@ def test_a_row_that_names_entities_is_answered_as_the_complete_row(url, rest):
 
 
 def test_the_document_says_what_a_row_may_be(url, rest):
-    said = requests.get(f"{url}/openapi.json", timeout=10).json()
-    body = said["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    document = requests.get(f"{url}/openapi.json", timeout=10).json()
+    body = document["paths"][f"/{CASE}/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     asked = rest | {"shop": "north", "price": 5.0, "asked_at": AT.isoformat(), "explain_inputs": True}
     jsonschema.validate(asked, body)
     jsonschema.validate(rest | {"count_0": 1, "rate_0": 0.5}, body)
@@ -289,10 +289,10 @@ def test_fresh_values_are_read_as_soon_as_they_are_there(settings, url, rest, tm
     materialization.materialize_tables(settings, CASE, shops(tmp_path / "newer", 43))
     assert post(f"{url}/predict", asked).json()["inputs"]["count_0"]["value"] == 43
 
-    done = materialization.materialize_tables(settings, CASE, shops(tmp_path / "older", 42))
+    materialized = materialization.materialize_tables(settings, CASE, shops(tmp_path / "older", 42))
     assert post(f"{url}/predict", asked).json()["inputs"]["count_0"]["value"] == 42
-    assert {view.name: view.rows for view in done.views} == {"shops": 3}
-    effect = {"kind": materialization.EFFECT_KIND, "use_case": CASE, "version": done.sources}
+    assert {view.name: view.rows for view in materialized.views} == {"shops": 3}
+    effect = {"kind": materialization.EFFECT_KIND, "use_case": CASE, "version": materialized.sources}
     assert materialization.holds(settings, effect)
     assert not materialization.holds(settings, effect | {"version": "other"})
 

@@ -46,8 +46,8 @@ def settings(tmp_path):
 
 
 def planned(settings, *given, **more):
-    found = plan(settings, "pipelines/numbers.py", None, list(given), **more)
-    return {step.step: (step.action, step.why) for step in found.steps}, found
+    result = plan(settings, "pipelines/numbers.py", None, list(given), **more)
+    return {step.step: (step.action, step.why) for step in result.steps}, result
 
 
 def run(settings, **arguments):
@@ -74,9 +74,9 @@ def test_after_a_run_the_plan_says_what_the_next_run_does(settings):
         "describe-2": ("skip", "Its condition is not met."),
     }
 
-    actions, found = planned(settings, "start=1")
+    actions, result = planned(settings, "start=1")
     assert actions["double"] == ("run", "Changed: parameter number.")
-    (change,) = next(step for step in found.steps if step.step == "double").changes
+    (change,) = next(step for step in result.steps if step.step == "double").changes
     assert (change.part, change.old, change.new) == ("parameter number", "2", "1")
     assert actions["double-2"] == ("run", "Unless double gives the same number again.")
 

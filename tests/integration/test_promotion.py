@@ -170,9 +170,9 @@ def test_a_promotion_changes_endpoint_alias_and_record_and_a_rollback_takes_it_b
     assert record["promoted"]["run_id"] == first.get_model_version(CASE, "2").run_id
     assert "@" in record["promoted"]["by"]
     assert record["rolled_back"]["reason"] == "it is not"
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers, found.challenger) == ("1", "1", None)
-    assert found.changed.startswith("rollback to version 1 by ")
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers, state.challenger) == ("1", "1", None)
+    assert state.changed.startswith("rollback to version 1 by ")
     assert answering(settings, row) == "1"
     assert aliases(first) == {"champion": "1"}
 
@@ -196,8 +196,8 @@ def test_a_version_that_does_not_load_never_becomes_champion(settings, row, firs
         promote_version(settings, CASE, version)
     assert set(load.versions) == {"1"}
     assert not load.failures
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers, found.challenger) == ("1", "1", None)
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers, state.challenger) == ("1", "1", None)
     assert aliases(first)["champion"] == "1"
 
 
@@ -209,8 +209,8 @@ def test_a_promotion_that_is_killed_leaves_the_old_champion_or_the_new_one(setti
 
     assert not restore(settings, progress=lambda text: None).problems
 
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers) == (decided, decided)
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers) == (decided, decided)
     assert answering(settings, row) == decided
     assert aliases(first)["champion"] == decided
     if decided == "2":
@@ -231,8 +231,8 @@ def test_of_two_promotions_from_two_machines_one_wins_and_the_other_is_told_by_w
     assert isinstance(lost, ConflictError)
     assert "Somebody else changed the endpoint of toy_promotion in between: " in str(lost)
     assert "@" in str(lost)
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers, aliases(first)["champion"]) == ("2", "2", "2")
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers, aliases(first)["champion"]) == ("2", "2", "2")
 
 
 def test_a_writer_that_wakes_up_late_changes_nothing(settings, row, first):
@@ -403,20 +403,20 @@ def test_every_endpoint_comes_back_on_an_empty_cluster_but_one_that_does_not_loa
     applications.ask_ray(settings, "DELETE", applications.SERVE)
     wait_until(lambda: not applications.running(settings), timeout_s=60)
 
-    told = []
-    restored = restore(settings, told.append)
+    progress = []
+    restored = restore(settings, progress.append)
 
     assert restored.champions == {CASE: "1"}
     assert list(restored.problems) == [OTHER]
     assert f"Version 9 of {OTHER} does not load" in restored.problems[OTHER]
     assert answering(settings, row) == "1"
-    assert told == [f"Deploying version 9 of {OTHER}, its champion", f"Deploying version 1 of {CASE}, its champion"]
-    assert restore(settings, told.append).champions == {CASE: "1"}  # nothing to do, and nothing broken by doing it
+    assert progress == [f"Deploying version 9 of {OTHER}, its champion", f"Deploying version 1 of {CASE}, its champion"]
+    assert restore(settings, progress.append).champions == {CASE: "1"}  # nothing to do, and nothing broken by doing it
 
     applications.ask_ray(settings, "DELETE", applications.SERVE)
     wait_until(lambda: not applications.running(settings), timeout_s=60)
     before = assignments.read(registry(settings), CASE)
-    shared = restore(settings.model_copy(update={"profile": "team", "serve_hosts": "other"}), told.append)
+    shared = restore(settings.model_copy(update={"profile": "team", "serve_hosts": "other"}), progress.append)
     assert shared.champions == {CASE: "1"}
     assert assignments.read(registry(settings), CASE) == before  # as who deployed it declared it
 
@@ -429,8 +429,8 @@ def test_removing_an_endpoint_is_a_command_and_a_promotion_makes_it_again_with_i
     promote_version(guarded, CASE, "2")
     removed = shopfloor(settings, "undeploy", CASE, "--yes", "--reason", "no longer needed", "--json")
     assert json.loads(removed.stdout) == {"use_case": CASE, "removed": True}
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers) == (None, None)
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers) == (None, None)
     assert "champion" not in aliases(first)
     assert shopfloor(settings, "undeploy", CASE, "--yes").stdout == f"{CASE} has no endpoint: nothing to do.\n"
     promote_version(settings, CASE, "1")  # from a shell that knows nothing of tokens
@@ -442,8 +442,8 @@ def test_removing_an_endpoint_is_a_command_and_a_promotion_makes_it_again_with_i
 def test_the_command_line_promotes_rolls_back_and_says_who_answers(settings, row, first):
     promoted = shopfloor(settings, "models", "promote", f"{CASE}/2", "--reason", "by hand", "--json")
     assert json.loads(promoted.stdout)["before"] == "1"
-    shown = shopfloor(settings, "models", "rollback", CASE)
-    assert shown.stdout == f"Version 1 is the champion of {CASE}, before it version 2.\n"
+    result = shopfloor(settings, "models", "rollback", CASE)
+    assert result.stdout == f"Version 1 is the champion of {CASE}, before it version 2.\n"
     refused = shopfloor(settings, "models", "promote", CASE)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "has no challenger" in refused.stderr

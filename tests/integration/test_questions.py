@@ -39,12 +39,12 @@ def revoke(file, answer, *options):
     command = [sys.executable, "-m", "shopfloor", "tokens", "revoke", "alice", *options]
     environment = {**os.environ, "SHOPFLOOR_SERVE_TOKENS_FILE": str(file)}
     os.write(ours, answer.encode())
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=PROJECT, env=environment, stdin=theirs, capture_output=True, text=True, timeout=60, check=False
     )
     os.close(theirs)
     os.close(ours)
-    return done.returncode, done.stdout + done.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n\n", INTERRUPTED, ["alice"]), ("y\n", 0, [])])

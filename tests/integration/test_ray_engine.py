@@ -298,17 +298,17 @@ def test_ctrl_c_while_watching_leaves_the_run_and_stop_ends_it_with_its_steps(
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    seen = []
+    lines = []
     for line in watcher.stderr:
-        seen.append(line)
+        lines.append(line)
         if line.startswith("work: running"):
             break
     watcher.send_signal(signal.SIGINT)
-    said = watcher.communicate(timeout=30)[1]
+    message = watcher.communicate(timeout=30)[1]
 
-    run_id = next(line.split()[1] for line in seen if line.startswith("Run ") and "ray engine" in line)
+    run_id = next(line.split()[1] for line in lines if line.startswith("Run ") and "ray engine" in line)
     assert watcher.returncode == 130
-    assert f"The run goes on. To stop it: shopfloor runs stop {run_id}" in said
+    assert f"The run goes on. To stop it: shopfloor runs stop {run_id}" in message
     assert state_of(mlflow_run(run_id)) == "running"
 
     stopped = shopfloor("runs", "stop", run_id, "--json")
@@ -340,9 +340,9 @@ def test_a_job_that_was_killed_is_seen_as_killed_by_whoever_looks_next(shopfloor
     for step in steps:
         step.kill()
 
-    shown = json.loads(shopfloor("runs", "list", "--json").stdout)["runs"]
+    runs = json.loads(shopfloor("runs", "list", "--json").stdout)["runs"]
 
-    assert next(run["state"] for run in shown if run["run_id"] == run_id) == "killed"
+    assert next(run["state"] for run in runs if run["run_id"] == run_id) == "killed"
     assert mlflow_run(run_id).steps == {"begin": "succeeded", "work": "killed"}
 
 
@@ -387,7 +387,7 @@ def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run,
             "ray_token_file": environment["SHOPFLOOR_RAY_TOKEN_FILE"],
         }
     )
-    asked = Submission(file=str(file), use_case=None, given=["text=copied"])
+    submission = Submission(file=str(file), use_case=None, given=["text=copied"])
     with pytest.raises(UsageError, match="cannot reach the artifacts in"):
         RayEngine(settings.model_copy(update={"ray_dashboard_url": "http://ray.example:8265"})).submit(JOB)
     monkeypatch.setattr(RayEngine, "_is_here", lambda _: False)
@@ -395,7 +395,7 @@ def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run,
     file.write_text(PIPELINE.replace("# defect", "import os, shopfloor; print(os.getcwd(), shopfloor.__file__)"))
     client = connect(settings)
     try:
-        taken = dispatch.start(settings, "ray", asked, view=None)
+        taken = dispatch.start(settings, "ray", submission, view=None)
         wait_until(lambda: control.reconcile(settings, client, mlflow_run(taken.run_id)) not in {"pending", "running"})
     finally:
         file.unlink()
@@ -459,9 +459,9 @@ def test_whoever_looks_next_closes_the_record_of_a_run_that_its_engine_calls_end
         update={"tracking_uri": environment["SHOPFLOOR_TRACKING_URI"]}
     )
     client = connect(settings)
-    asked = Submission(file=str(pipeline), use_case=None, given=["text=far"])
+    submission = Submission(file=str(pipeline), use_case=None, given=["text=far"])
 
-    taken = dispatch.start(settings, "argo", asked, view=None)
+    taken = dispatch.start(settings, "argo", submission, view=None)
 
     job = ElsewhereEngine.jobs[-1]
     assert (job.run_id, job.arguments) == (taken.run_id, {"text": "far"})

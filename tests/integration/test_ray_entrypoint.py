@@ -25,8 +25,8 @@ def test_a_clone_whose_path_is_a_command_is_only_a_path(tmp_path):
     engine.submit(Job(name="p", ir={}, platforms={}, arguments={"text": "$(touch marked)"}, file=root / "p.py"))
 
     line = jobs[0]["entrypoint"].replace("exec env", "env").partition(" -m shopfloor")[0] + " -c pass"
-    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=False)
-    assert done.returncode == 0
+    result = subprocess.run(["sh", "-c", line], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=False)
+    assert result.returncode == 0
     assert [path.name for path in (*tmp_path.rglob("marked"),)] == []
 
 

@@ -176,12 +176,12 @@ def test_the_page_of_a_version_shows_its_parameters_metrics_gates_and_run(settin
     )
     version = register(settings.model_copy(update={"run_id": run.info.run_id}), CASE, made_of, Recorder())
 
-    shown = client.get_model_version(CASE, version)
-    stored = client.get_logged_model(shown.source.rpartition("/")[2])
+    model_version = client.get_model_version(CASE, version)
+    stored = client.get_logged_model(model_version.source.rpartition("/")[2])
     assert stored.params["depth"] == "3"
     assert {metric.key: metric.value for metric in stored.metrics} == {"roc_auc": 0.7}
-    assert "| roc_auc | >= 0.6 | 0.7 | met |" in shown.description
-    assert f"/runs/{run.info.run_id}" in shown.description
+    assert "| roc_auc | >= 0.6 | 0.7 | met |" in model_version.description
+    assert f"/runs/{run.info.run_id}" in model_version.description
     passport = read_passport(client, CASE, version)
     assert (passport.git_commit, passport.git_dirty) == ("c0ffee", False)
 

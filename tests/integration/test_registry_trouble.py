@@ -173,29 +173,29 @@ def test_whichever_call_of_a_promotion_fails_registry_alias_and_replicas_agree_i
     direct = rollout.registry(settings)
     through = settings.model_copy(update={"tracking_uri": f"http://127.0.0.1:{proxy.server_port}"})
     before = assignments.read(direct, CASE).assignment.champion
-    told, number = [], 0
+    messages, number = [], 0
     while proxy.seen >= number:  # until a promotion has no such call any more
         number += 1
-        wanted = "1" if before == "2" else "2"
+        target = "1" if before == "2" else "2"
         proxy.fail(number, reaches)
-        said = promoted(through, wanted)
-        told.append(said)
+        message = promoted(through, target)
+        messages.append(message)
         entry = assignments.read(direct, CASE)
         decided = entry.assignment.champion
-        if said:
-            assert "503" in said
-            assert "\n" not in said
-            assert decided in {before, wanted}
+        if message:
+            assert "503" in message
+            assert "\n" not in message
+            assert decided in {before, target}
             champion.project(direct, CASE, entry)  # as every command does first
         else:
-            assert decided == wanted
+            assert decided == target
         found = aliases(direct)
         assert (found.get("champion"), found.get("challenger")) == (decided, entry.assignment.challenger)
         assert decided is None or replica(settings).champion.version == decided
         before = decided
     assert number > 8
-    assert any(told)
-    assert not all(told)
+    assert any(messages)
+    assert not all(messages)
 
 
 def promoted(settings, version):
@@ -245,11 +245,11 @@ def test_a_command_with_wrong_credentials_is_one_line(settings, user, monkeypatc
     monkeypatch.setattr(sys, "argv", ["shopfloor", *command])
     with pytest.raises(SystemExit) as ended:
         main.run()
-    said = capsys.readouterr().err
-    assert (ended.value.code, said.count("\n")) == (1, 1), said
-    assert said.startswith("error: The MLflow server")
-    assert words in said
-    assert "MLFLOW_TRACKING_PASSWORD" in said
+    message = capsys.readouterr().err
+    assert (ended.value.code, message.count("\n")) == (1, 1), message
+    assert message.startswith("error: The MLflow server")
+    assert words in message
+    assert "MLFLOW_TRACKING_PASSWORD" in message
 
 
 def test_who_may_only_read_is_told_so_and_changes_nothing(settings, registered, user, no_endpoint):
@@ -259,9 +259,9 @@ def test_who_may_only_read_is_told_so_and_changes_nothing(settings, registered, 
     before = assignments.read(rollout.registry(settings), CASE)
     user("rita")
     connect(settings)
-    wanted = "2" if before.assignment.champion == "1" else "1"
+    target = "2" if before.assignment.champion == "1" else "1"
     with pytest.raises(AccessError, match="does not let 'rita' do that"):
-        champion.promote_version(settings, CASE, wanted)
+        champion.promote_version(settings, CASE, target)
     user("ann")
     assert assignments.read(rollout.registry(settings), CASE) == before
 

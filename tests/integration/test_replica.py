@@ -135,11 +135,11 @@ def test_a_model_that_hangs_holds_up_its_own_requests_alone_and_their_bodies_cou
     replica.configure(timeout_s=1)
     gate.unlink(missing_ok=True)
     hanging = json.dumps(row(colour="hang")).encode() + b" " * 1000
-    asked = 2 * MODEL_THREADS
+    count = 2 * MODEL_THREADS
     try:
-        with concurrent.futures.ThreadPoolExecutor(asked) as pool:
-            late = [pool.submit(replica.post, "predict", hanging) for _ in range(asked)]
-            wait_until(lambda: replica.reading.admitted == asked)
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            late = [pool.submit(replica.post, "predict", hanging) for _ in range(count)]
+            wait_until(lambda: replica.reading.admitted == count)
             assert replica.run(asyncio.to_thread(lambda: "the assignment"), timeout_s=5) == "the assignment"
             assert requests.get(f"{replica.url}/healthz", timeout=5).ok
             assert {one.result().status_code for one in late} == {504}
@@ -177,8 +177,8 @@ def test_a_large_body_is_answered_as_its_rows_are_in_small_ones(replica, route, 
     def ask(some):
         answer = replica.post(route, body(some), **{"Content-Type": content_type})
         assert answer.status_code == 200, answer.text[:500]
-        said = answer.json()
-        return said["predictions"] if "predictions" in said else said["outputs"][0]["data"]
+        document = answer.json()
+        return document["predictions"] if "predictions" in document else document["outputs"][0]["data"]
 
     content = body(rows)
     assert len(content if isinstance(content, bytes) else json.dumps(content)) > LARGE_BYTES
@@ -213,10 +213,10 @@ def test_a_reader_that_was_killed_is_replaced(replica):
 
 def test_no_answer_is_lost_while_the_log_moves_and_refused_bodies_are_not_kept(replica, tmp_path):
     places = [str(tmp_path / name) for name in ("one", "two", "three")]
-    ids, done = [], threading.Event()
+    ids, end = [], threading.Event()
 
     def ask():
-        while not done.is_set():
+        while not end.is_set():
             ids.append(replica.post("predict", row()).headers["X-Request-Id"])
 
     replica.configure(timeout_s=60, log_root=places[0])
@@ -228,7 +228,7 @@ def test_no_answer_is_lost_while_the_log_moves_and_refused_bodies_are_not_kept(r
         before = len(ids)
         wait_until(lambda before=before: len(ids) > before + 5)
         replica.configure(timeout_s=60, log_root=place)
-    done.set()
+    end.set()
     asking.join()
     log = replica.predictor._log
     replica.configure(timeout_s=60)
@@ -238,28 +238,28 @@ def test_no_answer_is_lost_while_the_log_moves_and_refused_bodies_are_not_kept(r
         return read_log(Settings(project_root=tmp_path), place, CASE, "predictions").to_pylist()
 
     wait_until(lambda: sum(len(logged(place)) for place in places) >= len(ids) + 1)
-    kept = {one["request_id"]: one for place in places for one in logged(place)}
-    assert set(ids) <= set(kept)
-    assert kept[refused.headers["X-Request-Id"]]["inputs"] is None
+    entries = {one["request_id"]: one for place in places for one in logged(place)}
+    assert set(ids) <= set(entries)
+    assert entries[refused.headers["X-Request-Id"]]["inputs"] is None
 
 
 def test_feedback_that_was_acknowledged_is_there_at_once_and_one_that_cannot_be_kept_is_not_acknowledged(
     replica, tmp_path
 ):
-    said = {"request_id": "order-17", "outcome": True}
+    document = {"request_id": "order-17", "outcome": True}
     replica.configure(log_root=str(tmp_path / "log"))
-    assert replica.post("feedback", said).status_code == 202
+    assert replica.post("feedback", document).status_code == 202
     read = functools.partial(read_log, Settings(project_root=tmp_path), str(tmp_path / "log"), CASE, "feedback")
     assert [one["request_id"] for one in read().to_pylist()] == ["order-17"]
-    assert replica.post("feedback", said).status_code == 202  # as a proxy repeats it
+    assert replica.post("feedback", document).status_code == 202  # as a proxy repeats it
     assert len(read()) == 1
 
     (tmp_path / "full").write_text("a file where a directory should be")
     replica.configure(log_root=str(tmp_path / "full"))
-    refused = replica.post("feedback", said)
+    refused = replica.post("feedback", document)
     assert refused.status_code == 503
     assert "send it again" in refused.json()["message"]
-    assert replica.post("feedback", said | {"outcome": "x" * 20_000}).status_code == 413
+    assert replica.post("feedback", document | {"outcome": "x" * 20_000}).status_code == 413
     replica.configure()
 
 
@@ -272,12 +272,12 @@ def test_without_a_token_the_status_names_no_address(replica, tmp_path):
     with contextlib.ExitStack() as stack:
         stack.callback(replica.configure)
         stack.callback(replica.predictor._holding.errors.clear)
-        shown = [
+        lines = [
             requests.get(f"{replica.url}/status", headers=headers, timeout=10).json()["errors"]["7"]
             for headers in ({}, {"Authorization": f"Bearer {token}"})
         ]
-    assert shown == ["OSError: (…) of (…) at (…) is gone", error]
-    assert Path(file).name not in shown[0]
+    assert lines == ["OSError: (…) of (…) at (…) is gone", error]
+    assert Path(file).name not in lines[0]
 
 
 def test_the_page_says_what_the_use_case_is_and_how_to_send_feedback_and_tensors(replica):

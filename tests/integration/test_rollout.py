@@ -95,14 +95,14 @@ def requests_all_the_time(settings, rows):
 
 
 def test_a_good_version_goes_through_its_stages_to_champion(settings, rows, champion):
-    told = []
+    progress = []
     with requests_all_the_time(settings, rows) as failures:
-        result = canary.run(settings, CASE, "2", told.append, stages=(50, 100), stage_timeout_s=60)
+        result = canary.run(settings, CASE, "2", progress.append, stages=(50, 100), stage_timeout_s=60)
     assert not failures
     assert result.outcome == "promoted"
-    assert told == ["Version 2 answers 50 % of the requests", "Version 2 answers 100 % of the requests"]
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers, found.challenger) == ("2", "2", None)
+    assert progress == ["Version 2 answers 50 % of the requests", "Version 2 answers 100 % of the requests"]
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers, state.challenger) == ("2", "2", None)
 
 
 def test_a_broken_bound_takes_the_version_back_and_the_registry_says_why(settings, rows, champion):
@@ -114,8 +114,8 @@ def test_a_broken_bound_takes_the_version_back_and_the_registry_says_why(setting
     assert not failures
     assert (result.outcome, result.percent) == ("rolled_back", 20)
     assert result.reason == "agreement is 0, the bound is >= 0.5"
-    found = standing(settings, CASE)
-    assert (found.champion, found.answers, found.challenger) == ("1", "1", None)
+    state = standing(settings, CASE)
+    assert (state.champion, state.answers, state.challenger) == ("1", "1", None)
     client = mlflow.MlflowClient(settings.tracking_uri)
     record = json.loads(client.get_model_version(CASE, "2").tags[canary.TAG])
     assert record["reason"] == result.reason
@@ -145,11 +145,11 @@ def test_a_killed_rollout_goes_on_from_its_stage(settings, rows, champion):
     process.wait(30)
     process.stderr.close()
     deploy(settings, CASE, traffic=Traffic(canary_percent=60, shadow=True))  # it may have come so far
-    told = []
+    progress = []
     with requests_all_the_time(settings, rows):
-        result = canary.run(settings, CASE, "2", told.append, stages=(30, 60, 100), stage_timeout_s=60)
+        result = canary.run(settings, CASE, "2", progress.append, stages=(30, 60, 100), stage_timeout_s=60)
     assert result.outcome == "promoted"
-    assert told[0] == "Version 2 answers 60 % of the requests"
+    assert progress[0] == "Version 2 answers 60 % of the requests"
 
 
 def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, rows, champion):
@@ -160,8 +160,8 @@ def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, r
 
     assert shopfloor(settings, "deploy", f"{CASE}/2", "--canary", "50", "--shadow").returncode == 0
     with requests_all_the_time(settings, rows):
-        found = wait_until(judged)
-    assert [(item["version"], item["role"], item["percent"]) for item in found["versions"]] == [
+        state = wait_until(judged)
+    assert [(item["version"], item["role"], item["percent"]) for item in state["versions"]] == [
         ("1", "champion", 50),
         ("2", "challenger", 50),
     ]
@@ -174,8 +174,8 @@ def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, r
 
 def test_a_judge_whose_trial_somebody_else_ended_is_told_who_it_was(settings, rows, champion):
     def end(told):
-        found = shopfloor(settings, "rollout", "end", CASE, "--reason", "it looks wrong", "--json")
-        ended.append(json.loads(found.stdout))
+        result = shopfloor(settings, "rollout", "end", CASE, "--reason", "it looks wrong", "--json")
+        ended.append(json.loads(result.stdout))
 
     ended = []
     with pytest.raises(ConflictError, match=r"end of a trial by .*@.* \(it looks wrong\)"):

@@ -83,26 +83,26 @@ def url(settings, first):
 @contextlib.contextmanager
 def asking(url: str, row: dict, clients: int = 8):
     """Let clients ask for the time of the block; the status and the version of each answer are counted."""
-    body, seen, done = json.dumps(row), Counter(), threading.Event()
+    body, answers, end = json.dumps(row), Counter(), threading.Event()
 
     def ask() -> None:
         connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
-        while not done.is_set():
+        while not end.is_set():
             try:
                 connection.request("POST", f"/{CASE}/predict", body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
-                seen[answer.status, json.loads(answer.read()).get("version")] += 1
+                answers[answer.status, json.loads(answer.read()).get("version")] += 1
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                seen[type(error).__name__, None] += 1
+                answers[type(error).__name__, None] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
-        yield seen
+        yield answers
     finally:
-        done.set()
+        end.set()
         for thread in threads:
             thread.join()
 
@@ -116,8 +116,8 @@ def test_without_a_ray_cluster_the_error_says_what_to_start(settings, models):
 
 def test_the_champion_before_is_kept_so_that_going_back_loads_nothing(settings, url, models):
     def held():
-        said = requests.get(f"{url}/status", timeout=10).json()
-        return said["champion"], said["kept"]
+        status = requests.get(f"{url}/status", timeout=10).json()
+        return status["champion"], status["kept"]
 
     deploy(settings, CASE, champion="2", challenger=None)
     assert held() == ("2", "1")
@@ -309,11 +309,11 @@ def replica_logs(settings):
 
 def test_a_new_champion_takes_over_without_one_failed_request(settings, url, models):
     row = rows_of(models[0])[0]
-    with asking(url, row) as seen:
+    with asking(url, row) as answers:
         deploy(settings, CASE, champion="1", challenger=None)
         deploy(settings, CASE, champion="2", challenger="1")
-        wait_until(lambda: seen[200, "2"] > 100)
-    assert set(seen) == {(200, "1"), (200, "2")}
+        wait_until(lambda: answers[200, "2"] > 100)
+    assert set(answers) == {(200, "1"), (200, "2")}
     assert post(f"{url}/predict", row).json()["version"] == "2"
 
 
@@ -331,18 +331,18 @@ def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, ur
 
     try:
         deploy(settings, CASE, champion="1")
-        with asking(url, rows_of(models[0])[0]) as seen:
+        with asking(url, rows_of(models[0])[0]) as answers:
             for _ in range(2):
                 wait_until(lambda: len(alive()) == 2 and len(asked()) == 2)
                 victim = psutil.Process(min(alive()))
                 victim.kill()
                 victim.wait(10)
-            before = seen.total()
-            wait_until(lambda: seen.total() > before + 500)
+            before = answers.total()
+            wait_until(lambda: answers.total() > before + 500)
     finally:
         file.write_text(declared)
         deploy(settings, CASE, champion="1")
-    assert set(seen) == {(200, "1")}
+    assert set(answers) == {(200, "1")}
 
 
 def test_the_open_inference_protocol_answers_as_predict_does(url, models):
@@ -391,8 +391,8 @@ def test_with_a_token_file_rows_are_answered_to_those_who_show_a_token(settings,
         assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
         assert str(file) not in requests.get(f"{url}/status", timeout=10).text
         for page in ("docs", "openapi.json"):  # the example is a row of the training set
-            shown = [requests.get(f"{url}/{page}", headers=headers, timeout=10).text for headers in ({}, bearer(token))]
-            assert [str(row["rate_0"]) in text for text in shown] == [False, True]
+            pages = [requests.get(f"{url}/{page}", headers=headers, timeout=10).text for headers in ({}, bearer(token))]
+            assert [str(row["rate_0"]) in text for text in pages] == [False, True]
         deploy(settings, CASE, champion="1", challenger="2")  # from a shell that knows nothing of tokens
         assert post(f"{url}/predict", row).status_code == 401
     finally:
@@ -404,13 +404,13 @@ def test_the_replica_counts_what_it_answered_by_version_and_status(url, models):
     row = rows_of(models[0])[0]
 
     def count(version: str, route: str, status: str) -> float:
-        found = 0.0
+        total = 0.0
         for line in requests.get(f"{url}/metrics", timeout=10).text.splitlines():
             if line.startswith("shopfloor_requests_total{"):
                 labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
                 if (labels["version"], labels["route"], labels["status"]) == (version, route, status):
-                    found += float(line.rpartition(" ")[2])
-        return found
+                    total += float(line.rpartition(" ")[2])
+        return total
 
     before = count("2", "/predict", "200"), count("1", "/predict", "422")
     post(f"{url}/predict", row, **{"X-Shopfloor-Version": "2"})

@@ -123,10 +123,10 @@ def test_a_second_up_starts_nothing(stack, shopfloor, settings):
 
 
 def test_status_shows_each_service_with_address_health_version_and_memory(stack, shopfloor):
-    found = wait_until_serving(shopfloor)
+    state = wait_until_serving(shopfloor)
 
-    mlflow, ray, _ = found["services"]
-    assert found["healthy"]
+    mlflow, ray, _ = state["services"]
+    assert state["healthy"]
     assert mlflow["version"].startswith("3.")
     assert ray["version"].startswith("2.")
     assert mlflow["memory_bytes"] > 50 * 1024**2

@@ -29,11 +29,11 @@ def settings(tmp_path):
 
 def some_state(settings: Settings, **changes: object) -> StackState:
     process = ProcessId(pid=2**22 + 1, boot=boot_id(), started=1)  # above the highest pid
-    found = Service(name="mlflow", process=process, log=settings.state_dir / "mlflow.log")
+    service = Service(name="mlflow", process=process, log=settings.state_dir / "mlflow.log")
     state = StackState(
         boot_id=boot_id(),
         addresses={"tracking_uri": "http://127.0.0.1:5123"},
-        services={"mlflow": found},
+        services={"mlflow": service},
         ray_dir=settings.state_dir / "ray",
         ray_token_file=settings.state_dir / "ray-token",
     )
@@ -181,12 +181,12 @@ def test_a_state_directory_that_is_a_file_is_one_clear_error(settings):
 def test_a_dead_recorded_process_is_down_and_the_log_is_named(settings):
     write(settings, some_state(settings))
 
-    found = lifecycle.status(settings)
+    status = lifecycle.status(settings)
 
-    assert not found.healthy
-    assert found.services[0].health == "down"
-    assert "mlflow.log" in found.services[0].note
-    assert found.services[0].address == "http://127.0.0.1:5123"
+    assert not status.healthy
+    assert status.services[0].health == "down"
+    assert "mlflow.log" in status.services[0].note
+    assert status.services[0].address == "http://127.0.0.1:5123"
 
 
 def test_down_without_a_stack_does_nothing(settings):
@@ -258,11 +258,11 @@ def test_without_its_own_configuration_haproxy_does_not_start(tmp_path):
     variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))
 
     command = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-vv", "-f", str(tmp_path / "missing.cfg")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
 
     ray_head.remove_sockets(tmp_path)
-    assert done.returncode != 0
-    assert "HAProxy version" not in done.stdout
+    assert result.returncode != 0
+    assert "HAProxy version" not in result.stdout
 
 
 def test_of_a_traceback_at_the_end_of_a_log_only_the_exception_is_told(tmp_path):

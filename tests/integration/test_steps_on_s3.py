@@ -54,14 +54,14 @@ def s3(tmp_path_factory):
         stderr=subprocess.DEVNULL,
     )
     wait_for_port(port)
-    given = {
+    variables = {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
     }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     yield f"http://127.0.0.1:{port}"
     for name, value in before.items():
         if value is None:
@@ -210,13 +210,13 @@ def test_the_search_as_a_job_on_its_cluster_leaves_at_a_uri_what_it_published(pr
     result_uri = storage.join(project.artifact_root, "rayjobs", "job.json")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
     own = {"SHOPFLOOR_RAY_ADDRESS": "auto", "RAY_ADDRESS": ray_address, "PYTHONPATH": paths}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "shopfloor.training.tuning", "flight_delays", features.uri, "2", result_uri],
         env={**os.environ, **project.environment(), **own},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
     bucket, path = storage.filesystem(project, result_uri)
     made = json.loads(bucket.open_input_stream(path).read())
@@ -265,10 +265,10 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
 
     _, found = search(project, features, trials=6)
 
-    said = capsys.readouterr().out
-    done = int(re.search(r"Going on with the search that was stopped: (\d) trials are done", said)[1])
+    output = capsys.readouterr().out
+    done = int(re.search(r"Going on with the search that was stopped: (\d) trials are done", output)[1])
     assert 3 <= done <= 4  # one may have finished while the third was read here
-    assert said.count("trial ") == 6 - done
+    assert output.count("trial ") == 6 - done
     assert len(found.trials) == len({trial.trial_id for trial in found.trials}) == 6
     assert len({json.dumps(trial.params, sort_keys=True) for trial in found.trials}) == 6
     assert all("validate-logloss" in trial.metrics for trial in found.trials)
@@ -332,8 +332,8 @@ def test_a_trial_whose_worker_dies_goes_on_from_its_last_checkpoint(project, fea
     assert found.trials[0].status == "finished"
     assert found.trials[0].rounds == 1800
     # Six checkpoints in all: begun again from nothing, the first 300 rounds would have left one more.
-    kept = {re.search(r"checkpoint_\d+", path)[0] for path in files("/checkpoint_")}
-    assert max(kept) == "checkpoint_000005"
+    names = {re.search(r"checkpoint_\d+", path)[0] for path in files("/checkpoint_")}
+    assert max(names) == "checkpoint_000005"
 
 
 def test_without_a_cluster_one_line_says_what_to_start(project, features):
@@ -414,9 +414,9 @@ def assert_the_search_shows_in_mlflow(client, experiment, run, step, found):
     best = next(trial for trial in found.trials if trial.trial_id == found.best_trial_id)
     for run_id in (run, step):
         assert client.get_run(run_id).data.params["max_depth"] == str(best.params["max_depth"])
-    shown = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{step}'")
-    assert {one.data.tags["shopfloor.trial"] for one in shown} == {trial.trial_id for trial in found.trials}
-    one = next(one for one in shown if one.data.tags["shopfloor.trial"] == best.trial_id)
+    trial_runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{step}'")
+    assert {one.data.tags["shopfloor.trial"] for one in trial_runs} == {trial.trial_id for trial in found.trials}
+    one = next(one for one in trial_runs if one.data.tags["shopfloor.trial"] == best.trial_id)
     assert float(one.data.params["learning_rate"]) == best.params["learning_rate"]
     curve = client.get_metric_history(one.info.run_id, "validate-logloss")
     assert [(point.step, point.value) for point in curve] == [tuple(point) for point in best.curve]

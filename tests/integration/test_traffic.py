@@ -40,8 +40,8 @@ def logged(settings, rows_expected, kind="predictions", use_case=CASE, **columns
 
     def matching():
         table = read_log(settings, log_root(settings), use_case, kind).to_pylist()
-        found = [row for row in table if all(row[name] == value for name, value in columns.items())]
-        return found if len(found) >= rows_expected else None
+        matches = [row for row in table if all(row[name] == value for name, value in columns.items())]
+        return matches if len(matches) >= rows_expected else None
 
     return wait_until(matching)
 
@@ -63,7 +63,7 @@ def test_a_canary_gets_its_share_and_the_same_key_the_same_version(settings, row
     by_key = {
         key: {a.json()["version"] for a in ask_many(url, rows[:5], **{"X-Request-Key": key})} for key in "abcdefgh"
     }
-    assert {len(found) for found in by_key.values()} == {1}
+    assert {len(matches) for matches in by_key.values()} == {1}
     assert set.union(*by_key.values()) == {"1", "2"}
     assert declared_traffic(settings, CASE) == Traffic(canary_percent=30)
     roles = {row["role"] for row in logged(settings, 340)}
@@ -73,8 +73,8 @@ def test_a_canary_gets_its_share_and_the_same_key_the_same_version(settings, row
 def test_who_asks_for_a_version_gets_it_whatever_the_split(settings, rows):
     deploy(settings, CASE, traffic=Traffic(canary_percent=100))
     url = endpoint(settings, CASE)
-    asked = ask_many(url, rows[:5], **{"X-Shopfloor-Version": "1"})
-    assert {answer.json()["version"] for answer in asked} == {"1"}
+    answers = ask_many(url, rows[:5], **{"X-Shopfloor-Version": "1"})
+    assert {answer.json()["version"] for answer in answers} == {"1"}
     assert {answer.json()["version"] for answer in ask_many(url, rows[:5])} == {"2"}
 
 

@@ -370,9 +370,9 @@ def test_dvc_keeps_its_pickles_where_no_other_account_writes(clone, monkeypatch,
     versions.prepare(clone, "flight_delays")
     site = clone.state_dir / "dvc"
     assert clone.state_dir.stat().st_mode & 0o077 == 0
-    asked = "import sys; from dvc.repo import Repo; print(Repo(sys.argv[1]).site_cache_dir)"
+    script = "import sys; from dvc.repo import Repo; print(Repo(sys.argv[1]).site_cache_dir)"
     answer = subprocess.run(
-        [sys.executable, "-c", asked, clone.project_root], capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-c", script, clone.project_root], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert Path(answer.stdout.strip()).is_relative_to(site)
 
