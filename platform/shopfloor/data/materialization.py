@@ -112,13 +112,13 @@ def materialize_version(settings: Settings, use_case: str, data_rev: str) -> Mat
         ServiceError: The store does not take them.
         UsageError: The use case has no `serving.online`, or no feature service of the name that use_case.yaml gives.
     """
-    loaded = load_use_case(settings, use_case)
-    if loaded.serving.online is None:
+    case = load_use_case(settings, use_case)
+    if case.serving.online is None:
         raise UsageError(
             f"The endpoint of {use_case} looks no features up.",
             "Say in serving.online what a request may send.",
         )
-    with tables_of(settings, loaded, data_rev) as tables:
+    with tables_of(settings, case, data_rev) as tables:
         return materialize_tables(settings, use_case, tables)
 
 

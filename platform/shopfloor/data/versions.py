@@ -250,11 +250,11 @@ class _Tracked:
             tree.add(tuple(name.split("/")), entry.meta, entry.hash_info)
         tree.digest()
         computed = str(tree.hash_info.value)
-        recorded = [str(out.hash_info.value) for out in self._outs if out.index_key[1] == self._key]
-        if recorded and recorded[0] != computed:
+        hashes = [str(out.hash_info.value) for out in self._outs if out.index_key[1] == self._key]
+        if hashes and hashes[0] != computed:
             raise DataError(
                 f"The list of the files of {self._path} in DVC's cache is not what DVC recorded: {computed} is not "
-                f"{recorded[0]}.",
+                f"{hashes[0]}.",
                 "Remove it from the cache and fetch it anew: dvc fetch",
             )
         return computed

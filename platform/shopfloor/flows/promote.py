@@ -59,14 +59,14 @@ def standing(settings: Settings, use_case: str) -> Standing | None:
     live = rollout.live_versions(settings, use_case)
     if not entry.has_record and not live:
         return None
-    assigned = entry.assignment
+    assignment = entry.assignment
     return Standing(
         use_case=use_case,
-        champion=assigned.champion,
+        champion=assignment.champion,
         answers=live.get("champion"),
         challenger=live.get("challenger"),
         canary_percent=rollout.live_share(settings, use_case) if live.get("challenger") else 0.0,
-        changed=assigned.words() if assigned.when else "",
+        changed=assignment.words() if assignment.when else "",
     )
 
 
@@ -161,7 +161,7 @@ def _declared_anew(settings: Settings, use_case: str, entry: Entry, is_own: bool
         application = applications.readdressed(settings, entry.application or {})
     if application == entry.application and entry.place == applications.place(settings):
         return entry
-    assigned = entry.assignment
+    assignment = entry.assignment
     return assignments.change(
         rollout.registry(settings),
         use_case,
@@ -169,10 +169,10 @@ def _declared_anew(settings: Settings, use_case: str, entry: Entry, is_own: bool
         lease=entry.lease,
         application=application,
         place=applications.place(settings),
-        replaced=assigned.replaced,
-        action=assigned.action,
-        by=assigned.by,
-        when=assigned.when,
-        reason=assigned.reason,
-        run_id=assigned.run_id,
+        replaced=assignment.replaced,
+        action=assignment.action,
+        by=assignment.by,
+        when=assignment.when,
+        reason=assignment.reason,
+        run_id=assignment.run_id,
     )

@@ -100,17 +100,17 @@ def introduce(
     champion.version_of(mlflow, use_case, version)
     entry = champion.current(mlflow, use_case, before)
     champion.project(mlflow, use_case, entry)
-    assigned = entry.assignment
-    if assigned.champion == version:
-        on_trial = f"End the trial of version {assigned.challenger} first: shopfloor rollout end {use_case}"
+    assignment = entry.assignment
+    if assignment.champion == version:
+        on_trial = f"End the trial of version {assignment.challenger} first: shopfloor rollout end {use_case}"
         raise UsageError(
             f"Version {version} is the champion of {use_case}.",
-            on_trial if assigned.challenger else "It answers all requests already.",
+            on_trial if assignment.challenger else "It answers all requests already.",
         )
-    if assigned.champion is None and traffic != rollout.NO_TRAFFIC:
+    if assignment.champion is None and traffic != rollout.NO_TRAFFIC:
         raise UsageError(f"{use_case} has no champion that answers.", f"shopfloor models promote {use_case}/{version}")
     if traffic.canary_percent and case.gates.signature == "compatible":
-        refuse_what_clients_cannot_ask(settings, use_case, version, assigned.champion)
+        refuse_what_clients_cannot_ask(settings, use_case, version, assignment.champion)
     entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, lease_s=lease_s, before=entry)
     champion.project(mlflow, use_case, entry)
     return entry
@@ -168,8 +168,8 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
         ServiceError: Ray does not answer.
     """
     case = load_use_case(settings, use_case)
-    assigned = assignments.read(rollout.registry(settings), use_case).assignment
-    present, challenger = assigned.champion, assigned.challenger
+    assignment = assignments.read(rollout.registry(settings), use_case).assignment
+    present, challenger = assignment.champion, assignment.challenger
     log = _read(settings, use_case, since)
     versions: list[VersionVerdict] = []
     numbers = {version: _numbers(case, log, version, present) for version in (present, challenger) if version}
@@ -180,7 +180,7 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
     if challenger:
         verdicts = gates.judge_live(case.gates.live, numbers[challenger], numbers.get(present or ""))
         versions.append(_verdict(challenger, "challenger", percent, numbers[challenger], verdicts))
-    return RolloutStatus(use_case=use_case, since=since, shadow=assigned.shadow, versions=versions)
+    return RolloutStatus(use_case=use_case, since=since, shadow=assignment.shadow, versions=versions)
 
 
 def run(
@@ -326,26 +326,26 @@ def _watch(
     """
     stage_begun = dt.datetime.now(dt.UTC)
     present = entry.assignment.champion
-    renewed = time.monotonic()
-    judged = renewed
-    deadline = renewed + timeout_s
+    renewal_s = time.monotonic()
+    judgement_s = renewal_s
+    deadline = renewal_s + timeout_s
     while True:
         try:
             assignments.require_same(case.name, entry, assignments.read(mlflow, case.name))
-            if time.monotonic() - renewed > lease_s / 6:
+            if time.monotonic() - renewal_s > lease_s / 6:
                 assignments.renew(mlflow, case.name, entry, assignments.fresh_lease(lease_s))
-                renewed = time.monotonic()
+                renewal_s = time.monotonic()
         except ServiceError:
-            if time.monotonic() - renewed > lease_s:
+            if time.monotonic() - renewal_s > lease_s:
                 raise
         try:
             log = _read(settings, case.name, start)
         except ServiceError:
-            if time.monotonic() - judged > lease_s:
+            if time.monotonic() - judgement_s > lease_s:
                 raise
             time.sleep(POLL_S)
             continue
-        judged = time.monotonic()
+        judgement_s = time.monotonic()
         recent = tuple(frame[frame["time"] >= stage_begun] for frame in log)
         verdicts = gates.judge_live(
             case.gates.live,

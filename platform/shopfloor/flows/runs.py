@@ -82,8 +82,8 @@ def reconcile(settings: Settings, client: Any, run: Any) -> str:
         return state
     # The run may have written its own end since its record was read, or been retried.
     before, run = run.data.tags, client.get_run(run.info.run_id)
-    if _recorded(run) != "running" or any(run.data.tags.get(tag) != before.get(tag) for tag in _OF_ONE_TRY):
-        return _recorded(run)
+    if _recorded_state(run) != "running" or any(run.data.tags.get(tag) != before.get(tag) for tag in _OF_ONE_TRY):
+        return _recorded_state(run)
     return conclude.close(settings, client, run, state, outcome or _reason(client, engine, run, state))
 
 
@@ -94,10 +94,10 @@ def stop(settings: Settings, client: Any, run: Any) -> str:
         UsageError: It has ended already.
         ServiceError: Its engine does not answer, or it does not end.
     """
-    recorded = _recorded(run)
-    if recorded != "running":
+    state_before = _recorded_state(run)
+    if state_before != "running":
         raise UsageError(
-            f"Run {run.info.run_id} has ended already: {recorded}.", "`shopfloor runs list` shows what runs."
+            f"Run {run.info.run_id} has ended already: {state_before}.", "`shopfloor runs list` shows what runs."
         )
     engine, engine_run = _engine(settings, run), _engine_run(run)
     engine.stop(engine_run)
@@ -149,7 +149,7 @@ def _alone(settings: Settings, run_id: str) -> Iterator[None]:
 
 
 def _retry_elsewhere(settings: Settings, client: Any, run: Any, engine: TakesJobs) -> Submitted:
-    recorded = _recorded(run)
+    state_before = _recorded_state(run)
     before = _engine_run(run)
     closed = run.data.tags
     run_records.reopen(
@@ -162,17 +162,17 @@ def _retry_elsewhere(settings: Settings, client: Any, run: Any, engine: TakesJob
         after = engine.retry(before)
     except BaseException:
         client.set_tag(run.info.run_id, run_records.ENGINE_RUN, before)
-        conclude.close(settings, client, run, recorded, closed.get(run_records.OUTCOME, ""))
+        conclude.close(settings, client, run, state_before, closed.get(run_records.OUTCOME, ""))
         raise
     client.set_tag(run.info.run_id, run_records.ENGINE_RUN, after)
     return submitted(_at(settings, run), run, engine.name, after)
 
 
 def _require_ended_badly(run: Any) -> None:
-    recorded = _recorded(run)
-    if recorded not in {"failed", "killed"}:
-        verb = "goes on" if recorded == "running" else "has not failed"
-        raise UsageError(f"Run {run.info.run_id} {verb}: {recorded}.", "To run it anew: `shopfloor runs resume`.")
+    state = _recorded_state(run)
+    if state not in {"failed", "killed"}:
+        verb = "goes on" if state == "running" else "has not failed"
+        raise UsageError(f"Run {run.info.run_id} {verb}: {state}.", "To run it anew: `shopfloor runs resume`.")
 
 
 def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
@@ -182,7 +182,7 @@ def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
         UsageError: It goes on, or what was asked for is no longer there.
         ServiceError: A service is down.
     """
-    if _recorded(run) == "running":
+    if _recorded_state(run) == "running":
         raise UsageError(f"Run {run.info.run_id} goes on.", f"To end it: `shopfloor runs stop {run.info.run_id}`.")
     engine = _engine(settings, run)
     request = submission_of(run).model_copy(update={"use_cache": True, "from_step": None})
@@ -195,8 +195,8 @@ def steps(settings: Settings, client: Any, run: Any) -> list[StepRecord]:
     A step in somebody else's image records nothing, and one that waits has not begun to. Where the engine cannot be
     asked, a warning says so.
     """
-    recorded = run_records.steps_of(client, run)
-    return recorded + _unrecorded(settings, run, recorded)
+    records = run_records.steps_of(client, run)
+    return records + _unrecorded(settings, run, records)
 
 
 def logs(settings: Settings, client: Any, run: Any, step: str | None = None, follow: bool = False) -> Iterator[str]:
@@ -206,7 +206,7 @@ def logs(settings: Settings, client: Any, run: Any, step: str | None = None, fol
         NotFoundError: It has no such step.
         ServiceError: Its engine does not answer.
     """
-    if follow and _recorded(run) == "running":
+    if follow and _recorded_state(run) == "running":
         yield from _engine(settings, run).logs(_engine_run(run), step, follow=True)
         return
     records = run_records.steps_of(client, run)
@@ -247,7 +247,7 @@ def _state_now(settings: Settings, client: Any, run_id: str) -> str:
     """Return a run's state; closes its record where it has ended."""
     conclude.close_dead_runs(settings, client)
     run = client.get_run(run_id)
-    return reconcile(settings, client, run) if _recorded(run) == "running" else _recorded(run)
+    return reconcile(settings, client, run) if _recorded_state(run) == "running" else _recorded_state(run)
 
 
 def submission_of(run: Any) -> Submission:
@@ -262,7 +262,7 @@ def submission_of(run: Any) -> Submission:
     return Submission.model_validate_json(text)
 
 
-def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> list[StepRecord]:
+def _unrecorded(settings: Settings, run: Any, records: list[StepRecord]) -> list[StepRecord]:
     """Return the steps of which the run's engine knows, and of which there is no record."""
     if run_records.engine_run_of(run) is None:
         return []
@@ -275,7 +275,7 @@ def _unrecorded(settings: Settings, run: Any, recorded: list[StepRecord]) -> lis
     except ShopfloorError as error:
         logger.warning("Only what is recorded is shown: %s", error.message)
         return []
-    names = {step.name for step in recorded}
+    names = {step.name for step in records}
     return [step for step in steps if step.name not in names]
 
 
@@ -310,7 +310,7 @@ def _engine_run(run: Any) -> str:
     return engine_run
 
 
-def _recorded(run: Any) -> str:
+def _recorded_state(run: Any) -> str:
     return str(run.data.tags.get(run_records.STATE, "running"))
 
 

@@ -95,19 +95,19 @@ def _trusted_types(model: Any, trusted: list[str]) -> list[str]:
     import skops.io
 
     try:
-        needed: list[str] = skops.io.get_untrusted_types(data=skops.io.dumps(model))
+        types: list[str] = skops.io.get_untrusted_types(data=skops.io.dumps(model))
     except Exception as error:  # whatever it says of what it does not know
         raise UsageError(
             f"skops cannot store the model: {first_line(error)}.",
             "Use functions and classes that an import finds by name; a lambda has none.",
         ) from error
-    unknown = [name for name in needed if name not in trusted and not _is_the_libraries_own(name)]
+    unknown = [name for name in types if name not in trusted and not _is_the_libraries_own(name)]
     if unknown:
         raise UsageError(
             f"The model holds types that nobody said are trusted: {', '.join(unknown)}.",
             "If loading them is safe, add them to model.trusted in use_case.yaml.",
         )
-    return needed
+    return types
 
 
 def _is_the_libraries_own(name: str) -> bool:

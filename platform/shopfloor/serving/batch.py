@@ -174,11 +174,11 @@ def score_part(settings: Settings, model: Scoring, part: Part, needless: threadi
     directory, _, name = path.rpartition("/")
     target.create_dir(directory, recursive=True)
     with _draft(target, directory, name, is_remote(part.target)) as draft:
-        with pq.ParquetFile(file, filesystem=source) as opened:
+        with pq.ParquetFile(file, filesystem=source) as parquet:
             groups = list(range(part.first, part.last))
             writer = None
             # Every CPU has a worker of its own: more threads would only get in each other's way.
-            for rows in opened.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
+            for rows in parquet.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
                 if needless is not None and needless.is_set():
                     raise _Needless("Others have done it.")
                 rows = with_partition(rows, part.partition)
@@ -191,7 +191,7 @@ def score_part(settings: Settings, model: Scoring, part: Part, needless: threadi
                         scored.schema,
                         filesystem=target,
                         compression="snappy",
-                        use_dictionary=[*_texts(opened), VERSION],
+                        use_dictionary=[*_texts(parquet), VERSION],
                     )
                 writer.write_table(pa.Table.from_batches([scored]))
             if writer is not None:
@@ -219,9 +219,9 @@ def _draft(target: Any, directory: str, name: str, in_a_store: bool) -> Iterator
         raise
 
 
-def _texts(opened: pq.ParquetFile) -> list[str]:
+def _texts(parquet: pq.ParquetFile) -> list[str]:
     """Return the columns that are worth a dictionary: to make one of numbers takes longer than to write them."""
-    columns = [opened.schema.column(index) for index in range(len(opened.schema))]
+    columns = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 

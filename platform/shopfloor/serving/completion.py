@@ -93,8 +93,8 @@ def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[P
         progress, total = 0, sum(part.rows for part in parts)
         for part in parts:
             system, path = filesystem(settings, part.file)
-            with pq.ParquetFile(path, filesystem=system) as opened:
-                rows = with_partition(opened.read_row_groups(range(part.first, part.last)), part.partition)
+            with pq.ParquetFile(path, filesystem=system) as parquet:
+                rows = with_partition(parquet.read_row_groups(range(part.first, part.last)), part.partition)
             for view in views:
                 rows = with_features(store, view, sources, rows, part.file)
             pq.write_table(rows, target / Path(part.target).name)

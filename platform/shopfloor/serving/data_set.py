@@ -68,9 +68,9 @@ def parts_of(
     parts: list[Part] = []
     for file, partition in zip(files, partitions, strict=True):
         try:
-            with pq.ParquetFile(file, filesystem=system) as opened:
-                schema = with_partition(opened.schema_arrow.empty_table(), partition).schema
-                counts = [opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups)]
+            with pq.ParquetFile(file, filesystem=system) as parquet:
+                schema = with_partition(parquet.schema_arrow.empty_table(), partition).schema
+                counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
         except pa.ArrowInvalid as error:
             raise UsageError(f"{file} is no parquet file: {error}.", "Remove or mend it.") from error
         _require_columns(file, schema, version, columns)

@@ -182,12 +182,12 @@ class PredictionLog:
         logger.error("%d predictions are lost: %s takes nothing", self.waiting, self._root)
 
     def _run(self) -> None:
-        tidied = time.monotonic() - TIDY_S + self._flush_s
+        last_tidy_s = time.monotonic() - TIDY_S + self._flush_s
         while not self._end.wait(self._flush_s):
             try:
                 self.flush()
-                if self._limits and time.monotonic() - tidied > TIDY_S:
-                    tidied = time.monotonic()
+                if self._limits and time.monotonic() - last_tidy_s > TIDY_S:
+                    last_tidy_s = time.monotonic()
                     tidy(self._settings, self._root, self._use_case, self._limits)
             except Exception:
                 logger.warning("the prediction log %s takes nothing, %d wait", self._root, self.waiting, exc_info=True)
@@ -292,12 +292,12 @@ def tidy(settings: Any, root: str, use_case: str, limits: Limits) -> None:
         system, directory = filesystem(settings, join(root, use_case, kind))
         files = [item for day in _listed(system, directory) if not day.is_file for item in _listed(system, day.path)]
         files.sort(key=lambda item: item.base_name)
-        held = sum(item.size or 0 for item in files) if kind == "predictions" else 0
+        total_bytes = sum(item.size or 0 for item in files) if kind == "predictions" else 0
         for item in files:
             draft = item.base_name.startswith(".")
             old = item.base_name[1:] < abandoned if draft else item.base_name < oldest
-            if old or (held > limits.max_bytes and not draft):
-                held -= item.size or 0
+            if old or (total_bytes > limits.max_bytes and not draft):
+                total_bytes -= item.size or 0
                 with contextlib.suppress(FileNotFoundError):  # another replica was quicker
                     system.delete_file(item.path)
         for day in _listed(system, directory):

@@ -114,17 +114,17 @@ class ArgoClient:
         if not follow:
             yield from self._lines(name, follow=False)
             return
-        passed: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
         first, ended = True, False
         while True:
             cut = False
-            read: Counter[str] = Counter()
+            counts: Counter[str] = Counter()
             try:
                 # A pod's log only grows: so many of its lines have been handed on.
                 for pod, line in self._lines(name, follow=not ended):
-                    read[pod] += 1
-                    if read[pod] > passed[pod]:
-                        passed[pod] += 1
+                    counts[pod] += 1
+                    if counts[pod] > totals[pod]:
+                        totals[pod] += 1
                         yield pod, line
             except _LostError:
                 cut = True

@@ -152,18 +152,18 @@ def pod_template(
         template["container"] = main
     for name, kind in outputs["artifacts"].items():
         place = f"{ROOT}/outputs/artifacts/{name}"
-        described = {"name": name, "type": kind, "uri": place, "metadata": {}, "key": f"{key}/{name}/{{{{pod.name}}}}"}
+        facts = {"name": name, "type": kind, "uri": place, "metadata": {}, "key": f"{key}/{name}/{{{{pod.name}}}}"}
         template["outputs"]["parameters"].append(
             {
                 "name": name + ENVELOPE_SUFFIX,
                 "valueFrom": {
                     "path": f"{ROOT}/outputs/parameters/{name}{ENVELOPE_SUFFIX}",
-                    "default": envelope or json.dumps(described),
+                    "default": envelope or json.dumps(facts),
                 },
             }
         )
         template["outputs"].setdefault("artifacts", []).append(_artifact(name, place, f"{key}/{name}/{{{{pod.name}}}}"))
-    received = [
+    input_artifacts = [
         _artifact(
             name,
             f"{ROOT}/inputs/artifacts/{name}",
@@ -173,8 +173,8 @@ def pod_template(
         for name, definition in artifacts(use.component).items()
         if name not in use.absent
     ]
-    if received:
-        template["inputs"]["artifacts"] = received
+    if input_artifacts:
+        template["inputs"]["artifacts"] = input_artifacts
     if not template["outputs"]["parameters"]:
         del template["outputs"]
     strategy = retry_strategy(use.name, use.task, use.settings.cluster.queue)

@@ -146,7 +146,7 @@ class Templates:
         template = self._template(name, task, component, without, absent)
         for output, prefix in template.prefixes:
             prefixes[name, output] = prefix
-        needed = self._needed(template.name)
+        input_names = self._needed(template.name)
         texts = {
             input_name + (ENVELOPE_SUFFIX if input_name in ir.artifacts(component) else ""): value.text
             for input_name, value in values.items()
@@ -159,7 +159,7 @@ class Templates:
             texts[extra] = value.text
         texts[STEP_NAME] = name
         result: Json = {"name": name, "template": template.name}
-        parameters = [{"name": key, "value": value} for key, value in sorted(texts.items()) if key in needed]
+        parameters = [{"name": key, "value": value} for key, value in sorted(texts.items()) if key in input_names]
         if parameters:
             result["arguments"] = {"parameters": parameters}
         if depends := self._depends(dag, task, template.references):
@@ -185,11 +185,11 @@ class Templates:
         self, name: str, task: Message, component: Message, absent: frozenset[str], above_absent: frozenset[str]
     ) -> Template:
         varying = (task.inputs, above_absent) if self._varies(component) else ()
-        settled = [
+        parts = [
             part if isinstance(part, frozenset) else part.SerializeToString(deterministic=True)
             for part in (task.retry_policy, task.caching_options, *varying)
         ]
-        memo = ("leaf", task.component_ref.name, absent, *settled)
+        memo = ("leaf", task.component_ref.name, absent, *parts)
         if memo not in self._templates:
             use = Use(
                 self._source,
@@ -235,12 +235,12 @@ class Templates:
             else self._leaf(name, task, component, absent, above_absent)
         )
         item += ENVELOPE_SUFFIX if task.HasField("artifact_iterator") else ""
-        needed = self._needed(body.name)
-        passed = [n for n in sorted(needed | {key for key, _ in body.references}) if n not in {item, STEP_NAME}]
+        input_names = self._needed(body.name)
+        passed = [n for n in sorted(input_names | {key for key, _ in body.references}) if n not in {item, STEP_NAME}]
         parameters = [{"name": n, "value": f"{{{{inputs.parameters.{n}}}}}"} for n in passed]
-        if item in needed:
+        if item in input_names:
             parameters.append({"name": item, "value": "{{item}}"})
-        if STEP_NAME in needed:
+        if STEP_NAME in input_names:
             parameters.append({"name": STEP_NAME, "value": name})
         over, source = _items(name, task, absent)
         inputs = [{"name": n} for n in (*passed, *({source} - {"", *passed}))]
@@ -251,13 +251,13 @@ class Templates:
         if limit := task.iterator_policy.parallelism_limit:
             template["parallelism"] = limit
         prefixes = dict(body.prefixes)
-        collected = [outputs.of_loop(output, "") for output in ir.outputs(component, "parameters")]
+        lists = [outputs.of_loop(output, "") for output in ir.outputs(component, "parameters")]
         for output in ir.outputs(component, "artifacts"):
             if output not in prefixes:
                 raise UnsupportedFeature(name, f"the collected artifact {output!r}, which several tasks may make")
-            collected.append(outputs.of_loop(output, prefixes[output]))
-        if collected:
-            template["outputs"] = {"parameters": collected}
+            lists.append(outputs.of_loop(output, prefixes[output]))
+        if lists:
+            template["outputs"] = {"parameters": lists}
         return Template(self._add(f"{task.component_ref.name}-loop", template), body.references, body.prefixes)
 
     def _depends(self, dag: Message, task: Message, references: tuple[tuple[str, Origin], ...]) -> str:

@@ -44,12 +44,12 @@ def native(use: Use, executor: Message, image: str, pod: pods.Pod) -> Leaf:
     Raises:
         UnsupportedFeature: Its command holds what only the launcher could fill in, or what Argo would substitute.
     """
-    provided = {name for name in (*parameters(use.component), *artifacts(use.component)) if name not in use.absent}
+    present = {name for name in (*parameters(use.component), *artifacts(use.component)) if name not in use.absent}
     for name, origin in ir.inputs(use.task, "parameters").items():
         if _holds_tags(origin.value):
             raise UnsupportedFeature(use.name, f"'{{{{' in the input {name!r} of an image without Python")
     words = {
-        part: [_tags(use, text) for element in getattr(executor.container, part) for text in flatten(element, provided)]
+        part: [_tags(use, text) for element in getattr(executor.container, part) for text in flatten(element, present)]
         for part in ("command", "args")
     }
     main: Json = {"image": image, **{part: texts for part, texts in words.items() if texts}}

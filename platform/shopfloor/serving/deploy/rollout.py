@@ -115,9 +115,9 @@ def deploy(
     mlflow = registry(settings)
     deadline = time.monotonic() + timeout_s
     before = before or assignments.read(mlflow, use_case)
-    assigned = before.assignment
-    share = Traffic(assigned.canary_percent, assigned.shadow) if isinstance(traffic, Keep) else traffic
-    champion_version = assigned.champion if isinstance(champion, Keep) else champion
+    previous = before.assignment
+    share = Traffic(previous.canary_percent, previous.shadow) if isinstance(traffic, Keep) else traffic
+    champion_version = previous.champion if isinstance(champion, Keep) else champion
     entry = assignments.change(
         mlflow,
         use_case,
@@ -125,8 +125,8 @@ def deploy(
         # Whoever is killed while it loads leaves a share that ends by itself.
         lease=assignments.fresh_lease(lease_s or LEASE_S) if share != NO_TRAFFIC else LEASE_KEPT,
         champion=champion_version,
-        before=assigned.before if champion_version == assigned.champion else None,
-        challenger=assigned.challenger if isinstance(challenger, Keep) else challenger,
+        before=previous.before if champion_version == previous.champion else None,
+        challenger=previous.challenger if isinstance(challenger, Keep) else challenger,
         canary_percent=share.canary_percent,
         shadow=share.shadow,
         application=applications.build(settings, case, before),

@@ -26,8 +26,8 @@ def introduce(settings: Settings, use_case: str, version: str, deployment: Artif
         mlflow = rollout.registry(settings)
         entry = assignments.read(mlflow, use_case)
         champions.project(mlflow, use_case, entry)  # what a killed promotion left undone
-        assigned = rollout.deploy(settings, use_case, challenger=version, before=entry).assignment
-        live = {"champion": assigned.champion, "challenger": assigned.challenger}
+        assignment = rollout.deploy(settings, use_case, challenger=version, before=entry).assignment
+        live = {"champion": assignment.champion, "challenger": assignment.challenger}
     record = {
         "use_case": use_case,
         "version": version,

@@ -102,8 +102,8 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
             {"name": output["name"], "datatype": output["datatype"], "shape": [-1, *output["shape"][1:]]}
             for output in _outputs(predictions(model, rows))
         ]
-    described = {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs}
-    return described | {"outputs": _OUTPUTS_OF[model]}
+    description = {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs}
+    return description | {"outputs": _OUTPUTS_OF[model]}
 
 
 def example(model: ServedModel, row: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Exchange(httptools_impl.RequestResponseCycle):
             await super().send(message)
             return
         head, self._head = self._head, None
-        connection, answered = self.transport, self.on_response
+        connection, on_response = self.transport, self.on_response
         self.transport = _OneWrite(connection)  # type: ignore[assignment]
         # What begins the next request of the connection looks whether that is closed: it is, once this is written.
         self.on_response = _nothing
@@ -63,10 +63,10 @@ class Exchange(httptools_impl.RequestResponseCycle):
             await super().send(head)
             await super().send(message)
         finally:
-            one_write, self.transport, self.on_response = self.transport, connection, answered
+            one_write, self.transport, self.on_response = self.transport, connection, on_response
             one_write.finish()  # type: ignore[attr-defined]
         if self.response_complete:
-            answered()
+            on_response()
 
 
 def _nothing() -> None:

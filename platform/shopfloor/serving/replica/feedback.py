@@ -52,7 +52,7 @@ def operation(problem: dict[str, Any]) -> dict[str, Any]:
     """
     schema = Body.model_json_schema()
     content = {"application/json": {"schema": schema, "example": EXAMPLE}}
-    refused = {"content": {"application/json": {"schema": problem}}}
+    refusal = {"content": {"application/json": {"schema": problem}}}
     words = {
         "400": "The body is not such an object.",
         "401": "The endpoint asks for a bearer token, and none that counts was sent.",
@@ -73,6 +73,6 @@ def operation(problem: dict[str, Any]) -> dict[str, Any]:
                 "description": "It is kept: on the disk or in the store, not only in memory.",
                 "content": {"application/json": {"schema": {"type": "object"}}},
             },
-            **{status: {"description": text, **refused} for status, text in words.items()},
+            **{status: {"description": text, **refusal} for status, text in words.items()},
         },
     }
