@@ -18,6 +18,9 @@ def evaluate(
 ) -> bool:
     """Return whether every gate is met."""
     from shopfloor.judging.evaluate import evaluate
+    from shopfloor.serving.assignment import resolve
     from shopfloor.settings import load_settings
 
-    return evaluate(load_settings(), use_case, features.uri, model.uri, champion, evaluation, metrics)
+    settings = load_settings()
+    version = resolve(settings, use_case, champion)  # which a schedule cannot name before its run
+    return evaluate(settings, use_case, features.uri, model.uri, version, evaluation, metrics)

@@ -57,7 +57,6 @@ def settings(rows, tmp_path_factory):
             )
         promoted = json.dumps({"when": f"2026-11-2{number}T00:00:00Z"})
         client.set_model_version_tag(CASE, str(number), PROMOTED, promoted)
-    client.set_registered_model_alias(CASE, "champion", "3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipelines, "__path__", [*pipelines.__path__, str(root / "pipelines")])
         yield Settings(
@@ -65,7 +64,7 @@ def settings(rows, tmp_path_factory):
         )
 
 
-def judged(settings, rows, booster, *columns, champion="@champion"):
+def judged(settings, rows, booster, *columns, champion="3"):
     """Return whether a model of these columns passes, and its evaluation; the other columns are in its rows too."""
     features, model, evaluation = Recorder(), Recorder(), Recorder()
     record = FeatureSet(

@@ -8,12 +8,15 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import requests
 from shopfloor.cli import main
-from shopfloor.errors import AccessError, ShopfloorError
+from shopfloor.errors import AccessError, NotFoundError, ShopfloorError
 from shopfloor.runs.mlflow import Mlflow, connect
 from shopfloor.serving import assignment as assignments
+from shopfloor.serving import batch
 from shopfloor.serving.contract import Config
 from shopfloor.serving.deploy import applications, champion, rollout
 from shopfloor.serving.replica import versions
@@ -21,6 +24,7 @@ from shopfloor.serving.replica.versions import Holding
 from shopfloor.settings import Settings
 from shopfloor.stack import mlflow_user
 
+from components.evaluate import evaluate
 from tests.support.endpoints import USE_CASE, stop
 from tests.support.project import BIN, ROOT
 from tests.support.waiting import free_port, wait_for
@@ -196,6 +200,35 @@ def test_whichever_call_of_a_promotion_fails_registry_alias_and_replicas_agree_i
     assert number > 8
     assert any(messages)
     assert not all(messages)
+
+
+def test_a_step_takes_the_champion_from_the_ledger_also_where_the_alias_lags_behind(
+    settings, registered, user, no_endpoint, monkeypatch, tmp_path
+):
+    user("ann")
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    mlflow, artifact = rollout.registry(settings), SimpleNamespace(uri="")
+    champion.promote_version(settings, CASE, "2")
+    mlflow.post("registered-models/alias", {"name": CASE, "alias": "champion", "version": "1"})
+
+    monkeypatch.setattr("shopfloor.judging.evaluate.evaluate", lambda *arguments: arguments[4])
+    assert evaluate.python_func(CASE, artifact, artifact, "@champion", artifact, artifact) == "2"
+    assert evaluate.python_func(CASE, artifact, artifact, "1", artifact, artifact) == "1"
+    monkeypatch.setattr(batch, "load_model", lambda uri, name, version: pytest.fail(f"loads version {version}"))
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "rows.parquet")
+    with pytest.raises(pytest.fail.Exception, match="loads version 2"):
+        batch.score(settings, CASE, "", str(tmp_path / "rows.parquet"), "", artifact)
+    with pytest.raises(NotFoundError, match="There is no version 9 of a model 'toy_trouble'"):
+        batch.score(settings, CASE, "9", str(tmp_path / "rows.parquet"), "", artifact)
+
+    assert assignments.resolve(settings, "nobody", "@champion") == ""
+    assert assignments.resolve(settings, "nobody", "@challenger") == ""
+    mlflow.post("registered-models/create", {"name": "toy_unassigned"})
+    mlflow.post("model-versions/create", {"name": "toy_unassigned", "source": "shopfloor:/nothing"})
+    mlflow.post("registered-models/alias", {"name": "toy_unassigned", "alias": "champion", "version": "1"})
+    assert assignments.resolve(settings, "toy_unassigned", "@champion") == "1"
+    champion.project(mlflow, CASE, assignments.read(mlflow, CASE))
 
 
 def promoted(settings, version):

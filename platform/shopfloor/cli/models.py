@@ -67,10 +67,10 @@ def show(
     from shopfloor.registry import passport as registry
     from shopfloor.serving.deploy import champion, rollout
 
-    client = _client(context)
-    name, version = _named(client, model, registry.CHAMPION)
-    passport = registry.read_passport(client, name, version)
-    changes = champion.history(rollout.registry(settings_of_running_stack(context, "mlflow")), name, version)
+    settings = settings_of_running_stack(context, "mlflow")
+    name, version = named_version(settings, model, "champion")
+    passport = registry.read_passport(_client(context), name, version)
+    changes = champion.history(rollout.registry(settings), name, version)
     if as_json:
         render.emit_json(VersionPassport, VersionPassport.model_validate(passport.model_dump() | changes))
         return
@@ -131,7 +131,7 @@ def promote(
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
-    champion.version_of(rollout.registry(settings), name, version)
+    assignments.version_of(rollout.registry(settings), name, version)
     answering = assignments.read(rollout.registry(settings), name).assignment.champion
     if refused := concern(settings, name, version, answering):
         render.progress(refused)
@@ -158,16 +158,24 @@ def rollback(
     _show_change(change, as_json)
 
 
-def named_version(settings: Settings, model: str) -> tuple[str, str]:
-    """Return the name and the version of `model/version` or `model@alias`; without either, its challenger's.
+def named_version(settings: Settings, model: str, default_alias: str = "challenger") -> tuple[str, str]:
+    """Return the name and the version of `model`, `model/version` or `model@alias`.
 
     Raises:
         NotFoundError: No version has that alias.
     """
-    from shopfloor.registry import passport as registry
-    from shopfloor.runs import recorder as tracking
+    from shopfloor.errors import NotFoundError
+    from shopfloor.serving.assignment import resolve
 
-    return _named(tracking.connect(settings), model, registry.CHALLENGER)
+    name, _, version = model.partition("/")
+    if version:
+        return name, version
+    name, _, alias = name.partition("@")
+    if target := resolve(settings, name, f"@{alias or default_alias}"):
+        return name, target
+    remedy = f"Version {alias} is {name}/{alias}; " if alias.isdigit() else ""
+    reference = f"alias {alias!r}" if alias else default_alias
+    raise NotFoundError(f"Model {name!r} has no {reference}.", f"{remedy}`shopfloor models list` shows what there is.")
 
 
 def _show_change(change: Change, as_json: bool) -> None:
@@ -178,29 +186,6 @@ def _show_change(change: Change, as_json: bool) -> None:
         return
     before = f", before it version {change.before}" if change.before else ""
     render.out.print(f"Version {change.champion} is the champion of {change.use_case}{before}.", markup=False)
-
-
-def _named(client: Any, model: str, default_alias: str) -> tuple[str, str]:
-    """Return the name and the version of `model`, `model/version` or `model@alias`.
-
-    Raises:
-        NotFoundError: No version has that alias.
-    """
-    from shopfloor.errors import NotFoundError
-    from shopfloor.registry import passport as registry
-
-    name, _, version = model.partition("/")
-    if version:
-        return name, version
-    name, _, alias = name.partition("@")
-    target = registry.alias_version(client, name, alias or default_alias)
-    if target is None:
-        remedy = f"Version {alias} is {name}/{alias}; " if alias.isdigit() else ""
-        reference = f"alias {alias!r}" if alias else default_alias
-        raise NotFoundError(
-            f"Model {name!r} has no {reference}.", f"{remedy}`shopfloor models list` shows what there is."
-        )
-    return name, target
 
 
 def _client(context: typer.Context) -> Any:

@@ -22,6 +22,7 @@ from shopfloor.records import Record
 from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
+from shopfloor.serving.assignment import AT_CHAMPION
 from shopfloor.settings import Settings
 
 EngineName = Literal["local", "ray", "argo", "kfp"]
@@ -31,8 +32,6 @@ _ENGINES = {
     "argo": ("shopfloor.engines.argo.engine", "ArgoEngine"),
     "kfp": ("shopfloor.engines.kfp.engine", "KfpEngine"),
 }
-AT_EACH_RUN = "@champion"
-"""Value of the parameter `champion` in a schedule: the version that is the champion when a run comes to it."""
 
 
 class Submitted(Record):
@@ -183,7 +182,7 @@ def _leave_open(compiled: Compiled, arguments: dict[str, Any]) -> None:
     """Let each run of a schedule find the champion of its own time."""
     declared = compiled.parameters
     if "champion" in declared:
-        arguments.setdefault("champion", AT_EACH_RUN)
+        arguments.setdefault("champion", AT_CHAMPION)
 
 
 def _check_schedule(settings: Settings, engine: str, request: Submission, cron: str) -> None:

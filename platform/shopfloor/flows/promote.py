@@ -89,7 +89,7 @@ def effect_holds(settings: Settings) -> Callable[[dict[str, str]], bool]:
         if effect["kind"] == materialization.EFFECT_KIND:
             return materialization.holds(settings, effect)
         if effect["kind"] == "model_version":
-            return champion.exists(rollout.registry(settings), use_case, version)
+            return assignments.exists(rollout.registry(settings), use_case, version)
         live = rollout.live_versions(settings, use_case)
         if effect["kind"] == "deployment":
             return version in live.values()

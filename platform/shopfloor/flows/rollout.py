@@ -97,7 +97,7 @@ def introduce(
     """
     case = load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
-    champion.version_of(mlflow, use_case, version)
+    assignments.version_of(mlflow, use_case, version)
     entry = champion.current(mlflow, use_case, before)
     champion.project(mlflow, use_case, entry)
     assignment = entry.assignment
@@ -247,7 +247,7 @@ def detach(settings: Settings, use_case: str, version: str, stages: Sequence[flo
         ServiceError: MLflow or Ray does not answer.
     """
     _require_sense(load_use_case(settings, use_case), stages)
-    champion.version_of(rollout.registry(settings), use_case, version)
+    assignments.version_of(rollout.registry(settings), use_case, version)
     percents = ",".join(f"{stage:g}" for stage in stages)
     options = ("--stages", percents, "--stage-timeout", f"{stage_timeout_s:g}s")
     return jobs.begin(settings, "rollout", "run", f"{use_case}/{version}", *options)

@@ -10,7 +10,7 @@ from shopfloor.errors import ShopfloorError, first_line
 from shopfloor.judging import gates, metrics, signature
 from shopfloor.records import Evaluation, FeatureSet, SliceResult
 from shopfloor.runs.mlflow import client_of, import_mlflow
-from shopfloor.runs.versions import alias_version, champions
+from shopfloor.runs.versions import champions
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, Metrics, local_copy, publish, scratch
 from shopfloor.use_case import UseCase, load_use_case
@@ -51,8 +51,8 @@ def evaluate(
         use_case_name: Its `evaluation` and `gates` sections say what to look at.
         features_uri: What `build_features` made.
         model_uri: What `tune` made.
-        champion: Version of the registered model to compare with, or `@` and an alias: the version that has it at this
-            moment, as a schedule cannot name one; empty means none. `gates.champion_window` adds champions before it.
+        champion: Version of the registered model to compare with; empty means none. `gates.champion_window` adds
+            champions before it.
         evaluation: Gets `evaluation.json`.
         log: Gets the metrics on all rows.
 
@@ -121,11 +121,9 @@ def by_slice(test: pd.DataFrame, columns: list[str], truth: np.ndarray, scores: 
 
 def _references(settings: Settings, use_case: UseCase, champion: str) -> list[str]:
     """Return the versions that a model is compared with, the champion first."""
-    client = client_of(settings)
-    if champion.startswith("@"):
-        champion = alias_version(client, use_case.name, champion.removeprefix("@")) or ""
     if not champion:
         return []
+    client = client_of(settings)
     earlier = champions(client, use_case.name, use_case.gates.champion_window) if use_case.gates.champion else []
     return [champion, *(version for version in earlier if version != champion)][: use_case.gates.champion_window]
 

@@ -12,10 +12,6 @@ from typing import Any
 from shopfloor.errors import NotFoundError, ServiceError, first_line
 from shopfloor.records import Passport
 from shopfloor.runs.mlflow import lookup
-from shopfloor.runs.versions import CHALLENGER as CHALLENGER
-from shopfloor.runs.versions import CHAMPION as CHAMPION
-from shopfloor.runs.versions import alias_version as alias_version
-from shopfloor.runs.versions import version_exists as version_exists
 
 FILE = "passport.json"
 

@@ -148,6 +148,11 @@ def tags_of(thing: Mapping[str, Any]) -> dict[str, str]:
     return {tag["key"]: tag.get("value", "") for tag in thing.get("tags", [])}
 
 
+def aliases_of(model: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of a model by their aliases, as MLflow's REST API has them."""
+    return {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
+
+
 def credentials() -> dict[str, Any]:
     """Return what MLflow's own client sends, from the same variables, as options of `requests`."""
     user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from shopfloor.errors import NotFoundError
-from shopfloor.runs.mlflow import lookup
-
 CHAMPION = "champion"
 """Alias of the version that answers."""
 CHALLENGER = "challenger"
@@ -20,33 +17,6 @@ PROMOTED = "shopfloor.promoted"
 """Tag of a version: who made it champion, when, why, from which run, and the champion before."""
 ROLLED_BACK = "shopfloor.rolled_back"
 """Tag of a version: who took it back, when, why, and the champion since."""
-
-
-def alias_version(client: Any, model: str, alias: str) -> str | None:
-    """Return the version that an alias names; `None` where the model or the alias does not exist.
-
-    Raises:
-        ServiceError: MLflow does not answer, or refuses.
-    """
-    try:
-        with lookup(client):
-            return str(client.get_model_version_by_alias(model, alias).version)
-    except NotFoundError:
-        return None
-
-
-def version_exists(client: Any, model: str, version: str) -> bool:
-    """Tell whether the registry holds a version.
-
-    Raises:
-        ServiceError: MLflow does not answer, or refuses.
-    """
-    try:
-        with lookup(client):
-            client.get_model_version(model, version)
-    except NotFoundError:
-        return False
-    return True
 
 
 def tagged(client: Any, model: str, tag: str, value: str) -> list[str]:

@@ -25,11 +25,14 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, ServiceError, ShopfloorError
-from shopfloor.runs.mlflow import Mlflow, RefusedError, tags_of
+from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of
 from shopfloor.serving.contract import LEASE_KEPT, TAG, Assignment
+from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+AT_CHAMPION = "@champion"
+"""Reference to the version that answers when it is looked up."""
 SUFFIX = ".endpoint"
 """End of a ledger's name, behind the use case's; no use case's name has a full stop."""
 BASE = "shopfloor.base"
@@ -93,6 +96,56 @@ def read_all(mlflow: Mlflow) -> dict[str, Entry]:
         use_case = model["name"].removesuffix(SUFFIX)
         entries[use_case] = _newest_valid(model.get("latest_versions", [])) or read(mlflow, use_case)
     return entries
+
+
+def resolve(settings: Settings, use_case: str, reference: str) -> str:
+    """Return the version that a reference names at this moment, empty where it names none.
+
+    Args:
+        settings: Say where the registry is.
+        use_case: Name of the registered model.
+        reference: A version's number or nothing, which stand for themselves, or `@` and an alias. `@champion` is the
+            version that answers, whatever the alias says.
+
+    Raises:
+        ServiceError: MLflow does not answer, or refuses.
+    """
+    if not reference.startswith("@"):
+        return reference
+    mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
+    if reference == AT_CHAMPION:
+        return read(mlflow, use_case).assignment.champion or ""
+    try:
+        model = mlflow.get("registered-models/get", "registered_model", name=use_case)
+    except NotFoundError:
+        return ""
+    return aliases_of(model).get(reference.removeprefix("@"), "")
+
+
+def version_of(mlflow: Mlflow, use_case: str, version: str) -> dict[str, Any]:
+    """Return what MLflow says of a version.
+
+    Raises:
+        NotFoundError: There is no such version.
+    """
+    try:
+        model_version: dict[str, Any] = mlflow.get(
+            "model-versions/get", "model_version", name=use_case, version=version
+        )
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
+        ) from error
+    return model_version
+
+
+def exists(mlflow: Mlflow, use_case: str, version: str) -> bool:
+    """Tell whether the registry holds a version."""
+    try:
+        version_of(mlflow, use_case, version)
+    except NotFoundError:
+        return False
+    return True
 
 
 def change(mlflow: Mlflow, use_case: str, base: Entry, lease: str = LEASE_KEPT, **values: Any) -> Entry:
@@ -286,7 +339,7 @@ def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
         model = mlflow.get("registered-models/get", "registered_model", name=use_case)
     except NotFoundError:  # said by MLflow itself; any other 404 says nothing about the model
         return Entry(Assignment(), has_record=False)
-    aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
+    aliases = aliases_of(model)
     text = tags_of(model).get(TAG)
     try:
         old = Assignment.model_validate_json(text) if text else Assignment(champion=aliases.get("champion"))

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, ShopfloorError
-from shopfloor.runs import versions as registry
-from shopfloor.runs.mlflow import connect
+from shopfloor.runs.mlflow import Mlflow
+from shopfloor.serving import assignment as assignments
 from shopfloor.serving.data_set import PREDICTION, VERSION, Part, parts_of, require_values, with_partition
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix
@@ -82,12 +82,10 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
             refuse, or was scored before.
         ServiceError: MLflow or the Ray cluster does not answer.
     """
-    client = connect(settings)
-    version = version or registry.alias_version(client, use_case, registry.CHAMPION) or ""
+    version = assignments.resolve(settings, use_case, version or assignments.AT_CHAMPION)
     if not version:
         raise NotFoundError(f"{use_case} has no champion.", "Give -p version=<number>.")
-    if not registry.version_exists(client, use_case, version):
-        raise NotFoundError(f"There is no version {version} of {use_case}.", "`shopfloor models list` shows others.")
+    assignments.version_of(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case, version)
     if not exists(settings, data):
         raise NotFoundError(f"There is no data set {data}.", "Give a parquet file, or a directory of them.")
     with ThreadPoolExecutor(1) as pool:  # both take seconds

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
-from shopfloor.runs.mlflow import Mlflow, RefusedError, tags_of
+from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of
 from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK
 from shopfloor.serving import assignment as assignments
-from shopfloor.serving.assignment import Entry
+from shopfloor.serving.assignment import Entry, exists, version_of
 from shopfloor.serving.deploy import applications, jobs, rollout
 from shopfloor.settings import Settings
 from shopfloor.use_case import load_use_case
@@ -180,32 +180,6 @@ def refuse_what_was_taken_back(mlflow: Mlflow, use_case: str, version: str) -> N
         )
 
 
-def version_of(mlflow: Mlflow, use_case: str, version: str) -> dict[str, Any]:
-    """Return what MLflow says of a version.
-
-    Raises:
-        NotFoundError: There is no such version.
-    """
-    try:
-        model_version: dict[str, Any] = mlflow.get(
-            "model-versions/get", "model_version", name=use_case, version=version
-        )
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
-        ) from error
-    return model_version
-
-
-def exists(mlflow: Mlflow, use_case: str, version: str) -> bool:
-    """Tell whether the registry holds a version."""
-    try:
-        version_of(mlflow, use_case, version)
-    except NotFoundError:
-        return False
-    return True
-
-
 def history(mlflow: Mlflow, use_case: str, version: str) -> History:
     """Return who made a version champion and who took it back, as far as that happened."""
     return _history(tags_of(version_of(mlflow, use_case, version)))
@@ -269,7 +243,7 @@ def _guard(settings: Settings, use_case: str) -> None:
 def _project(mlflow: Mlflow, use_case: str, entry: Entry) -> None:
     now = entry.assignment
     model = mlflow.get("registered-models/get", "registered_model", name=use_case)
-    aliases = {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
+    aliases = aliases_of(model)
     targets = {CHAMPION: now.champion, CHALLENGER: now.challenger or aliases.get(CHALLENGER)}
     if targets[CHALLENGER] in (now.champion, now.replaced) or now.action == "end":
         targets[CHALLENGER] = now.challenger  # a registered version waits for its trial under this alias too
