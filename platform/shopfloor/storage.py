@@ -152,9 +152,9 @@ def keep_scratch(place: Path | None = None) -> tuple[Path, Callable[[], None]]:
         place: Directory that gets it; `None` is the system's temporary one.
     """
     place = place or Path(tempfile.gettempdir())
-    for left in place.glob(f"{SCRATCH}*"):
+    for leftover in place.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):  # held by another process, gone, or on a file system without locks
-            _remove(left, _held(left, fcntl.LOCK_NB))
+            _remove(leftover, _held(leftover, fcntl.LOCK_NB))
     while True:
         path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=place))
         with contextlib.suppress(FileNotFoundError):  # another process took it for one that was left

@@ -1,18 +1,22 @@
 """The frame of the command line: quick help, one line for each error, exit codes, JSON and nothing else."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import types
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import requests
 import typer
-from shopfloor.cli import main, render
+from shopfloor.cli import main, render, submit
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -285,6 +289,33 @@ def test_loopback_is_never_asked_through_a_proxy(shopfloor, monkeypatch):
     assert requests.utils.should_bypass_proxies("http://127.0.0.1:5000/health", no_proxy=None)
     assert requests.utils.should_bypass_proxies("http://intranet.example/", no_proxy=None)
     assert not requests.utils.should_bypass_proxies("http://mlflow.example:5000/", no_proxy=None)
+
+
+def test_the_command_that_asks_a_new_endpoint_is_one_of_the_shell_whatever_its_example_holds(tmp_path, capsys):
+    row = {"carrier": "it's; touch x; $(touch x) `touch x`", "delay": 1.5}
+    content = {"application/json": {"example": row}}
+    (tmp_path / "flights").mkdir()
+    (tmp_path / "flights/openapi.json").write_text(
+        json.dumps({"paths": {"/flights/predict": {"post": {"requestBody": {"content": content}}}}})
+    )
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/flights/predict"
+        outcome = {"message": "", "state": "succeeded", "metrics": {}, "links": {}, "endpoint": url}
+        submit._show(types.SimpleNamespace(**outcome))
+        server.shutdown()
+    command = capsys.readouterr().out.strip().splitlines()[-1]
+    words = subprocess.run(
+        ["sh", "-c", f'curl() {{ printf "%s\\n" "$@"; }}; {command}'],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout.splitlines()
+    assert words[:-1] == ["-s", url, "-H", "Content-Type: application/json", "-d"]
+    assert json.loads(words[-1]) == row
+    assert not (tmp_path / "x").exists()
 
 
 def test_ctrl_c_is_exit_code_130(tmp_path):

@@ -4,6 +4,7 @@ import html
 import json
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,15 @@ def test_a_step_that_nobody_ended_fails_with_its_run_and_the_engine_says_why(cli
 
     assert ended(client, run, tmp_path)[:3] == ("failed", "The argo run failed: no node fits", "FAILED")
     assert client.get_run(step_id).info.status == "FAILED"
+
+
+def test_a_disk_that_has_no_room_for_the_report_hides_no_outcome(client, settings, tmp_path, monkeypatch, caplog):
+    run = begun(client)
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/full")  # where MLflow's client writes a text first
+    conclude.end(settings, client, run.info.run_id, "failed", "The disk is full.", [], [], {}, None)
+    tags = client.get_run(run.info.run_id).data.tags
+    assert (tags[index.STATE], tags[index.OUTCOME]) == ("failed", "The disk is full.")
+    assert f"Run {run.info.run_id} has no report: " in caplog.text
 
 
 def test_a_step_that_made_the_champion_gives_the_run_its_version(client, settings, tmp_path):

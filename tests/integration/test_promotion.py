@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from shopfloor.cli import main
 from shopfloor.errors import ConflictError, NotFoundError, RefusalError, ServiceError, ShopfloorError, UsageError
-from shopfloor.flows.promote import restore, standing
+from shopfloor.flows.promote import restore, standing, standings
+from shopfloor.flows.rollout import remove
 from shopfloor.runs.versions import MODEL_HASH, PROMOTED, ROLLED_BACK
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.contract import LEASE_ENDED
@@ -447,6 +450,36 @@ def test_the_command_line_promotes_rolls_back_and_says_who_answers(settings, row
     refused = shopfloor(settings, "models", "promote", CASE)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "has no challenger" in refused.stderr
+
+
+def test_a_version_without_files_is_refused_in_one_line_before_anything_is_deployed(
+    settings, row, first, monkeypatch, capsys
+):
+    model = first.get_model_version(CASE, "4").source.removeprefix("models:/")
+    shutil.rmtree(next((settings.state_dir.parent / "mlartifacts").rglob(model)))
+    before = assignments.read(registry(settings), CASE)
+    monkeypatch.chdir(settings.project_root)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    for version in "34":  # which never had a model, and whose files are gone
+        monkeypatch.setattr(sys, "argv", ["shopfloor", "models", "promote", f"{CASE}/{version}", "--yes"])
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        text = capsys.readouterr().err
+        assert (ended.value.code, text.count("\n")) == (1, 1), text
+        assert text.startswith(f"error: The files of version {version} of {CASE} cannot be read: ")
+        assert "Register it again, or bring its artifacts back." in text
+    assert assignments.read(registry(settings), CASE) == before
+    assert answering(settings, row) == aliases(first)["champion"] == "1"
+
+
+def test_an_endpoint_whose_use_case_was_deleted_is_shown_and_can_be_removed(settings, row, first, tmp_path):
+    (tmp_path / "pipelines").mkdir()
+    without_it = settings.model_copy(update={"project_root": tmp_path})
+    assert {item.use_case: item.answers for item in standings(without_it)}[CASE] == "1"
+    assert remove(without_it, CASE)
+    assert CASE not in {item.use_case for item in standings(without_it)}
+    assert not remove(without_it, CASE)
 
 
 def environment(settings):

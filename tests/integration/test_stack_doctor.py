@@ -157,6 +157,14 @@ def test_a_directory_without_git_is_a_failing_line(project):
     assert "git clone" in found("git", "fail").remedy
 
 
+def test_a_clone_of_another_user_says_how_git_is_told_to_trust_it(project, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    finding = found("git", "fail")
+    assert finding.message == f"git does not trust {project}: it belongs to another user."
+    assert finding.remedy.endswith(f"git config --global --add safe.directory {project}")
+
+
 def test_uncommitted_changes_are_counted(project):
     (project / "new.txt").write_text("")
 

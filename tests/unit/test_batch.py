@@ -81,6 +81,20 @@ def test_a_part_holds_the_rows_as_they_were_and_their_predictions(settings, part
     assert table["model_version"].to_pylist() == ["3"] * 4
 
 
+def test_a_part_gets_its_name_when_its_bytes_are_on_the_disk(settings, part, tmp_path, monkeypatch):
+    synced, sync = {}, os.fsync
+
+    def fsync(number):
+        synced.setdefault(os.fstat(number).st_ino, os.path.exists(part.target))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    batch.score_part(settings, batch.Scoring("3", ("real",), Keeping(), True, None), part)
+    assert synced[os.stat(part.target).st_ino] is False
+    assert synced[(tmp_path / "out").stat().st_ino] is True
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["part.parquet"]
+
+
 def test_a_part_that_others_have_scored_meanwhile_is_not_written(settings, part, tmp_path):
     needless = threading.Event()
 

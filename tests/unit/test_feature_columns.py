@@ -1,9 +1,15 @@
 """What features.py gives is checked by column: features and labels are numbers, and a missing one is named."""
 
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 from shopfloor.data.contract import TIME, as_numbers, require_rows
+from shopfloor.data.features import keep_sources
 from shopfloor.errors import DataError, UsageError
+from shopfloor.settings import Settings
 
 ROWS = pd.DataFrame({TIME: pd.to_datetime(["2013-01-01", "2013-01-02"], utc=True), "late": [0, 1]})
 
@@ -39,3 +45,17 @@ def test_labels_may_be_numbers_or_yes_and_no(labels):
 def test_a_wrong_target_is_named_with_what_there_is(rows, target, kind, why):
     with pytest.raises(kind, match=why):
         require_rows(rows, target)
+
+
+def test_sources_get_their_name_when_their_bytes_are_on_the_disk(tmp_path, monkeypatch):
+    settings = Settings(project_root=tmp_path, artifact_root=str(tmp_path / "artifacts"))
+    (tmp_path / "sources").mkdir()
+    ROWS.to_parquet(tmp_path / "sources/rows.parquet")
+    synced, named = set(), []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.fstat(number).st_ino), sync(number)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (named.append(set(synced)), rename(path, to))[1])
+    uri = keep_sources(settings, SimpleNamespace(name="toy"), tmp_path / "sources")
+    assert named == [{(Path(uri) / "rows.parquet").stat().st_ino, Path(uri).stat().st_ino}]
+    assert keep_sources(settings, SimpleNamespace(name="toy"), tmp_path / "sources") == uri
+    assert [path.name for path in Path(uri).parent.iterdir()] == [Path(uri).name]

@@ -64,6 +64,17 @@ def test_a_change_of_the_file_counts_at_once(file):
     assert not reader.allow(bearer(token), "x")
 
 
+def test_a_change_that_keeps_size_inode_and_time_counts_too(file):
+    token = create(file, "one", [], None)
+    known = Tokens(file)
+    assert known.allow(bearer(token), "x")
+    status, text = file.stat(), file.read_text()
+    with file.open("r+") as handle:
+        handle.write(text.replace(read(file)[0].digest, "0" * 64))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not known.allow(bearer(token), "x")
+
+
 @pytest.mark.parametrize("text", ["one", "one abc *", f"one {'0' * 64} * tomorrow", f"one {'z' * 64} *"])
 def test_a_broken_file_opens_nothing_and_names_the_line(file, text):
     token = create(file, "good", [], None)

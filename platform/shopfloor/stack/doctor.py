@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from shopfloor.data import revisions
 from shopfloor.errors import ShopfloorError
 from shopfloor.patches import register
 from shopfloor.patches.register import PATCHES
@@ -222,6 +223,11 @@ def _git(settings: Settings) -> Iterator[Finding]:
         return
     answer = _run(["git", "-C", str(settings.project_root), "status", "--porcelain=v1", "--branch"])
     if answer is None or answer.returncode != 0:
+        try:
+            revisions.git(settings.project_root, "status")
+        except ShopfloorError as error:
+            yield Finding(subject="git", verdict="fail", message=error.message, remedy=error.remedy)
+            return
         reason = answer.stderr.strip().splitlines()[-1:] if answer else ["git did not answer in time"]
         yield Finding(
             subject="git",

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shopfloor.errors import ConflictError, UsageError
-from shopfloor.storage import write_atomically
+from shopfloor.storage import file_stamp, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Tokens:
         """Read `file` at the first question."""
         self._file = file
         self._looked = float("-inf")
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: list[str | int] | None = None
         self._entries: list[Entry] = []
 
     def allow(self, authorization: bytes | None, use_case: str) -> bool:
@@ -80,8 +80,7 @@ class Tokens:
             return
         self._looked = now
         try:
-            status = self._file.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamp = file_stamp(self._file)
             if stamp != self._stamp:
                 self._entries = read(self._file)
                 self._stamp = stamp
