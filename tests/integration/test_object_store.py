@@ -59,8 +59,9 @@ def test_a_store_is_examined_call_by_call_and_left_as_it_was(settings):
 
     rows = {row.name: row for row in object_store.check(settings, "lake", keys=20)}
 
-    works = {"clock", "metadata", "range", "multipart", "concurrent writers", "wrong key refused", "listing"}
-    assert {name for name in works if rows[name].verdict != "ok"} == set(), rows
+    # Not the concurrent writers: this server's layer over files promises nothing of them.
+    works = {"clock", "metadata", "range", "multipart", "wrong key refused", "listing"}
+    assert [rows[name] for name in works if rows[name].verdict != "ok"] == []
     client = object_store._client(settings)
     assert list(client.list_objects("lake", recursive=True)) == []
 
