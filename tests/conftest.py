@@ -1,6 +1,8 @@
 """What holds for every test."""
 
+import os
 import signal
+import sys
 from pathlib import PurePath
 
 RAY = {
@@ -21,8 +23,7 @@ RAY = {
     "test_steps_on_s3.py",
     "test_traffic.py",
 }
-"""Modules that need a Ray cluster, one after the other: beside another one that works, Ray's own 30 s to start a node
-are too short on two cores."""
+"""Modules that need a Ray cluster, one after the other: one that works takes two cores by itself."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for what it runs in its background, and so would all that the tests start and interrupt.
@@ -30,15 +31,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     # nohup does the same with the end of a terminal.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A hundred commands run here: none of them is to compile every module again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def group(file: str) -> str:
+    """Return the name of what runs in one process, one after the other, with the tests of this file."""
+    return "ray" if file in RAY else file
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that the rest fills up what is left."""
+    items.sort(key=lambda item: group(item.path.name) != "ray")
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Let a module's tests run in one process where there are several, and all that need Ray in the same."""
+    """Let a module's tests run in one process where there are several, and those of a group in the same."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByNeed(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = PurePath(nodeid.split("::", 1)[0]).name
-            return "ray" if file in RAY else file
+    config.option.loadscopereorder = False
 
-    return ByNeed(config, log)
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(PurePath(nodeid.split("::", 1)[0]).name)
+
+    return ByGroup(config, log)

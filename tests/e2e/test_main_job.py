@@ -344,7 +344,7 @@ def _kill_service(clone, name):
 
 def test_whatever_dies_in_the_middle_is_said_and_the_same_submit_goes_on(clone, first):
     def interrupted(kill) -> tuple[str, str]:
-        process = clone.start("submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=7")
+        process = clone.start("submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=4")
         _wait_for_tune(process)
         kill(process)
         out, err = process.communicate(timeout=240)
@@ -366,7 +366,7 @@ def test_whatever_dies_in_the_middle_is_said_and_the_same_submit_goes_on(clone, 
     assert "stopped answering" in errors[0]
     clone.run("up")
 
-    resumed = clone.submit("-p", "trials=7")
+    resumed = clone.submit("-p", "trials=4")
     assert resumed["state"] == "succeeded"
     # The search ended without MLflow.
     assert [_states(resumed)[step] for step in STEPS[:4]] == ["cached"] * 4
