@@ -170,7 +170,7 @@ class Settings(BaseModel):
             values["MLFLOW_S3_ENDPOINT_URL"] = self.s3_endpoint_url
             values["FEAST_S3_ENDPOINT_URL"] = self.s3_endpoint_url
             values["AWS_REQUEST_CHECKSUM_CALCULATION"] = "WHEN_REQUIRED"
-        return values
+        return values | (THROUGH_MLFLOW if self.in_containers else {})
 
     def ray_headers(self) -> dict[str, str]:
         """Return what every request to Ray's dashboard carries: the cluster's token, as the file holds it now.
@@ -251,6 +251,9 @@ class SourcedSettings(BaseModel):
         return values | {f"cluster.{name}": value for name, value in self.settings.cluster}
 
 
+THROUGH_MLFLOW = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("UPLOAD", "DOWNLOAD")}
+"""Variables that let MLflow's client send artifacts through its server. The server would else give it an address of the
+object store that it signed, and that only containers can find."""
 _ONLY_HERE = {
     *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "SECRETS_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
     *(f"{ENV_PREFIX}RAY_TOKEN_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"),
@@ -261,6 +264,7 @@ _ADDRESSES = {
     *(f"{ENV_PREFIX}{name}" for name in ("RAY_DASHBOARD_URL", "SERVE_URL", "FEATURE_REGISTRY", "ONLINE_STORE")),
     *(f"{ENV_PREFIX}IN_CONTAINERS", "MLFLOW_TRACKING_URI"),
     *("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"),
+    *THROUGH_MLFLOW,
 }
 """Variables that say where a service is; containers have their own."""
 

@@ -172,6 +172,8 @@ def test_a_container_keeps_its_own_addresses_and_gets_the_rest(project):
     sent = elsewhere(environment, in_containers=True)
 
     assert sent["SHOPFLOOR_RUN_ID"] == "abc"
+    assert environment["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"  # a signed address is the containers' own
+    assert not {name for name in sent if "MULTIPART" in name}
     assert not {name for name in sent if name.endswith(("_URI", "_URL", "_DIR", "_STORE", "_PROFILE", "_CONTAINERS"))}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shopfloor.errors import ServiceError, UsageError
 from shopfloor.records import Record
-from shopfloor.settings import Settings
+from shopfloor.settings import THROUGH_MLFLOW, Settings
 from shopfloor.storage import write_atomically
 
 RANDOM = (
@@ -96,6 +96,7 @@ def export(settings: Settings, environment: MutableMapping[str, str] = os.enviro
     if not settings.secrets_dir:
         return
     values = {"AWS_ACCESS_KEY_ID": USER, "MLFLOW_TRACKING_USERNAME": USER, "AWS_DEFAULT_REGION": "us-east-1"}
+    values |= THROUGH_MLFLOW if settings.in_containers else {}
     if settings.s3_endpoint_url:
         values["AWS_ENDPOINT_URL"] = settings.s3_endpoint_url
     for variable, name in _VARIABLES.items():
