@@ -240,5 +240,5 @@ def test_what_is_no_parquet_or_not_there_is_one_line(settings, frame, data, tmp_
     assert "\n" not in str(raised.value)
     with pytest.raises(NotFoundError, match=re.escape(f"There is no data set {tmp_path}/none")):
         refused(settings, CASE, "1", f"{tmp_path}/none", "")
-    with pytest.raises(NotFoundError, match="There is no version 9 of toy_batch"):
+    with pytest.raises(NotFoundError, match="There is no version 9 of a model 'toy_batch'"):
         refused(settings, CASE, "9", data, "")
