@@ -13,6 +13,8 @@ from shopfloor.settings import Settings, load_settings, stack_state_file
 from shopfloor.stack import lifecycle, ray_head, services
 from shopfloor.stack.state import Service, StackState, forget, locked, ray_token_file, read, write
 
+from tests.support.waiting import free_port
+
 HOLDER = """
 import fcntl, sys, time
 handle = open(sys.argv[1], "w")
@@ -251,6 +253,18 @@ def test_two_stacks_begin_at_different_places_for_the_same_port(tmp_path):
     )
 
     assert first != second
+
+
+def test_the_status_of_another_profile_is_that_of_its_own_addresses(settings):
+    with locked(settings):
+        write(settings, some_state(settings))
+    url = f"http://127.0.0.1:{free_port()}"
+    elsewhere = settings.model_copy(update={"profile": "team", "tracking_uri": url, "ray_dashboard_url": url})
+
+    shown = lifecycle.status(elsewhere)
+
+    assert not shown.healthy
+    assert [(one.health, one.address) for one in shown.services[:2]] == [("not answering", url)] * 2
 
 
 def test_a_nodes_agents_get_ports_of_their_own_as_it_ends_where_it_has_to_wait_for_them(settings):

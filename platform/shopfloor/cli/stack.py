@@ -85,7 +85,8 @@ def _bring_back(settings: Settings, as_json: bool) -> None:
     """Let the endpoints of a cluster that somebody else starts answer as the registry has it."""
     from shopfloor.flows.promote import Restored, restore
 
-    render.progress(f"The services of profile {settings.profile!r} are not started from here.")
+    remedy = " To start them: docker compose up -d --wait" if settings.in_containers else ""
+    render.progress(f"The services of profile {settings.profile!r} are not started from here.{remedy}")
     with render.activity("Bringing its endpoints back") as tell:
         restored = restore(settings, tell)
     for use_case, problem in restored.problems.items():

@@ -18,7 +18,7 @@ from typing import Literal
 from shopfloor import processes
 from shopfloor.errors import ServiceError, UsageError
 from shopfloor.records import Record
-from shopfloor.settings import Settings
+from shopfloor.settings import EMBEDDED, Settings
 from shopfloor.stack import families, ray_head, services
 from shopfloor.stack import state as states
 from shopfloor.stack.services import ADDRESSES, SERVICES, TITLES, USUAL_PORTS
@@ -108,7 +108,7 @@ def up(
         ServiceError: A service ended while it started, or did not answer in time.
         ConflictError: Another `up` or `down` is at work.
     """
-    if settings.profile != "embedded":
+    if settings.profile != EMBEDDED:
         raise UsageError(
             f"The services of profile {settings.profile!r} are not started from here.",
             "Leave --profile and SHOPFLOOR_PROFILE out to start the embedded stack.",
@@ -152,9 +152,12 @@ def down(settings: Settings) -> DownResult:
 
 def status(settings: Settings) -> StackStatus:
     """Return how every service is, as it says itself."""
-    state = states.read(settings)
-    settings = state.of(settings) if state else settings
-    statuses = [_service_status(settings, state, name) for name in SERVICES]
+    if settings.profile == EMBEDDED:
+        state = states.read(settings)
+        settings = state.of(settings) if state else settings
+        statuses = [_service_status(settings, state, name) for name in SERVICES]
+    else:
+        statuses = [_status_elsewhere(settings, name) for name in SERVICES]
     details = services.serve_details(settings) if statuses[-1].health == "healthy" else {}
     statuses.append(_serve_status(details, statuses[-1], settings.serve_url))
     applications = [
@@ -183,7 +186,7 @@ def require_up(settings: Settings, services: Collection[str] = ()) -> None:
     """
     state = states.read(settings)
     dead = [name for name in services or SERVICES if not _runs(state, name)]
-    if settings.profile == "embedded" and dead:
+    if settings.profile == EMBEDDED and dead:
         what = "The stack is not up." if state is None else f"{' and '.join(TITLES[name] for name in dead)} died."
         raise ServiceError(what, "Start it: `shopfloor up`.")
 
@@ -351,6 +354,16 @@ def _service_status(settings: Settings, state: StackState | None, name: str) -> 
         uptime_s=uptime_s,
         note="" if healthy else f"its log is {service.log}",
     )
+
+
+def _status_elsewhere(settings: Settings, name: str) -> ServiceStatus:
+    """Return how a service is that somebody else started: whether it answers, and lets us in."""
+    address = settings.ray_dashboard_url if name == "ray" else settings.tracking_uri
+    if services.answers(name, settings):
+        version = services.version_of(name, settings)
+        return ServiceStatus(name=name, address=address, health="healthy", version=version, note="started elsewhere")
+    note = "wherever it runs, its own log says why"
+    return ServiceStatus(name=name, address=address, health="not answering", note=note)
 
 
 def _serve_status(details: dict[str, object], ray: ServiceStatus, address: str) -> ServiceStatus:
