@@ -66,8 +66,11 @@ def three(text: str, seconds: float = 0.0, join: bool = False):
 """
 CLUSTER = """
 import sys, time
+from types import SimpleNamespace
 from ray.cluster_utils import Cluster
+from shopfloor.stack import ray_head
 
+ray_head.start_hook(SimpleNamespace(), True)
 node = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "object_store_memory": 100_000_000}
 port, *ports = map(int, sys.argv[1:])
 agents = ("dashboard_agent_listen_port", "metrics_agent_port", "runtime_env_agent_port", "metrics_export_port")

@@ -105,12 +105,15 @@ def ray_head(s3):
         [
             *(Path(sys.executable).parent / "ray", "start", "--head", "--block", "--include-dashboard=false"),
             *("--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"),
-            *(f"--temp-dir={temporary}", f"--ray-client-server-port={free_port()}"),
-            *(*agent_ports(lambda *_: free_port()), "--object-store-memory=200000000"),
+            *(f"--temp-dir={temporary}", *agent_ports(lambda *_: free_port()), "--object-store-memory=200000000"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
+            "RAY_START_HOOK": "shopfloor.stack.ray_head.start_hook",
+        },
         start_new_session=True,
     )
     wait_for_port(port)

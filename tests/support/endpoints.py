@@ -96,6 +96,7 @@ def serving_cluster(directory: Path):
             *("--artifacts-destination", str(directory / "mlartifacts")),
         )
 
+        wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
         head = start(
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
@@ -108,7 +109,6 @@ def serving_cluster(directory: Path):
             assert head.poll() is None, f"{head.args} ended with {head.returncode}"
             return "Ray runtime started" in (directory / "servers.log").read_text()
 
-        wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
         wait_until(started, 120)
         wait_for(f"{settings.ray_dashboard_url}/api/version", tracking, **settings.ray_headers())
         yield settings

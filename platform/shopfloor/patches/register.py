@@ -184,6 +184,22 @@ PATCHES = (
         },
     ),
     Patch(
+        name="node-beside-other-work",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py",
+        reason=(
+            "A raylet ends when its agent has not written within 15 s where it listens, which no setting changes and"
+            " which a machine with other work needs: the start hook writes it, as the port is named. Seen as `The"
+            " current node timed out during startup`."
+        ),
+        relies_on={
+            "ray/_private/services.py:start_raylet": "5a811f69be1a",
+            "ray/_private/node.py:Node.start_raylet": "292c1d13a967",
+            "ray/dashboard/agent.py:DashboardAgent.run": "603e376f42f4",
+        },
+    ),
+    Patch(
         name="loopback-cluster",
         component="ray",
         version="2.60.0",

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import shutil
 import stat
@@ -70,8 +71,29 @@ _DEFAULTS = """\
 
 
 def start_hook(parameters: Any, is_head: bool) -> None:
-    """Switch off the Ray client server, which nobody uses here and no option leaves out; Ray calls this."""
+    """Prepare a node before it starts; Ray calls this.
+
+    Switches off the Ray client server, which nobody uses here and no option leaves out. And writes where the node's
+    agent will listen: a raylet waits for that 15 s, then ends, which is too short for a machine with other work.
+    """
+    from ray._private import services
+
     parameters.ray_client_server_port = None
+    services.start_raylet = _with_agent_port(services.start_raylet)
+
+
+def _with_agent_port(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Ray's own function, after the file that the agent would write once it listens."""
+
+    def start(*arguments: Any, **named: Any) -> Any:
+        from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port  # type: ignore[attr-defined]
+
+        values = inspect.signature(start_raylet).bind(*arguments, **named).arguments
+        if port := values.get("dashboard_agent_listen_port"):
+            persist_port(values["session_dir"], values["node_id"], DASHBOARD_AGENT_LISTEN_PORT_NAME, port)
+        return start_raylet(*arguments, **named)
+
+    return start
 
 
 def temporary_directory(state_dir: Path) -> Path:
@@ -128,8 +150,7 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, in
 def agent_ports(choose_port: Callable[[int, int], int]) -> list[str]:
     """Return the options that give a node's agents ports of their own.
 
-    A node whose agents choose their ports waits 15 s for them, then ends: too short for a machine with other work, and
-    no setting. It does not wait for what it knows.
+    A node whose agents choose their ports waits for them, see `start_hook`. It does not wait for what it knows.
 
     Args:
         choose_port: As in `environment`, and the same, so that no port is chosen twice.
