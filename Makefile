@@ -16,7 +16,7 @@ PEERS := .venv-peers
 STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
 PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
 
-.PHONY: help run stop test images lint docs format bench storm soak lock lock-add clean purge
+.PHONY: help run stop test test-compose images lint docs format bench storm soak lock lock-add clean purge
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -50,7 +50,11 @@ stop: $(INSTALLED)  ## stop what `make run` started
 
 # What needs Ray beside what does not (tests/conftest.py): two clusters at once are too much for two cores.
 test: $(INSTALLED)  ## every test but the benchmarks
-	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25
+	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/e2e/test_compose.py --numprocesses 2 \
+	  --dist loadscope --durations 25
+
+test-compose: images  ## the stack of docker-compose.yml from nothing, on this machine's Docker engine
+	@$(BIN)/python -m pytest tests/e2e/test_compose.py --durations 0
 
 lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .
