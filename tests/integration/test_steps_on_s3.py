@@ -247,7 +247,6 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
         from types import SimpleNamespace as N
         from shopfloor.training import tuning
         from shopfloor.settings import Settings
-from shopfloor.stack.ray_head import agent_ports
         settings = Settings.model_validate_json(sys.argv[1])
         made = [N(name=name, uri="", metadata={}) for name in ("model", "search")]
         tuning.tune(settings, "flight_delays", sys.argv[2], 6, *made, N(log_metric=lambda *_: None))
