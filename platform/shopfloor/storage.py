@@ -201,14 +201,15 @@ def local_copy(settings: Settings, uri: str) -> Path:
             raise NotFoundError(f"Artifact {uri} is gone.", "Submit again: the step that made it will run.")
         return path
     target = settings.state_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    if target.exists() and stored(settings, str(target / "files")) == _text(target / "sha256"):
+    stale = target.exists()
+    if stale and stored(settings, str(target / "files")) == _text(target / "sha256"):
         return target / "files"
     with naming_full_disk(target.parent):
         _make(settings, target.parent)
         with scratch(target.parent) as staging:
-            # Changed by somebody, or half gone: who still reads it goes on with what it has open.
-            with contextlib.suppress(OSError):
-                target.rename(staging / "stale")
+            if stale:  # changed by somebody, or half gone: who still reads it goes on with what it has open
+                with contextlib.suppress(OSError):
+                    target.rename(staging / "stale")
             copy = staging / "copy"
             copy.mkdir()
             _download(settings, uri, copy / "files")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,9 +29,10 @@ def register(app: typer.Typer) -> None:
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """List every model version with its aliases."""
     from shopfloor.cli.documents import ModelVersion, ModelVersions
+    from shopfloor.runs import recorder as tracking
     from shopfloor.serving.assignment import SUFFIX
 
-    client = _client(context)
+    client = tracking.connect(settings_of_running_stack(context, "mlflow"))
     versions = [
         ModelVersion(
             model=version.name,
@@ -65,11 +66,12 @@ def show(
     """Show the passport of a model version: what it was made of and how it was judged."""
     from shopfloor.cli.documents import VersionPassport
     from shopfloor.registry import passport as registry
+    from shopfloor.runs import recorder as tracking
     from shopfloor.serving.deploy import champion, rollout
 
     settings = settings_of_running_stack(context, "mlflow")
     name, version = named_version(settings, model, "champion")
-    passport = registry.read_passport(_client(context), name, version)
+    passport = registry.read_passport(tracking.connect(settings), name, version)
     changes = champion.history(rollout.registry(settings), name, version)
     if as_json:
         render.emit_json(VersionPassport, VersionPassport.model_validate(passport.model_dump() | changes))
@@ -126,12 +128,13 @@ def promote(
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
     from shopfloor.registry.compatibility import concern
+    from shopfloor.runs.versions import version_of
     from shopfloor.serving import assignment as assignments
     from shopfloor.serving.deploy import champion, rollout
 
     settings = settings_of_running_stack(context)
     name, version = named_version(settings, model)
-    assignments.version_of(rollout.registry(settings), name, version)
+    version_of(rollout.registry(settings), name, version)
     answering = assignments.read(rollout.registry(settings), name).assignment.champion
     if refused := concern(settings, name, version, answering):
         render.progress(refused)
@@ -186,9 +189,3 @@ def _show_change(change: Change, as_json: bool) -> None:
         return
     before = f", before it version {change.before}" if change.before else ""
     render.out.print(f"Version {change.champion} is the champion of {change.use_case}{before}.", markup=False)
-
-
-def _client(context: typer.Context) -> Any:
-    from shopfloor.runs import recorder as tracking
-
-    return tracking.connect(settings_of_running_stack(context, "mlflow"))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shopfloor.data import materialization
 from shopfloor.errors import ShopfloorError
+from shopfloor.runs.versions import version_exists
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, champion, rollout
@@ -89,7 +90,7 @@ def effect_holds(settings: Settings) -> Callable[[dict[str, str]], bool]:
         if effect["kind"] == materialization.EFFECT_KIND:
             return materialization.holds(settings, effect)
         if effect["kind"] == "model_version":
-            return assignments.exists(rollout.registry(settings), use_case, version)
+            return version_exists(rollout.registry(settings), use_case, version)
         live = rollout.live_versions(settings, use_case)
         if effect["kind"] == "deployment":
             return version in live.values()

@@ -20,6 +20,7 @@ from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
 from shopfloor.registry import compatibility
 from shopfloor.runs.mlflow import Mlflow
+from shopfloor.runs.versions import version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import LEASE_ENDED, LEASE_S
@@ -97,7 +98,7 @@ def introduce(
     """
     case = load_use_case(settings, use_case)
     mlflow = rollout.registry(settings)
-    assignments.version_of(mlflow, use_case, version)
+    version_of(mlflow, use_case, version)
     entry = champion.current(mlflow, use_case, before)
     champion.project(mlflow, use_case, entry)
     assignment = entry.assignment
@@ -247,7 +248,7 @@ def detach(settings: Settings, use_case: str, version: str, stages: Sequence[flo
         ServiceError: MLflow or Ray does not answer.
     """
     _require_sense(load_use_case(settings, use_case), stages)
-    assignments.version_of(rollout.registry(settings), use_case, version)
+    version_of(rollout.registry(settings), use_case, version)
     percents = ",".join(f"{stage:g}" for stage in stages)
     options = ("--stages", percents, "--stage-timeout", f"{stage_timeout_s:g}s")
     return jobs.begin(settings, "rollout", "run", f"{use_case}/{version}", *options)

@@ -12,6 +12,7 @@ from typing import Any
 from shopfloor.errors import NotFoundError, ServiceError, first_line
 from shopfloor.records import Passport
 from shopfloor.runs.mlflow import lookup
+from shopfloor.runs.versions import no_version
 
 FILE = "passport.json"
 
@@ -27,9 +28,7 @@ def read_passport(client: Any, model: str, version: str) -> Passport:
         with lookup(client):
             run_id = client.get_model_version(model, version).run_id
     except NotFoundError as error:
-        raise NotFoundError(
-            f"There is no version {version} of a model {model!r}.", "`shopfloor models list` shows what there is."
-        ) from error
+        raise no_version(model, version) from error
     passport = find_passport(client, run_id)
     if passport is None:
         raise NotFoundError(

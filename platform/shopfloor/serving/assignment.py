@@ -122,32 +122,6 @@ def resolve(settings: Settings, use_case: str, reference: str) -> str:
     return aliases_of(model).get(reference.removeprefix("@"), "")
 
 
-def version_of(mlflow: Mlflow, use_case: str, version: str) -> dict[str, Any]:
-    """Return what MLflow says of a version.
-
-    Raises:
-        NotFoundError: There is no such version.
-    """
-    try:
-        model_version: dict[str, Any] = mlflow.get(
-            "model-versions/get", "model_version", name=use_case, version=version
-        )
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"There is no version {version} of a model {use_case!r}.", "`shopfloor models list` shows what there is."
-        ) from error
-    return model_version
-
-
-def exists(mlflow: Mlflow, use_case: str, version: str) -> bool:
-    """Tell whether the registry holds a version."""
-    try:
-        version_of(mlflow, use_case, version)
-    except NotFoundError:
-        return False
-    return True
-
-
 def change(mlflow: Mlflow, use_case: str, base: Entry, lease: str = LEASE_KEPT, **values: Any) -> Entry:
     """Write the next assignment, unless somebody else changed anything since `base` was read.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, ShopfloorError
 from shopfloor.runs.mlflow import Mlflow
+from shopfloor.runs.versions import version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.data_set import PREDICTION, VERSION, Part, parts_of, require_values, with_partition
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
@@ -85,7 +86,7 @@ def score(settings: Settings, use_case: str, version: str, data: str, prediction
     version = assignments.resolve(settings, use_case, version or assignments.AT_CHAMPION)
     if not version:
         raise NotFoundError(f"{use_case} has no champion.", "Give -p version=<number>.")
-    assignments.version_of(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case, version)
+    version_of(Mlflow(settings.tracking_uri, settings.request_timeout_s), use_case, version)
     if not exists(settings, data):
         raise NotFoundError(f"There is no data set {data}.", "Give a parquet file, or a directory of them.")
     with ThreadPoolExecutor(1) as pool:  # both take seconds

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
 from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of
-from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK
+from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK, version_exists, version_of
 from shopfloor.serving import assignment as assignments
-from shopfloor.serving.assignment import Entry, exists, version_of
+from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, jobs, rollout
 from shopfloor.settings import Settings
 from shopfloor.use_case import load_use_case
@@ -100,7 +100,7 @@ def roll_back(settings: Settings, use_case: str, reason: str = "", before: Entry
     if champion is None:
         raise UsageError(f"{use_case} has no champion.", "`shopfloor models promote` makes one.")
     target = entry.assignment.before or _before(history(mlflow, use_case, champion), champion)
-    if target is None or not exists(mlflow, use_case, target):
+    if target is None or not version_exists(mlflow, use_case, target):
         gone = f"Version {target}, the champion before, is gone" if target else "There was no champion before"
         raise UsageError(f"{gone}: version {champion} of {use_case} stays.", "`shopfloor models list` shows others.")
     earlier = _before(history(mlflow, use_case, target), target)
