@@ -1,9 +1,11 @@
-"""What every process of ours has in its environment, whatever the person's shell says; imports nothing."""
+"""The environment of processes: what each of ours has, whatever the person's shell says, and what is sent elsewhere."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
+ENV_PREFIX = "SHOPFLOOR_"
 NO_REPORTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -16,6 +18,22 @@ NO_REPORTS = {
 
 MLflow's thread for it changes the environment while other threads read it, which ends one start in two of a pod.
 """
+THROUGH_MLFLOW = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("UPLOAD", "DOWNLOAD")}
+"""Variables that let MLflow's client send artifacts through its server. The server would else give it an address of the
+object store that it signed, and that only containers can find."""
+_ONLY_HERE = {
+    *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "SECRETS_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
+    *(f"{ENV_PREFIX}RAY_TOKEN_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+}
+_ADDRESSES = {
+    *(f"{ENV_PREFIX}{name}" for name in ("TRACKING_URI", "ARTIFACT_ROOT", "S3_ENDPOINT_URL", "DATA_REMOTE", "PROFILE")),
+    *(f"{ENV_PREFIX}{name}" for name in ("RAY_DASHBOARD_URL", "SERVE_URL", "FEATURE_REGISTRY", "ONLINE_STORE")),
+    *(f"{ENV_PREFIX}IN_CONTAINERS", "MLFLOW_TRACKING_URI"),
+    *("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"),
+    *THROUGH_MLFLOW,
+}
+"""Variables that say where a service is; containers have their own."""
 
 
 def direct_loopback(environment: Mapping[str, str]) -> dict[str, str]:
@@ -25,3 +43,18 @@ def direct_loopback(environment: Mapping[str, str]) -> dict[str, str]:
     # A star counts only where it stands alone.
     direct = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost", "::1"]))
     return {"NO_PROXY": direct, "no_proxy": direct}
+
+
+def elsewhere(environment: Mapping[str, str], in_containers: bool = False) -> dict[str, str]:
+    """Return what `Settings.environment` gave without what is true only of this machine: its places and its tokens.
+
+    Args:
+        environment: The variables.
+        in_containers: Leave the services' addresses out too: who gets the variables has its own.
+    """
+    without = _ONLY_HERE | _ADDRESSES if in_containers else _ONLY_HERE
+    values = {name: value for name, value in environment.items() if name not in without}
+    cluster = f"{ENV_PREFIX}CLUSTER"
+    if cluster in values:
+        values[cluster] = json.dumps({**json.loads(values[cluster]), "token_file": None})
+    return values

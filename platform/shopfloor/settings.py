@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from shopfloor.environment import NO_REPORTS
+from shopfloor.environment import ENV_PREFIX, NO_REPORTS, THROUGH_MLFLOW
 from shopfloor.errors import NotFoundError, UsageError
 
-ENV_PREFIX = "SHOPFLOOR_"
 _CHILD = "artifact_root"
 """A process that was started by another one has all settings in its environment, and the profile's file perhaps not:
 an image does not hold the profile of every team."""
@@ -249,39 +248,6 @@ class SourcedSettings(BaseModel):
         """Return each setting's value by its name, the cluster's as `cluster.queue`."""
         values = {name: value for name, value in self.settings if name != "cluster"}
         return values | {f"cluster.{name}": value for name, value in self.settings.cluster}
-
-
-THROUGH_MLFLOW = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("UPLOAD", "DOWNLOAD")}
-"""Variables that let MLflow's client send artifacts through its server. The server would else give it an address of the
-object store that it signed, and that only containers can find."""
-_ONLY_HERE = {
-    *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "SECRETS_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
-    *(f"{ENV_PREFIX}RAY_TOKEN_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"),
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
-}
-_ADDRESSES = {
-    *(f"{ENV_PREFIX}{name}" for name in ("TRACKING_URI", "ARTIFACT_ROOT", "S3_ENDPOINT_URL", "DATA_REMOTE", "PROFILE")),
-    *(f"{ENV_PREFIX}{name}" for name in ("RAY_DASHBOARD_URL", "SERVE_URL", "FEATURE_REGISTRY", "ONLINE_STORE")),
-    *(f"{ENV_PREFIX}IN_CONTAINERS", "MLFLOW_TRACKING_URI"),
-    *("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"),
-    *THROUGH_MLFLOW,
-}
-"""Variables that say where a service is; containers have their own."""
-
-
-def elsewhere(environment: Mapping[str, str], in_containers: bool = False) -> dict[str, str]:
-    """Return what `Settings.environment` gave without what is true only of this machine: its places and its tokens.
-
-    Args:
-        environment: The variables.
-        in_containers: Leave the services' addresses out too: who gets the variables has its own.
-    """
-    without = _ONLY_HERE | _ADDRESSES if in_containers else _ONLY_HERE
-    values = {name: value for name, value in environment.items() if name not in without}
-    cluster = f"{ENV_PREFIX}CLUSTER"
-    if cluster in values:
-        values[cluster] = json.dumps({**json.loads(values[cluster]), "token_file": None})
-    return values
 
 
 def find_project_root(start: Path | None = None) -> Path:

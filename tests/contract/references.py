@@ -371,7 +371,8 @@ def _is_environment(node):
 
 def environment():
     """Return the page of the environment variables."""
-    from shopfloor.settings import ENV_PREFIX, Settings
+    from shopfloor.environment import ENV_PREFIX
+    from shopfloor.settings import Settings
 
     parts = [
         NOTE,

@@ -5,9 +5,9 @@ import os
 
 import pytest
 from shopfloor.cli.submit import with_ray_address
-from shopfloor.environment import direct_loopback
+from shopfloor.environment import direct_loopback, elsewhere
 from shopfloor.errors import NotFoundError, UsageError, first_line
-from shopfloor.settings import Settings, elsewhere, load_settings, load_sourced_settings, stack_state_file
+from shopfloor.settings import Settings, load_settings, load_sourced_settings, stack_state_file
 
 
 @pytest.fixture

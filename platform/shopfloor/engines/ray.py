@@ -22,8 +22,9 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from shopfloor.engines.base import Job, RunState
+from shopfloor.environment import ENV_PREFIX, elsewhere
 from shopfloor.errors import AccessError, NotFoundError, ServiceError, UsageError
-from shopfloor.settings import ENV_PREFIX, Settings, elsewhere
+from shopfloor.settings import Settings
 from shopfloor.storage import is_remote
 
 STOP_GRACE_S = 30

@@ -12,9 +12,10 @@ import secrets as randomness
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from shopfloor.environment import THROUGH_MLFLOW
 from shopfloor.errors import ServiceError, UsageError
 from shopfloor.records import Record
-from shopfloor.settings import THROUGH_MLFLOW, Settings
+from shopfloor.settings import Settings
 from shopfloor.storage import write_atomically
 
 RANDOM = (

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from shopfloor.environment import NO_REPORTS, direct_loopback
+from shopfloor.environment import ENV_PREFIX, NO_REPORTS, direct_loopback
 from shopfloor.errors import ServiceError, UsageError
-from shopfloor.settings import ENV_PREFIX, Settings
+from shopfloor.settings import Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack.families import Family, port_is_free
 from shopfloor.stack.state import Service, StackState

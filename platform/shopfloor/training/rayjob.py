@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from shopfloor.environment import elsewhere
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
-from shopfloor.settings import Settings, elsewhere
+from shopfloor.settings import Settings
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 NAME_LENGTH = 40

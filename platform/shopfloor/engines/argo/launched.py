@@ -20,9 +20,9 @@ from shopfloor.engines.argo.containers import (
 from shopfloor.engines.argo.launcher import PARAMETER, protect
 from shopfloor.engines.argo.source import STEP_NAME, UnsupportedFeature
 from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT
+from shopfloor.environment import elsewhere
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters, type_of
-from shopfloor.settings import elsewhere
 
 LAUNCHER = "shopfloor.engines.argo.launcher"
 LAUNCHER_PLACE = "/shopfloor/launcher.py"

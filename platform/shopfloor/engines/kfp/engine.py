@@ -21,11 +21,12 @@ from typing import Any, ClassVar, TypeVar
 from shopfloor.engines.base import KFP_RUN, Job, RunState
 from shopfloor.engines.manifests import text_of
 from shopfloor.engines.refusals import Api
+from shopfloor.environment import elsewhere
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.results import KEY_VARIABLE
 from shopfloor.records import StepRecord
-from shopfloor.settings import Settings, elsewhere
+from shopfloor.settings import Settings
 
 TOKEN_VARIABLE = "KFP_TOKEN"  # noqa: S105  the variable's name
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

@@ -12,8 +12,9 @@ import shlex
 import sys
 from urllib.parse import urlsplit
 
+from shopfloor.environment import ENV_PREFIX, elsewhere
 from shopfloor.serving.deploy.applications import ask_ray, is_loopback
-from shopfloor.settings import ENV_PREFIX, Settings, elsewhere
+from shopfloor.settings import Settings
 
 
 def begin(settings: Settings, *arguments: str) -> str:
