@@ -128,7 +128,7 @@ def promote(
 ) -> None:
     """Make a version the champion: endpoint, alias and record change together, or not at all."""
     from shopfloor.registry.compatibility import concern
-    from shopfloor.runs.versions import version_of
+    from shopfloor.runs.mlflow import version_of
     from shopfloor.serving import assignment as assignments
     from shopfloor.serving.deploy import champion, rollout
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shopfloor.data import materialization
 from shopfloor.errors import ShopfloorError
-from shopfloor.runs.versions import version_exists
+from shopfloor.runs.mlflow import version_exists
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, champion, rollout

@@ -19,8 +19,7 @@ from shopfloor.judging import gates
 from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.records import GateResult, LiveNumbers, Record
 from shopfloor.registry import compatibility
-from shopfloor.runs.mlflow import Mlflow
-from shopfloor.runs.versions import version_of
+from shopfloor.runs.mlflow import Mlflow, version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import LEASE_ENDED, LEASE_S

@@ -11,8 +11,7 @@ from typing import Any
 
 from shopfloor.errors import NotFoundError, ServiceError, first_line
 from shopfloor.records import Passport
-from shopfloor.runs.mlflow import lookup
-from shopfloor.runs.versions import no_version
+from shopfloor.runs.mlflow import lookup, no_version
 
 FILE = "passport.json"
 

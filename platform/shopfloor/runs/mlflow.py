@@ -153,6 +153,40 @@ def aliases_of(model: Mapping[str, Any]) -> dict[str, str]:
     return {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
 
 
+def no_version(model: str, version: str) -> NotFoundError:
+    """Return what is raised of a version that the registry does not hold."""
+    return NotFoundError(
+        f"There is no version {version} of a model {model!r}.", "`shopfloor models list` shows what there is."
+    )
+
+
+def version_of(mlflow: Mlflow, model: str, version: str) -> dict[str, Any]:
+    """Return what MLflow says of a version.
+
+    Raises:
+        NotFoundError: There is no such version.
+        ServiceError: MLflow does not answer, or refuses.
+    """
+    try:
+        model_version: dict[str, Any] = mlflow.get("model-versions/get", "model_version", name=model, version=version)
+    except NotFoundError as error:
+        raise no_version(model, version) from error
+    return model_version
+
+
+def version_exists(mlflow: Mlflow, model: str, version: str) -> bool:
+    """Tell whether the registry holds a version.
+
+    Raises:
+        ServiceError: MLflow does not answer, or refuses.
+    """
+    try:
+        version_of(mlflow, model, version)
+    except NotFoundError:
+        return False
+    return True
+
+
 def credentials() -> dict[str, Any]:
     """Return what MLflow's own client sends, from the same variables, as options of `requests`."""
     user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")

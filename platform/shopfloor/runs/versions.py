@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from shopfloor.errors import NotFoundError
-from shopfloor.runs.mlflow import Mlflow
-
 CHAMPION = "champion"
 """Alias of the version that answers."""
 CHALLENGER = "challenger"
@@ -20,40 +17,6 @@ PROMOTED = "shopfloor.promoted"
 """Tag of a version: who made it champion, when, why, from which run, and the champion before."""
 ROLLED_BACK = "shopfloor.rolled_back"
 """Tag of a version: who took it back, when, why, and the champion since."""
-
-
-def no_version(model: str, version: str) -> NotFoundError:
-    """Return what is raised of a version that the registry does not hold."""
-    return NotFoundError(
-        f"There is no version {version} of a model {model!r}.", "`shopfloor models list` shows what there is."
-    )
-
-
-def version_of(mlflow: Mlflow, model: str, version: str) -> dict[str, Any]:
-    """Return what MLflow says of a version.
-
-    Raises:
-        NotFoundError: There is no such version.
-        ServiceError: MLflow does not answer, or refuses.
-    """
-    try:
-        model_version: dict[str, Any] = mlflow.get("model-versions/get", "model_version", name=model, version=version)
-    except NotFoundError as error:
-        raise no_version(model, version) from error
-    return model_version
-
-
-def version_exists(mlflow: Mlflow, model: str, version: str) -> bool:
-    """Tell whether the registry holds a version.
-
-    Raises:
-        ServiceError: MLflow does not answer, or refuses.
-    """
-    try:
-        version_of(mlflow, model, version)
-    except NotFoundError:
-        return False
-    return True
 
 
 def tagged(client: Any, model: str, tag: str, value: str) -> list[str]:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, ShopfloorError
-from shopfloor.runs.mlflow import Mlflow
-from shopfloor.runs.versions import version_of
+from shopfloor.runs.mlflow import Mlflow, version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.data_set import PREDICTION, VERSION, Part, parts_of, require_values, with_partition
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
-from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of
-from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK, version_exists, version_of
+from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of, version_exists, version_of
+from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, jobs, rollout
