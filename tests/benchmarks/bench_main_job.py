@@ -1,7 +1,6 @@
 """`make run` cold and again in a fresh clone, and the DAG against one plain script that makes the same calls."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from types import MappingProxyType
 import psutil
 
 from tests.benchmarks.table import Row
-from tests.support.project import bare_environment, git
+from tests.support.project import bare_environment, copy_project, git
 
 PROJECT = Path(__file__).resolve().parents[2]
 COLD_S, AGAIN_S, PEAK_GIB, RATIO = 150, 10, 8, 1.3
@@ -61,12 +60,7 @@ class Clone:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.mark = uuid.uuid4().hex
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, check=True, capture_output=True, text=True
-        )
-        for name in filter(lambda name: (PROJECT / name).is_file(), listed.stdout.splitlines()):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, root / name)
+        copy_project(root)
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
             git(root, *command)
 

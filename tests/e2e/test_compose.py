@@ -6,7 +6,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.project import ROOT, bare_environment
+from tests.support.project import bare_environment, copy_project
 from tests.support.waiting import free_port, wait_until
 
 SERVICES = ["postgres", "redis", "object-store", "mlflow", "ray-head", "ray-worker"]
@@ -101,10 +100,7 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     root = tmp_path_factory.mktemp("compose") / "project"
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in listed.stdout.splitlines():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, root / name)
+    copy_project(root)
     use_case = root / "pipelines/flight_delays/use_case.yaml"
     use_case.write_text(use_case.read_text().replace("trials: 16", "trials: 4"))
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from tests.support.project import bare_environment, git
+from tests.support.project import bare_environment, copy_project, git
 from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -74,13 +73,7 @@ class Clone:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     root = tmp_path_factory.mktemp("e2e") / "project"
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        if (PROJECT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, root / name)
+    copy_project(root)
     clone = Clone(root)
     _slice_the_data(root)
     use_case = "pipelines/flight_delays/use_case.yaml"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,14 @@ def shopfloor(*arguments: object, environment: Mapping[str, str], root: Path = R
     return subprocess.run(
         command, env=environment, cwd=root, capture_output=True, text=True, timeout=timeout_s, check=False
     )
+
+
+def copy_project(root: Path) -> None:
+    """Copy all that git tracks, or would, into a directory that is made."""
+    for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
 
 
 def git(root: Path, *arguments: str) -> str:
