@@ -189,6 +189,17 @@ def test_a_project_in_a_folder_of_a_larger_repository_has_its_revisions(reposito
     assert pulled(settings, "HEAD")[0] == pulled(settings, "")[0] == "flights v2"
 
 
+def test_a_copy_of_the_project_without_its_history_has_the_data_of_its_workspace(repository, tmp_path):
+    root = tmp_path / "copy"
+    kept_out = shutil.ignore_patterns(".git", ".shopfloor", "cache", "*.parquet")
+    shutil.copytree(repository.project_root, root, ignore=kept_out)
+    settings = Settings(project_root=root, state_dir=root / ".shopfloor", artifact_root=str(root / "artifacts"))
+
+    assert pulled(settings, "")[0] == pulled(repository, "v2")[0] == "flights v2"
+    with pytest.raises(NotFoundError, match="is no git repository, so there is no revision 'v1'"):
+        pulled(settings, "v1")
+
+
 def test_imported_data_are_found_in_a_fresh_clone_and_after_a_pull(repository, clone):
     repo, _ = elsewhere(clone)
     repo.imp(str(repository.project_root), "data/flight_delays", out=str(clone.project_root / "data/flight_delays"))

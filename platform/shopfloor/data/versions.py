@@ -391,7 +391,7 @@ def _tracked(settings: Settings, use_case: UseCase, rev: str = "") -> Iterator[_
         here["remote"] = {"profile": {"url": settings.data_remote}}
     with contextlib.ExitStack() as stack:
         try:
-            repo = stack.enter_context(Repo(str(root), config=here))
+            repo = stack.enter_context(Repo(str(root), config=here, scm=_scm(root)))
             top = Path(os.path.realpath(repo.root_dir))
             key = Path(os.path.relpath(root / path, top)).parts
             if os.pardir in key:
@@ -410,6 +410,16 @@ def _tracked(settings: Settings, use_case: UseCase, rev: str = "") -> Iterator[_
             raise DataError(
                 f"DVC cannot say what it tracks: {first_line(error)}.", "Mend that; `dvc status`."
             ) from error
+
+
+def _scm(root: Path) -> Any:
+    """Return git as DVC asks it; where a job has a copy of the project without its history, DVC's word for none."""
+    from dvc.scm import SCM, SCMError
+
+    try:
+        return SCM(str(root))
+    except SCMError:
+        return SCM(str(root), no_scm=True)
 
 
 def _hash_info(place: str, system: Any = None, kind: str = "md5", state: Any = None) -> Any:
