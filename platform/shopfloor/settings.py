@@ -137,8 +137,6 @@ class Settings(BaseModel):
     """Where a step leaves a note of each artifact that it published, so that a failed step's are known too."""
     request_timeout_s: float = 30.0
     """How long one network call may take."""
-    fork_steps: bool = False
-    """Whether steps on this machine come from one process that has imported the platform's libraries."""
 
     @field_validator("cluster", mode="before")
     @classmethod

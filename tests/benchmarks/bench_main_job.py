@@ -7,9 +7,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 import psutil
 
@@ -18,7 +17,6 @@ from tests.support.project import bare_environment, copy_project, git
 
 PROJECT = Path(__file__).resolve().parents[2]
 COLD_S, AGAIN_S, PEAK_GIB, RATIO = 150, 10, 8, 1.3
-FORKED = {"SHOPFLOOR_FORK_STEPS": "true"}
 MARK = "BENCHMARK_MARK"
 SUBMIT = ("-m", "shopfloor", "submit", "pipelines/training.py", "--use-case", "flight_delays")
 SAMPLE_S = 0.5
@@ -64,7 +62,7 @@ class Clone:
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
             git(root, *command)
 
-    def python(self, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})) -> float:
+    def python(self, *arguments: str) -> float:
         """Run Python in the clone and return the seconds that it took."""
         # Python keeps the modules that it has compiled, as it does where nobody forbids it.
         environment = bare_environment("MLFLOW_", "PYTHONDONTWRITEBYTECODE")
@@ -74,7 +72,7 @@ class Clone:
         subprocess.run(
             [sys.executable, *arguments],
             cwd=self.root,
-            env={**environment, "PYTHONPATH": paths, "PATH": path, MARK: self.mark, **variables},
+            env={**environment, "PYTHONPATH": paths, "PATH": path, MARK: self.mark},
             check=True,
             capture_output=True,
         )
@@ -135,7 +133,6 @@ def measure() -> list[Row]:
         finally:
             ours.shopfloor("down")
         dag = _stacked(Path(directory) / "dag", lambda clone: clone.submit())
-        forked = _stacked(Path(directory) / "forked", lambda clone: clone.python(*SUBMIT, variables=FORKED))
         plain = _stacked(Path(directory) / "plain", lambda clone: clone.python("-c", PLAIN))
     return [
         Row(
@@ -161,14 +158,6 @@ def measure() -> list[Row]:
             ratio=dag / plain,
             target=f"<= {RATIO} x",
             ok=dag <= RATIO * plain,
-        ),
-        Row(
-            name="the training DAG, its steps forked",
-            ours=f"{forked:.1f} s",
-            peer=f"one plain script {plain:.1f} s",
-            ratio=forked / plain,
-            target=f"<= {RATIO} x",
-            ok=forked <= RATIO * plain,
         ),
     ]
 

@@ -36,8 +36,6 @@ STOP_REACHES_ALL_S = 2.0
 _ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT)
 PARALLEL = max(2, min(8, os.cpu_count() or 1))
 """Steps that run at once."""
-PLATFORM_IMAGE = "shopfloor/platform"
-"""The image whose libraries this environment has too, without its tag."""
 FAILURE = "failure.json"
 """File of a try in which its process leaves why it failed."""
 _STOPPED = Failure("Stopped", "Stopped.")
@@ -113,10 +111,7 @@ class LocalRun:
             walk = Walk(pipeline, self._run_step, self.stop, constants, PARALLEL)
             self.failures = walk.failures
             with self._guard:
-                try:
-                    return walk.run(arguments)
-                finally:
-                    self._processes.close()
+                return walk.run(arguments)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
 
@@ -181,9 +176,7 @@ class LocalRun:
             place = self._run_dir / "steps" / step.name / str(attempt)
             message = _executor_input(component, step.arguments, place)
             variables = {**ir.environment_of(executor), FAILURE_FILE: str(place / FAILURE)}
-            code = self._run_process(
-                step.name, _command(executor, message, component), variables, log, self._forkable(executor)
-            )
+            code = self._run_process(step.name, _command(executor, message, component), variables, log)
             if code == 0:
                 return _outputs(component, message)
             if self._processes.stopped.is_set() or attempt == policy.max_retry_count:
@@ -194,19 +187,11 @@ class LocalRun:
             ray_cluster.explained(self._settings, read(place / FAILURE, code, log))
         )
 
-    def _forkable(self, executor: Any) -> bool:
-        """Tell whether a step may come from a process that has imported the platform's libraries."""
-        # Variables of the pipeline's own may mean something to a library that is being imported.
-        platform = executor.container.image.startswith(f"{PLATFORM_IMAGE}:")
-        return bool(self._settings.fork_steps and platform and not ir.environment_of(executor))
-
     def _is_stopped(self, error: TaskFailed) -> bool:
         """Tell whether a step ended because its run is stopped: who stops a run may reach the step before the run."""
         return self._processes.stopped.wait(STOP_REACHES_ALL_S if isinstance(error, Terminated) else 0)
 
-    def _run_process(
-        self, step: str, command: list[str], variables: Mapping[str, str], log: Path, forkable: bool
-    ) -> int:
+    def _run_process(self, step: str, command: list[str], variables: Mapping[str, str], log: Path) -> int:
         """Run one attempt of a step; its output goes to the end of its log."""
         log.parent.mkdir(parents=True, exist_ok=True)
         root = self._settings.project_root
@@ -228,7 +213,7 @@ class LocalRun:
                 "PYTHONPATH": os.pathsep.join([str(packages), environment["PYTHONPATH"]]),
             }
         try:
-            return self._processes.run(command, environment, root, log, forkable)
+            return self._processes.run(command, environment, root, log)
         finally:
             shutil.rmtree(packages, ignore_errors=True)
 

@@ -14,8 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shopfloor.engines.forks import Fork, ForkServer
-
 TERMINATION_GRACE_S = 5.0
 
 
@@ -24,14 +22,11 @@ class StepProcesses:
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._running: dict[int, subprocess.Popen[bytes] | Fork] = {}
-        self._server = ForkServer()
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = threading.Event()
         """Whether the run is stopped: set once, by `stop`."""
 
-    def run(
-        self, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path, forkable: bool = False
-    ) -> int:
+    def run(self, command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path) -> int:
         """Run a command to its end; once the run is stopped, the end comes at once.
 
         Args:
@@ -39,13 +34,11 @@ class StepProcesses:
             environment: All of its variables.
             directory: Where it works.
             log: Takes what it prints, at its end.
-            forkable: Whether the process may come from one that has imported the platform's libraries already.
 
         Returns:
             Its exit code; that of a process which a signal ended is the signal's number below zero.
         """
-        fork = self._server.fork(command, environment, directory, log) if forkable else None
-        process = fork or _spawn(command, environment, directory, log)
+        process = _spawn(command, environment, directory, log)
         self._running[process.pid] = process
         try:
             if self.stopped.is_set():
@@ -59,10 +52,6 @@ class StepProcesses:
         self.stopped.set()
         for process in list(self._running.values()):
             end_process_group(process)
-
-    def close(self) -> None:
-        """Let go what the steps of a run share, once all of them have ended."""
-        self._server.close()
 
 
 def _spawn(
@@ -81,7 +70,7 @@ def _spawn(
         )
 
 
-def end_process_group(process: subprocess.Popen[bytes] | Fork) -> None:
+def end_process_group(process: subprocess.Popen[bytes]) -> None:
     """End a process and all of its group: SIGTERM, and SIGKILL for what is left after some seconds.
 
     Args:
