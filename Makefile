@@ -48,7 +48,7 @@ run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve t
 stop: $(INSTALLED)  ## stop what `make run` started
 	@$(BIN)/shopfloor down
 
-# What needs Ray beside what does not (tests/conftest.py): two clusters at once are too much for two cores.
+# Two processes; what needs the same Ray cluster runs in the same one, and first (tests/conftest.py).
 test: $(INSTALLED)  ## every test but the benchmarks
 	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/e2e/test_compose.py --numprocesses 2 \
 	  --dist loadscope --durations 25

@@ -5,25 +5,28 @@ import signal
 import sys
 from pathlib import PurePath
 
-RAY = {
-    "test_batch_scoring.py",
+OWN_CLUSTERS = {
     "test_engine_step_records.py",
+    "test_main_job.py",
+    "test_ray_engine.py",
+    "test_stack.py",
+    "test_steps_on_s3.py",
+}
+"""Modules that start Ray clusters of their own, one after the other."""
+ONE_CLUSTER = {
+    "test_batch_scoring.py",
     "test_golden_requests.py",
     "test_hostile_input.py",
     "test_interleavings.py",
-    "test_main_job.py",
     "test_online_features.py",
     "test_promotion.py",
-    "test_ray_engine.py",
     "test_register.py",
     "test_rollout.py",
     "test_serving.py",
     "test_shadow.py",
-    "test_stack.py",
-    "test_steps_on_s3.py",
     "test_traffic.py",
 }
-"""Modules that need a Ray cluster, one after the other: one that works takes two cores by itself."""
+"""Modules that need a Ray cluster with endpoints, most of them the same; one after the other too."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for what it runs in its background, and so would all that the tests start and interrupt.
@@ -38,12 +41,15 @@ sys.dont_write_bytecode = False
 
 def group(file: str) -> str:
     """Return the name of what runs in one process, one after the other, with the tests of this file."""
-    return "ray" if file in RAY else file
+    if file in OWN_CLUSTERS:
+        return "own clusters"
+    return "one cluster" if file in ONE_CLUSTER else file
 
 
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, so that the rest fills up what is left."""
-    items.sort(key=lambda item: group(item.path.name) != "ray")
+    first = ("own clusters", "one cluster")
+    items.sort(key=lambda item: group(item.path.name) not in first)
 
 
 def pytest_xdist_make_scheduler(config, log):
