@@ -49,7 +49,7 @@ def training(
             tables=tables,
         )
         version = registered.outputs["Output"]
-        online = materialize(use_case=use_case, tables=tables).after(registered)
+        online = materialize(use_case=use_case, tables=tables)
         deployed = deploy(use_case=use_case, version=version).after(online)
         verified = verify(
             use_case=use_case,

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,9 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         rows={name: len(part) for name, part in splits.items()},
     )
     with publish(settings, features, "build_features") as directory:
-        for name, part in splits.items():
-            _write(part[[*entities, TIME, *names, target]], directory / f"{name}.parquet")
+        columns = [*entities, TIME, *names, target]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: _write(splits[name][columns], directory / f"{name}.parquet"), splits))
         (directory / "feature_set.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     metrics.log_metric("features", len(names))
     metrics.log_metric("rows_without_time", len(everything) - len(rows))
