@@ -338,16 +338,16 @@ def _listing(settings: Settings, uri: str) -> str | None:
 
 
 @contextlib.contextmanager
-def naming_full_disk(place: Path) -> Iterator[None]:
+def naming_full_disk(
+    place: Path, remedy: str = "Free some space and submit again: finished steps are kept."
+) -> Iterator[None]:
     """Turn `No space left on device` inside the block into an error that says where and what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise ShopfloorError(
-            f"The disk that holds {place} is full.", "Free some space and submit again: finished steps are kept."
-        ) from error
+        raise ShopfloorError(f"The disk that holds {place} is full.", remedy) from error
 
 
 def write_atomically(file: Path, text: str, mode: int = 0o600) -> None:

@@ -133,9 +133,22 @@ def _say(message: str, debug: bool) -> None:
 
 
 def _register() -> None:
-    from shopfloor.cli import compile, data, features, models, plan, rollout, runs, stack, storage, submit, tokens
+    from shopfloor.cli import (
+        backup,
+        compile,
+        data,
+        features,
+        models,
+        plan,
+        rollout,
+        runs,
+        stack,
+        storage,
+        submit,
+        tokens,
+    )
 
-    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens, storage):
+    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens, storage, backup):
         module.register(app)
 
 

@@ -133,6 +133,23 @@ def pull(
     metrics.log_metric("size_bytes", sum(table.size_bytes for table in version.tables))
 
 
+def default_remote(settings: Settings) -> str | None:
+    """Return where DVC keeps the data of this clone by its own configuration: a directory or a URI; `None` if nowhere.
+
+    Raises:
+        DataError: The configuration cannot be read.
+    """
+    from dvc.config import Config, ConfigError
+
+    try:
+        config = Config(dvc_dir=str(settings.project_root / ".dvc"))  # which makes a relative path absolute
+    except ConfigError as error:
+        raise DataError(f"DVC's configuration cannot be read: {first_line(error)}.", "Mend .dvc/config.") from error
+    remote = config["remote"].get(config["core"].get("remote") or "", {})
+    address: str | None = remote.get("url")
+    return address and str(address)
+
+
 @contextlib.contextmanager
 def tables_of(settings: Settings, use_case: UseCase, rev: str) -> Iterator[Path]:
     """Give a directory with the files of a data version, which goes with the block.

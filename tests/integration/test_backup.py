@@ -1,0 +1,243 @@
+"""A real MLflow server's runs and models, and files beside them, copied while it runs; and brought back."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import requests
+from shopfloor.backup import places, sealing
+from shopfloor.backup.create import create
+from shopfloor.backup.store import Store
+from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
+from shopfloor.judging import golden
+from shopfloor.runs.mlflow import Mlflow
+from shopfloor.settings import Settings
+
+from tests.support import endpoints
+from tests.support.project import ROOT, bare_environment, shopfloor
+from tests.support.waiting import free_port, wait_for
+
+CASE = "toy_delays"
+KEY = "a key of enough characters"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """The settings of a stack whose MLflow server runs; it has one model, data in DVC's remote, and a token file."""
+    root = tmp_path_factory.mktemp("live")
+    state, port = root / ".shopfloor", free_port()
+    settings = Settings(
+        project_root=root,
+        state_dir=state,
+        artifact_root=str(state / "artifacts"),
+        tracking_uri=f"http://127.0.0.1:{port}",
+        feature_registry=str(state / "feast" / "registry.db"),
+        online_store=str(state / "feast" / "online.db"),
+        serve_tokens_file=str(root / "tokens.json"),
+    )
+    files = {
+        ".dvc/config": "[core]\n    remote = local\n['remote \"local\"']\n    url = ../.shopfloor/dvc-remote\n",
+        ".shopfloor/dvc-remote/files/md5/ab/cd": "rows",
+        ".shopfloor/artifacts/steps/tune/1/model": "a model",
+        ".shopfloor/artifacts/steps/tune/2/model": "a model",
+        ".shopfloor/artifacts/features/toy/online.json": "{}",
+        ".shopfloor/artifacts/.shopfloor-scratch-1/half": "half",
+        ".shopfloor/feast/registry.db": "views",
+        ".shopfloor/feast/online.db": "values",
+        ".shopfloor/logs/ray.log": "words",
+        "tokens.json": "hush-hush",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    command = [sys.executable, "-m", "shopfloor.stack.mlflow_server", str(port), str(state / "mlflow")]
+    environment = bare_environment("MLFLOW_") | {
+        "PYTHONPATH": str(ROOT / "platform"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    server = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"{settings.tracking_uri}/health", server)
+        register(settings, golden.Golden(rows=[{"a": 1.0}], predictions=[0.5]))
+        yield settings
+    finally:
+        endpoints.stop(server)
+
+
+def register(settings, requests_and_answers):
+    """Register a version of a model whose files MLflow's server keeps."""
+    mlflow = Mlflow(settings.tracking_uri, 60)
+    run_id = mlflow.post("runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
+    place = f"0/{run_id}/artifacts/model"
+    contents = {"MLmodel": "flavors: {}", f"extra_files/{golden.FILE}": requests_and_answers.model_dump_json()}
+    for name, text in contents.items():
+        url = f"{settings.tracking_uri}/api/2.0/mlflow-artifacts/artifacts/{place}/{name}"
+        assert requests.put(url, data=text, timeout=60).ok
+    mlflow.post("registered-models/create", {"name": CASE})
+    version = {"name": CASE, "source": f"mlflow-artifacts:/{place}", "run_id": run_id}
+    mlflow.post("model-versions/create", version)
+    mlflow.post("registered-models/alias", {"name": CASE, "alias": "champion", "version": "1"})
+
+
+@pytest.fixture(scope="module")
+def first(live, tmp_path_factory):
+    """A store with one backup of it."""
+    store = tmp_path_factory.mktemp("store") / "backups"
+    return str(store), create(live, str(store), KEY)
+
+
+@pytest.fixture
+def copy(first, tmp_path):
+    """The same store, to be damaged."""
+    shutil.copytree(first[0], tmp_path / "store")
+    return str(tmp_path / "store")
+
+
+def manifest_of(settings, store, backup_id="latest"):
+    return Store(settings, store).read(backup_id)[1]
+
+
+def object_of(settings, store, name):
+    """Return the path in the store of the file of a backup."""
+    file = next(file for file in manifest_of(settings, store).files if file.name == name)
+    return places.local_path(store) / "objects" / file.sha256[:2] / file.sha256
+
+
+def test_a_backup_of_a_running_stack_is_whole_and_holds_what_nothing_can_make_again(live, first):
+    store, made = first
+
+    assert made.counts == {"runs": 1, "model_versions": 1, "aliases": 1}
+    assert Store(live, store).verify("latest").problems == []
+    files = manifest_of(live, store).files
+    names = {place: {file.name for file in files if file.place == place} for place in ("artifacts", "data", "features")}
+    assert names == {
+        "artifacts": {"steps/tune/1/model", "steps/tune/2/model"},
+        "data": {"files/md5/ab/cd"},
+        "features": {"registry.db"},
+    }
+    assert any(file.place == "mlflow" and file.name.endswith("/MLmodel") for file in files)
+    assert not any(b"hush-hush" in path.read_bytes() for path in places.local_path(store).rglob("*") if path.is_file())
+
+
+def test_a_second_backup_reads_and_writes_nothing_that_has_not_changed(live, copy, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        places.shutil, "copyfile", lambda source, target: read.append(source) or shutil.copy2(source, target)
+    )
+
+    made = create(live, copy, KEY)
+
+    assert (made.new_objects, made.new_bytes) == (0, 0)
+    assert [path.parent.parent.name for path in read] == ["objects"]  # the sealed secrets, to compare them
+    assert [row.problem for row in Store(live, copy).summaries()] == ["", ""]
+
+
+def test_a_backup_without_a_key_has_no_secrets_and_says_so(live, copy):
+    made = create(live, copy, None)
+
+    assert not made.secrets
+    assert made.left_out == ["the secrets serve_tokens, as no key was given to seal them"]
+
+
+def test_an_altered_object_and_a_missing_one_are_named(live, copy):
+    object_of(live, copy, "files/md5/ab/cd").write_text("other")
+    object_of(live, copy, "registry.db").unlink()
+
+    assert sorted(Store(live, copy).verify("latest").problems) == [
+        "data/files/md5/ab/cd is altered",
+        "features/registry.db is missing",
+    ]
+    made = create(live, copy, KEY)  # what is gone from the store, or has another size, comes again
+    assert made.new_objects == 2
+    assert Store(live, copy).verify("latest").problems == []
+
+
+def test_a_disk_that_fills_leaves_the_backups_before_as_they_were(live, copy, monkeypatch):
+    (live.state_dir / "artifacts" / "more").write_text("more")
+    real = shutil.copyfile
+    monkeypatch.setattr(places.shutil, "copyfile", lambda source, target: real(source, "/dev/full"))
+
+    with pytest.raises(ShopfloorError, match=r"disk that holds .*store is full. Free some space, then do it again"):
+        create(live, copy, None)
+
+    (live.state_dir / "artifacts" / "more").unlink()
+    assert len(Store(live, copy).ids) == 1
+    assert Store(live, copy).verify("latest").problems == []
+
+
+def test_a_backup_that_was_cut_short_is_none(live, copy, monkeypatch):
+    def cut(self, manifest):
+        raise KeyboardInterrupt
+
+    (live.state_dir / "artifacts" / "more").write_text("cut")
+    monkeypatch.setattr(Store, "write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        create(live, copy, KEY)
+
+    monkeypatch.undo()
+    assert len(Store(live, copy).ids) == 1
+    assert create(live, copy, KEY).new_objects == 0  # what had come already is used
+    (live.state_dir / "artifacts" / "more").unlink()
+
+
+def test_an_altered_manifest_an_unknown_id_and_a_wrong_store_are_one_line_each(live, copy, tmp_path):
+    store = Store(live, copy)
+    with pytest.raises(NotFoundError, match="'2020' names no backup"):
+        store.read("2020")
+    manifest = places.local_path(copy) / "backups" / f"{store.ids[0]}.json"
+    manifest.write_text(manifest.read_text().replace("registry.db", "registry.dB"))
+    with pytest.raises(ShopfloorError, match="was altered"):
+        store.read()
+    assert "was altered" in Store(live, copy).summaries()[0].problem
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match="There are no backups"):
+        Store(live, str(tmp_path / "empty"))
+    with pytest.raises(UsageError, match="is no store of backups: it holds"):
+        Store(live, str(live.state_dir))
+    with pytest.raises(UsageError, match="lies in"):
+        create(live, f"{live.artifact_root}/store", KEY)
+
+
+def test_a_model_without_its_files_stops_the_backup_in_one_line(live, copy):
+    [model] = (live.state_dir / "mlflow" / "artifacts").glob("*/*/artifacts/model")
+    model.rename(live.state_dir / "away")
+    try:
+        with pytest.raises(ShopfloorError, match=f"Version {CASE}/1 names mlflow-artifacts:.* and no file is there"):
+            create(live, copy, KEY)
+    finally:
+        (live.state_dir / "away").rename(model)
+    assert len(Store(live, copy).ids) == 1
+
+
+def test_a_stack_without_a_database_has_nothing_to_copy(tmp_path):
+    with pytest.raises(NotFoundError, match=r"There is no .*mlflow.db"):
+        create(Settings(project_root=tmp_path, state_dir=tmp_path / "s"), str(tmp_path / "store"), None)
+    others = Settings(project_root=tmp_path, state_dir=tmp_path / "s", profile="cluster")
+    with pytest.raises(UsageError, match="'cluster' are backed up by who runs them"):
+        create(others, str(tmp_path / "store"), None)
+
+
+def test_secrets_open_with_their_key_alone():
+    content = sealing.seal({"password": "hush"}, KEY)
+
+    assert b"hush" not in content
+    assert sealing.unseal(content, KEY) == {"password": "hush"}
+    with pytest.raises(UsageError, match="The key does not open"):
+        sealing.unseal(content, "another key, long enough")
+    with pytest.raises(UsageError, match="are sealed, and there is no key"):
+        sealing.unseal(content, None)
+
+
+def test_the_command_makes_lists_and_examines_a_backup(live, copy):
+    environment = bare_environment("MLFLOW_") | live.environment() | {"SHOPFLOOR_BACKUP_STORE": copy}
+
+    made = shopfloor("backup", "create", environment=environment, root=live.project_root)
+    rows = shopfloor("backup", "list", "--json", environment=environment, root=live.project_root)
+    assert "Not in the backup: the secrets" in made.stderr
+    assert [row["secrets"] for row in json.loads(rows.stdout)] == [False, True]
+    assert json.loads(rows.stdout)[0]["id"] == made.stdout.strip()
+    object_of(live, copy, "registry.db").write_text("viewS")
+    examined = shopfloor("backup", "verify", environment=environment, root=live.project_root)
+    assert (examined.returncode, examined.stdout) == (1, "features/registry.db is altered\n")
