@@ -50,11 +50,11 @@ stop: $(INSTALLED)  ## stop what `make run` started
 
 # Two processes; what needs the same Ray cluster runs in the same one, and first (tests/conftest.py).
 test: $(INSTALLED)  ## every test but the benchmarks
-	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/e2e/test_compose.py --numprocesses 2 \
-	  --dist loadscope --durations 25
+	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25 \
+	  --ignore-glob='tests/e2e/test_compose*.py'
 
 test-compose: images  ## the stack of docker-compose.yml from nothing, on this machine's Docker engine
-	@$(BIN)/python -m pytest tests/e2e/test_compose.py --durations 0
+	@$(BIN)/python -m pytest tests/e2e/test_compose*.py --durations 0
 
 lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .

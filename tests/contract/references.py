@@ -227,7 +227,8 @@ def metrics():
 
     replica = ReplicaMetrics()
     Answering(replica)
-    Predictor._watch(SimpleNamespace(_metrics=replica, _shadow=SimpleNamespace(waiting=0, dropped=0), _log=None))
+    holding, shadow = SimpleNamespace(canary_percent=0, errors=()), SimpleNamespace(waiting=0, dropped=0)
+    Predictor._watch(SimpleNamespace(_metrics=replica, _holding=holding, _shadow=shadow, _log=None))
     labels = {
         getattr(collector, "_name", ""): collector._labelnames
         for collector in replica._registry._collector_to_names
@@ -240,7 +241,8 @@ def metrics():
         label_text = ", ".join(f"`{label}`" for label in names)
         rows.append(f"| `{name}` | {family.type} | {label_text} | {_cell(family.documentation)} |")
     head = """`GET /<use_case>/metrics` of a replica, in Prometheus' text format. A histogram has the series `_bucket`,
-`_sum` and `_count`.
+`_sum` and `_count`. The metrics of all replicas of a Ray node are among those that the node exports, with `ray_` before
+the name: there Prometheus reads them, without asking each replica.
 """
     return "\n".join([NOTE, "# Metrics\n", head, "| metric | kind | labels | meaning |\n|---|---|---|---|", *rows, ""])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -75,6 +76,7 @@ class Predictor:
         self._holding = Holding(self._answering.expect, self._swapped)
         self._routes = Routes(self._holding, self._answering, self._metrics, _replica(), self._allows)
         self._watch()
+        threading.Thread(target=self._metrics.export, name="metrics", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Tell Serve what answers HTTP."""
@@ -239,6 +241,9 @@ class Predictor:
     def _watch(self) -> None:
         """Let the metrics read what others count."""
         watch = self._metrics.watch
+        share, failed = "Percent of the requests that the challenger answers.", "Assigned versions that do not load."
+        watch("shopfloor_canary_percent", share, "gauge", lambda: self._holding.canary_percent)
+        watch("shopfloor_versions_failed", failed, "gauge", lambda: len(self._holding.errors))
         watch("shopfloor_shadow_queue", "Copies that wait for the shadow.", "gauge", lambda: self._shadow.waiting)
         watch("shopfloor_shadow_dropped", "Copies that nobody answered.", "counter", lambda: self._shadow.dropped)
         watch("shopfloor_log_queue", "Entries to be written.", "gauge", lambda: self._log.waiting if self._log else 0)

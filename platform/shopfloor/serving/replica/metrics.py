@@ -1,20 +1,24 @@
 """What a replica counts for Prometheus: requests, seconds, what is in flight, by version.
 
-Every series carries the replica, because a scrape through the proxy reaches one replica, each time perhaps another.
+Every series carries the replica: a scrape through the proxy reaches one, each time perhaps another. The exporter of the
+Ray node has those of all of them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+EXPORT_EVERY_S = 5.0
+"""Pause between two exports: what nobody renews, Ray forgets after twice its own interval, which is 10 s."""
 Kind = Literal["counter", "gauge"]
 _LABELS = ("use_case", "version", "route", "replica")
 
@@ -37,12 +41,6 @@ class ReplicaMetrics:
             registry=self._registry,
             buckets=BUCKETS_S,
         )
-        self._flying = Gauge(
-            "shopfloor_requests_in_flight",
-            "Requests not answered yet.",
-            ("use_case", "replica"),
-            registry=self._registry,
-        )
         self._batches = Histogram(
             "shopfloor_batch_rows",
             "Single rows that were answered together.",
@@ -60,6 +58,7 @@ class ReplicaMetrics:
         self._registry.register(self)
         self.in_flight = 0
         """Requests not answered yet."""
+        self.watch("shopfloor_requests_in_flight", "Requests not answered yet.", "gauge", lambda: self.in_flight)
         self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     def begin(self) -> None:
@@ -108,5 +107,22 @@ class ReplicaMetrics:
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        self._flying.labels(self.use_case, self.replica).set(self.in_flight)
         return bytes(generate_latest(self._registry))
+
+    def export(self) -> None:
+        """Show everything to the exporter of this Ray node, too, again and again; never returns.
+
+        All of it as gauges: Ray makes a histogram anew from the middles of its buckets, one value after the other.
+        """
+        from ray.util.metrics import Gauge
+
+        gauges: dict[str, Gauge] = {}
+        while True:
+            time.sleep(EXPORT_EVERY_S)
+            for family in self._registry.collect() if self.use_case else ():
+                for name, labels, value, *_ in family.samples:
+                    if name.endswith("_created"):
+                        continue
+                    if name not in gauges:
+                        gauges[name] = Gauge(name, family.documentation, tuple(labels))
+                    gauges[name].set(value, labels)
