@@ -326,6 +326,7 @@ VARIABLES = {
     "SERVE_TOKEN": "token that `verify` sends to an endpoint that asks for one",
     "ARGO_TOKEN": "bearer token of the Argo server, before `cluster.token_file`",
     "SHOPFLOOR_RESULTS_KEY": "secret of the team: stored results count only where the same one signed them",
+    "SHOPFLOOR_BACKUP_KEY": "key that seals the secrets in a backup, where no `--key-file` is named",
     "KFP_TOKEN": "bearer token of Kubeflow Pipelines, before `cluster.token_file`",
     "OMP_NUM_THREADS": "threads of the numeric libraries in a step; without it they take what the machine has",
     "USER": "who submitted a run, for its record",

@@ -92,7 +92,7 @@ def test_a_backup_that_lacks_the_files_of_a_version_is_refused_and_what_is_elsew
 
 
 def test_a_short_key_or_a_missing_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.delenv(sealing.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(sealing.SEALING_KEY, raising=False)
     short = tmp_path / "key"
     short.write_text("short\n")
 

@@ -18,7 +18,7 @@ from shopfloor.errors import UsageError
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
-KEY_VARIABLE = "SHOPFLOOR_BACKUP_KEY"
+SEALING_KEY = "SHOPFLOOR_BACKUP_KEY"
 """Variable with the key that seals the secrets of a backup, where no file is named."""
 SHORTEST = 20
 """Characters of the shortest key that is taken."""
@@ -32,7 +32,7 @@ def read_key(file: Path | None) -> str | None:
         UsageError: The file cannot be read, or the key is short.
     """
     try:
-        key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY_VARIABLE, "").strip()
+        key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(SEALING_KEY, "").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The key file {file} cannot be read.", "Make one: openssl rand -hex 32 > FILE") from error
     if not key and file is None:
@@ -58,7 +58,7 @@ def unseal(content: bytes, key: str | None) -> dict[str, str]:
     """
     from cryptography.fernet import InvalidToken
 
-    remedy = f"Give the key that it was made with: --key-file FILE, or ${KEY_VARIABLE}."
+    remedy = f"Give the key that it was made with: --key-file FILE, or ${SEALING_KEY}."
     if key is None:
         raise UsageError("The secrets of the backup are sealed, and there is no key.", remedy)
     try:

@@ -1,16 +1,19 @@
-"""Commands for backups of a stack: create, list, verify."""
+"""Commands for backups of a stack: create, list, verify, restore, drill."""
 
 from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_from
 from shopfloor.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from shopfloor.flows.backup import Answers, Restoration
 
 StoreOption = Annotated[
     str,
@@ -29,6 +32,8 @@ def register(app: typer.Typer) -> None:
     backup.command("create")(create)
     backup.command("list")(list_backups)
     backup.command("verify")(verify)
+    backup.command("restore")(restore)
+    backup.command("drill")(drill)
     app.add_typer(backup, name="backup")
 
 
@@ -92,6 +97,77 @@ def verify(
         render.progress(f"{result.id}: {result.files} files read, {len(result.problems)} of them missing or altered")
     if result.problems:
         raise typer.Exit(1)
+
+
+def restore(
+    context: typer.Context,
+    store: StoreOption,
+    backup: BackupArgument = "latest",
+    key_file: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a backup back into an empty stack, start it, and ask each champion its golden requests.
+
+    Exit code 1 where one does not answer as it did.
+    """
+    from shopfloor.backup.sealing import read_key
+    from shopfloor.flows import backup as flow
+
+    with render.activity("Restoring") as tell:
+        result = flow.restore(settings_from(context), store, backup, read_key(key_file), tell)
+    _show(result, as_json)
+
+
+def drill(
+    context: typer.Context,
+    store: StoreOption,
+    backup: BackupArgument = "latest",
+    key_file: KeyOption = None,
+    textfile: Annotated[
+        Path | None, typer.Option(help="File that gets the numbers for Prometheus's node exporter, e.g. x.prom.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rehearse a restore beside the live stack: how old the data are, how long it takes, what the champions answer.
+
+    Exit code 1 where one does not answer as it did.
+    """
+    from shopfloor.backup.sealing import read_key
+    from shopfloor.flows import backup as flow
+
+    with render.activity("Rehearsing a restore") as tell:
+        result = flow.drill(settings_from(context), store, backup, read_key(key_file), tell)
+    if textfile:
+        flow.write_metrics(textfile, result)
+    _show(result, as_json)
+
+
+def _show(result: Restoration, as_json: bool) -> None:
+    """Show what a restore came to; exit code 1 where a champion does not answer as it did."""
+    if as_json:
+        from shopfloor.flows.backup import Restoration
+
+        render.emit_json(Restoration, result)
+    else:
+        for champion in result.champions:
+            name = f"{champion.use_case}/{champion.version}".rstrip("/")
+            typer.echo(f"{name}\t{_in_words(champion)}")
+        age = dt.timedelta(seconds=int(result.age_s))
+        render.progress(f"{result.id}: {result.files} files, {_megabytes(result.size_bytes)}, {result.counts}")
+        render.progress(f"The data were {age} old; restored in {result.seconds:.0f} s.")
+        for command in result.next:
+            render.progress(f"To fill the online store again: {command}")
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+def _in_words(champion: Answers) -> str:
+    if champion.problem:
+        return champion.problem
+    if champion.largest_difference is None:
+        return "answers; it was registered without golden requests"
+    exactly = "exactly" if champion.largest_difference == 0 else f"within {champion.largest_difference:.1g}"
+    return f"answers its {champion.rows} golden requests {exactly} as offline"
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -44,15 +44,31 @@ def verify(
     """
     case = load_use_case(settings, use_case)
     golden = ask_offline(settings, case, features_uri, case.code("model").load(local_copy(settings, model_uri)))
-    url = endpoint(settings, use_case)
-    one_by_one = _predict(url, version, golden.rows)
-    batch = _invoke(url, version, golden.rows)
-    worst = max(
-        _worst(golden, one_by_one, f"{url}/predict", version), _worst(golden, batch, f"{url}/invocations", version)
-    )
+    worst = largest_difference(settings, use_case, version, golden)
     metrics.log_metric("golden_rows", len(golden.rows))
     metrics.log_metric("largest_difference", worst)
     logger.info("%d golden rows, largest difference %.3g", len(golden.rows), worst)
+
+
+def largest_difference(settings: Settings, use_case: str, version: str, golden: Golden) -> float:
+    """Ask a deployed version golden requests, through both ways in, and return how far an answer is off at most.
+
+    Args:
+        settings: Say where the endpoint is.
+        use_case: Its name.
+        version: The version to ask, champion or challenger.
+        golden: Rows and the offline predictions.
+
+    Raises:
+        ServiceError: The endpoint does not answer.
+        ShopfloorError: It refuses a row, or answers differently.
+    """
+    url = endpoint(settings, use_case)
+    one_by_one = _predict(url, version, golden.rows)
+    batch = _invoke(url, version, golden.rows)
+    return max(
+        _worst(golden, one_by_one, f"{url}/predict", version), _worst(golden, batch, f"{url}/invocations", version)
+    )
 
 
 def _predict(url: str, version: str, rows: list[dict[str, Any]]) -> list[Any]:

@@ -1,0 +1,185 @@
+"""A backup brought back to champions that answer: in an empty stack or, to rehearse it, in one beside the live one.
+
+A restore is done when each champion has answered the golden requests that it was registered with. A drill does the
+same with a state directory of its own, on free ports, and leaves nothing behind but its numbers.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shopfloor.backup import restore as restoring
+from shopfloor.backup.manifest import Manifest
+from shopfloor.backup.store import Store
+from shopfloor.errors import ConflictError, ShopfloorError, UsageError
+from shopfloor.flows import promote
+from shopfloor.records import Record
+from shopfloor.serving.deploy.verify import largest_difference
+from shopfloor.settings import EMBEDDED, Settings
+from shopfloor.stack import lifecycle
+from shopfloor.stack import state as states
+from shopfloor.storage import join, write_atomically
+from shopfloor.use_case import list_use_cases, load_use_case
+
+Progress = Callable[[str], None]
+
+
+class Answers(Record):
+    """How a champion answered its golden requests."""
+
+    use_case: str
+    version: str
+    rows: int = 0
+    """Number of golden requests."""
+    largest_difference: float | None = None
+    """Distance of an answer from the one that the model gave offline, at most; none where it was not asked."""
+    problem: str = ""
+    """Reason why it does not answer, or answers differently."""
+
+
+class Restoration(Record):
+    """A backup that was brought back."""
+
+    id: str
+    created: dt.datetime
+    """Moment of which the data are."""
+    age_s: float
+    """Age of the data when the restore began: what would be lost, the recovery point."""
+    seconds: float
+    """Time until the champions answered: the recovery time."""
+    files: int
+    size_bytes: int
+    counts: dict[str, int]
+    """Numbers of runs, versions and aliases, the same in the backup and in what was restored."""
+    champions: list[Answers]
+    succeeded: bool
+    """Every champion answers as it did."""
+    next: list[str]
+    """Commands that make what a backup does not hold."""
+
+
+def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None, progress: Progress) -> Restoration:
+    """Bring a backup back into an empty stack, start it, and ask the champions their golden requests.
+
+    Args:
+        settings: Of the stack, whose places are empty.
+        store_uri: Directory or `s3://` prefix of the store.
+        backup_id: Of the backup, its beginning, or `latest`.
+        key: Opens the secrets; `None` leaves those out.
+        progress: Hears one line for each thing that takes time.
+
+    Raises:
+        NotFoundError: There is no such store or backup.
+        UsageError: The stack is not empty, not this machine's, or the key is wrong.
+        ServiceError: A service does not answer.
+        ShopfloorError: A file of the backup is missing or altered, or the disk is full.
+    """
+    began, started = time.monotonic(), dt.datetime.now(dt.UTC)
+    if settings.profile != EMBEDDED:
+        raise UsageError(
+            f"A backup of profile {settings.profile!r} is not restored by this command yet.",
+            "docs/how-to/back-up-and-restore.md says what to do by hand.",
+        )
+    store = Store(settings, store_uri)
+    name, manifest = store.read(backup_id)
+    restoring.restore(settings, store, manifest, key, progress)
+    lifecycle.up(settings, progress)
+    state = states.read(settings)
+    running = state.of(settings) if state else settings
+    endpoints = promote.restore(running, progress)
+    own = list_use_cases(settings)
+    champions = [
+        _asked(running, store, manifest, use_case, version)
+        for use_case, version in endpoints.champions.items()
+        if use_case in own
+    ]
+    champions += [Answers(use_case=case, version="", problem=why) for case, why in endpoints.problems.items()]
+    return Restoration(
+        id=name,
+        created=manifest.created,
+        age_s=(started - manifest.created).total_seconds(),
+        seconds=time.monotonic() - began,
+        files=len(manifest.contents()),
+        size_bytes=manifest.size_bytes,
+        counts=manifest.counts,
+        champions=champions,
+        succeeded=not any(champion.problem for champion in champions),
+        next=[f"shopfloor features materialize {case}" for case in own if load_use_case(settings, case).serving.online],
+    )
+
+
+def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, progress: Progress) -> Restoration:
+    """Bring a backup back beside the live stack, ask its champions, and remove it again; see `restore`.
+
+    Raises:
+        ConflictError: Another drill is at work.
+    """
+    from filelock import FileLock, Timeout
+
+    if settings.profile != EMBEDDED:
+        raise UsageError(
+            f"There is no drill for profile {settings.profile!r}.",
+            "Restore into a stack of another machine; `shopfloor backup verify` reads every file.",
+        )
+    beside = _beside(settings)
+    try:
+        with FileLock(settings.private_dir("locks") / "drill.lock", timeout=0, mode=0o600):
+            _remove(beside)  # what a drill left that was killed
+            try:
+                return restore(beside, store_uri, backup_id, key, progress)
+            finally:
+                progress("Removing the stack of the drill")
+                _remove(beside)
+    except Timeout:
+        raise ConflictError("Another drill is at work.", "Wait until it has ended.") from None
+
+
+def write_metrics(file: Path, drilled: Restoration) -> None:
+    """Write what a drill measured as Prometheus's node exporter reads it from a file (`*.prom`)."""
+    values = {
+        "shopfloor_backup_drill_data_age_seconds": ("Age of the data that the drill restored.", drilled.age_s),
+        "shopfloor_backup_drill_restore_seconds": ("Time until the champions answered.", drilled.seconds),
+        "shopfloor_backup_drill_success": ("Whether they answered as they did.", float(drilled.succeeded)),
+        "shopfloor_backup_drill_timestamp_seconds": ("Time of the drill.", time.time()),
+    }
+    lines = [
+        f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value:.3f}\n" for name, (text, value) in values.items()
+    ]
+    write_atomically(file, "".join(lines), 0o644)
+
+
+def _asked(settings: Settings, store: Store, manifest: Manifest, use_case: str, version: str) -> Answers:
+    """Ask a champion its golden requests, as the backup has them."""
+    try:
+        golden = restoring.golden_requests(settings, store, manifest, use_case, version)
+        if golden is None:
+            return Answers(use_case=use_case, version=version)
+        worst = largest_difference(settings, use_case, version, golden)
+    except ShopfloorError as error:
+        return Answers(use_case=use_case, version=version, problem=str(error))
+    return Answers(use_case=use_case, version=version, rows=len(golden.rows), largest_difference=worst)
+
+
+def _beside(settings: Settings) -> Settings:
+    """Return the settings of a stack that shares nothing with the live one."""
+    root = settings.state_dir / "drill"
+    return settings.model_copy(
+        update={
+            "state_dir": root,
+            "artifact_root": str(root / "artifacts"),
+            "data_remote": str(root / "dvc-remote"),
+            "feature_registry": join(str(root), "feast", "registry.db"),
+            "online_store": join(str(root), "feast", "online.db"),
+        }
+    )
+
+
+def _remove(settings: Settings) -> None:
+    """Stop the stack of a drill, and delete it."""
+    if settings.state_dir.exists():
+        lifecycle.down(settings)
+        shutil.rmtree(settings.state_dir)
