@@ -9,6 +9,7 @@ import pytest
 import requests
 from shopfloor.backup import places, sealing
 from shopfloor.backup.create import create
+from shopfloor.backup.restore import golden_requests, restore
 from shopfloor.backup.store import Store
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
 from shopfloor.judging import golden
@@ -16,11 +17,12 @@ from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
 from tests.support import endpoints
-from tests.support.project import ROOT, bare_environment, shopfloor
-from tests.support.waiting import free_port, wait_for
+from tests.support.project import BIN, ROOT, bare_environment, shopfloor
+from tests.support.waiting import free_port, wait_for, wait_for_port
 
 CASE = "toy_delays"
 KEY = "a key of enough characters"
+GOLDEN = golden.Golden(rows=[{"a": 1.0}], predictions=[0.5])
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +62,18 @@ def live(tmp_path_factory):
     server = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"{settings.tracking_uri}/health", server)
-        register(settings, golden.Golden(rows=[{"a": 1.0}], predictions=[0.5]))
+        register(settings)
         yield settings
     finally:
         endpoints.stop(server)
 
 
-def register(settings, requests_and_answers):
+def register(settings):
     """Register a version of a model whose files MLflow's server keeps."""
     mlflow = Mlflow(settings.tracking_uri, 60)
     run_id = mlflow.post("runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
     place = f"0/{run_id}/artifacts/model"
-    contents = {"MLmodel": "flavors: {}", f"extra_files/{golden.FILE}": requests_and_answers.model_dump_json()}
+    contents = {"MLmodel": "flavors: {}", f"extra_files/{golden.FILE}": GOLDEN.model_dump_json()}
     for name, text in contents.items():
         url = f"{settings.tracking_uri}/api/2.0/mlflow-artifacts/artifacts/{place}/{name}"
         assert requests.put(url, data=text, timeout=60).ok
@@ -122,10 +124,8 @@ def test_a_backup_of_a_running_stack_is_whole_and_holds_what_nothing_can_make_ag
 
 
 def test_a_second_backup_reads_and_writes_nothing_that_has_not_changed(live, copy, monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        places.shutil, "copyfile", lambda source, target: read.append(source) or shutil.copy2(source, target)
-    )
+    read, real = [], shutil.copyfile
+    monkeypatch.setattr(places.shutil, "copyfile", lambda source, target: read.append(source) or real(source, target))
 
     made = create(live, copy, KEY)
 
@@ -241,3 +241,99 @@ def test_the_command_makes_lists_and_examines_a_backup(live, copy):
     object_of(live, copy, "registry.db").write_text("viewS")
     examined = shopfloor("backup", "verify", environment=environment, root=live.project_root)
     assert (examined.returncode, examined.stdout) == (1, "features/registry.db is altered\n")
+
+
+def elsewhere(live, root, **places):
+    """Return the settings of a stack that is empty."""
+    state = root / "state"
+    own = {
+        "state_dir": state,
+        "artifact_root": str(state / "artifacts"),
+        "data_remote": str(state / "dvc-remote"),
+        "feature_registry": str(state / "feast" / "registry.db"),
+        "serve_tokens_file": str(root / "tokens.json"),
+    }
+    return live.model_copy(update=own | places)
+
+
+def brought_back(settings, store, key=None):
+    opened = Store(settings, store)
+    restore(settings, opened, opened.read()[1], key, lambda _: None)
+
+
+def test_what_was_brought_back_is_what_there_was(live, first, tmp_path):
+    settings = elsewhere(live, tmp_path)
+
+    brought_back(settings, first[0], KEY)
+
+    for name in ("artifacts/steps/tune/1/model", "dvc-remote/files/md5/ab/cd", "feast/registry.db"):
+        assert (settings.state_dir / name).read_bytes() == (live.state_dir / name).read_bytes()
+    assert (tmp_path / "tokens.json").read_text() == "hush-hush"
+    assert not (settings.state_dir / "feast" / "online.db").exists()
+    again = create(settings, str(tmp_path / "store"), KEY)
+    assert again.counts == first[1].counts
+    hashes = [
+        {(file.place, file.name): file.sha256 for file in manifest_of(settings, store).files}
+        for store in (first[0], str(tmp_path / "store"))
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_the_golden_requests_of_a_version_are_in_the_backup(live, first):
+    store = Store(live, first[0])
+    assert golden_requests(live, store, store.read()[1], CASE, "1") == GOLDEN
+    assert golden_requests(live, store, store.read()[1], CASE, "2") is None
+
+
+def test_a_stack_that_is_not_empty_keeps_what_it_has(live, first, tmp_path):
+    with pytest.raises(UsageError, match=r"not empty: it holds .*mlflow.db, 2 files in .*artifacts"):
+        brought_back(live, first[0], KEY)
+    settings = elsewhere(live, tmp_path)
+    (settings.state_dir / "dvc-remote").mkdir(parents=True)
+    (settings.state_dir / "dvc-remote" / "own").write_text("own")
+    with pytest.raises(UsageError, match=r"not empty: it holds 1 files in .*dvc-remote"):
+        brought_back(settings, first[0], KEY)
+    assert [path.name for path in settings.state_dir.rglob("*") if path.is_file()] == ["own"]
+
+
+def test_a_wrong_key_brings_nothing_back(live, first, tmp_path):
+    settings = elsewhere(live, tmp_path)
+    with pytest.raises(UsageError, match="The key does not open"):
+        brought_back(settings, first[0], "another key, long enough")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_an_altered_file_ends_a_restore_before_a_database_names_it(live, copy, tmp_path):
+    object_of(live, copy, "steps/tune/1/model").write_text("another model")
+    settings = elsewhere(live, tmp_path)
+    with pytest.raises(ShopfloorError, match=r"artifacts/steps/tune/\d/model of the backup is altered"):
+        brought_back(settings, copy)
+    assert not (settings.state_dir / "mlflow" / "mlflow.db").exists()
+
+
+def test_a_backup_goes_into_a_bucket_and_comes_back_out_of_it(live, tmp_path, monkeypatch):
+    """By rclone's S3 server, with which the artifacts lie in a bucket too."""
+    for name, value in {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "ours-secret"}.items():
+        monkeypatch.setenv(name, value)
+    port, root = free_port(), tmp_path / "s3"
+    (root / "backups").mkdir(parents=True)
+    (root / "lake" / "artifacts" / "steps").mkdir(parents=True)
+    (root / "lake" / "artifacts" / "steps" / "model").write_text("a model")
+    command = [str(BIN / "rclone"), "serve", "s3", "--auth-key", "ours,ours-secret"]
+    server = subprocess.Popen([*command, "--addr", f"127.0.0.1:{port}", str(root)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        address = {"s3_endpoint_url": f"http://127.0.0.1:{port}"}
+        source = live.model_copy(update={"artifact_root": "s3://lake/artifacts", **address})
+        made = create(source, "s3://backups/ours", KEY)
+        assert create(source, "s3://backups/ours", KEY).new_objects == 0
+        assert Store(source, "s3://backups/ours").verify(made.id).problems == []
+        brought_back(elsewhere(live, tmp_path, artifact_root="s3://lake/restored", **address), "s3://backups/ours")
+        assert (root / "lake" / "restored" / "steps" / "model").read_text() == "a model"
+        with pytest.raises(UsageError, match="lies in"):
+            create(source, "s3://lake/artifacts/backups", KEY)
+        with pytest.raises(NotFoundError, match="s3://none"):
+            create(source, "s3://none/backups", KEY)
+    finally:
+        server.kill()
+        server.wait()
