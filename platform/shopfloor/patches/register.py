@@ -130,13 +130,15 @@ PATCHES = (
         where="stack/ray_head.py",
         reason=(
             "Variables without documentation: HAProxy instead of Ray's own proxy, RAY_SERVE_THROUGHPUT_OPTIMIZED for"
-            " what Serve does in each request, 2 instead of 30 s before a replaced replica ends, no 30 s for draining"
-            " to another node, and logs that end at RAY_ROTATION_MAX_BYTES, of which RAY_ROTATION_BACKUP_COUNT stay."
+            " what Serve does in each request, 2 instead of 30 s before a replaced replica ends, 60 instead of 5 s"
+            " until a proxy must be ready (RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S), no 30 s for draining to another"
+            " node, and logs that end at RAY_ROTATION_MAX_BYTES, of which RAY_ROTATION_BACKUP_COUNT stay."
         ),
         relies_on={
             "ray/serve/_private/constants.py:RAY_SERVE_ENABLE_HA_PROXY": "2cf3bc97f5a3",
             "ray/serve/_private/constants.py:RAY_SERVE_THROUGHPUT_OPTIMIZED": "2ed7f2c42dfb",
             "ray/serve/_private/constants.py:RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "9553c8ad0675",
+            "ray/serve/_private/constants.py:PROXY_READY_CHECK_TIMEOUT_S": "a0b4b8f8b4d5",
             "ray/_private/ray_constants.py:RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "ca7a6b259420",
             "ray/_private/node.py:Node.__init__": "cdbca341000c",
         },
