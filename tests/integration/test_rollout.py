@@ -131,25 +131,25 @@ def test_without_requests_there_is_no_verdict_and_no_traffic(settings, rows, cha
 
 
 def test_a_killed_rollout_goes_on_from_its_stage(settings, rows, champion):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shopfloor", "rollout", "run", f"{CASE}/2", "--stages", "30,60,100"],
-        env=os.environ | settings.environment(),
-        cwd=settings.project_root,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if "30 %" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    process.stderr.close()
-    deploy(settings, CASE, traffic=Traffic(canary_percent=60, shadow=True))  # it may have come so far
     progress = []
     with requests_all_the_time(settings, rows):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shopfloor", "rollout", "run", f"{CASE}/2", "--stages", "30,60,100"],
+            env=os.environ | settings.environment(),
+            cwd=settings.project_root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if "60 %" in line:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
         result = canary.run(settings, CASE, "2", progress.append, stages=(30, 60, 100), stage_timeout_s=60)
-    assert result.outcome == "promoted"
-    assert progress[0] == "Version 2 answers 60 % of the requests"
+    assert result.outcome == "promoted", told
+    assert progress[0] == "Version 2 answers 60 % of the requests", told
 
 
 def test_the_command_line_shows_both_versions_and_ends_with_one_line(settings, rows, champion):
