@@ -16,7 +16,7 @@ from shopfloor.flows import rollout as canary
 from shopfloor.flows.promote import standing
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy.champion import promote_version
-from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint, registry
+from shopfloor.serving.deploy.rollout import deploy, endpoint, registry
 
 from tests.support.endpoints import USE_CASE, declared_traffic, register_models, rows_of, shopfloor
 from tests.support.waiting import wait_until
