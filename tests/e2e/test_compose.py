@@ -50,6 +50,12 @@ def test_a_run_ends_in_a_champion_that_answers(stack, first):
     assert "trial 4/4" in stack.shopfloor("runs", "logs", first["run_id"], "tune")
 
 
+def test_a_command_within_the_head_has_its_secrets_and_finds_the_data(stack, first):
+    within = ("exec", "-T", "ray-head", "shopfloor")
+    assert json.loads(stack.compose(*within, "rollout", "status", "flight_delays", "--json"))
+    assert "weather" in stack.compose(*within, "features", "materialize", "flight_delays")
+
+
 def test_more_workers_join(stack, first):
     stack.compose("up", "-d", "--wait", "--no-recreate", "--scale", "ray-worker=2")
     token = (stack.root / ".secrets/ray_token").read_text().strip()

@@ -44,6 +44,10 @@ def test_every_service_that_exports_is_scraped(monitored):
     wait_until(lambda: {row["metric"]["job"] for row in ask(monitored, "up == 1")} == SCRAPED, 60, every_s=1)
 
 
+def test_a_stack_that_is_well_raises_no_alert(monitored):
+    assert ask(monitored, 'ALERTS{alertstate="firing"}') == []
+
+
 def test_promtool_and_prometheus_take_every_rule(monitored):
     monitored.compose("exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
     groups = requests.get(f"{monitored.url('PROMETHEUS_PORT')}/api/v1/rules", timeout=10).json()["data"]["groups"]
@@ -88,12 +92,15 @@ def test_grafana_has_every_dashboard_and_lets_in_only_who_knows_the_password(mon
 def test_a_service_that_is_stopped_raises_an_alert_in_alertmanager(monitored):
     monitored.compose("stop", "object-store")
     alerts = f"{monitored.url('ALERTMANAGER_PORT')}/api/v2/alerts"
+
+    def down():
+        raised = requests.get(alerts, timeout=10).json()
+        return [alert for alert in raised if alert["labels"]["alertname"] == "ServiceDown"]
+
     try:
-        raised = wait_until(lambda: requests.get(alerts, timeout=10).json(), 300, every_s=2)
+        (alert,) = wait_until(down, 300, every_s=2)
     finally:
         monitored.compose("up", "-d", "--wait", "--no-recreate")
-
-    (alert,) = [one for one in raised if one["labels"]["alertname"] == "ServiceDown"]
     assert alert["labels"]["job"] == "object-store"
     assert alert["annotations"]["runbook"] == "docs/runbooks/service-down.md"
-    wait_until(lambda: not requests.get(alerts, timeout=10).json(), 300, every_s=2)
+    wait_until(lambda: not down(), 300, every_s=2)

@@ -513,6 +513,20 @@ def test_the_deploy_step_puts_a_version_beside_the_champion(settings, url):
     assert record["champion"] == "1"
 
 
+def test_the_exporter_of_the_ray_node_has_what_the_replica_counted(settings, url):
+    discovery, headers = f"{settings.ray_dashboard_url}/api/prometheus/sd", settings.ray_headers()
+    targets = [found["targets"] for found in requests.get(discovery, headers=headers, timeout=10).json()]
+    exporters = [f"http://{target}/metrics" for found in targets for target in found]
+
+    def names(prefix: str, *addresses: str) -> set[str]:
+        lines = [line for address in addresses for line in requests.get(address, timeout=10).text.splitlines()]
+        ours = [line for line in lines if line.startswith(f"{prefix}shopfloor_") and f'use_case="{CASE}"' in line]
+        return {line.partition("{")[0].removeprefix(prefix) for line in ours if "_created{" not in line}
+
+    assert "shopfloor_request_seconds_bucket" in names("", f"{url}/metrics")
+    wait_until(lambda: names("ray_", *exporters) == names("", f"{url}/metrics"), 60, every_s=1)
+
+
 def test_two_deployers_at_a_time_keep_both_applications_until_one_is_removed(settings, url):
     assert live_versions(settings, OTHER) == {"champion": "1", "challenger": None}
     assert live_versions(settings, CASE) == {"champion": "1", "challenger": "2"}
