@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from shopfloor.backup.compose import compose
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
 
 Row = dict[str, Any]
@@ -139,24 +140,7 @@ class Postgres:
         return answer.strip()
 
     def _run(self, *command: str, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.PIPE) -> str:
-        try:
-            done = subprocess.run(
-                ["docker", "compose", "exec", "-T", "postgres", *command],
-                cwd=self._root,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
-        except OSError as error:
-            raise ServiceError(f"docker cannot be run: {error.strerror}.", "Run this where the stack runs.") from error
-        if done.returncode:
-            words = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise ServiceError(
-                f"{command[0]} of {self._database} failed: {words[-1].rstrip('.')}.",
-                "See that PostgreSQL runs: docker compose ps postgres",
-            )
-        return (done.stdout or b"").decode()
+        return compose(self._root, "exec", "-T", "postgres", *command, stdin=stdin, stdout=stdout)
 
 
 def copied_rows(text: str, columns: tuple[str, ...]) -> list[Row]:

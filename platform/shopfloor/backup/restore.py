@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shopfloor.backup import sealing
 from shopfloor.backup.manifest import DATABASES, File, Manifest
-from shopfloor.backup.sources import Sources, counts, location, model_versions, sources
+from shopfloor.backup.sources import TOKENS, Sources, counts, location, model_versions, sources
 from shopfloor.backup.store import Store
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.judging import golden
@@ -43,7 +43,7 @@ def restore(
     """
     own = sources(settings)
     _refuse_other(settings, manifest, own)
-    secrets = _secrets(settings, store, manifest, key)
+    secrets = missing_secrets(settings, store, manifest, key)
     if present := holds(own):
         raise UsageError(
             f"The stack is not empty: it holds {', '.join(present)}.",
@@ -89,6 +89,38 @@ def holds(own: Sources) -> list[str]:
     return databases + [f"{len(files)} files in {place.uri}" for place, files in places if files]
 
 
+def missing_secrets(settings: Settings, store: Store, manifest: Manifest, key: str | None) -> dict[Path, str]:
+    """Return the secrets of a backup that are not where the profile has them, by their file.
+
+    Args:
+        settings: The profile.
+        store: Holds the backup.
+        manifest: The backup.
+        key: Opens the secrets; `None` leaves them out.
+
+    Raises:
+        UsageError: The key is wrong, or there is another secret already.
+        ShopfloorError: The sealed file is missing or altered.
+    """
+    if manifest.sealed is None or key is None:
+        return {}
+    with scratch(settings.private_state_dir()) as drafts:
+        store.fetch(manifest.sealed, drafts / "sealed")
+        values = sealing.unseal((drafts / "sealed").read_bytes(), key)
+    if settings.secrets_dir:
+        files = {Path(settings.secrets_dir) / name: text for name, text in values.items()}
+    else:
+        tokens = settings.serve_tokens_file
+        files = {Path(tokens): values[TOKENS]} if tokens and TOKENS in values else {}
+    for file, text in files.items():
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
+            raise UsageError(
+                f"The secret {file} is another one than that of the backup.",
+                "Move it away, or leave the key out to keep it; nothing was changed.",
+            )
+    return {file: text for file, text in files.items() if not file.is_file()}
+
+
 def golden_requests(settings: Settings, store: Store, manifest: Manifest, model: str, version: str) -> Golden | None:
     """Return the golden requests of a version as the backup has them; `None` where it has none.
 
@@ -131,15 +163,3 @@ def _refuse_other(settings: Settings, manifest: Manifest, own: Sources) -> None:
             f"The backup is of profile {manifest.profile!r}, and {settings.profile!r} keeps other things.",
             f"Restore it with --profile {manifest.profile}.",
         )
-
-
-def _secrets(settings: Settings, store: Store, manifest: Manifest, key: str | None) -> dict[Path, str]:
-    """Return the text of each secret's file that is not there yet."""
-    if manifest.sealed is None or key is None:
-        return {}
-    with scratch(settings.private_state_dir()) as drafts:
-        store.fetch(manifest.sealed, drafts / "sealed")
-        values = sealing.unseal((drafts / "sealed").read_bytes(), key)
-    tokens = settings.serve_tokens_file
-    files = {Path(tokens): values["serve_tokens"]} if tokens and "serve_tokens" in values else {}
-    return {file: text for file, text in files.items() if not file.exists()}

@@ -22,6 +22,8 @@ MLFLOW = "mlflow"
 """Place of MLflow's artifacts."""
 COMPOSE_MLFLOW = "s3://shopfloor-mlflow/artifacts"
 """MLflow's artifacts in the stack of docker-compose.yml."""
+TOKENS = "serve_tokens"
+"""Name of the secret that is the file of an endpoint's tokens."""
 _PROXIED = "mlflow-artifacts:"
 _NO_FILES = "shopfloor:"
 """Scheme of the entries of an endpoint's ledger, behind which are no files."""
@@ -179,5 +181,5 @@ def _secrets(settings: Settings) -> dict[str, Path]:
         return {file.name: file for file in sorted(folder.glob("*")) if file.is_file()}
     tokens = settings.serve_tokens_file
     if tokens and tokens != NO_TOKENS and Path(tokens).is_file():
-        return {"serve_tokens": Path(tokens)}
+        return {TOKENS: Path(tokens)}
     return {}

@@ -112,9 +112,11 @@ def restore(
     """
     from shopfloor.backup.sealing import read_key
     from shopfloor.flows import backup as flow
+    from shopfloor.settings import load_settings
 
+    settings = load_settings(context.obj.profile)  # its secrets may come with the backup
     with render.activity("Restoring") as tell:
-        result = flow.restore(settings_from(context), store, backup, read_key(key_file), tell)
+        result = flow.restore(settings, store, backup, read_key(key_file), tell)
     _show(result, as_json)
 
 

@@ -11,16 +11,21 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from shopfloor.backup import restore as restoring
+from shopfloor.backup.compose import compose
 from shopfloor.backup.manifest import Manifest
+from shopfloor.backup.sources import COMPOSE_MLFLOW
 from shopfloor.backup.store import Store
 from shopfloor.errors import ConflictError, ShopfloorError, UsageError
 from shopfloor.flows import promote
 from shopfloor.records import Record
+from shopfloor.serving import assignment as assignments
+from shopfloor.serving.deploy import rollout
 from shopfloor.serving.deploy.verify import largest_difference
 from shopfloor.settings import EMBEDDED, Settings
-from shopfloor.stack import lifecycle
+from shopfloor.stack import lifecycle, secrets
 from shopfloor.stack import state as states
 from shopfloor.storage import join, write_atomically
 from shopfloor.use_case import list_use_cases, load_use_case
@@ -79,25 +84,25 @@ def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None,
         ShopfloorError: A file of the backup is missing or altered, or the disk is full.
     """
     began, started = time.monotonic(), dt.datetime.now(dt.UTC)
-    if settings.profile != EMBEDDED:
-        raise UsageError(
-            f"A backup of profile {settings.profile!r} is not restored by this command yet.",
-            "docs/how-to/back-up-and-restore.md says what to do by hand.",
-        )
     store = Store(settings, store_uri)
     name, manifest = store.read(backup_id)
+    if settings.in_containers:
+        _start_empty(settings, store, manifest, key, progress)
     restoring.restore(settings, store, manifest, key, progress)
-    lifecycle.up(settings, progress)
-    state = states.read(settings)
-    running = state.of(settings) if state else settings
-    endpoints = promote.restore(running, progress)
+    running, problems = _started(settings, progress)
     own = list_use_cases(settings)
+    entries = assignments.read_all(rollout.registry(running))
     champions = [
-        _asked(running, store, manifest, use_case, version)
-        for use_case, version in endpoints.champions.items()
+        _asked(running, store, manifest, use_case, champion)
+        for use_case, entry in sorted(entries.items())
         if use_case in own
+        and use_case not in problems
+        and entry.application
+        and (champion := entry.assignment.champion)
     ]
-    champions += [Answers(use_case=case, version="", problem=why) for case, why in endpoints.problems.items()]
+    champions += [Answers(use_case=case, version="", problem=why) for case, why in problems.items()]
+    within = "docker compose exec ray-head " if settings.in_containers else ""
+    online = [case for case in own if load_use_case(settings, case).serving.online]
     return Restoration(
         id=name,
         created=manifest.created,
@@ -108,7 +113,7 @@ def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None,
         counts=manifest.counts,
         champions=champions,
         succeeded=not any(champion.problem for champion in champions),
-        next=[f"shopfloor features materialize {case}" for case in own if load_use_case(settings, case).serving.online],
+        next=[f"{within}shopfloor features materialize {case}" for case in online],
     )
 
 
@@ -150,6 +155,40 @@ def write_metrics(file: Path, drilled: Restoration) -> None:
         f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value:.3f}\n" for name, (text, value) in values.items()
     ]
     write_atomically(file, "".join(lines), 0o644)
+
+
+def _start_empty(settings: Settings, store: Store, manifest: Manifest, key: str | None, progress: Progress) -> None:
+    """Start what a stack of containers keeps its things in, with the secrets of the backup and empty buckets."""
+    root, directory = settings.project_root, Path(settings.secrets_dir or "")
+    for file, text in restoring.missing_secrets(settings, store, manifest, key).items():
+        write_atomically(file, text, 0o444)
+    if not any(directory.glob("*")):
+        raise UsageError(
+            f"There are no secrets in {directory}, and other ones would not open the databases of the backup.",
+            "Give the key that the backup was made with, or put the secrets there.",
+        )
+    secrets.init(directory, root / ".env")
+    secrets.export(settings)
+    progress("Starting PostgreSQL and the object store")
+    compose(root, "up", "-d", "--wait", "postgres", "object-store")
+    bucket = urlsplit(COMPOSE_MLFLOW).netloc
+    compose(
+        root, "run", "--rm", "--no-deps", "-T", "bootstrap", "shopfloor", "storage", "bootstrap", "--bucket", bucket
+    )
+
+
+def _started(settings: Settings, progress: Progress) -> tuple[Settings, dict[str, str]]:
+    """Start a stack whose data are back; return its settings, and why an endpoint does not answer."""
+    if settings.in_containers:
+        progress("Starting the other services")
+        compose(settings.project_root, "up", "-d", "--wait")
+        progress("Bringing the endpoints back")
+        text = compose(settings.project_root, "exec", "-T", "ray-head", "shopfloor", "up", "--json")
+        return settings, promote.Restored.model_validate_json(text).problems
+    lifecycle.up(settings, progress)
+    state = states.read(settings)
+    running = state.of(settings) if state else settings
+    return running, promote.restore(running, progress).problems
 
 
 def _asked(settings: Settings, store: Store, manifest: Manifest, use_case: str, version: str) -> Answers:
