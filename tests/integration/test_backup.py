@@ -1,5 +1,6 @@
 """A real MLflow server's runs and models, and files beside them, copied while it runs; and brought back."""
 
+import datetime as dt
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from shopfloor.backup.create import create
 from shopfloor.backup.restore import golden_requests, restore
 from shopfloor.backup.store import Store
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
+from shopfloor.flows import backup as flow
 from shopfloor.judging import golden
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
@@ -337,3 +339,32 @@ def test_a_backup_goes_into_a_bucket_and_comes_back_out_of_it(live, tmp_path, mo
     finally:
         server.kill()
         server.wait()
+
+
+def test_secrets_that_are_others_than_those_of_the_backup_stay(live, first, tmp_path):
+    settings = elsewhere(live, tmp_path)
+    (tmp_path / "tokens.json").write_text("of today")
+    with pytest.raises(UsageError, match=r"tokens.json is another one than that of the backup"):
+        brought_back(settings, first[0], KEY)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tokens.json"]
+
+
+def test_a_drill_leaves_its_numbers_for_prometheus(tmp_path):
+    at = dt.datetime(2026, 11, 26, tzinfo=dt.UTC)
+    drilled = flow.Restoration(
+        id="1",
+        created=at,
+        age_s=3600,
+        seconds=99.5,
+        files=1,
+        size_bytes=1,
+        counts={},
+        champions=[],
+        succeeded=True,
+        next=[],
+    )
+    flow.write_metrics(tmp_path / "drill.prom", drilled)
+    lines = (tmp_path / "drill.prom").read_text().splitlines()
+    assert "shopfloor_backup_drill_data_age_seconds 3600.000" in lines
+    assert "shopfloor_backup_drill_restore_seconds 99.500" in lines
+    assert "shopfloor_backup_drill_success 1.000" in lines
