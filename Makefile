@@ -10,11 +10,11 @@ export NO_MKDOCS_2_WARNING := 1
 LOCK_HASH := $(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed '/^\[tool/,$$d' pyproject.toml; } | \
   sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/installed-$(LOCK_HASH)
-# What we are measured against and cannot share an environment with.
-PEERS := .venv-peers
+# What we are measured against and what examines images: their dependencies would move or slow down our own.
+OTHERS := .venv-peers .venv-images
 # Where the stack and the runs keep what they know: the registry, models, predictions, feedback, the data's default remote.
 STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
-PEERS_INSTALLED := $(PEERS)/installed-$(shell sha256sum requirements/peers.txt | cut -c1-16)
+installed = .venv-$(1)/installed-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
 
 .PHONY: help run stop test test-compose images lint docs format bench storm soak lock lock-add clean purge
 
@@ -33,11 +33,11 @@ $(INSTALLED):
 
 install: $(INSTALLED)  ## create .venv from the hash lock (again only when the lock changed)
 
-$(PEERS_INSTALLED): | $(INSTALLED)
-	@echo "Installing into $(PEERS) from requirements/peers.txt" >&2
-	@$(PYTHON) -m venv --clear $(PEERS)
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python --require-hashes \
-	  --build-constraints requirements/dev.txt -r requirements/peers.txt
+.venv-peers/installed-% .venv-images/installed-%: | $(INSTALLED)
+	@echo "Installing into $(@D) from requirements/$(patsubst .venv-%,%,$(@D)).txt" >&2
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes \
+	  --build-constraints requirements/dev.txt -r requirements/$(patsubst .venv-%,%,$(@D)).txt
 	@touch $@
 
 run: $(INSTALLED)  ## start the stack, version the data, train, gate and serve the flight_delays model
@@ -68,10 +68,10 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VARIANT := cpu
 IMAGE := shopfloor/platform:$(VERSION)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT))
 
-images: $(INSTALLED)  ## build the platform image (VARIANT=gpu for the other) and its bill of materials
-	@$(BIN)/hadolint platform/images/Dockerfile
+images: $(call installed,images)  ## build the platform image (VARIANT=gpu for the other) and its bill of materials
+	@.venv-images/bin/hadolint platform/images/Dockerfile
 	@mkdir -p build
-	@$(BIN)/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --output-reproducible \
+	@.venv-images/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/platform.cdx.json 2> build/cyclonedx.log || { cat build/cyclonedx.log >&2; exit 1; }
 	@DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_OPTIONS) --file platform/images/Dockerfile --tag $(IMAGE) \
 	  --build-arg VERSION=$(VERSION) --build-arg VARIANT=$(VARIANT) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
@@ -86,7 +86,7 @@ format: $(INSTALLED)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED) $(PEERS_INSTALLED)  ## measure ours against the peers, in one table
+bench: $(INSTALLED) $(call installed,peers)  ## measure ours against the peers, in one table
 	@$(BIN)/python -m tests.benchmarks
 
 storm: $(INSTALLED)  ## 200 pairs of deployers who change one endpoint at once, delayed, killed and paused
@@ -99,12 +99,12 @@ RESOLVE = $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-v
 PINS = grep -oE '^[A-Za-z0-9._-]+==[^ ;]+'
 
 lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks: every package may move
-	@for name in bootstrap runtime dev peers; do \
+	@for name in bootstrap runtime dev images peers; do \
 	  $(RESOLVE) --upgrade requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 	@$(RESOLVE) -c requirements/runtime.txt requirements/gpu.in --output-file requirements/gpu.txt
 
 lock-add: $(INSTALLED)  ## lock what is new in requirements/*.in, and move no other package
-	@for name in bootstrap runtime dev peers; do \
+	@for name in bootstrap runtime dev images peers; do \
 	  lock=requirements/$$name.txt; cp $$lock $$lock.before || exit 1; \
 	  $(RESOLVE) requirements/$$name.in --output-file $$lock || { mv $$lock.before $$lock; exit 1; }; \
 	  moved=$$(comm -23 <($(PINS) $$lock.before | sort) <($(PINS) $$lock | sort)); \
@@ -114,7 +114,7 @@ lock-add: $(INSTALLED)  ## lock what is new in requirements/*.in, and move no ot
 
 clean:  ## stop the stack and remove what can be made again: the environment, the build, the caches
 	@if [ -x $(BIN)/shopfloor ]; then $(BIN)/shopfloor down; fi
-	@rm -rf $(VENV) $(PEERS) build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	@rm -rf $(VENV) $(OTHERS) build *.egg-info platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  .import_linter_cache .schemathesis "$(STATE)/hashes" "$(STATE)/fetched"
 
 purge:  ## say what the stack and the runs hold; with CONFIRM=yes stop the stack and delete it for good

@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARY = PROJECT / "platform" / "shopfloor"
 
@@ -70,3 +72,11 @@ def test_the_page_of_the_house_names_every_room_and_only_modules_that_exist():
 def test_a_client_of_mlflow_is_made_in_one_place():
     files = [file for file in LIBRARY.rglob("*.py") if "MlflowClient(" in file.read_text()]
     assert [file.relative_to(LIBRARY).as_posix() for file in files] == ["runs/mlflow.py"]
+
+
+@pytest.mark.parametrize("name", ["runtime", "dev"])
+def test_no_lock_has_the_grammar_that_jsonschema_would_read_in_every_process(name):
+    lock = (PROJECT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+
+    assert "\njsonschema==" in lock
+    assert "\nrfc3987-syntax==" not in lock

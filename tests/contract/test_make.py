@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-MADE = [".venv/bin/python", ".venv-peers/bin/python", "build/site/index.html", ".mypy_cache/a", ".pytest_cache/a"]
+MADE = [
+    ".venv/bin/python",
+    ".venv-peers/bin/python",
+    ".venv-images/bin/python",
+    "build/site/index.html",
+    ".mypy_cache/a",
+    ".pytest_cache/a",
+]
 MADE += ["platform/shopfloor.egg-info/a", ".shopfloor/hashes/a", ".shopfloor/fetched/a"]
 KEPT = [
     ".shopfloor/mlflow/mlflow.db",
