@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from shopfloor.backup.compose import compose
 from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError
+from shopfloor.settings import Settings
 
 Row = dict[str, Any]
 DELETED = "Deleted_Internal"
@@ -91,14 +92,14 @@ class Sqlite:
 class Postgres:
     """A database of the compose stack, reached with PostgreSQL's own commands in its container."""
 
-    def __init__(self, project_root: Path, database: str) -> None:
+    def __init__(self, settings: Settings, database: str) -> None:
         """Remember which one.
 
         Args:
-            project_root: Directory of docker-compose.yml.
+            settings: Say which stack it is in.
             database: Its name in PostgreSQL.
         """
-        self.name, self._root, self._database = f"{database}.dump", project_root, database
+        self.name, self._settings, self._database = f"{database}.dump", settings, database
 
     def copy(self, target: Path) -> None:
         """Dump the database as one snapshot.
@@ -140,7 +141,7 @@ class Postgres:
         return answer.strip()
 
     def _run(self, *command: str, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.PIPE) -> str:
-        return compose(self._root, "exec", "-T", "postgres", *command, stdin=stdin, stdout=stdout)
+        return compose(self._settings, "exec", "-T", "postgres", *command, stdin=stdin, stdout=stdout)
 
 
 def copied_rows(text: str, columns: tuple[str, ...]) -> list[Row]:

@@ -73,7 +73,7 @@ def sources(settings: Settings) -> Sources:
         databases: list[Database] = [Sqlite("mlflow.db", root / "mlflow.db")]
     else:
         places[MLFLOW] = Place(settings, COMPOSE_MLFLOW)
-        databases = [Postgres(settings.project_root, name) for name in ("mlflow", "mlflow_auth")]
+        databases = [Postgres(settings, name) for name in ("mlflow", "mlflow_auth")]
     _add_registry(settings, places, databases, left_out)
     return Sources(databases, places, _secrets(settings), left_out)
 
@@ -166,7 +166,7 @@ def _is_derived(place: str, name: str) -> bool:
 def _add_registry(settings: Settings, places: dict[str, Place], databases: list[Database], left_out: list[str]) -> None:
     registry = settings.feature_registry
     if registry.startswith("postgresql") and settings.in_containers:
-        databases.append(Postgres(settings.project_root, "feast"))
+        databases.append(Postgres(settings, "feast"))
     elif "://" in registry and not registry.startswith("s3://"):
         left_out.append(f"Feast's registry in {registry.partition('?')[0]}")
     else:

@@ -18,7 +18,7 @@ from shopfloor.backup.places import Place
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
 from shopfloor.records import Record
 from shopfloor.settings import Settings
-from shopfloor.storage import scratch
+from shopfloor.storage import is_remote, scratch
 
 LATEST = "latest"
 _OBJECTS, _BACKUPS = "objects/", "backups/"
@@ -64,9 +64,14 @@ class Store:
 
         Raises:
             NotFoundError: Nothing is there.
-            UsageError: Something else than backups is there.
+            UsageError: Something else than backups is there, or it is in what is copied.
             ServiceError: The object store does not answer, or refuses.
         """
+        if settings.in_containers and is_remote(uri):
+            raise UsageError(
+                f"{uri} would be in the object store that is copied, and lost with it.",
+                "Name a directory; rclone copies that to another object store.",
+            )
         self.place, self._drafts = Place(settings, uri), settings.private_state_dir()
         names = self.place.files()
         foreign = [name for name in names if not name.startswith((_OBJECTS, _BACKUPS))]

@@ -136,9 +136,10 @@ def drill(
     """
     from shopfloor.backup.sealing import read_key
     from shopfloor.flows import backup as flow
+    from shopfloor.settings import load_settings
 
     with render.activity("Rehearsing a restore") as tell:
-        result = flow.drill(settings_from(context), store, backup, read_key(key_file), tell)
+        result = flow.drill(load_settings(context.obj.profile), store, backup, read_key(key_file), tell)
     if textfile:
         flow.write_metrics(textfile, result)
     _show(result, as_json)
@@ -154,6 +155,8 @@ def _show(result: Restoration, as_json: bool) -> None:
         for champion in result.champions:
             name = f"{champion.use_case}/{champion.version}".rstrip("/")
             typer.echo(f"{name}\t{_in_words(champion)}")
+        if not result.champions:
+            render.progress("The backup has no champion of this project to ask.")
         age = dt.timedelta(seconds=int(result.age_s))
         render.progress(f"{result.id}: {result.files} files, {_megabytes(result.size_bytes)}, {result.counts}")
         render.progress(f"The data were {age} old; restored in {result.seconds:.0f} s.")

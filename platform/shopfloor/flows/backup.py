@@ -7,6 +7,7 @@ same with a state directory of its own, on free ports, and leaves nothing behind
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shopfloor.backup import restore as restoring
-from shopfloor.backup.compose import compose
+from shopfloor.backup.compose import compose, env_file, stand_beside, stands_beside
 from shopfloor.backup.manifest import Manifest
 from shopfloor.backup.sources import COMPOSE_MLFLOW
 from shopfloor.backup.store import Store
@@ -24,12 +25,19 @@ from shopfloor.records import Record
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy import rollout
 from shopfloor.serving.deploy.verify import largest_difference
-from shopfloor.settings import EMBEDDED, Settings
-from shopfloor.stack import lifecycle, secrets
+from shopfloor.settings import Settings
+from shopfloor.stack import lifecycle, secrets, services
 from shopfloor.stack import state as states
 from shopfloor.storage import join, write_atomically
 from shopfloor.use_case import list_use_cases, load_use_case
 
+_PUBLISHED = {
+    "tracking_uri": ("MLFLOW_PORT", 5000),
+    "s3_endpoint_url": ("S3_PORT", 8333),
+    "ray_dashboard_url": ("RAY_DASHBOARD_PORT", 8265),
+    "serve_url": ("SERVE_PORT", 8000),
+}
+"""Settings to compose's variable of the port that is published there, and its usual one."""
 Progress = Callable[[str], None]
 
 
@@ -125,16 +133,13 @@ def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, p
     """
     from filelock import FileLock, Timeout
 
-    if settings.profile != EMBEDDED:
-        raise UsageError(
-            f"There is no drill for profile {settings.profile!r}.",
-            "Restore into a stack of another machine; `shopfloor backup verify` reads every file.",
-        )
-    beside = _beside(settings)
+    beside = _containers_beside(settings) if settings.in_containers else _beside(settings)
     try:
         with FileLock(settings.private_dir("locks") / "drill.lock", timeout=0, mode=0o600):
             _remove(beside)  # what a drill left that was killed
             try:
+                if settings.in_containers:
+                    _prepare_containers(settings, beside, key)
                 return restore(beside, store_uri, backup_id, key, progress)
             finally:
                 progress("Removing the stack of the drill")
@@ -159,7 +164,7 @@ def write_metrics(file: Path, drilled: Restoration) -> None:
 
 def _start_empty(settings: Settings, store: Store, manifest: Manifest, key: str | None, progress: Progress) -> None:
     """Start what a stack of containers keeps its things in, with the secrets of the backup and empty buckets."""
-    root, directory = settings.project_root, Path(settings.secrets_dir or "")
+    directory = Path(settings.secrets_dir or "")
     for file, text in restoring.missing_secrets(settings, store, manifest, key).items():
         write_atomically(file, text, 0o444)
     if not any(directory.glob("*")):
@@ -167,23 +172,21 @@ def _start_empty(settings: Settings, store: Store, manifest: Manifest, key: str 
             f"There are no secrets in {directory}, and other ones would not open the databases of the backup.",
             "Give the key that the backup was made with, or put the secrets there.",
         )
-    secrets.init(directory, root / ".env")
+    secrets.init(directory, env_file(settings))
     secrets.export(settings)
     progress("Starting PostgreSQL and the object store")
-    compose(root, "up", "-d", "--wait", "postgres", "object-store")
-    bucket = urlsplit(COMPOSE_MLFLOW).netloc
-    compose(
-        root, "run", "--rm", "--no-deps", "-T", "bootstrap", "shopfloor", "storage", "bootstrap", "--bucket", bucket
-    )
+    compose(settings, "up", "-d", "--wait", "postgres", "object-store")
+    command = ("shopfloor", "storage", "bootstrap", "--bucket", urlsplit(COMPOSE_MLFLOW).netloc)
+    compose(settings, "run", "--rm", "--no-deps", "-T", "bootstrap", *command)
 
 
 def _started(settings: Settings, progress: Progress) -> tuple[Settings, dict[str, str]]:
     """Start a stack whose data are back; return its settings, and why an endpoint does not answer."""
     if settings.in_containers:
         progress("Starting the other services")
-        compose(settings.project_root, "up", "-d", "--wait")
+        compose(settings, "up", "-d", "--wait")
         progress("Bringing the endpoints back")
-        text = compose(settings.project_root, "exec", "-T", "ray-head", "shopfloor", "up", "--json")
+        text = compose(settings, "exec", "-T", "ray-head", "shopfloor", "up", "--json")
         return settings, promote.Restored.model_validate_json(text).problems
     lifecycle.up(settings, progress)
     state = states.read(settings)
@@ -217,8 +220,33 @@ def _beside(settings: Settings) -> Settings:
     )
 
 
-def _remove(settings: Settings) -> None:
+def _containers_beside(settings: Settings) -> Settings:
+    """Return the settings of a compose project of its own, on free ports."""
+    root = settings.state_dir / "drill"
+    choose = services.port_chooser(root)
+    urls = {field: f"http://127.0.0.1:{choose(port, services.NEIGHBOURS)}" for field, (_, port) in _PUBLISHED.items()}
+    own = {"state_dir": root, "secrets_dir": str(root / "secrets"), "ray_token_file": str(root / "secrets/ray_token")}
+    return settings.model_copy(update=own | urls)
+
+
+def _prepare_containers(settings: Settings, beside: Settings, key: str | None) -> None:
+    """Name the compose project of a drill, and without a key let it have the live stack's secrets."""
+    ports = {variable: str(services.port_of(getattr(beside, field))) for field, (variable, _) in _PUBLISHED.items()}
+    directory = beside.secrets_dir or ""
+    variables = ports | {secrets.VARIABLE: directory, "COMPOSE_PROFILES": ""}
+    beside.private_state_dir()
+    name = f"shopfloor-drill-{hashlib.sha256(str(beside.state_dir).encode()).hexdigest()[:8]}"
+    stand_beside(beside, name, variables)
+    if key is None:
+        shutil.copytree(settings.secrets_dir or "", directory)
+
+
+def _remove(beside: Settings) -> None:
     """Stop the stack of a drill, and delete it."""
-    if settings.state_dir.exists():
-        lifecycle.down(settings)
-        shutil.rmtree(settings.state_dir)
+    if not beside.state_dir.exists():
+        return
+    if stands_beside(beside):
+        compose(beside, "down", "--volumes", "--remove-orphans", "--timeout", "5")
+    elif not beside.in_containers:
+        lifecycle.down(beside)
+    shutil.rmtree(beside.state_dir)
