@@ -56,6 +56,20 @@ def test_a_command_within_the_head_has_its_secrets_and_finds_the_data(stack, fir
     assert "weather" in stack.compose(*within, "features", "materialize", "flight_delays")
 
 
+def test_a_backup_is_whole_and_its_champion_answers_exactly_in_a_stack_beside_this_one(stack, first, tmp_path):
+    store = str(tmp_path / "store")
+    made = json.loads(stack.shopfloor("backup", "create", "--store", store, "--json"))
+    drilled = json.loads(stack.shopfloor("backup", "drill", "--store", store, "--json"))
+
+    assert made["counts"] == drilled["counts"]
+    assert [(one["version"], one["largest_difference"], one["problem"]) for one in drilled["champions"]] == [
+        ("1", 0, "")
+    ]
+    assert stack.champion() == "1"
+    ours = f"label=com.docker.compose.project.working_dir={stack.root}"
+    assert "shopfloor-drill" not in stack.run("docker", "ps", "--all", "--filter", ours, "--format", "{{.Names}}")
+
+
 def test_more_workers_join(stack, first):
     stack.compose("up", "-d", "--wait", "--no-recreate", "--scale", "ray-worker=2")
     token = (stack.root / ".secrets/ray_token").read_text().strip()
