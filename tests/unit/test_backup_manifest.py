@@ -1,15 +1,17 @@
 """What a backup is, and what of a place it has already."""
 
 import datetime as dt
+import os
 
 import pytest
 from pydantic import ValidationError
 from shopfloor.backup import sealing
 from shopfloor.backup.databases import copied_rows
 from shopfloor.backup.manifest import File, Manifest, changes, created_of, identify, parse
-from shopfloor.backup.places import Listed
+from shopfloor.backup.places import Listed, Place
 from shopfloor.backup.sources import location, require_complete
-from shopfloor.errors import ShopfloorError, UsageError
+from shopfloor.errors import AccessError, ShopfloorError, UsageError
+from shopfloor.settings import Settings
 
 AT = dt.datetime(2026, 11, 26, 7, 30, 1, tzinfo=dt.UTC)
 PLACES = {"artifacts": "/state/artifacts", "mlflow": "s3://models/artifacts"}
@@ -116,3 +118,22 @@ def test_rows_are_read_from_what_pg_restore_writes():
     assert copied_rows("", ("version",)) == []
     with pytest.raises(ShopfloorError, match="lacks the columns storage_location"):
         copied_rows(script, ("version", "storage_location"))
+
+
+def test_a_directory_that_may_not_be_read_is_no_empty_one(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    if os.access(tmp_path / "closed", os.R_OK):
+        pytest.skip("this account may read everything")
+    place = Place(Settings(project_root=tmp_path), str(tmp_path))
+    with pytest.raises(AccessError, match="closed cannot be read: Permission denied"):
+        place.files()
+
+
+def test_a_directory_that_is_not_there_is_an_empty_one(tmp_path):
+    assert Place(Settings(project_root=tmp_path), str(tmp_path / "none")).files() == {}
+
+
+def test_a_store_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+        Place(Settings(project_root=tmp_path), str(tmp_path / "file" / "store")).drafts  # noqa: B018

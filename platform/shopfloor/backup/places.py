@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shopfloor.errors import NotFoundError, ServiceError, first_line
+from shopfloor.errors import AccessError, NotFoundError, ServiceError, UsageError, first_line
 from shopfloor.settings import Settings
 from shopfloor.storage import SCRATCH, file_stamp, filesystem, is_remote, local_path, move_synced
 
@@ -45,9 +45,18 @@ class Place:
 
     @property
     def drafts(self) -> Path:
-        """Directory whose files get into the place by a rename, or are sent there."""
+        """Directory whose files get into the place by a rename, or are sent there.
+
+        Raises:
+            UsageError: It cannot be made or written.
+        """
         place = self.directory or self._settings.private_state_dir()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{place} cannot be made: {error.strerror}.", "Name another directory.") from error
+        if not os.access(place, os.W_OK):
+            raise UsageError(f"{place} cannot be written.", "Name another directory, or mend its permissions.")
         return place
 
     def files(self) -> dict[str, Listed]:
@@ -69,9 +78,13 @@ class Place:
         Raises:
             FileNotFoundError: It is not there.
             ServiceError: The object store does not answer, or refuses.
+            AccessError: This account may not read the file.
         """
         if self.directory:
-            shutil.copyfile(self.directory / name, target)
+            try:
+                shutil.copyfile(self.directory / name, target)
+            except PermissionError as error:
+                raise _unreadable(error) from error
         else:
             with self._answering():
                 self._system.get_file(f"{self._prefix}/{name}", str(target))
@@ -157,8 +170,20 @@ class Place:
             ) from error
 
 
+def _unreadable(error: OSError) -> AccessError:
+    return AccessError(
+        f"{error.filename} cannot be read: {error.strerror}.", "Do it as the account that the stack runs as."
+    )
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    """Let nobody take what a directory hides for what is not there."""
+    if not isinstance(error, FileNotFoundError):
+        raise _unreadable(error) from error
+
+
 def _files_in(directory: Path) -> Iterator[tuple[str, Listed]]:
-    for folder, folders, names in os.walk(directory):
+    for folder, folders, names in os.walk(directory, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(SCRATCH)]
         for file in (Path(folder, name) for name in names):
             with contextlib.suppress(FileNotFoundError):  # gone since

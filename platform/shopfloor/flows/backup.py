@@ -140,7 +140,8 @@ def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, p
             try:
                 if settings.in_containers:
                     _prepare_containers(settings, beside, key)
-                return restore(beside, store_uri, backup_id, key, progress)
+                drilled = restore(beside, store_uri, backup_id, key, progress)
+                return drilled.model_copy(update={"next": []})
             finally:
                 progress("Removing the stack of the drill")
                 _remove(beside)
