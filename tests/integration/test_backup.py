@@ -1,10 +1,12 @@
 """A real MLflow server's runs and models, and files beside them, copied while it runs; and brought back."""
 
 import datetime as dt
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import requests
@@ -70,8 +72,8 @@ def live(tmp_path_factory):
         endpoints.stop(server)
 
 
-def register(settings):
-    """Register a version of a model whose files MLflow's server keeps."""
+def register(settings, model=CASE):
+    """Register a version of a new model, whose files MLflow's server keeps."""
     mlflow = Mlflow(settings.tracking_uri, 60)
     run_id = mlflow.post("runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
     place = f"0/{run_id}/artifacts/model"
@@ -79,10 +81,10 @@ def register(settings):
     for name, text in contents.items():
         url = f"{settings.tracking_uri}/api/2.0/mlflow-artifacts/artifacts/{place}/{name}"
         assert requests.put(url, data=text, timeout=60).ok
-    mlflow.post("registered-models/create", {"name": CASE})
-    version = {"name": CASE, "source": f"mlflow-artifacts:/{place}", "run_id": run_id}
+    mlflow.post("registered-models/create", {"name": model})
+    version = {"name": model, "source": f"mlflow-artifacts:/{place}", "run_id": run_id}
     mlflow.post("model-versions/create", version)
-    mlflow.post("registered-models/alias", {"name": CASE, "alias": "champion", "version": "1"})
+    mlflow.post("registered-models/alias", {"name": model, "alias": "champion", "version": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +370,25 @@ def test_a_drill_leaves_its_numbers_for_prometheus(tmp_path):
     assert "shopfloor_backup_drill_data_age_seconds 3600.000" in lines
     assert "shopfloor_backup_drill_restore_seconds 99.500" in lines
     assert "shopfloor_backup_drill_success 1.000" in lines
+
+
+def test_what_is_registered_meanwhile_is_whole_in_a_backup_or_absent(live, copy):
+    end = threading.Event()
+
+    def write():
+        for number in itertools.count():
+            if end.is_set():
+                return
+            register(live, f"meanwhile_{number}")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        counts = [create(live, copy, None).counts["model_versions"]]
+        while counts[-1] < counts[0] + 3:  # each refuses a version without its files
+            counts.append(create(live, copy, None).counts["model_versions"])
+    finally:
+        end.set()
+        writer.join()
+
+    assert Store(live, copy).verify("latest").problems == []
