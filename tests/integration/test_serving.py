@@ -515,8 +515,8 @@ def test_the_deploy_step_puts_a_version_beside_the_champion(settings, url):
 
 def test_the_exporter_of_the_ray_node_has_what_the_replica_counted(settings, url):
     discovery, headers = f"{settings.ray_dashboard_url}/api/prometheus/sd", settings.ray_headers()
-    targets = [found["targets"] for found in requests.get(discovery, headers=headers, timeout=10).json()]
-    exporters = [f"http://{target}/metrics" for found in targets for target in found]
+    groups = requests.get(discovery, headers=headers, timeout=10).json()
+    exporters = [f"http://{target}/metrics" for group in groups for target in group["targets"]]
 
     def names(prefix: str, *addresses: str) -> set[str]:
         lines = [line for address in addresses for line in requests.get(address, timeout=10).text.splitlines()]
