@@ -1,5 +1,9 @@
-"""What docker-compose.yml promises: nothing open, unlimited or unnamed, no secret; read as text and as YAML."""
+"""What docker-compose.yml promises: nothing open, unlimited or unnamed, no secret; read as text and as YAML.
 
+What the files beside it promise too: compose puts each over docker-compose.yml, and the same is asked of the whole.
+"""
+
+import json
 import re
 import shutil
 import subprocess
@@ -16,7 +20,9 @@ FILE = PROJECT / "docker-compose.yml"
 TEXT = FILE.read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load(TEXT)
 SERVICES = sorted(COMPOSE["services"])
-ONCE = {"migrate", "bootstrap"}
+OVERRIDES = ("external-s3", "gpu", "minio", "tls")
+OVERRIDE_TEXTS = {name: (PROJECT / f"platform/compose/{name}.yml").read_text(encoding="utf-8") for name in OVERRIDES}
+ONCE = {"migrate", "bootstrap", "object-store-volume", "object-store-users"}
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_0-9]+)(?:(:?[-?])([^}]*))?\}")
 
 
@@ -24,12 +30,13 @@ def service(name):
     return COMPOSE["services"][name]
 
 
+def has_a_version(image):
+    return re.search(r":[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?$", image) is not None and ":latest" not in image
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_an_image_has_a_version(name):
-    default = VARIABLE.sub(lambda match: match[3] or "", service(name)["image"])
-
-    assert re.search(r":[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?$", default), default
-    assert ":latest" not in default
+    assert has_a_version(VARIABLE.sub(lambda match: match[3] or "", service(name)["image"]))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -83,7 +90,7 @@ def test_every_variable_is_documented_with_its_default():
         if re.match(r"#?[A-Z_0-9]+=", line)
     )
     used = {}
-    for name, operator, value in VARIABLE.findall(TEXT):
+    for name, operator, value in VARIABLE.findall("\n".join([TEXT, *OVERRIDE_TEXTS.values()])):
         if operator == ":-":
             assert used.setdefault(name, value) == value, f"{name} has two defaults"
         else:
@@ -131,6 +138,16 @@ def test_both_sides_of_the_profile_name_every_service():
         assert inside[f"SHOPFLOOR_{same.upper()}"] == profile[same]
 
 
+def test_a_policy_opens_the_buckets_of_the_stack_and_no_others():
+    policy = json.loads((PROJECT / "platform/compose/s3-policy.json").read_text(encoding="utf-8"))
+    buckets = [f"arn:aws:s3:::{name}" for name in secrets.BUCKETS]
+    resources = [statement["Resource"] for statement in policy["Statement"]]
+    actions = {action for statement in policy["Statement"] for action in statement["Action"]}
+
+    assert resources == [buckets, [f"{name}/*" for name in buckets]]
+    assert not any("*" in action or action.startswith(("s3:Create", "s3:PutBucket")) for action in actions)
+
+
 def compose_is_here():
     if shutil.which("docker") is None:
         return False
@@ -148,3 +165,68 @@ def test_compose_itself_takes_the_file_and_refuses_it_without_secrets(tmp_path):
     assert without.returncode != 0
     assert "shopfloor secrets init" in without.stderr
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+def rendered(folder, *overrides):
+    """Return what compose makes of docker-compose.yml with these files over it, or what it says against it."""
+    variables = {
+        "SHOPFLOOR_SECRETS": str(folder),
+        "MINIO_DIGEST": f"sha256:{'0' * 64}",
+        "S3_ENDPOINT": "https://s3.example.org",
+        "S3_REGION": "eu-central-1",
+        "S3_ACCESS_KEY": "shopfloor",
+        "TLS_DOMAIN": "example.org",
+    }
+    (folder / "env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    files = [FILE, *(PROJECT / f"platform/compose/{name}.yml" for name in overrides)]
+    command = ["docker", "compose", *(f"--file={file}" for file in files), f"--env-file={folder / 'env'}"]
+    config = ["--profile", "monitoring", "config", "--format", "json"]
+    result = subprocess.run([*command, *config], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_the_stack_with_an_override_keeps_every_promise(tmp_path, override):
+    for name, own in rendered(tmp_path, override)["services"].items():
+        assert has_a_version(own["image"]), own["image"]
+        assert all(port["host_ip"] == "127.0.0.1" for port in own.get("ports", [])), name
+        assert own["read_only"] is True, name
+        assert own["cap_drop"] == ["ALL"], name
+        assert own["security_opt"] == ["no-new-privileges:true"], name
+        assert not {"cap_add", "privileged", "network_mode"} & own.keys(), name
+        assert own["mem_limit"], name
+        assert own["cpus"], name
+        assert "back" in own["networks"], name
+        assert own["restart"] == ("no" if name in ONCE else "unless-stopped"), name
+        assert name in ONCE or own["healthcheck"]["test"], name
+        for other, how in own.get("depends_on", {}).items():
+            assert how["condition"] == f"service_{'completed_successfully' if other in ONCE else 'healthy'}", name
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+def test_a_worker_with_gpus_asks_the_engine_for_as_many_as_it_tells_ray(tmp_path):
+    own = rendered(tmp_path, "gpu")["services"]["ray-worker-gpu"]
+
+    (device,) = own["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert "--num-gpus=1 " in own["command"][-1]
+    assert own["networks"]["back"]["aliases"] == ["ray-worker"], "Prometheus finds it"
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+def test_another_s3_leaves_nothing_that_names_the_stacks_own(tmp_path):
+    services = rendered(tmp_path, "external-s3")["services"]
+
+    assert "object-store" not in services
+    for name in ("mlflow", "bootstrap", "ray-head", "ray-worker"):
+        assert "object-store:8333" not in json.dumps(services[name]), name
+        assert "object-store" not in services[name]["depends_on"], name
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+def test_all_overrides_go_together(tmp_path):
+    assert {"ray-worker-gpu", "proxy", "object-store-users"} <= rendered(tmp_path, "minio", "gpu", "tls")[
+        "services"
+    ].keys()
