@@ -167,23 +167,40 @@ def test_compose_itself_takes_the_file_and_refuses_it_without_secrets(tmp_path):
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
-def rendered(folder, *overrides):
-    """Return what compose makes of docker-compose.yml with these files over it, or what it says against it."""
-    variables = {
-        "SHOPFLOOR_SECRETS": str(folder),
-        "MINIO_DIGEST": f"sha256:{'0' * 64}",
-        "S3_ENDPOINT": "https://s3.example.org",
-        "S3_REGION": "eu-central-1",
-        "S3_ACCESS_KEY": "shopfloor",
-        "TLS_DOMAIN": "example.org",
-    }
-    (folder / "env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+NEEDED = {
+    "MINIO_DIGEST": f"sha256:{'0' * 64}",
+    "S3_ENDPOINT": "https://s3.example.org",
+    "S3_REGION": "eu-central-1",
+    "S3_ACCESS_KEY": "shopfloor",
+    "TLS_DOMAIN": "example.org",
+}
+
+
+def config(folder, overrides, variables):
+    """Let compose put these files over docker-compose.yml."""
+    lines = [f"SHOPFLOOR_SECRETS={folder}", *(f"{name}={value}" for name, value in variables.items()), ""]
+    (folder / "env").write_text("\n".join(lines))
     files = [FILE, *(PROJECT / f"platform/compose/{name}.yml" for name in overrides)]
     command = ["docker", "compose", *(f"--file={file}" for file in files), f"--env-file={folder / 'env'}"]
-    config = ["--profile", "monitoring", "config", "--format", "json"]
-    result = subprocess.run([*command, *config], capture_output=True, text=True, check=False)
+    options = ["--profile", "monitoring", "config", "--format", "json"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+
+def rendered(folder, *overrides):
+    result = config(folder, overrides, NEEDED)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+@pytest.mark.parametrize("variable", sorted(NEEDED))
+def test_an_override_is_refused_without_what_it_cannot_guess(tmp_path, variable):
+    override = next(name for name, text in OVERRIDE_TEXTS.items() if f"${{{variable}:?" in text)
+
+    result = config(tmp_path, [override], {name: value for name, value in NEEDED.items() if name != variable})
+
+    assert result.returncode != 0
+    assert variable in result.stderr
 
 
 @pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
