@@ -48,6 +48,8 @@ def parse(words):
     context = command.make_context("shopfloor", list(words))
     while hasattr(command, "resolve_command"):
         rest = [*getattr(context, "_protected_args", []), *context.args]
+        if not rest and command.invoke_without_command:
+            return
         assert rest, f"{context.command_path} needs a command"
         name, command, rest = command.resolve_command(context, rest)
         context = command.make_context(name, list(rest), parent=context)

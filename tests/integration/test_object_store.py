@@ -5,9 +5,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
+from shopfloor.backup import quarantine
+from shopfloor.backup.places import Place
+from shopfloor.backup.units import units
 from shopfloor.errors import AccessError, ServiceError, UsageError
 from shopfloor.settings import Settings
 from shopfloor.stack import object_store
@@ -83,3 +87,25 @@ def test_a_wrong_key_a_missing_bucket_and_a_store_that_is_down_are_one_line_each
 def test_a_profile_that_keeps_nothing_in_a_store_names_no_bucket(tmp_path):
     with pytest.raises(UsageError, match="--bucket"):
         object_store.bootstrap(Settings(project_root=tmp_path), [])
+
+
+def test_what_is_moved_within_a_bucket_comes_back(settings, tmp_path):
+    object_store.bootstrap(settings, [])
+    places = {"artifacts": Place(settings, settings.artifact_root), "data": Place(settings, settings.data_remote)}
+    names = [f"steps/train/{'a' * 16}-{'b' * 8}", f"results/ab/{'c' * 64}.json", f"files/md5/ab/{'d' * 30}"]
+    for place, name in zip(("artifacts", "artifacts", "data"), (f"{names[0]}/deep/model", *names[1:]), strict=True):
+        file = tmp_path / "file"
+        file.write_text(name)
+        places[place].put(file, name)
+    before = {name: place.files() for name, place in places.items()}
+    free = units(before)
+    assert set(free) == set(names)
+    assert all(abs(unit.changed_s - time.time()) < 3600 for unit in free.values())
+
+    moved = quarantine.move(places, list(free.values()), tmp_path)
+    assert [place.exists(name) for place in places.values() for name in names] == [False] * 6
+    assert [one.id for one in quarantine.quarantines(places)] == [moved.id]
+    assert quarantine.undo(places, moved.id) == []
+    assert {place: set(files.files()) for place, files in places.items()} == {k: set(v) for k, v in before.items()}
+    quarantine.empty(places, quarantine.move(places, list(free.values()), tmp_path))
+    assert [place.files() for place in places.values()] == [{}, {}]

@@ -100,7 +100,7 @@ def changes(place: str, listing: Mapping[str, Listed], before: Iterable[File]) -
     known, new = [], []
     for name, listed in sorted(listing.items()):
         file = earlier.get(name)
-        if file is not None and (file.size_bytes, file.stamp) == listed:
+        if file is not None and (file.size_bytes, file.stamp) == (listed.size_bytes, listed.stamp):
             known.append(file)
         else:
             new.append(name)

@@ -22,6 +22,8 @@ class Listed(NamedTuple):
     size_bytes: int
     stamp: str
     """Text that another content would not have: an object's ETag; a file's inode and times."""
+    changed_s: float = float("inf")
+    """Unix time of its last change; where the store does not say, it never was long ago."""
 
 
 class Place:
@@ -125,6 +127,40 @@ class Place:
             self._system.put_file(str(file), f"{self._prefix}/{name}")
         file.unlink()
 
+    def move(self, name: str, target: str) -> None:
+        """Give a file, or a directory with all that is in it, another name in the place; see `fetch` for the errors.
+
+        Args:
+            name: Its name.
+            target: The new one, which nothing has yet.
+        """
+        if not self.directory:
+            with self._answering():
+                source = f"{self._prefix}/{name}"
+                paths = self._system.find(source)
+                self._system.copy(paths, [f"{self._prefix}/{target}{path.removeprefix(source)}" for path in paths])
+                self._system.rm(paths)
+            return
+        (self.directory / target).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.directory / name).rename(self.directory / target)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file or a directory of this name. See `fetch` for the errors."""
+        if self.directory:
+            return (self.directory / name).exists()
+        with self._answering():
+            return bool(self._system.exists(f"{self._prefix}/{name}"))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a directory with all that is in it. See `fetch` for the errors."""
+        if not self.directory:
+            with self._answering():
+                self._system.rm(f"{self._prefix}/{name}", recursive=True)
+        elif (self.directory / name).is_dir():
+            shutil.rmtree(self.directory / name)
+        else:
+            (self.directory / name).unlink()
+
     def _objects(self) -> Iterator[tuple[str, Listed]]:
         with self._answering():
             try:
@@ -134,7 +170,9 @@ class Place:
         for path, item in items.items():
             name = path.removeprefix(self._prefix).lstrip("/")
             if name and item.get("type") == "file" and not path.endswith("/"):
-                yield name, Listed(int(item["size"]), str(item.get("ETag") or item.get("etag") or "").strip('"'))
+                etag, changed = item.get("ETag") or item.get("etag") or "", item.get("LastModified")
+                time_s = changed.timestamp() if changed else float("inf")
+                yield name, Listed(int(item["size"]), str(etag).strip('"'), time_s)
 
     @cached_property
     def _client(self) -> tuple[Any, str]:
@@ -189,7 +227,8 @@ def _files_in(directory: Path) -> Iterator[tuple[str, Listed]]:
             with contextlib.suppress(FileNotFoundError):  # gone since
                 if file.is_file() and not file.is_symlink():
                     _, size, *rest = file_stamp(file)
-                    yield file.relative_to(directory).as_posix(), Listed(int(size), "-".join(map(str, rest)))
+                    time_s = max(map(int, rest[-2:])) / 1e9
+                    yield file.relative_to(directory).as_posix(), Listed(int(size), "-".join(map(str, rest)), time_s)
 
 
 def sha256(file: Path) -> str:

@@ -29,6 +29,8 @@ _NO_FILES = "shopfloor:"
 """Scheme of the entries of an endpoint's ledger, behind which are no files."""
 _DERIVED = ("features/*/online.json",)
 """Names in the artifact store of what says something of the online store."""
+_FREED = "quarantine/"
+"""Beginning of the names of what `shopfloor gc` moved away."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ class Sources:
     def files(self, place: str) -> dict[str, Listed]:
         """Return what of a place a backup is to hold, by name."""
         listing = self.places[place].files()
-        return {name: listed for name, listed in listing.items() if not _is_derived(place, name)}
+        return {
+            name: listed
+            for name, listed in listing.items()
+            if not _is_derived(place, name) and not name.startswith(_FREED)
+        }
 
 
 def sources(settings: Settings) -> Sources:

@@ -138,6 +138,7 @@ def _register() -> None:
         compile,
         data,
         features,
+        gc,
         models,
         plan,
         rollout,
@@ -148,7 +149,7 @@ def _register() -> None:
         tokens,
     )
 
-    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens, storage, backup):
+    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens, storage, backup, gc):
         module.register(app)
 
 

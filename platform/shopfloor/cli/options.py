@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _use_case_name(value: str | None) -> str | None:
@@ -29,6 +32,18 @@ def require_version(value: str) -> str:
     if not re.fullmatch(r"\w[\w .-]*(/\d{1,9}|@[\w-]{1,255})?", value, re.ASCII):
         raise UsageError(f"{value[:100]!r} names no version of a model.", "Write `model/version` or `model@alias`.")
     return value
+
+
+def span_of(text: str) -> dt.timedelta:
+    """Return the time that a text such as `90s` or `3d` names.
+
+    Raises:
+        typer.BadParameter: It names none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no time: write 90s, 15m, 2h or 3d")
+    return dt.timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
 
 
 UseCaseArgument = Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,14 +10,13 @@ import typer
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
 from shopfloor.cli.models import named_version
-from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption
+from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption, span_of
 
 if TYPE_CHECKING:
     from shopfloor.serving.assignment import Entry
     from shopfloor.settings import Settings
 
 NO_GATES: tuple[None] = (None,)
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +68,7 @@ def status(
     """Show bound, value and verdict for the champion and the version on trial."""
     from shopfloor.flows import rollout as canary
 
-    report = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - _span(since))
+    report = canary.status(settings_of_running_stack(context), use_case, dt.datetime.now(dt.UTC) - span_of(since))
     if as_json:
         render.emit_json(canary.RolloutStatus, report)
         return
@@ -115,13 +113,13 @@ def run(
         raise typer.BadParameter(f"{stages!r} is no list of percents", param_hint="--stages") from error
     _confirm_instead(settings, use_case, version, yes)
     if detach:
-        job = canary.detach(settings, use_case, version, percents, _span(stage_timeout).total_seconds())
+        job = canary.detach(settings, use_case, version, percents, span_of(stage_timeout).total_seconds())
         if as_json:
             render.emit_json(TrialDetached, TrialDetached(use_case=use_case, version=version, job=job))
         else:
             render.out.print(f"The Ray job {job} judges it: {settings.ray_dashboard_url}/#/jobs/{job}", markup=False)
         return
-    result = canary.run(settings, use_case, version, render.progress, percents, _span(stage_timeout).total_seconds())
+    result = canary.run(settings, use_case, version, render.progress, percents, span_of(stage_timeout).total_seconds())
     if as_json:
         render.emit_json(canary.RolloutResult, result)
     else:
@@ -212,10 +210,3 @@ def _confirm_instead(settings: Settings, use_case: str, version: str, yes: bool)
     if other not in {None, version}:
         render.confirm(f"Version {other} of {use_case} is on trial; version {version} takes its place.", yes)
     return entry
-
-
-def _span(text: str) -> dt.timedelta:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no time: write 90s, 15m, 2h or 3d")
-    return dt.timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
