@@ -260,6 +260,14 @@ def test_nothing_is_free_where_a_remote_of_git_has_commits_that_this_clone_lacks
         git(settings.project_root, "remote", "remove", "origin")
 
 
+def test_a_remote_of_dvc_outside_of_the_project_is_left_alone(settings, tmp_path):
+    dvc(settings.project_root, "remote", "modify", "--local", "local", "url", str(tmp_path))
+    try:
+        assert "data versions, as DVC's remote is not this stack's own" in gc.sweep(settings, NOW).left_alone
+    finally:
+        (settings.project_root / ".dvc" / "config.local").unlink()
+
+
 def test_a_profile_with_schedules_is_refused(settings):
     with pytest.raises(UsageError, match="Schedules"):
         gc.sweep(settings.model_copy(update={"profile": "kubernetes"}), NOW)

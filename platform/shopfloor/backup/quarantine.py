@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from shopfloor.backup.places import Place
 from shopfloor.backup.units import ARTIFACTS, Unit, names_in
 from shopfloor.errors import NotFoundError
 from shopfloor.records import Record
+from shopfloor.storage import scratch
 
 FOLDER = "quarantine"
 
@@ -72,9 +72,10 @@ def move(places: Mapping[str, Place], moved: Sequence[Unit], drafts: Path) -> Qu
     files, size_bytes = sum(unit.files for unit in moved), sum(unit.size_bytes for unit in moved)
     draft = Quarantine(id="", created=created, files=files, size_bytes=size_bytes, names=names)
     quarantine = draft.model_copy(update={"id": identify(created, draft.model_dump_json().encode())})
-    with tempfile.NamedTemporaryFile("w", dir=drafts, delete=False, encoding="utf-8") as note:
-        note.write(quarantine.model_dump_json(indent=1))
-    places[ARTIFACTS].put(Path(note.name), f"{FOLDER}/{quarantine.id}.json")
+    with scratch(drafts) as folder:
+        note = folder / "note"
+        note.write_text(quarantine.model_dump_json(indent=1), encoding="utf-8")
+        places[ARTIFACTS].put(note, f"{FOLDER}/{quarantine.id}.json")
     for unit in moved:
         if places[unit.place].exists(unit.name):
             places[unit.place].move(unit.name, f"{FOLDER}/{quarantine.id}/{unit.name}")
@@ -89,7 +90,8 @@ def undo(places: Mapping[str, Place], quarantine_id: str) -> list[str]:
         quarantine_id: Which one.
 
     Returns:
-        Names of what stays in it, as something new has the name; empty where the quarantine is gone.
+        Names of what stays in it, as something new has the name or its place is no longer the stack's; empty where the
+        quarantine is gone.
 
     Raises:
         NotFoundError: There is no such quarantine.
@@ -100,6 +102,9 @@ def undo(places: Mapping[str, Place], quarantine_id: str) -> list[str]:
         raise NotFoundError(f"There is no quarantine {quarantine_id!r}.", "`shopfloor gc list` shows those there are.")
     stays = []
     for place, names in quarantine.names.items():
+        if place not in places:  # a remote of DVC that the profile no longer names
+            stays += names
+            continue
         for name in reversed(names):
             kept = f"{FOLDER}/{quarantine.id}/{name}"
             if not places[place].exists(kept):

@@ -32,12 +32,13 @@ from shopfloor.backup.units import (
     with_content,
 )
 from shopfloor.data.objects import needed
-from shopfloor.errors import ConflictError, UsageError
+from shopfloor.errors import ConflictError, NotFoundError, UsageError
 from shopfloor.records import Passport, Record
 from shopfloor.registry.passport import find_passport
 from shopfloor.runs.mlflow import PARENT, connect, lookup
 from shopfloor.serving.assignment import SUFFIX
 from shopfloor.settings import EMBEDDED, Settings
+from shopfloor.storage import naming_full_disk
 
 _AT_ONCE = 16
 _LEFT_ALONE = (
@@ -84,6 +85,7 @@ def sweep(settings: Settings, older_than: dt.timedelta, apply: bool = False) -> 
     with _alone(settings):
         began_s = time.time()
         client = connect(settings)
+        going_on = _going_on(client)  # before anything is listed: a later run is noticed when all is moved
         left_alone = list(_LEFT_ALONE)
         own = sources(settings)
         known = units({name: own.files(name) for name in places})
@@ -93,7 +95,14 @@ def sweep(settings: Settings, older_than: dt.timedelta, apply: bool = False) -> 
             left_alone.append("sources of features, as Feast's registry is a database")
         if DATA not in places:
             left_alone.append("data versions, as DVC's remote is not this stack's own")
-        owners = _owners(settings, client, places, known, began_s - older_than.total_seconds(), feature_text or "")
+        others = {
+            "what is new": {
+                name for name, unit in known.items() if unit.changed_s >= began_s - older_than.total_seconds()
+            },
+            "runs that go on": {name for name, unit in known.items() if going_on and unit.place == ARTIFACTS},
+            "definitions of features": names_in(feature_text or ""),
+        }
+        owners = _owners(settings, client, places, known, others)
         owner_of = mark(known, owners)
         shares: dict[tuple[str, str], Share] = {}
         for name, unit in known.items():
@@ -107,7 +116,9 @@ def sweep(settings: Settings, older_than: dt.timedelta, apply: bool = False) -> 
         result = Sweep(shares=[shares[key] for key in sorted(shares)], left_alone=left_alone)
         if not apply or not free:
             return result
-        moved = quarantine.move(places, free, settings.private_state_dir())
+        state_dir = settings.private_state_dir()
+        with naming_full_disk(state_dir, "Delete a log in it: the note of what is moved needs some space itself."):
+            moved = quarantine.move(places, free, state_dir)
         if _began(client, began_s):
             quarantine.undo(places, moved.id)
             raise ConflictError(
@@ -146,7 +157,13 @@ def _places(settings: Settings) -> dict[str, Place]:
             f"Schedules of Argo or Kubeflow own things in profile {settings.profile!r}, and cannot be asked for them.",
             "This command frees space of the embedded stack, and of that of docker-compose.yml.",
         )
-    return {name: place for name, place in sources(settings).places.items() if name in {ARTIFACTS, DATA}}
+    places = {name: place for name, place in sources(settings).places.items() if name in {ARTIFACTS, DATA}}
+    directory = places[DATA].directory if DATA in places else None
+    if directory and not settings.data_remote:  # a directory elsewhere may be the remote of other projects too
+        own = (settings.project_root.resolve(), settings.state_dir.resolve())
+        if not any(directory.resolve().is_relative_to(place) for place in own):
+            del places[DATA]
+    return places
 
 
 @contextlib.contextmanager
@@ -162,22 +179,23 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 
 def _owners(
-    settings: Settings, client: Any, places: Mapping[str, Place], known: Mapping[str, Unit], old_s: float, features: str
+    settings: Settings,
+    client: Any,
+    places: Mapping[str, Place],
+    known: Mapping[str, Unit],
+    others: Mapping[str, set[str]],
 ) -> dict[str, set[str]]:
-    """Return what each owner keeps, the most important first."""
-    artifacts = {name for name, unit in known.items() if unit.place == ARTIFACTS}
+    """Return what each owner keeps, the most important first; after those that are asked here come the others."""
     results = {name for name, unit in known.items() if unit.kind == RESULTS}
     versions, endpoints, passports, run_ids = _registered(client)
     owners: dict[str, set[str]] = {
         "live endpoints": names_in(endpoints),
         "model versions": names_in(versions) | with_content(known, _contents(passports)),
-        "runs that go on": artifacts if _going_on(client) else set(),
-        "definitions of features": names_in(features),
     }
     if DATA in places:
         owners["git"] = set(objects(needed(settings)))
         owners["model versions"] |= set(objects(_data_of(places[DATA], passports)))
-    owners["what is new"] = {name for name, unit in known.items() if unit.changed_s >= old_s}
+    owners |= others
     # A result keeps what it points at for as long as anybody keeps it, or a step's next run would find it.
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         entries = dict(zip(results, pool.map(lambda name: _text(places[ARTIFACTS], name), results), strict=True))
@@ -199,9 +217,10 @@ def _registered(client: Any) -> tuple[str, str, list[Passport], set[str]]:
                 continue
             versions.append(text)
             if version.run_id:
-                run = client.get_run(version.run_id)
-                run_ids |= {version.run_id, run.data.tags.get(PARENT, version.run_id)}
-                versions.append(json.dumps([run.data.tags, run.data.params]))
+                with contextlib.suppress(NotFoundError), lookup(client):  # `mlflow gc` may have removed the run
+                    run = client.get_run(version.run_id)
+                    run_ids |= {version.run_id, run.data.tags.get(PARENT, version.run_id)}
+                    versions.append(json.dumps([run.data.tags, run.data.params]))
                 if passport := find_passport(client, version.run_id):
                     passports.append(passport)
                     run_ids |= {passport.run_id, *passport.step_run_ids.values()}
