@@ -4,6 +4,7 @@ What the files beside it promise too: compose puts each over docker-compose.yml,
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ SERVICES = sorted(COMPOSE["services"])
 OVERRIDES = ("external-s3", "gpu", "minio", "tls")
 OVERRIDE_TEXTS = {name: (PROJECT / f"platform/compose/{name}.yml").read_text(encoding="utf-8") for name in OVERRIDES}
 ONCE = {"migrate", "bootstrap", "object-store-volume", "object-store-users"}
+SHELL = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "DOCKER_CONFIG"}}
+"""Variables of a shell in which nobody has set one of the file's."""
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_0-9]+)(?:(:?[-?])([^}]*))?\}")
 
 
@@ -158,9 +161,9 @@ def compose_is_here():
 def test_compose_itself_takes_the_file_and_refuses_it_without_secrets(tmp_path):
     command = ["docker", "compose", "--file", str(FILE), "--env-file", str(tmp_path / "env"), "--profile", "monitoring"]
     (tmp_path / "env").write_text("")
-    without = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
+    without = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, env=SHELL, check=False)
     (tmp_path / "env").write_text(f"SHOPFLOOR_SECRETS={tmp_path}\n")
-    result = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, env=SHELL, check=False)
 
     assert without.returncode != 0
     assert "shopfloor secrets init" in without.stderr
@@ -183,7 +186,7 @@ def config(folder, overrides, variables):
     files = [FILE, *(PROJECT / f"platform/compose/{name}.yml" for name in overrides)]
     command = ["docker", "compose", *(f"--file={file}" for file in files), f"--env-file={folder / 'env'}"]
     options = ["--profile", "monitoring", "config", "--format", "json"]
-    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    return subprocess.run([*command, *options], capture_output=True, text=True, env=SHELL, check=False)
 
 
 def rendered(folder, *overrides):
