@@ -227,7 +227,7 @@ def test_a_pipeline_that_kfp_cannot_run_here_succeeds(name, cluster, environment
     assert argo.succeeded == (name not in FAILING_ON_ARGO), argo.logs
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(PIPELINES)
 def test_a_random_pipeline_gives_what_kfp_gives(cluster, environment, block):
     with tempfile.TemporaryDirectory() as directory:

@@ -138,8 +138,8 @@ DOCUMENTED = {
     "RAY_USAGE_STATS_ENABLED",
 }
 """Variables that Ray's own documentation names."""
-SETTINGS = {"RAY_TOKEN_FILE", "RAY_DASHBOARD_URL"}
-"""Names of settings of ours, behind their prefix."""
+SETTINGS = {"RAY_TOKEN_FILE", "RAY_DASHBOARD_URL", "RAY_DASHBOARD_PORT"}
+"""Names of settings of ours, behind their prefix, and of variables of docker-compose.yml."""
 
 
 def test_every_variable_that_ray_documents_nowhere_is_in_the_register():

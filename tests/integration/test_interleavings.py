@@ -15,9 +15,9 @@ from tests.support.project import ROOT
 from tests.support.waiting import wait_until
 
 CASE, OTHER = "toy_storm", "toy_calm"
-INTERLEAVINGS = int(os.environ.get("STORM_INTERLEAVINGS", "40"))
+INTERLEAVINGS = int(os.environ.get("STORM_INTERLEAVINGS", "25"))
 """How often two deployers change the registry at once: a second each. `make storm` does it 200 times."""
-WHOLE_INTERLEAVINGS = int(os.environ.get("STORM_INTERLEAVINGS", "6"))
+WHOLE_INTERLEAVINGS = int(os.environ.get("STORM_INTERLEAVINGS", "4"))
 """How often they also wait for the endpoint: some seconds each."""
 pytestmark = pytest.mark.timeout(900 + 15 * WHOLE_INTERLEAVINGS)  # they take a minute on a quiet machine
 

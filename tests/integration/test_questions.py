@@ -16,6 +16,7 @@ from tests.contract.references import commands
 PROJECT = Path(__file__).resolve().parents[2]
 ASKING = {
     "deploy",
+    "gc empty",
     "undeploy",
     "models promote",
     "models rollback",
