@@ -158,7 +158,8 @@ def _show(result: Restoration, as_json: bool) -> None:
         if not result.champions:
             render.progress("The backup has no champion of this project to ask.")
         age = dt.timedelta(seconds=int(result.age_s))
-        render.progress(f"{result.id}: {result.files} files, {_megabytes(result.size_bytes)}, {result.counts}")
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in result.counts.items())
+        render.progress(f"{result.id}: {result.files} files, {_megabytes(result.size_bytes)}, {counts}")
         render.progress(f"The data were {age} old; restored in {result.seconds:.0f} s.")
         for command in result.next:
             render.progress(f"To fill the online store again: {command}")
