@@ -5,7 +5,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -21,8 +20,8 @@ from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
 from tests.support import endpoints
-from tests.support.project import BIN, ROOT, bare_environment, shopfloor
-from tests.support.waiting import free_port, wait_for, wait_for_port
+from tests.support.project import BIN, bare_environment, shopfloor
+from tests.support.waiting import free_port, wait_for_port
 
 CASE = "toy_delays"
 KEY = "a key of enough characters"
@@ -58,18 +57,10 @@ def live(tmp_path_factory):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    command = [sys.executable, "-m", "shopfloor.stack.mlflow_server", str(port), str(state / "mlflow")]
-    environment = bare_environment("MLFLOW_") | {
-        "PYTHONPATH": str(ROOT / "platform"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    server = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"{settings.tracking_uri}/health", server)
+    with endpoints.mlflow_server(settings) as wait:
+        wait()
         register(settings)
         yield settings
-    finally:
-        endpoints.stop(server)
 
 
 def register(settings, model=CASE):

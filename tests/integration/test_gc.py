@@ -3,8 +3,6 @@
 import datetime as dt
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import requests
@@ -17,8 +15,8 @@ from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
 from tests.support import endpoints
-from tests.support.project import ROOT, bare_environment, dvc, git, shopfloor
-from tests.support.waiting import free_port, wait_for
+from tests.support.project import bare_environment, dvc, git, shopfloor
+from tests.support.waiting import free_port
 
 NOW = dt.timedelta(0)
 """Age that everything has."""
@@ -37,20 +35,12 @@ def settings(tmp_path_factory):
         tracking_uri=f"http://127.0.0.1:{port}",
         feature_registry=str(state / "feast" / "registry.db"),
     )
-    command = [sys.executable, "-m", "shopfloor.stack.mlflow_server", str(port), str(settings.private_dir("mlflow"))]
-    environment = bare_environment("MLFLOW_") | {
-        "PYTHONPATH": str(ROOT / "platform"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    server = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    try:
+    with endpoints.mlflow_server(settings) as wait:
         data = version_data(root)
         keep_artifacts(settings)
-        wait_for(f"{settings.tracking_uri}/health", server)
+        wait()
         register(settings, data)
         yield settings
-    finally:
-        endpoints.stop(server)
 
 
 def version_data(root):

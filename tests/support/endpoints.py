@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import requests
@@ -17,7 +19,7 @@ from shopfloor.stack import ray_head
 from shopfloor.stack import state as states
 
 from tests.support import project
-from tests.support.project import BIN, ROOT
+from tests.support.project import BIN, ROOT, bare_environment
 from tests.support.waiting import free_port, wait_for, wait_until
 
 CASE = "toy_delays"
@@ -55,6 +57,26 @@ def file_registry(directory: Path) -> tuple[str, str]:
     uri = f"sqlite:///{directory}/mlflow.db"
     mlflow.set_tracking_uri(uri)
     return uri, mlflow.create_experiment("models", artifact_location=str(directory / "artifacts"))
+
+
+@contextlib.contextmanager
+def mlflow_server(settings: Settings):
+    """Start the stack's MLflow server where the settings say, and wait for it when the block's `wait` is called."""
+    command = ["-m", "shopfloor.stack.mlflow_server", str(urlsplit(settings.tracking_uri).port)]
+    environment = bare_environment("MLFLOW_") | {
+        "PYTHONPATH": str(ROOT / "platform"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    server = subprocess.Popen(
+        [sys.executable, *command, str(settings.private_dir("mlflow"))],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield lambda: wait_for(f"{settings.tracking_uri}/health", server)
+    finally:
+        stop(server)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,10 @@ class Place:
         self.uri = uri.rstrip("/")
         self._settings, self._only = settings, only
 
+    def within(self, folder: str) -> Place:
+        """Return a directory of the place as a place of its own."""
+        return Place(self._settings, f"{self.uri}/{folder}")
+
     @property
     def directory(self) -> Path | None:
         """Directory on this machine; `None` for an object store's prefix."""

@@ -15,12 +15,11 @@ from pydantic import ValidationError
 
 from shopfloor.backup.manifest import ID, identify
 from shopfloor.backup.places import Place
-from shopfloor.backup.units import ARTIFACTS, Unit, names_in
+from shopfloor.backup.sources import ARTIFACTS, QUARANTINE
+from shopfloor.backup.units import Unit, names_in
 from shopfloor.errors import NotFoundError
 from shopfloor.records import Record
 from shopfloor.storage import scratch
-
-FOLDER = "quarantine"
 
 
 class Quarantine(Record):
@@ -41,15 +40,14 @@ def quarantines(places: Mapping[str, Place]) -> list[Quarantine]:
         ServiceError: The object store does not answer, or refuses.
     """
     result = []
-    notes = places[ARTIFACTS].files()
-    for name in sorted(notes):
-        folder, _, file = name.rpartition("/")
-        if folder == FOLDER and ID.fullmatch(file.removesuffix(".json")):
+    folder = places[ARTIFACTS].within(QUARANTINE)
+    for name in sorted(folder.files()):
+        if ID.fullmatch(name.removesuffix(".json")):
             with contextlib.suppress(ValidationError, FileNotFoundError):
-                one = Quarantine.model_validate_json(places[ARTIFACTS].read(name))
+                one = Quarantine.model_validate_json(folder.read(name))
                 # Who may write to the store must not choose what is moved elsewhere.
                 if all(names_in(kept) == {kept} for names in one.names.values() for kept in names):
-                    result.append(one.model_copy(update={"id": file.removesuffix(".json")}))
+                    result.append(one.model_copy(update={"id": name.removesuffix(".json")}))
     return result
 
 
@@ -75,10 +73,10 @@ def move(places: Mapping[str, Place], moved: Sequence[Unit], drafts: Path) -> Qu
     with scratch(drafts) as folder:
         note = folder / "note"
         note.write_text(quarantine.model_dump_json(indent=1), encoding="utf-8")
-        places[ARTIFACTS].put(note, f"{FOLDER}/{quarantine.id}.json")
+        places[ARTIFACTS].put(note, f"{QUARANTINE}/{quarantine.id}.json")
     for unit in moved:
         if places[unit.place].exists(unit.name):
-            places[unit.place].move(unit.name, f"{FOLDER}/{quarantine.id}/{unit.name}")
+            places[unit.place].move(unit.name, f"{QUARANTINE}/{quarantine.id}/{unit.name}")
     return quarantine
 
 
@@ -106,7 +104,7 @@ def undo(places: Mapping[str, Place], quarantine_id: str) -> list[str]:
             stays += names
             continue
         for name in reversed(names):
-            kept = f"{FOLDER}/{quarantine.id}/{name}"
+            kept = f"{QUARANTINE}/{quarantine.id}/{name}"
             if not places[place].exists(kept):
                 continue
             if places[place].exists(name):
@@ -125,6 +123,6 @@ def empty(places: Mapping[str, Place], quarantine: Quarantine) -> None:
         ServiceError: The object store does not answer, or refuses.
     """
     for place in quarantine.names:
-        if place in places and places[place].exists(f"{FOLDER}/{quarantine.id}"):
-            places[place].remove(f"{FOLDER}/{quarantine.id}")
-    places[ARTIFACTS].remove(f"{FOLDER}/{quarantine.id}.json")
+        if place in places and places[place].exists(f"{QUARANTINE}/{quarantine.id}"):
+            places[place].remove(f"{QUARANTINE}/{quarantine.id}")
+    places[ARTIFACTS].remove(f"{QUARANTINE}/{quarantine.id}.json")

@@ -13,13 +13,13 @@ from pathlib import Path
 from shopfloor.backup.databases import DELETED, Database, Postgres, Sqlite
 from shopfloor.backup.manifest import Manifest
 from shopfloor.backup.places import Listed, Place
-from shopfloor.data.versions import default_remote
+from shopfloor.data.repository import default_remote
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.settings import EMBEDDED, NO_TOKENS, Settings
 from shopfloor.storage import is_remote, join, local_path
 
-MLFLOW = "mlflow"
-"""Place of MLflow's artifacts."""
+ARTIFACTS, DATA, MLFLOW = "artifacts", "data", "mlflow"
+"""Places of the artifact store, of DVC's remote, and of MLflow's artifacts."""
 COMPOSE_MLFLOW = "s3://shopfloor-mlflow/artifacts"
 """MLflow's artifacts in the stack of docker-compose.yml."""
 TOKENS = "serve_tokens"
@@ -27,10 +27,10 @@ TOKENS = "serve_tokens"
 _PROXIED = "mlflow-artifacts:"
 _NO_FILES = "shopfloor:"
 """Scheme of the entries of an endpoint's ledger, behind which are no files."""
+QUARANTINE = "quarantine"
+"""Folder of a place that holds what `shopfloor gc` moved away."""
 _DERIVED = ("features/*/online.json",)
 """Names in the artifact store of what says something of the online store."""
-_FREED = "quarantine/"
-"""Beginning of the names of what `shopfloor gc` moved away."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sources:
         return {
             name: listed
             for name, listed in listing.items()
-            if not _is_derived(place, name) and not name.startswith(_FREED)
+            if not _is_derived(place, name) and not name.startswith(f"{QUARANTINE}/")
         }
 
 
@@ -67,10 +67,10 @@ def sources(settings: Settings) -> Sources:
             "This command copies the embedded stack, and that of docker-compose.yml.",
         )
     left_out: list[str] = []
-    places = {"artifacts": Place(settings, settings.artifact_root)}
+    places = {ARTIFACTS: Place(settings, settings.artifact_root)}
     data = settings.data_remote or default_remote(settings)
     if data and (settings.data_remote or not is_remote(data)):
-        places["data"] = Place(settings, data)
+        places[DATA] = Place(settings, data)
     elif data:
         left_out.append(f"the data versions in {data}, a remote of DVC that this stack does not keep")
     if settings.profile == EMBEDDED:
@@ -166,7 +166,7 @@ def _beginnings(names: list[str]) -> set[str]:
 
 
 def _is_derived(place: str, name: str) -> bool:
-    return place == "artifacts" and any(fnmatch(name, pattern) for pattern in _DERIVED)
+    return place == ARTIFACTS and any(fnmatch(name, pattern) for pattern in _DERIVED)
 
 
 def _add_registry(settings: Settings, places: dict[str, Place], databases: list[Database], left_out: list[str]) -> None:

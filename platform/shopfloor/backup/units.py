@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from shopfloor.backup.places import Listed
+from shopfloor.backup.sources import ARTIFACTS, DATA
 
-ARTIFACTS, DATA = "artifacts", "data"
-"""The places that are looked through."""
 KINDS: dict[str, tuple[str, str]] = {
     "artifacts of steps": (ARTIFACTS, r"steps/[^/\s\"\\]+/[0-9a-f]{16}-[0-9a-f]{8}"),
     "stored results": (ARTIFACTS, r"results/[0-9a-f]{2}/[0-9a-f]{64}\.json"),

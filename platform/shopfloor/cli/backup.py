@@ -51,10 +51,8 @@ def create(context: typer.Context, store: StoreOption, key_file: KeyOption = Non
     if as_json:
         render.emit_json(Created, result)
         return
-    render.progress(
-        f"Backup of {result.files} files, {_megabytes(result.size_bytes)}, {_megabytes(result.new_bytes)} of them new,"
-        f" in {result.seconds:.1f} s"
-    )
+    size, new = render.megabytes(result.size_bytes), render.megabytes(result.new_bytes)
+    render.progress(f"Backup of {result.files} files, {size}, {new} of them new, in {result.seconds:.1f} s")
     typer.echo(result.id)
 
 
@@ -71,7 +69,7 @@ def list_backups(context: typer.Context, store: StoreOption, as_json: JsonOption
             row.id,
             dt.timedelta(seconds=int(row.age_s)),
             row.files,
-            _megabytes(row.size_bytes),
+            render.megabytes(row.size_bytes),
             *(row.counts.get(name, "-") for name in ("runs", "model_versions", "aliases")),
             "sealed" if row.secrets else "none",
             row.problem,
@@ -159,7 +157,7 @@ def _show(result: Restoration, as_json: bool) -> None:
             render.progress("The backup has no champion of this project to ask.")
         age = dt.timedelta(seconds=int(result.age_s))
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in result.counts.items())
-        render.progress(f"{result.id}: {result.files} files, {_megabytes(result.size_bytes)}, {counts}")
+        render.progress(f"{result.id}: {result.files} files, {render.megabytes(result.size_bytes)}, {counts}")
         render.progress(f"The data were {age} old; restored in {result.seconds:.0f} s.")
         for command in result.next:
             render.progress(f"To fill the online store again: {command}")
@@ -174,7 +172,3 @@ def _in_words(champion: Answers) -> str:
         return "answers; it was registered without golden requests"
     exactly = "exactly" if champion.largest_difference == 0 else f"within {champion.largest_difference:.1g}"
     return f"answers its {champion.rows} golden requests {exactly} as offline"
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"

@@ -41,7 +41,10 @@ def sweep(
     if as_json:
         render.emit_json(flow.Sweep, result)
         return
-    rows = [(share.kind, share.owner or "nobody", share.files, _megabytes(share.size_bytes)) for share in result.shares]
+    rows = [
+        (share.kind, share.owner or "nobody", share.files, render.megabytes(share.size_bytes))
+        for share in result.shares
+    ]
     render.emit_table(("what", "owner", "files", "size"), rows)
     for line in result.left_alone:
         render.progress(f"Left alone: {line}")
@@ -69,7 +72,9 @@ def list_quarantines(context: typer.Context, as_json: JsonOption = False) -> Non
         (row.id, dt.timedelta(seconds=int((now - row.created).total_seconds())), row.files, row.size_bytes)
         for row in rows
     ]
-    render.emit_table(("quarantine", "age", "files", "size"), [(*cell[:3], _megabytes(cell[3])) for cell in cells])
+    render.emit_table(
+        ("quarantine", "age", "files", "size"), [(*cell[:3], render.megabytes(cell[3])) for cell in cells]
+    )
 
 
 def undo(context: typer.Context, quarantine: Annotated[str, typer.Argument(help="Id of the quarantine.")]) -> None:
@@ -90,11 +95,7 @@ def empty(context: typer.Context, older_than: OlderOption = "7d", yes: YesOption
     settings, latest = settings_from(context), dt.datetime.now(dt.UTC) - span_of(older_than)
     chosen = [one for one in flow.quarantines(settings) if one.created <= latest]
     if chosen:
-        size = _megabytes(sum(one.size_bytes for one in chosen))
+        size = render.megabytes(sum(one.size_bytes for one in chosen))
         render.confirm(f"{sum(one.files for one in chosen)} files, {size}, will be deleted for good.", yes)
         flow.empty(settings, chosen)
     render.progress(f"{len(chosen)} quarantines deleted")
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"

@@ -72,6 +72,11 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     _console("out").print(table)
 
 
+def megabytes(size_bytes: int) -> str:
+    """Return a size as a table shows it, in millions of bytes."""
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
 def progress(line: str) -> None:
     """Tell on stderr what happens."""
     if not sys.stderr.isatty():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from shopfloor.data.repository import options
 from shopfloor.data.revisions import git
 from shopfloor.errors import DataError, NotFoundError, ServiceError, first_line
 from shopfloor.settings import Settings
@@ -27,12 +26,8 @@ def needed(settings: Settings) -> set[str]:
     from dvc.repo import Repo
 
     commits = _commits(settings)
-    own: dict[str, dict[str, Any]] = {"core": {"site_cache_dir": str(settings.private_dir("dvc"))}}
-    if settings.data_remote:
-        own["core"]["remote"] = "profile"
-        own["remote"] = {"profile": {"url": settings.data_remote}}
     try:
-        with Repo(str(settings.project_root), config=own) as repo:
+        with Repo(str(settings.project_root), config=options(settings)) as repo:
             used = repo.used_objs(revs=commits, all_commits=True, all_experiments=True)
     except NotDvcRepoError as error:
         raise NotFoundError(f"{settings.project_root} is no DVC repository.", "Run: dvc init") from error

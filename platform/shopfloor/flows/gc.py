@@ -18,10 +18,8 @@ from typing import Any
 from shopfloor.backup import quarantine
 from shopfloor.backup.places import Place
 from shopfloor.backup.quarantine import Quarantine
-from shopfloor.backup.sources import sources
+from shopfloor.backup.sources import ARTIFACTS, DATA, sources
 from shopfloor.backup.units import (
-    ARTIFACTS,
-    DATA,
     FEATURES,
     RESULTS,
     Unit,
@@ -200,7 +198,7 @@ def _owners(
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         entries = dict(zip(results, pool.map(lambda name: _text(places[ARTIFACTS], name), results), strict=True))
     owners["model versions"] |= {name for name, text in entries.items() if _run_id(text) in run_ids}
-    owners["newest results of steps"] = _newest(Place(settings, f"{places[ARTIFACTS].uri}/results/latest"))
+    owners["newest results of steps"] = _newest(places[ARTIFACTS].within("results/latest"))
     kept = [entries[name] for name, owner in mark(results, owners).items() if owner]
     owners["stored results"] = names_in("\n".join(kept))
     return owners

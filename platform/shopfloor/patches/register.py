@@ -426,7 +426,7 @@ PATCHES = (
         name="dvc-index",
         component="dvc",
         version="3.67.1",
-        where="data/versions.py",
+        where="data/repository.py",
         reason="What DVC tracks is asked of its index, which has no documented interface in Python.",
         relies_on={
             "dvc/repo/index.py:Index.data": "d25821639f7c",
