@@ -191,6 +191,9 @@ def test_an_altered_manifest_an_unknown_id_and_a_wrong_store_are_one_line_each(l
         Store(live, str(tmp_path / "empty"))
     with pytest.raises(UsageError, match="is no store of backups: it holds"):
         Store(live, str(live.state_dir))
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is no directory"):
+        Store(live, str(tmp_path / "file"), new=True)
     with pytest.raises(UsageError, match="lies in"):
         create(live, f"{live.artifact_root}/store", KEY)
 

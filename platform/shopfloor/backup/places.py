@@ -220,6 +220,8 @@ def _unreadable(error: OSError) -> AccessError:
 
 def _refuse_unreadable(error: OSError) -> None:
     """Let nobody take what a directory hides for what is not there."""
+    if isinstance(error, NotADirectoryError):
+        raise UsageError(f"{error.filename} is no directory.", "Name one.") from error
     if not isinstance(error, FileNotFoundError):
         raise _unreadable(error) from error
 
