@@ -3,6 +3,8 @@
 import datetime as dt
 import itertools
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import threading
@@ -11,9 +13,10 @@ import pytest
 import requests
 from shopfloor.backup import places, sealing
 from shopfloor.backup.create import create
+from shopfloor.backup.prune import prune
 from shopfloor.backup.restore import golden_requests, restore
 from shopfloor.backup.store import Store
-from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
+from shopfloor.errors import ConflictError, NotFoundError, ShopfloorError, UsageError
 from shopfloor.flows import backup as flow
 from shopfloor.judging import golden
 from shopfloor.runs.mlflow import Mlflow
@@ -149,17 +152,34 @@ def test_an_altered_object_and_a_missing_one_are_named(live, copy):
     assert Store(live, copy).verify("latest").problems == []
 
 
-def test_a_disk_that_fills_leaves_the_backups_before_as_they_were(live, copy, monkeypatch):
-    (live.state_dir / "artifacts" / "more").write_text("more")
-    real = shutil.copyfile
-    monkeypatch.setattr(places.shutil, "copyfile", lambda source, target: real(source, "/dev/full"))
+def test_a_disk_that_fills_leaves_the_backups_before_as_they_were(live, first, tmp_path):
+    (live.state_dir / "artifacts" / "more").write_bytes(os.urandom(300_000))
+    size = sum(path.stat().st_size for path in places.local_path(first[0]).rglob("*") if path.is_file())
+    store, command = tmp_path / "store", [str(BIN / "shopfloor"), "backup"]
+    store.mkdir()
+    # A disk of its own, which only the processes of this shell see.
+    script = f"""
+    mount -t tmpfs -o size={size + 400_000} none {store} || exit 99
+    cp -a {first[0]}/. {store}
+    {shlex.join([*command, "create"])}; echo $?
+    {shlex.join([*command, "verify"])}; echo $?
+    ls {store}/backups; find {store} -name '*scratch*'
+    """
+    environment = bare_environment("MLFLOW_") | live.environment() | {"SHOPFLOOR_BACKUP_STORE": str(store)}
+    shell = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    try:
+        done = subprocess.run(
+            shell, cwd=live.project_root, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    finally:
+        (live.state_dir / "artifacts" / "more").unlink()
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
 
-    with pytest.raises(ShopfloorError, match=r"disk that holds .*store is full. Free some space, then do it again"):
-        create(live, copy, None)
-
-    (live.state_dir / "artifacts" / "more").unlink()
-    assert len(Store(live, copy).ids) == 1
-    assert Store(live, copy).verify("latest").problems == []
+    error, *_ = (line for line in done.stderr.splitlines() if line.startswith("error:"))
+    remedy = "Free some space, then do it again: the backups before are untouched."
+    assert error == f"error: The disk that holds {store} is full. {remedy}"
+    assert done.stdout.split() == ["1", "0", f"{first[1].id}.json"]
 
 
 def test_a_backup_that_was_cut_short_is_none(live, copy, monkeypatch):
@@ -337,6 +357,42 @@ def test_a_backup_goes_into_a_bucket_and_comes_back_out_of_it(live, tmp_path, mo
         server.wait()
 
 
+def test_old_backups_go_with_what_only_they_hold_and_the_newest_whole_one_stays(live, first, copy):
+    (live.state_dir / "artifacts" / "more").write_text("of the second alone")
+    second = create(live, copy, KEY).id
+    (live.state_dir / "artifacts" / "more").unlink()
+    third = create(live, copy, KEY).id
+    contents = [{file.sha256 for file in manifest_of(live, copy, id_).contents()} for id_ in (second, third)]
+    (only,) = contents[0] - contents[1]
+
+    object_of(live, copy, "registry.db").write_text("in another size")
+    assert pruned(live, copy, keep=1).removed == []  # none of them is whole
+    fourth = create(live, copy, KEY).id  # which brings the content back to all of them
+    assert pruned(live, copy, keep=4).removed == []
+    young = prune(Store(live, copy), 2, lambda _: None)
+    assert (young.kept, young.removed, young.objects) == ([third, fourth], [first[1].id, second], 0)
+    free = pruned(live, copy, keep=2)
+    assert (free.removed, free.objects, free.size_bytes) == ([], 1, len("of the second alone"))
+
+    assert only not in Store(live, copy).objects()
+    assert [Store(live, copy).verify(id_).problems for id_ in (third, fourth)] == [[], []]
+    command = ("backup", "prune", "--keep", "1", "--store", copy)
+    environment = bare_environment("MLFLOW_") | live.environment()
+    last = shopfloor(*command, environment=environment, root=live.project_root)
+    assert (last.returncode, last.stdout) == (0, f"{third}\n"), last.stderr
+    manifest = places.local_path(copy) / "backups" / f"{fourth}.json"
+    manifest.write_text(manifest.read_text() + " ")
+    with pytest.raises(ShopfloorError, match=r"was altered. Nothing was removed. Bring backups/.* back"):
+        pruned(live, copy, keep=1)
+    with Store(live, copy).alone(), pytest.raises(ConflictError, match="Another backup of this stack"):
+        pruned(live, copy, keep=1)
+
+
+def pruned(settings, store, keep):
+    """Prune without regard for what is young."""
+    return prune(Store(settings, store), keep, lambda _: None, grace_s=0)
+
+
 def test_secrets_that_are_others_than_those_of_the_backup_stay(live, first, tmp_path):
     settings = elsewhere(live, tmp_path)
     (tmp_path / "tokens.json").write_text("of today")
@@ -364,6 +420,16 @@ def test_a_drill_leaves_its_numbers_for_prometheus(tmp_path):
     assert "shopfloor_backup_drill_data_age_seconds 3600.000" in lines
     assert "shopfloor_backup_drill_restore_seconds 99.500" in lines
     assert "shopfloor_backup_drill_success 1.000" in lines
+
+
+def test_a_drill_that_an_error_ends_leaves_for_prometheus_that_it_failed(live, first, tmp_path):
+    command = ("backup", "drill", "2020", "--store", first[0], "--textfile", str(tmp_path / "drill.prom"))
+    environment = bare_environment("MLFLOW_") | live.environment()
+    ended = shopfloor(*command, environment=environment, root=live.project_root)
+
+    assert (ended.returncode, "'2020' names no backup" in ended.stderr) == (2, True)
+    lines = (tmp_path / "drill.prom").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["shopfloor_backup_drill_success 0.000"]
 
 
 def test_what_is_registered_meanwhile_is_whole_in_a_backup_or_absent(live, copy):

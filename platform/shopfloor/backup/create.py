@@ -63,6 +63,7 @@ def create(
 
     Raises:
         UsageError: The store is something else, or lies in what is copied; or somebody else backs this profile up.
+        ConflictError: Another backup is being made.
         ServiceError: A database or a store does not answer.
         ShopfloorError: The disk is full, or a model version has no files.
     """
@@ -73,7 +74,7 @@ def create(
     places = {name: place.uri for name, place in own.places.items()}
     before = store.newest(places)
     remedy = "Free some space, then do it again: the backups before are untouched."
-    with naming_full_disk(store.place.drafts, remedy), scratch(store.place.drafts) as drafts:
+    with store.alone(), naming_full_disk(store.place.drafts, remedy), scratch(store.place.drafts) as drafts:
         copier = _Copier(store, own, drafts)
         created = dt.datetime.now(dt.UTC)
         progress("Copying the databases")

@@ -3,19 +3,21 @@
     objects/ab/<sha256>
     backups/<id>.json
 
-An object that is there is never written again, and nothing is removed: a backup that is cut short leaves objects that
-no manifest names, and the next one uses them.
+An object that is there is never written again. A backup that is cut short leaves objects that no manifest names, and
+the next one uses them; only `prune` removes anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shopfloor.backup.manifest import ID, File, Manifest, created_of, identify, parse
-from shopfloor.backup.places import Place
-from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
+from shopfloor.backup.places import Listed, Place
+from shopfloor.errors import ConflictError, NotFoundError, ShopfloorError, UsageError
 from shopfloor.records import Record
 from shopfloor.settings import Settings
 from shopfloor.storage import is_remote, scratch
@@ -73,6 +75,7 @@ class Store:
                 "Name a directory; rclone copies that to another object store.",
             )
         self.place, self._drafts = Place(settings, uri), settings.private_state_dir()
+        self._lock_file = settings.private_dir("locks") / "backup.lock"
         names = self.place.files()
         foreign = [name for name in names if not name.startswith((_OBJECTS, _BACKUPS))]
         if foreign:
@@ -86,6 +89,23 @@ class Store:
         self._lock = threading.Lock()
         self.ids = sorted(stem for stem in stems if ID.fullmatch(stem))
         """Ids of the backups, the oldest first."""
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process of this stack write to a store or prune one meanwhile.
+
+        Raises:
+            ConflictError: One does.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self._lock_file, timeout=0, mode=0o600):
+                yield
+        except Timeout:
+            raise ConflictError(
+                "Another backup of this stack is being made, or old ones removed.", "Wait until that has ended."
+            ) from None
 
     def has(self, file: File) -> bool:
         """Tell whether the object of a file is there, in its whole size."""
@@ -182,6 +202,26 @@ class Store:
             if manifest.places == places:
                 return manifest
         return None
+
+    def objects(self) -> dict[str, Listed]:
+        """Return what the store holds now, by the hash of its content."""
+        names = self.place.files()
+        return {name.rpartition("/")[2]: listed for name, listed in names.items() if name.startswith(_OBJECTS)}
+
+    def remove(self, backup_ids: Iterable[str], objects: Iterable[str]) -> None:
+        """Remove backups for good, and then objects, which none of the others may name.
+
+        Args:
+            backup_ids: Whole ids.
+            objects: Hashes of their contents.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        for backup_id in backup_ids:
+            self.place.remove(f"{_BACKUPS}{backup_id}.json")
+            self.ids.remove(backup_id)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda sha256: self.place.remove(_object(sha256)), objects))
 
     def summaries(self) -> list[Summary]:
         """Return all backups, the newest first; of one that was altered, that it was."""

@@ -1,4 +1,4 @@
-"""Commands for backups of a stack: create, list, verify, restore, drill."""
+"""Commands for backups of a stack: create, list, verify, prune, restore, drill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_from
-from shopfloor.cli.options import JsonOption
+from shopfloor.cli.options import JsonOption, YesOption
 
 if TYPE_CHECKING:
     from shopfloor.flows.backup import Answers, Restoration
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     backup.command("create")(create)
     backup.command("list")(list_backups)
     backup.command("verify")(verify)
+    backup.command("prune")(prune)
     backup.command("restore")(restore)
     backup.command("drill")(drill)
     app.add_typer(backup, name="backup")
@@ -97,6 +98,34 @@ def verify(
         raise typer.Exit(1)
 
 
+def prune(
+    context: typer.Context,
+    store: StoreOption,
+    keep: Annotated[int, typer.Option(min=1, help="How many whole backups stay, of each stack in the store.")],
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove older backups, and the files that no other backup holds. The newest whole one always stays."""
+    from shopfloor.backup.prune import Pruning
+    from shopfloor.backup.prune import prune as remove
+    from shopfloor.backup.store import Store
+
+    def ask(planned: Pruning) -> None:
+        if planned.removed or planned.objects:
+            size = render.megabytes(planned.size_bytes)
+            names = ", ".join(planned.removed) or "no backup"
+            render.confirm(f"This removes {names}, and {planned.objects} files of {size} that no other holds.", yes)
+
+    result = remove(Store(settings_from(context), store), keep, ask)
+    if as_json:
+        render.emit_json(Pruning, result)
+        return
+    for backup_id in result.removed:
+        typer.echo(backup_id)
+    size = render.megabytes(result.size_bytes)
+    render.progress(f"{len(result.removed)} backups removed, {size} freed; {len(result.kept)} are kept")
+
+
 def restore(
     context: typer.Context,
     store: StoreOption,
@@ -133,11 +162,17 @@ def drill(
     Exit code 1 where one does not answer as it did.
     """
     from shopfloor.backup.sealing import read_key
+    from shopfloor.errors import ConflictError, ShopfloorError
     from shopfloor.flows import backup as flow
     from shopfloor.settings import load_settings
 
-    with render.activity("Rehearsing a restore") as tell:
-        result = flow.drill(load_settings(context.obj.profile), store, backup, read_key(key_file), tell)
+    try:
+        with render.activity("Rehearsing a restore") as tell:
+            result = flow.drill(load_settings(context.obj.profile), store, backup, read_key(key_file), tell)
+    except ShopfloorError as error:
+        if textfile and not isinstance(error, ConflictError):  # another one is at work, and tells
+            flow.write_metrics(textfile, None)
+        raise
     if textfile:
         flow.write_metrics(textfile, result)
     _show(result, as_json)
