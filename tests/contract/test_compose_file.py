@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shopfloor.backup.sources import mlflow_bucket
+from shopfloor.errors import UsageError
+from shopfloor.flows import backup
 from shopfloor.settings import Settings
 from shopfloor.stack import secrets
 
@@ -139,6 +142,8 @@ def test_both_sides_of_the_profile_name_every_service():
     )
     for same in ("artifact_root", "data_remote"):
         assert inside[f"SHOPFLOOR_{same.upper()}"] == profile[same]
+    bucket = mlflow_bucket(Settings(project_root=PROJECT, artifact_root=profile["artifact_root"]))
+    assert COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_ARTIFACTS_DESTINATION"] == f"s3://{bucket}/artifacts"
 
 
 def test_a_policy_opens_the_buckets_of_the_stack_and_no_others():
@@ -243,6 +248,27 @@ def test_another_s3_leaves_nothing_that_names_the_stacks_own(tmp_path):
     for name in ("mlflow", "bootstrap", "ray-head", "ray-worker"):
         assert "object-store:8333" not in json.dumps(services[name]), name
         assert "object-store" not in services[name]["depends_on"], name
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+@pytest.mark.parametrize("override", ["external-s3", "minio"])
+def test_no_alert_waits_for_the_numbers_of_a_store_that_is_not_there(tmp_path, override):
+    volumes = rendered(tmp_path, override)["services"]["prometheus"]["volumes"]
+
+    (targets,) = (volume["source"] for volume in volumes if volume["target"].endswith("/object-store-targets.yml"))
+    assert targets == os.devnull
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")
+def test_a_drill_is_refused_where_it_would_write_to_the_store_of_the_live_stack(tmp_path, monkeypatch):
+    for name, value in NEEDED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHOPFLOOR_SECRETS", str(tmp_path))
+    monkeypatch.setenv("COMPOSE_FILE", "docker-compose.yml:platform/compose/external-s3.yml")
+    settings = Settings(project_root=PROJECT, state_dir=tmp_path, in_containers=True, profile="team.toml")
+
+    with pytest.raises(UsageError, match="object store of this stack is elsewhere"):
+        backup.drill(settings, str(tmp_path / "store"), "latest", None, lambda _: None)
 
 
 @pytest.mark.skipif(not compose_is_here(), reason="docker compose is not installed")

@@ -68,6 +68,8 @@ def test_every_query_names_only_metrics_that_are_exported():
     reference = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
     own = set(re.findall(r"^\| `(shopfloor_\w+)`", reference, re.MULTILINE))
     own |= {f"{name}_{part}" for name in own for part in ("bucket", "sum", "count")}
+    guide = (ROOT / "docs/how-to/back-up-and-restore.md").read_text(encoding="utf-8")
+    own |= set(re.findall(r"^\| `(shopfloor_backup_\w+)`", guide, re.MULTILINE))
     for expression in (*(alert["expr"] for alert in ALERTS), *(query for _, query in QUERIES)):
         bare = re.sub(r'"[^"]*"', "", expression)
         assert METRIC.findall(bare), expression

@@ -1,17 +1,19 @@
 """Alerts and dashboards on the stack's own Prometheus: each query returns something, and an alert comes through."""
 
+import datetime as dt
 import json
 import subprocess
 
 import pytest
 import requests
+from shopfloor.flows.backup import Restoration, write_metrics
 
 from tests.support.compose import RUN_S, START_S, engine_answers
 from tests.support.monitoring import ALERTS, GPU, QUERIES, RULES, unbounded
 from tests.support.project import ROOT
 from tests.support.waiting import wait_until
 
-SCRAPED = {"prometheus", "alertmanager", "mlflow", "ray", "ray-worker", "object-store"}
+SCRAPED = {"prometheus", "alertmanager", "mlflow", "ray", "ray-worker", "object-store", "node-exporter"}
 
 pytestmark = [
     pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers here"),
@@ -29,8 +31,22 @@ def ask(stack, query):
 
 @pytest.fixture(scope="module")
 def monitoring(stack, first):
-    """Give the stack once Prometheus has seen two scrapes of what an answered request leaves."""
-    stack.compose("--profile", "monitoring", "up", "-d", "--wait", "--no-recreate", "prometheus", "alertmanager")
+    """Give the stack once Prometheus has seen two scrapes of what an answered request leaves, and a drill."""
+    drilled = Restoration(
+        id="1",
+        created=dt.datetime.now(dt.UTC),
+        age_s=60,
+        seconds=60,
+        files=1,
+        size_bytes=1,
+        counts={},
+        champions=[],
+        succeeded=True,
+        next=[],
+    )
+    write_metrics(stack.root / "platform/compose/textfile/backup.prom", drilled)
+    services = ("prometheus", "alertmanager", "node-exporter")
+    stack.compose("--profile", "monitoring", "up", "-d", "--wait", "--no-recreate", *services)
 
     def series():
         assert stack.champion() == "1"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from shopfloor.backup.databases import DELETED, Database, Postgres, Sqlite
 from shopfloor.backup.manifest import Manifest
@@ -20,8 +21,6 @@ from shopfloor.storage import is_remote, join, local_path
 
 ARTIFACTS, DATA, MLFLOW = "artifacts", "data", "mlflow"
 """Places of the artifact store, of DVC's remote, and of MLflow's artifacts."""
-COMPOSE_MLFLOW = "s3://shopfloor-mlflow/artifacts"
-"""MLflow's artifacts in the stack of docker-compose.yml."""
 TOKENS = "serve_tokens"
 """Name of the secret that is the file of an endpoint's tokens."""
 _PROXIED = "mlflow-artifacts:"
@@ -78,10 +77,15 @@ def sources(settings: Settings) -> Sources:
         places[MLFLOW] = Place(settings, str(root / "artifacts"))
         databases: list[Database] = [Sqlite("mlflow.db", root / "mlflow.db")]
     else:
-        places[MLFLOW] = Place(settings, COMPOSE_MLFLOW)
+        places[MLFLOW] = Place(settings, f"s3://{mlflow_bucket(settings)}/artifacts")
         databases = [Postgres(settings, name) for name in ("mlflow", "mlflow_auth")]
     _add_registry(settings, places, databases, left_out)
     return Sources(databases, places, _secrets(settings), left_out)
+
+
+def mlflow_bucket(settings: Settings) -> str:
+    """Return the bucket that MLflow's artifacts are in: docker-compose.yml names it after that of the others."""
+    return f"{urlsplit(settings.artifact_root).netloc}-mlflow"
 
 
 def model_versions(database: Database, copy: Path) -> dict[str, str]:

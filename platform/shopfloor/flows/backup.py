@@ -12,12 +12,11 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from shopfloor.backup import restore as restoring
 from shopfloor.backup.compose import compose, env_file, stand_beside, stands_beside
 from shopfloor.backup.manifest import Manifest
-from shopfloor.backup.sources import COMPOSE_MLFLOW
+from shopfloor.backup.sources import mlflow_bucket
 from shopfloor.backup.store import Store
 from shopfloor.errors import ConflictError, ShopfloorError, UsageError
 from shopfloor.flows import promote
@@ -38,6 +37,8 @@ _PUBLISHED = {
     "serve_url": ("SERVE_PORT", 8000),
 }
 """Settings to compose's variable of the port that is published there, and its usual one."""
+OBJECT_STORE, _ACCOUNTS = "object-store", "object-store-users"
+"""Services of a stack that keeps its objects itself: the store, and what makes accounts in one that takes no file."""
 Progress = Callable[[str], None]
 
 
@@ -130,9 +131,15 @@ def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, p
 
     Raises:
         ConflictError: Another drill is at work.
+        UsageError: The stack's object store is elsewhere.
     """
     from filelock import FileLock, Timeout
 
+    if settings.in_containers and OBJECT_STORE not in _services(settings):
+        raise UsageError(
+            "The object store of this stack is elsewhere, and a drill beside it would have to write to it.",
+            "Rehearse on another machine, with buckets of its own: shopfloor backup restore",
+        )
     beside = _containers_beside(settings) if settings.in_containers else _beside(settings)
     try:
         with FileLock(settings.private_dir("locks") / "drill.lock", timeout=0, mode=0o600):
@@ -149,14 +156,21 @@ def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, p
         raise ConflictError("Another drill is at work.", "Wait until it has ended.") from None
 
 
-def write_metrics(file: Path, drilled: Restoration) -> None:
-    """Write what a drill measured as Prometheus's node exporter reads it from a file (`*.prom`)."""
-    values = {
-        "shopfloor_backup_drill_data_age_seconds": ("Age of the data that the drill restored.", drilled.age_s),
-        "shopfloor_backup_drill_restore_seconds": ("Time until the champions answered.", drilled.seconds),
-        "shopfloor_backup_drill_success": ("Whether they answered as they did.", float(drilled.succeeded)),
-        "shopfloor_backup_drill_timestamp_seconds": ("Time of the drill.", time.time()),
-    }
+def write_metrics(file: Path, drilled: Restoration | None) -> None:
+    """Write what a drill measured as Prometheus's node exporter reads it from a file (`*.prom`).
+
+    Args:
+        file: Is replaced.
+        drilled: What the drill came to; `None` where an error ended it, which measured nothing.
+    """
+    values = {"shopfloor_backup_drill_success": ("Whether the champions answered as they did.", 0.0)}
+    if drilled:
+        values = {
+            "shopfloor_backup_drill_data_age_seconds": ("Age of the data that the drill restored.", drilled.age_s),
+            "shopfloor_backup_drill_restore_seconds": ("Time until the champions answered.", drilled.seconds),
+            "shopfloor_backup_drill_success": ("Whether they answered as they did.", float(drilled.succeeded)),
+            "shopfloor_backup_drill_timestamp_seconds": ("Time of the drill.", time.time()),
+        }
     lines = [
         f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value:.3f}\n" for name, (text, value) in values.items()
     ]
@@ -175,10 +189,22 @@ def _start_empty(settings: Settings, store: Store, manifest: Manifest, key: str 
         )
     secrets.init(directory, env_file(settings))
     secrets.export(settings)
+    own = _services(settings)
+    if OBJECT_STORE not in own:  # it is elsewhere, and its buckets are made by who may
+        progress("Starting PostgreSQL")
+        compose(settings, "up", "-d", "--wait", "postgres")
+        return
     progress("Starting PostgreSQL and the object store")
-    compose(settings, "up", "-d", "--wait", "postgres", "object-store")
-    command = ("shopfloor", "storage", "bootstrap", "--bucket", urlsplit(COMPOSE_MLFLOW).netloc)
+    compose(settings, "up", "-d", "--wait", "postgres", OBJECT_STORE)
+    if _ACCOUNTS in own:
+        compose(settings, "run", "--rm", "--no-deps", "-T", _ACCOUNTS)
+    command = ("shopfloor", "storage", "bootstrap", "--bucket", mlflow_bucket(settings))
     compose(settings, "run", "--rm", "--no-deps", "-T", "bootstrap", *command)
+
+
+def _services(settings: Settings) -> list[str]:
+    """Return the services of a stack of containers, by the files that compose puts over one another there."""
+    return compose(settings, "config", "--services").split()
 
 
 def _started(settings: Settings, progress: Progress) -> tuple[Settings, dict[str, str]]:

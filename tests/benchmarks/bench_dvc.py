@@ -1,0 +1,218 @@
+"""`dvc push` and `dvc pull` as a clone of the project has them set, beside rclone: same S3 server, as many at a time.
+
+The server is the stack's own SeaweedFS where a Docker engine has its image, and rclone's otherwise. Each round takes a
+new prefix and a new clone, and the two take turns; the best of the rounds counts. Both write to the disk's cache alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from tests.benchmarks.table import Row
+from tests.support.project import BIN, ROOT, git
+from tests.support.waiting import free_port, wait_until
+
+ROUNDS = 3
+JOBS = 8
+"""Transfers at a time: what DVC takes on 2 cores."""
+LIMIT = 1.5
+KEYS = ("bench", "bench-secret-of-enough-characters")
+BUCKET = "bench"
+
+
+def measure() -> Iterator[Row]:
+    """Yield two rows for each data set."""
+    with tempfile.TemporaryDirectory(prefix="bench-dvc-") as directory:
+        root = Path(directory)
+        with _server(root) as (server, endpoint):
+            for name, make in SETS.items():
+                place = root / "set"
+                make(place)
+                seconds = _turns(root, place, endpoint)
+                for verb in ("push", "pull"):
+                    ours, peer = (min(seconds[tool, verb]) for tool in ("dvc", "rclone"))
+                    yield Row(
+                        name=f"dvc {verb}, {name}, {server}",
+                        ours=f"{ours:.1f} s",
+                        peer=f"rclone {peer:.1f} s",
+                        ratio=ours / peer,
+                        target=f"<= {LIMIT} x",
+                        ok=ours <= LIMIT * peer,
+                        pending=True,
+                    )
+                shutil.rmtree(place)
+
+
+def _flights(place: Path) -> None:
+    from pipelines.flight_delays.source import make_tables
+
+    make_tables(place)
+
+
+def _large_and_small(place: Path) -> None:
+    place.mkdir()
+    with (place / "large").open("wb") as file:
+        for _ in range(1024):
+            file.write(os.urandom(2**20))
+    _many(place / "small", 20_000)
+
+
+def _small(place: Path) -> None:
+    _many(place, 4_096)
+
+
+def _many(place: Path, size: int) -> None:
+    place.mkdir()
+    for number in range(5_000):
+        (place / f"{number:04}").write_bytes(os.urandom(size))
+
+
+SETS = {
+    "the flights": _flights,
+    "1 GiB in one file and 5,000 of 20 kB": _large_and_small,
+    "5,000 files of 4 KiB": _small,
+}
+
+
+@contextlib.contextmanager
+def _server(root: Path) -> Iterator[tuple[str, str]]:
+    """Start an S3 server; give its name and address."""
+    port = free_port()
+    image = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["object-store"]["image"]
+    image = image.partition(":-")[2].rstrip("}")
+    name = f"bench-dvc-{os.getpid()}"
+    if _seaweedfs_is_here(image):
+        identity = {"accessKey": KEYS[0], "secretKey": KEYS[1]}
+        config = {"identities": [{"name": "bench", "credentials": [identity], "actions": ["Admin"]}]}
+        (root / "s3.json").write_text(json.dumps(config))
+        (root / "s3.json").chmod(0o444)
+        root.chmod(0o755)
+        options = ["--name", name, "--rm", "--detach", "--publish", f"127.0.0.1:{port}:8333"]
+        mounts = ["--volume", f"{root / 's3.json'}:/s3.json:ro", "--entrypoint", "/usr/bin/weed"]
+        own = ["server", "-dir=/data", "-ip.bind=0.0.0.0", "-master.telemetry=false", "-filer", "-s3", "-s3.port=8333"]
+        limits = ["-master.volumeSizeLimitMB=1024", "-volume.max=0", "-s3.config=/s3.json"]
+        subprocess.run(
+            ["docker", "run", *options, *mounts, image, *own, *limits], check=True, stdout=subprocess.DEVNULL
+        )
+        try:
+            yield "SeaweedFS", _ready(port)
+        finally:
+            subprocess.run(["docker", "rm", "--force", "--volumes", name], check=True, stdout=subprocess.DEVNULL)
+        return
+    store = root / "store"
+    store.mkdir()
+    command = [str(BIN / "rclone"), "serve", "s3", "--auth-key", ",".join(KEYS), "--addr", f"127.0.0.1:{port}"]
+    server = subprocess.Popen([*command, str(store)], stderr=subprocess.DEVNULL)
+    try:
+        yield "rclone's server", _ready(port)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _seaweedfs_is_here(image: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
+    return False
+
+
+def _ready(port: int) -> str:
+    """Wait until a bucket can be made; return the address."""
+    from minio import Minio
+
+    client = Minio(f"127.0.0.1:{port}", *KEYS, secure=False, region="us-east-1")
+
+    def made() -> bool:
+        with contextlib.suppress(Exception):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            if not client.bucket_exists(BUCKET):
+                client.make_bucket(BUCKET)
+            return True
+        return False
+
+    wait_until(made, 60)
+    return f"http://127.0.0.1:{port}"
+
+
+def _turns(root: Path, place: Path, endpoint: str) -> dict[tuple[str, str], list[float]]:
+    """Return the seconds of each round, by tool and verb."""
+    repository = root / "repository"
+    _repository(repository, place, endpoint)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for turn in range(ROUNDS):
+        prefix = f"{place.name}-{time.time_ns()}"
+        clone, copy = root / "clone", root / "copy"
+        _dvc(repository, "remote", "modify", "--quiet", "local", "url", f"s3://{BUCKET}/{prefix}/dvc")
+        _forget(repository)
+        shutil.copytree(repository, clone, ignore=shutil.ignore_patterns("data", "cache", "tmp"))
+        target = f":s3:{BUCKET}/{prefix}/rclone"
+        tools = {
+            "dvc": (lambda: _dvc(repository, "push", "--quiet"), lambda clone=clone: _dvc(clone, "pull", "--quiet")),
+            "rclone": (
+                lambda target=target: _rclone(endpoint, place, target),
+                lambda target=target, copy=copy: _rclone(endpoint, target, copy),
+            ),
+        }
+        order = list(tools) if turn % 2 else list(reversed(tools))
+        for number, verb in enumerate(("push", "pull")):
+            for tool in order:
+                began = time.perf_counter()
+                tools[tool][number]()
+                seconds.setdefault((tool, verb), []).append(time.perf_counter() - began)
+        count = len([path for path in place.rglob("*") if path.is_file()])
+        for one in (clone / "data", copy):
+            assert len([path for path in one.rglob("*") if path.is_file()]) == count
+        shutil.rmtree(clone)
+        shutil.rmtree(copy)
+    shutil.rmtree(repository)
+    return seconds
+
+
+def _repository(repository: Path, place: Path, endpoint: str) -> None:
+    """Make a clone of a project with DVC's settings as ours has them, and the data in its cache."""
+    repository.mkdir()
+    git(repository, "init", "-q")
+    (repository / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, repository / ".dvc" / name)
+    _dvc(repository, "remote", "modify", "--quiet", "local", "endpointurl", endpoint)
+    _dvc(repository, "config", "--local", "core.site_cache_dir", str(repository / ".dvc/tmp/site"))
+    shutil.copytree(place, repository / "data")
+    _dvc(repository, "add", "--quiet", "data")
+
+
+def _forget(repository: Path) -> None:
+    """Take away what DVC remembers of a remote."""
+    shutil.rmtree(repository / ".dvc/tmp/site", ignore_errors=True)
+
+
+def _dvc(directory: Path, *arguments: str) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": KEYS[0], "AWS_SECRET_ACCESS_KEY": KEYS[1], "AWS_DEFAULT_REGION": "us-east-1"}
+    subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=directory, env=os.environ | keys, check=True, capture_output=True
+    )
+
+
+def _rclone(endpoint: str, source: object, target: object) -> None:
+    own = {
+        "RCLONE_S3_PROVIDER": "SeaweedFS",
+        "RCLONE_S3_ENDPOINT": endpoint,
+        "RCLONE_S3_ACCESS_KEY_ID": KEYS[0],
+        "RCLONE_S3_SECRET_ACCESS_KEY": KEYS[1],
+        "RCLONE_S3_NO_CHECK_BUCKET": "true",
+        "RCLONE_CONFIG": os.devnull,
+    }
+    command = [str(BIN / "rclone"), "copy", f"--transfers={JOBS}", f"--checkers={JOBS}", str(source), str(target)]
+    subprocess.run(command, env=os.environ | own, check=True, capture_output=True)
