@@ -16,7 +16,7 @@ OTHERS := .venv-peers .venv-images
 STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
 installed = .venv-$(1)/installed-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
 
-.PHONY: help run stop test test-compose images lint docs format bench storm soak lock lock-add clean purge
+.PHONY: help run stop test test-compose test-cluster images lint docs format bench storm soak lock lock-add clean purge
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -51,10 +51,13 @@ stop: $(INSTALLED)  ## stop what `make run` started
 # Two processes; what needs the same Ray cluster runs in the same one, and first (tests/conftest.py).
 test: $(INSTALLED)  ## every test but the benchmarks
 	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25 \
-	  --ignore-glob='tests/e2e/test_compose*.py'
+	  --ignore-glob='tests/e2e/test_compose*.py' --ignore-glob='tests/e2e/test_cluster*.py'
 
 test-compose: images  ## the stack of docker-compose.yml from nothing, on this machine's Docker engine
 	@$(BIN)/python -m pytest tests/e2e/test_compose*.py --durations 0
+
+test-cluster: $(INSTALLED)  ## the engine argo on a real cluster: make test-cluster KUBECONFIG=PATH
+	@$(BIN)/python -m pytest tests/e2e/test_cluster*.py --durations 0 -rs
 
 lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Runs a pipeline as a translated Workflow in the interpreter and tells what each step did."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from shopfloor.engines.argo.translation import translate
 from shopfloor.settings import Settings
 
 from tests.argo import interpreter
-from tests.argo.dag import FAILED, ON_EXIT
+from tests.argo.dag import FAILED, ON_EXIT, Node
 from tests.argo.steps import Artifact, Outcome, Step, content
 
 
@@ -36,15 +37,27 @@ def run(
     """
     manifest = translate(ir, platforms, arguments, settings)
     result = interpreter.run(manifest, place, secrets, environment)
-    handler_failed = any(node.path[-1:] == (ON_EXIT,) and node.phase in FAILED for node in result.nodes.values())
     name = manifest["metadata"]["generateName"] + "x1y2z"
+    return outcome_of(ir, result.nodes.values(), result.phase, result.bucket / name), result
+
+
+def outcome_of(ir: dict[str, Any], nodes: Iterable[Node], phase: str, bucket: Path) -> Outcome:
+    """Return what became of a pipeline by the nodes of its Workflow.
+
+    Args:
+        ir: KFP's `PipelineSpec` as JSON.
+        nodes: The nodes, the workflow's own among them.
+        phase: The workflow's.
+        bucket: Directory that holds its artifacts.
+    """
+    handler_failed = False
     steps: dict[tuple[str, ...], Step] = {}
     outputs: dict[str, Any] = {}
     logs: list[str] = []
-    bucket = result.bucket / name
-    for node in result.nodes.values():
+    for node in nodes:
         if node.attempt or node.kind not in {"Pod", "Retry", "DAG"}:
             continue
+        handler_failed |= node.path[-1:] == (ON_EXIT,) and node.phase in FAILED
         path = tuple(_names(node.path, ir))
         component = _component(ir, path)
         if not node.path:
@@ -54,7 +67,7 @@ def run(
             steps[path] = Step(succeeded, _outputs(component, node, bucket) if succeeded else {})
             logs.append(f"--- {'/'.join(path)}: {node.phase} {node.message}\n{node.log()}")
     # As the engine has it: Argo itself lets a run succeed whose exit task failed.
-    return Outcome(result.phase == "Succeeded" and not handler_failed, steps, outputs, "\n".join(logs)), result
+    return Outcome(phase == "Succeeded" and not handler_failed, steps, outputs, "\n".join(logs))
 
 
 def _names(path: tuple[str | int, ...], ir: dict[str, Any]) -> list[str]:
@@ -84,7 +97,7 @@ def _component(ir: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return component
 
 
-def _outputs(component: dict[str, Any], node: interpreter.Node, bucket: Path) -> dict[str, Any]:
+def _outputs(component: dict[str, Any], node: Node, bucket: Path) -> dict[str, Any]:
     declared = component.get("outputDefinitions", {})
     outputs: dict[str, Any] = {}
     for name, definition in declared.get("parameters", {}).items():

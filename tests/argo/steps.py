@@ -54,3 +54,30 @@ def content(place: Path) -> Any:
     if place.is_dir():
         return {str(file.relative_to(place)): file.read_bytes() for file in place.rglob("*") if file.is_file()} or None
     return place.read_bytes() if place.is_file() else None
+
+
+def differences(argo, local, without=""):
+    """Return what two outcomes differ in; of the step `without` only whether it succeeded is compared."""
+    lines = []
+    if argo.succeeded != local.succeeded:
+        lines.append(f"succeeded: {argo.succeeded}, locally {local.succeeded}")
+    if plain(argo.outputs) != plain(local.outputs):
+        lines.append(f"the pipeline gives {argo.outputs}, locally {local.outputs}")
+    for path in sorted(argo.steps.keys() | local.steps.keys()):
+        one, other = argo.steps.get(path), local.steps.get(path)
+        if one is None or other is None:
+            lines.append(f"{'/'.join(path)} ran only {'locally' if one is None else 'on Argo'}")
+        elif one.succeeded != other.succeeded:
+            lines.append(f"{'/'.join(path)} succeeded: {one.succeeded}, locally {other.succeeded}")
+        elif path[-1] != without and plain(one.outputs) != plain(other.outputs):
+            lines.append(f"{'/'.join(path)} gives {one.outputs}, locally {other.outputs}")
+    return lines
+
+
+def outputs_of(outcome):
+    """Return what each step gave, as the cases of our own pipelines have it."""
+    return {
+        f"{'/'.join(path)}.{name}": value.content if isinstance(value, Artifact) else value
+        for path, step in outcome.steps.items()
+        for name, value in step.outputs.items()
+    }
