@@ -40,9 +40,9 @@ def environment(root, task, inputs=None):
         "SHOPFLOOR_ROOT": str(root),
         "SHOPFLOOR_STEP": "the-step",
         "SHOPFLOOR_WORKFLOW": "run-x7",
-        "SHOPFLOOR_WORKFLOW_UID": "0-1-2",
         "SHOPFLOOR_POD": "run-x7-pod-1",
-        "SHOPFLOOR_PIPELINE_ROOT": "s3://b/kfp",
+        "SHOPFLOOR_FACT_pipeline_job_name": "run-x7",
+        "SHOPFLOOR_FACT_pipeline_job_uuid": "0-1-2",
         **{f"SHOPFLOOR_PARAMETER_{name}": text for name, text in (inputs or {}).items()},
     }
 

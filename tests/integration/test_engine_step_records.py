@@ -49,9 +49,7 @@ def pod(settings, place, run_id, name, fails, workflow="run-x7", **variables):
             "SHOPFLOOR_STATE_DIR": str(place / "state"),
             "SHOPFLOOR_STEP": name,
             "SHOPFLOOR_WORKFLOW": workflow,
-            "SHOPFLOOR_WORKFLOW_UID": "0-1-2",
             "SHOPFLOOR_POD": "pod",
-            "SHOPFLOOR_PIPELINE_ROOT": "",
             "SHOPFLOOR_RUN_ID": run_id,
             "SHOPFLOOR_PARAMETER_fails": json.dumps(fails),
         }

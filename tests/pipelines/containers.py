@@ -62,7 +62,37 @@ def arguments_of_a_container(text: str = DOLLARS):
     echo(text=say(text=DOLLARS).output, more="m")
 
 
+TIMES = (dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER, dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER)
+COMPARE = 'mkdir -p "$(dirname "$0")"; [ "$1" = "$2" ] && [ "${1#20}" != "$1" ] && printf same > "$0"'
+
+
+@dsl.container_component
+def times(made: dsl.OutputPath(str)):
+    """Write `same` where a run without a schedule was to be made when it was made."""
+    return dsl.ContainerSpec(image="busybox:1", command=["sh", "-ec", COMPARE], args=[made, *TIMES])
+
+
+@dsl.container_component
+def times_under_python(made: dsl.OutputPath(str)):
+    """Do the same in an image with Python."""
+    call = f"import subprocess, sys; subprocess.run(['sh', '-ec', {COMPARE!r}, *sys.argv[1:]], check=True)"
+    return dsl.ContainerSpec(image="python:3.11", command=["python3", "-c", call], args=[made, *TIMES])
+
+
+@dsl.pipeline(name="times-of-a-run")
+def times_of_a_run():
+    times()
+    times_under_python()
+    with dsl.If(say(text=TIMES[0]).output == say(text=TIMES[1]).output):
+        say(text="same")
+
+
 CASES = {
+    "times_of_a_run": Case(
+        times_of_a_run,
+        dict.fromkeys(("times.made", "times-under-python.made", "condition-1/say-3.Output"), "same"),
+        on_local=False,
+    ),
     "outputs_as_a_shell_writes_them": Case(
         outputs_as_a_shell_writes_them,
         {

@@ -180,6 +180,16 @@ def test_resources_and_kubernetes_settings_reach_the_pod():
     assert terms == [{"matchExpressions": [{"key": "z", "operator": "In", "values": ["a"]}]}]
 
 
+def test_what_protobuf_keeps_in_no_order_is_written_in_that_of_the_names():
+    @dsl.pipeline
+    def one():
+        step = say()
+        for name in "hgfedcba":
+            kubernetes.add_pod_label(step, name, "x")
+
+    assert list(template(workflow(one), "comp-say")["metadata"]["labels"]) == [*"abcdefgh"]
+
+
 def test_resources_that_come_from_the_pipeline_are_patched_into_the_pod():
     @dsl.pipeline
     def one(cpu: str = "2"):

@@ -166,19 +166,19 @@ def one_line(error: Exception) -> str:
 
 
 def as_json(message: Message) -> Any:
-    """Return a message as JSON."""
+    """Return a message as JSON, its dicts in the order of their keys: a message has another order in each process."""
     from google.protobuf import json_format
 
-    return json_format.MessageToDict(message)
+    return _in_order(json_format.MessageToDict(message))
 
 
 def value(message: Message) -> Any:
     """Return a protobuf `Value` as Python has it: whole numbers are such, dicts in the order of their keys."""
-    return None if message.WhichOneof("kind") in {None, "null_value"} else _in_order(plain(as_json(message)))
+    return None if message.WhichOneof("kind") in {None, "null_value"} else plain(as_json(message))
 
 
 def _in_order(content: Any) -> Any:
-    """Return JSON with its dicts in the order of their keys: a message has another order in each process."""
+    """Return JSON with its dicts in the order of their keys."""
     if isinstance(content, list):
         return [_in_order(item) for item in content]
     return {key: _in_order(content[key]) for key in sorted(content)} if isinstance(content, dict) else content

@@ -17,9 +17,9 @@ from shopfloor.engines.argo.containers import (
     pod_template,
     variable,
 )
-from shopfloor.engines.argo.launcher import PARAMETER, protect
+from shopfloor.engines.argo.launcher import FACT, PARAMETER, protect
 from shopfloor.engines.argo.source import STEP_NAME, UnsupportedFeature
-from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT
+from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT, facts
 from shopfloor.environment import elsewhere
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters, type_of
@@ -127,9 +127,8 @@ def _facts(use: Use, encoded: str) -> list[Json]:
         variable("SHOPFLOOR_STEP", f"{{{{inputs.parameters.{STEP_NAME}}}}}"),
         variable("SHOPFLOOR_ROOT", ROOT),
         variable("SHOPFLOOR_WORKFLOW", "{{workflow.name}}"),
-        variable("SHOPFLOOR_WORKFLOW_UID", "{{workflow.uid}}"),
         variable("SHOPFLOOR_POD", "{{pod.name}}"),
-        variable("SHOPFLOOR_PIPELINE_ROOT", for_kubelet(use.pipeline_root)),
+        *(variable(FACT + name, value.text) for name, value in facts(for_kubelet(use.pipeline_root)).items()),
         variable("SHOPFLOOR_TASK", encoded),
     ]
 

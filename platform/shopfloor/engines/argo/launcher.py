@@ -7,7 +7,8 @@ only reads the outputs (a task with `native`). It reads only its environment:
     SHOPFLOOR_TASK              what never changes of the task: JSON in base64, so that Argo substitutes nothing in it
     SHOPFLOOR_ROOT              directory of the step: inputs/artifacts, outputs/artifacts, outputs/parameters
     SHOPFLOOR_PARAMETER_<name>  one input parameter; `<name>-artifact` describes an input artifact
-    SHOPFLOOR_STEP, SHOPFLOOR_WORKFLOW, SHOPFLOOR_WORKFLOW_UID, SHOPFLOOR_POD, SHOPFLOOR_PIPELINE_ROOT
+    SHOPFLOOR_FACT_<name>       what a placeholder of KFP says of the run, such as `pipeline_job_name`
+    SHOPFLOOR_STEP, SHOPFLOOR_WORKFLOW, SHOPFLOOR_POD
 
 In the platform image the execution goes through `shopfloor.engines.step`, which knows the result store and MLflow.
 """
@@ -27,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 PARAMETER = "SHOPFLOOR_PARAMETER_"
-OWN = tuple(f"SHOPFLOOR_{name}" for name in ("TASK", "ROOT", "POD", "WORKFLOW", "WORKFLOW_UID", "PIPELINE_ROOT"))
+FACT = "SHOPFLOOR_FACT_"
+OWN = tuple(f"SHOPFLOOR_{name}" for name in ("TASK", "ROOT", "POD", "WORKFLOW"))
 OUTPUT_FILE = "executor_output.json"
 ENVELOPE = "-artifact"
 """Ending of the parameter that carries an artifact's name, type, URI, metadata and key."""
@@ -254,7 +256,7 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     elements = [part for element in task["command"] for part in flatten(element, provided)]
     command = [resolve(element, executor_input, constants) for element in elements]
     environment = {
-        name: value for name, value in os.environ.items() if name not in OWN and not name.startswith(PARAMETER)
+        name: value for name, value in os.environ.items() if name not in OWN and not name.startswith((PARAMETER, FACT))
     }
     environment.update(task["environment"])
     sys.stdout.flush()
@@ -390,15 +392,8 @@ def main() -> int:
     """
     task: dict[str, Any] = json.loads(base64.b64decode(os.environ["SHOPFLOOR_TASK"]))
     root, pod = Path(os.environ["SHOPFLOOR_ROOT"]), os.environ["SHOPFLOOR_POD"]
-    workflow = os.environ["SHOPFLOOR_WORKFLOW"]
-    constants = {
-        "pipeline_job_name": workflow,
-        "pipeline_job_resource_name": workflow,
-        "pipeline_job_uuid": os.environ["SHOPFLOOR_WORKFLOW_UID"],
-        "pipeline_task_name": os.environ["SHOPFLOOR_STEP"],
-        "pipeline_task_uuid": pod,
-        "pipeline_root": os.environ["SHOPFLOOR_PIPELINE_ROOT"],
-    }
+    constants = {name[len(FACT) :]: value for name, value in os.environ.items() if name.startswith(FACT)}
+    constants.update(pipeline_task_name=os.environ["SHOPFLOOR_STEP"], pipeline_task_uuid=pod)
     for folder in ("outputs/artifacts", "outputs/parameters", "home", "state"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     try:

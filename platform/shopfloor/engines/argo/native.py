@@ -24,7 +24,7 @@ from shopfloor.engines.argo.containers import (
 from shopfloor.engines.argo.launched import reader, static
 from shopfloor.engines.argo.launcher import PLACEHOLDER, flatten, parts, protect
 from shopfloor.engines.argo.source import ENVELOPE_SUFFIX, STEP_NAME, UnsupportedFeature
-from shopfloor.engines.argo.values import ROOT, WORKSPACE
+from shopfloor.engines.argo.values import ROOT, facts
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.conditions import literal
 from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters
@@ -101,17 +101,10 @@ def _plain(use: Use, text: str) -> str:
 
 
 def _tag(use: Use, placeholder: str, path: list[str]) -> str:
-    facts = {
-        "pipeline_job_name": "{{workflow.name}}",
-        "pipeline_job_resource_name": "{{workflow.name}}",
-        "pipeline_job_uuid": "{{workflow.uid}}",
-        "pipeline_task_name": f"{{{{inputs.parameters.{STEP_NAME}}}}}",
-        "pipeline_task_uuid": "{{pod.name}}",
-        "pipeline_root": for_kubelet(use.pipeline_root),
-        "workspace_path": WORKSPACE,
-    }
-    if len(path) == 1 and path[0] in facts:
-        return facts[path[0]]
+    known = {name: value.text for name, value in facts(for_kubelet(use.pipeline_root)).items()}
+    known |= {"pipeline_task_name": f"{{{{inputs.parameters.{STEP_NAME}}}}}", "pipeline_task_uuid": "{{pod.name}}"}
+    if len(path) == 1 and path[0] in known:
+        return known[path[0]]
     if len(path) >= 3 and path[0] in {"inputs", "outputs"}:
         side, kind, name, rest = path[0], path[1], path[2], path[3:]
         if side == "inputs" and name in use.absent:

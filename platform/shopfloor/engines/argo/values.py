@@ -91,6 +91,27 @@ def final_status(task: str) -> Value:
     return computed(f"{literal(head)} + workflow.name + {literal(chr(34))} + {end}")
 
 
+def facts(pipeline_root: str) -> dict[str, Value]:
+    """Return what KFP's placeholders say of a run, but for what each task and pod has of its own.
+
+    Args:
+        pipeline_root: Value of `{{$.pipeline_root}}`.
+    """
+    workflow, uid, created = (
+        Value(f"{{{{workflow.{fact}}}}}", f"workflow.{fact}") for fact in ("name", "uid", "creationTimestamp.RFC3339")
+    )
+    return {
+        "pipeline_job_name": workflow,
+        "pipeline_job_resource_name": workflow,
+        "pipeline_job_uuid": uid,
+        "pipeline_job_create_time_utc": created,
+        # Argo knows a scheduled time only of what a CronWorkflow made. It does not look into a name that is computed.
+        "pipeline_job_schedule_time_utc": computed(f"(workflow['scheduled' + 'Time'] ?? {created.expression})"),
+        "pipeline_root": Value(pipeline_root, literal(pipeline_root)),
+        "workspace_path": constant(WORKSPACE, "STRING"),
+    }
+
+
 def embedded(text: str, inputs: dict[str, Value], task: str, pipeline_root: str) -> Value:
     """Return a constant string in which KFP fills in other inputs of the task and facts of the run.
 
@@ -100,20 +121,7 @@ def embedded(text: str, inputs: dict[str, Value], task: str, pipeline_root: str)
         task: Its name.
         pipeline_root: Value of `{{$.pipeline_root}}`.
     """
-    created, workflow = (
-        Value(f"{{{{workflow.{fact}}}}}", f"workflow.{fact}") for fact in ("creationTimestamp.RFC3339", "name")
-    )
-    facts = {
-        "pipeline_job_name": workflow,
-        "pipeline_job_resource_name": workflow,
-        "pipeline_job_uuid": Value("{{workflow.uid}}", "workflow.uid"),
-        "pipeline_job_create_time_utc": created,
-        # Argo knows the scheduled time only of what a CronWorkflow made; that is made at the scheduled time.
-        "pipeline_job_schedule_time_utc": created,
-        "pipeline_task_name": constant(task, "STRING"),
-        "pipeline_root": Value(pipeline_root, literal(pipeline_root)),
-        "workspace_path": constant(WORKSPACE, "STRING"),
-    }
+    known = {**facts(pipeline_root), "pipeline_task_name": constant(task, "STRING")}
     texts: list[str] = []
     expressions: list[str] = []
     at = 0
@@ -121,7 +129,7 @@ def embedded(text: str, inputs: dict[str, Value], task: str, pipeline_root: str)
         path = parts(match[1])
         value = inputs.get(path[2]) if path[:2] == ["inputs", "parameters"] and len(path) == 3 else None
         if value is None and len(path) == 1:
-            value = facts.get(path[0])
+            value = known.get(path[0])
         if value is None:
             # `pipeline_task_uuid` and the like: known in the pod, where the launcher fills them in.
             continue
