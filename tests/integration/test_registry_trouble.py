@@ -14,7 +14,9 @@ import pytest
 import requests
 from shopfloor.cli import main
 from shopfloor.errors import AccessError, NotFoundError, ShopfloorError
-from shopfloor.runs.mlflow import Mlflow, connect
+from shopfloor.registry.passport import read_passport
+from shopfloor.runs import index
+from shopfloor.runs.mlflow import API_3, Mlflow, connect, version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving import batch
 from shopfloor.serving.contract import Config
@@ -310,14 +312,78 @@ def test_a_replica_with_wrong_credentials_says_so_instead_of_waiting(settings, r
     assert replica(settings).registry_problem == ""
 
 
-def test_the_user_of_a_stack_is_made_once_and_its_password_follows_the_file(settings, user, tmp_path):
+@pytest.fixture
+def platform(settings, user, tmp_path):
+    """Become the user of a stack, which was an administrator once and had another password."""
+    mlflow = Mlflow(settings.tracking_uri, 30)
     file = tmp_path / "password"
     for password in ("the first password", "another password"):
-        file.write_text(f"{password}\n")
         user("ann")
+        file.write_text(f"{password}\n")
         mlflow_user.main(settings, "platform", file)
-        user("platform", password)
-        Mlflow(settings.tracking_uri, 30).get("users/get", "user", username="platform")
+        mlflow.post("users/update-admin", {"username": "platform", "is_admin": True}, "PATCH")
+    mlflow_user.main(settings, "platform", file)
+    user("platform", "another password")
+    return mlflow
+
+
+def test_the_user_of_a_stack_is_made_once_and_its_password_follows_the_file(settings, platform, user, tmp_path):
+    assert platform.get("users/get", "user", username="platform")["is_admin"] is False
     user("platform", "the first password")
     with pytest.raises(AccessError):
-        mlflow_user.main(settings, "other", file)
+        platform.get("users/get", "user", username="platform")
+
+
+def test_the_user_of_a_stack_may_nothing_with_users_and_roles(settings, platform, tmp_path):
+    (tmp_path / "password").write_text("whatever it is 1")
+    refused = [
+        lambda: mlflow_user.main(settings, "other", tmp_path / "password"),
+        lambda: platform.post("users/update-admin", {"username": "platform", "is_admin": True}, "PATCH"),
+        lambda: platform.post("users/update-password", {"username": "ann", "password": "mine now 123"}, "PATCH"),
+        lambda: Mlflow(settings.tracking_uri, 30, api=API_3).post(
+            "roles/create", {"name": "x", "workspace": "default"}
+        ),
+    ]
+    for ask in refused:
+        with pytest.raises(AccessError):
+            ask()
+
+
+def test_the_user_of_a_stack_may_all_that_the_platform_does(settings, registered, platform, user, no_endpoint):
+    """Of a model and an experiment that an administrator made, as if the server had died before it gave them away."""
+    champion.promote_version(settings, CASE, "1")
+    champion.promote_version(settings, CASE, "2")
+    client = connect(settings)
+    experiment = client.create_experiment("of the platform")
+    run = client.create_run(experiment)
+    client.log_param(run.info.run_id, "rows", 1)
+    client.create_registered_model("new")
+    client.create_model_version("new", "shopfloor:/nothing", run.info.run_id)
+    client.set_registered_model_alias("new", "champion", "1")
+    client.delete_model_version("new", "1")
+    client.delete_run(run.info.run_id)
+    client.delete_registered_model("new")
+    assert assignments.read(rollout.registry(settings), CASE).assignment.champion == "2"
+
+
+def test_who_may_not_change_a_model_begins_no_ledger_of_it(settings, registered, user, no_endpoint):
+    """MLflow lets anybody register a model of a name that nobody has yet."""
+    user("ann")
+    mlflow = Mlflow(settings.tracking_uri, 30)
+    mlflow.post("registered-models/create", {"name": "unanswered"})
+    user("rita")
+    with pytest.raises(AccessError, match="does not let 'rita' do that"):
+        assignments.change(mlflow, "unanswered", assignments.read(mlflow, "unanswered"), champion="1")
+    with pytest.raises(NotFoundError):
+        mlflow.get("registered-models/get", "registered_model", name="unanswered" + assignments.SUFFIX)
+
+
+def test_what_is_not_there_is_told_from_what_is_refused_to_one_who_is_no_administrator(settings, registered, platform):
+    client = connect(settings)
+    with pytest.raises(NotFoundError, match="no version 1 of a model 'nowhere'"):
+        version_of(platform, "nowhere", "1")
+    with pytest.raises(NotFoundError, match="no version 1 of a model 'nowhere'"):
+        read_passport(client, "nowhere", "1")
+    with pytest.raises(NotFoundError, match="no run"):
+        index.find_run(client, "0" * 32)
+    assert assignments.read(platform, "nowhere").has_record is False

@@ -25,6 +25,7 @@ def read_passport(client: Any, model: str, version: str) -> Passport:
     """
     try:
         with lookup(client):
+            client.get_registered_model(model)  # where it is none, a server with users says so to administrators only
             run_id = client.get_model_version(model, version).run_id
     except NotFoundError as error:
         raise no_version(model, version) from error

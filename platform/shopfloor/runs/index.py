@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from shopfloor import processes
-from shopfloor.errors import Failure, NotFoundError
+from shopfloor.errors import AccessError, Failure, NotFoundError
 from shopfloor.processes import ProcessId
 from shopfloor.records import StepRecord
 from shopfloor.runs.mlflow import PARENT as PARENT
@@ -229,7 +229,7 @@ def _whole_run(client: Any, run_id: str) -> Any:
             run = client.get_run(run_id)
             parent = run.data.tags.get(PARENT)
             return client.get_run(parent) if parent else run
-    except NotFoundError as error:
+    except (NotFoundError, AccessError) as error:  # of a run that is not there, a server with users says 403
         raise NotFoundError(f"There is no run {run_id!r}.", "`shopfloor runs list` shows the ids.") from error
 
 

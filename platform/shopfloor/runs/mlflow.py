@@ -16,7 +16,8 @@ from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import AccessError, NotFoundError, ServiceError, first_line
 from shopfloor.settings import Settings
 
-API = "/api/2.0/mlflow/"
+API, API_3 = "/api/2.0/mlflow/", "/api/3.0/mlflow/"
+"""Roots of MLflow's REST API: of all that we ask, and of its roles."""
 PARENT = "mlflow.parentRunId"
 """Tag of a run: the run that it is part of."""
 RUN_KEY = "shopfloor.run_key"
@@ -40,15 +41,17 @@ class RefusedError(ServiceError):
 class Mlflow:
     """One MLflow server, asked by its REST API."""
 
-    def __init__(self, tracking_uri: str, timeout_s: float, session: Any = None) -> None:
+    def __init__(self, tracking_uri: str, timeout_s: float, session: Any = None, api: str = API) -> None:
         """Remember where the server is; nothing is asked yet.
 
         Args:
             tracking_uri: Its address.
             timeout_s: How long one answer may take.
             session: Of `requests`, which keeps connections open between questions; without it each opens its own.
+            api: Root of the paths that are asked.
         """
         self.tracking_uri = tracking_uri.rstrip("/")
+        self._api = api
         self._timeout_s = timeout_s
         self._session = session
 
@@ -56,7 +59,7 @@ class Mlflow:
         """Return the field `expects` of the answer to a GET.
 
         Args:
-            path: Below `/api/2.0/mlflow/`, e.g. `registered-models/get`.
+            path: Below the API's root, e.g. `registered-models/get`.
             expects: Field that every answer of MLflow to this question has.
             **parameters: Of the query.
 
@@ -86,7 +89,7 @@ class Mlflow:
         try:
             answer = session.request(
                 method,
-                f"{self.tracking_uri}{API}{path}",
+                f"{self.tracking_uri}{self._api}{path}",
                 timeout=self._timeout_s,
                 allow_redirects=False,  # a login page is no answer
                 **options,
@@ -171,7 +174,20 @@ def version_of(mlflow: Mlflow, model: str, version: str) -> dict[str, Any]:
         model_version: dict[str, Any] = mlflow.get("model-versions/get", "model_version", name=model, version=version)
     except NotFoundError as error:
         raise no_version(model, version) from error
+    except AccessError:
+        # Of a model that is not registered, a server with users tells so to administrators only.
+        if not _is_registered(mlflow, model):
+            raise no_version(model, version) from None
+        raise
     return model_version
+
+
+def _is_registered(mlflow: Mlflow, model: str) -> bool:
+    try:
+        mlflow.get("registered-models/get", "registered_model", name=model)
+    except NotFoundError:
+        return False
+    return True
 
 
 def version_exists(mlflow: Mlflow, model: str, version: str) -> bool:

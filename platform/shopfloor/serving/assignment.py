@@ -41,6 +41,8 @@ LEASE = "shopfloor.lease"
 """Tag of an entry: whether somebody still answers for the challenger's share, see `contract`."""
 APPLICATION = "shopfloor.application"
 """Tag of an entry: what Ray Serve is asked to run, and where."""
+LEDGER = "shopfloor.ledger"
+"""Tag of a model: name of its ledger."""
 KEPT = 100
 """Numbers below that of the newest valid entry that stay, for whoever asks who changed what."""
 SWEEP_EVERY = 10
@@ -285,7 +287,7 @@ def _append(mlflow: Mlflow, use_case: str, base: int, tags: dict[str, str], assi
     }
     try:
         return int(mlflow.post("model-versions/create", entry)["model_version"]["version"])
-    except NotFoundError:
+    except (NotFoundError, AccessError):  # of a model that is not registered, a server with users says 403
         if base:
             raise
         _begin_ledger(mlflow, use_case)
@@ -299,6 +301,8 @@ def _begin_ledger(mlflow: Mlflow, use_case: str) -> None:
         raise NotFoundError(
             f"There is no model {use_case!r}.", "`shopfloor models list` shows what there is."
         ) from error
+    # Any user of a server may register a model. Only who may change this one says who answers for it.
+    mlflow.post("registered-models/set-tag", {"name": use_case, "key": LEDGER, "value": use_case + SUFFIX})
     description = f"Who answers for {use_case}, and who changed it: the newest version counts. Kept by Shopfloor."
     try:
         mlflow.post("registered-models/create", {"name": use_case + SUFFIX, "description": description})
