@@ -29,11 +29,11 @@ _ONLY_HERE = {
 _ADDRESSES = {
     *(f"{ENV_PREFIX}{name}" for name in ("TRACKING_URI", "ARTIFACT_ROOT", "S3_ENDPOINT_URL", "DATA_REMOTE", "PROFILE")),
     *(f"{ENV_PREFIX}{name}" for name in ("RAY_DASHBOARD_URL", "SERVE_URL", "FEATURE_REGISTRY", "ONLINE_STORE")),
-    *(f"{ENV_PREFIX}IN_CONTAINERS", "MLFLOW_TRACKING_URI"),
+    *(f"{ENV_PREFIX}SERVE_TOKENS_FILE", f"{ENV_PREFIX}IN_CONTAINERS", "MLFLOW_TRACKING_URI"),
     *("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"),
     *THROUGH_MLFLOW,
 }
-"""Variables that say where a service is; containers have their own."""
+"""Variables that say where a service or the tokens' file is; containers have their own."""
 
 
 def direct_loopback(environment: Mapping[str, str]) -> dict[str, str]:

@@ -50,6 +50,17 @@ def test_a_run_ends_in_a_champion_that_answers(stack, first):
     assert "trial 4/4" in stack.shopfloor("runs", "logs", first["run_id"], "tune")
 
 
+def test_an_endpoint_answers_who_shows_a_token_that_counts(stack, first):
+    def status(headers: dict) -> int:
+        return requests.post(f"{stack.endpoint}/predict", json=stack.example(), timeout=10, headers=headers).status_code
+
+    web_shop = {"Authorization": f"Bearer {stack.shopfloor('tokens', 'create', 'web-shop').strip()}"}
+    wait_until(lambda: status(web_shop) == 200, 30)
+    assert (status(stack.bearer()), status({})) == (200, 401)
+    stack.shopfloor("tokens", "revoke", "web-shop", "--yes")
+    wait_until(lambda: status(web_shop) == 401, 30)
+
+
 def test_a_command_within_the_head_has_its_secrets_and_finds_the_data(stack, first):
     within = ("exec", "-T", "ray-head", "shopfloor")
     assert json.loads(stack.compose(*within, "rollout", "status", "flight_delays", "--json"))

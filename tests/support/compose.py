@@ -79,14 +79,36 @@ class Stack:
         process = json.loads(self.run("docker", "inspect", container))[0]["State"]["Pid"]
         os.kill(process, signal.SIGKILL)
 
-    def champion(self) -> str | None:
-        """Return the version that answers the documented example, `None` where nothing answers."""
+    @property
+    def project(self) -> str:
+        """Return the name of the compose project."""
+        return self.environment["COMPOSE_PROJECT_NAME"]
+
+    def status(self) -> dict | None:
+        """Return what a replica says of itself, `None` where none answers."""
+        with contextlib.suppress(requests.RequestException, ValueError):
+            answer = requests.get(f"{self.endpoint}/status", timeout=5)
+            return answer.json() if answer.ok else None
+        return None
+
+    def bearer(self) -> dict[str, str]:
+        """Return the header that holds the platform's own token."""
+        return {"Authorization": f"Bearer {(self.root / '.secrets/serve_token').read_text()}"}
+
+    def example(self) -> dict | None:
+        """Return the row that the endpoint's page shows to whoever has a token, `None` where nothing answers."""
         with contextlib.suppress(requests.RequestException):
-            document = requests.get(f"{self.endpoint}/openapi.json", timeout=10)
+            document = requests.get(f"{self.endpoint}/openapi.json", timeout=10, headers=self.bearer())
             if document.ok:
                 path = next(item for name, item in document.json()["paths"].items() if name.endswith("/predict"))
                 content = path["post"]["requestBody"]["content"]["application/json"]
-                example = content.get("example") or next(iter(content["examples"].values()))["value"]
-                answer = requests.post(f"{self.endpoint}/predict", json=example, timeout=10)
+                return content.get("example") or next(iter(content["examples"].values()))["value"]
+        return None
+
+    def champion(self) -> str | None:
+        """Return the version that answers the documented example, `None` where nothing answers."""
+        with contextlib.suppress(requests.RequestException):
+            if example := self.example():
+                answer = requests.post(f"{self.endpoint}/predict", json=example, timeout=10, headers=self.bearer())
                 return answer.json()["version"] if answer.ok else None
         return None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from shopfloor.errors import ServiceError, UsageError
+from shopfloor.serving.replica.tokens import Tokens, create, read
 from shopfloor.settings import Settings
 from shopfloor.stack import secrets
 
@@ -55,6 +56,18 @@ def test_the_platforms_account_may_not_make_buckets(tmp_path, made):
 
     assert actions["shopfloor-admin"] == ["Admin"]
     assert {action.partition(":")[2] for action in actions["shopfloor"]} == set(secrets.BUCKETS)
+
+
+def test_a_container_finds_the_platforms_token_and_those_that_come_later(tmp_path, made):
+    file = tmp_path / "kept" / secrets.TOKENS
+    token = (tmp_path / "kept" / "serve_token").read_text()
+    create(file, "web-shop", [], None)
+
+    secrets.init(tmp_path / "kept", tmp_path / ".env")
+
+    assert Tokens(file).allow(f"Bearer {token}".encode(), "any")
+    assert [one.name for one in read(file)] == ["web-shop", "shopfloor"]
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o444, 0o755)
 
 
 def test_a_command_gets_what_its_shell_does_not_have(tmp_path, made):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from shopfloor.errors import ConflictError, UsageError
 from shopfloor.serving.replica import tokens
-from shopfloor.serving.replica.tokens import Tokens, create, read, revoke
+from shopfloor.serving.replica.tokens import Tokens, create, put, read, revoke
 from typer.testing import CliRunner
 
 
@@ -51,6 +51,23 @@ def test_the_file_holds_no_token_and_only_its_owner_reads_it(file):
     assert token not in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
     assert [(entry.name, sorted(entry.use_cases)) for entry in read(file)] == [("one", ["a", "b"])]
+
+
+def test_a_token_that_was_made_elsewhere_takes_the_place_of_its_name_and_of_no_other(file):
+    other = create(file, "other", [], None)
+    put(file, "platform", "the first one")
+    put(file, "platform", "the second one")
+
+    reader = Tokens(file)
+    opens = [reader.allow(bearer(token), "flight_delays") for token in (other, "the first one", "the second one")]
+    assert opens == [True, False, True]
+
+
+def test_who_may_read_the_file_stays_as_it_was_given(file):
+    create(file, "one", [], None)
+    file.chmod(0o444)
+    create(file, "two", [], None)
+    assert file.stat().st_mode & 0o777 == 0o444
 
 
 def test_a_change_of_the_file_counts_at_once(file):

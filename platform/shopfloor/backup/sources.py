@@ -188,7 +188,8 @@ def _secrets(settings: Settings) -> dict[str, Path]:
     """Return the files that nobody but the operator may read."""
     if settings.secrets_dir:
         folder = Path(settings.secrets_dir)
-        return {file.name: file for file in sorted(folder.glob("*")) if file.is_file()}
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
+        return {file.relative_to(folder).as_posix(): file for file in files}
     tokens = settings.serve_tokens_file
     if tokens and tokens != NO_TOKENS and Path(tokens).is_file():
         return {TOKENS: Path(tokens)}

@@ -139,7 +139,7 @@ def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, 
     if as_json:
         render.emit_json(Outcome, outcome)
     else:
-        _show(outcome)
+        _show(settings, outcome)
     if outcome.state != "succeeded":
         raise typer.Exit(exit_code(outcome.state))
 
@@ -236,10 +236,11 @@ def latest_count(log: Path) -> str:
     return next((line for line in reversed(lines) if _COUNT.match(line)), "")
 
 
-def _show(outcome: Any) -> None:
+def _show(settings: Settings, outcome: Any) -> None:
     render.out.print()
     render.out.print(outcome.message, markup=False, style="bold" if outcome.state == "succeeded" else "bold red")
     from shopfloor.judging.metrics import headlines
+    from shopfloor.settings import NO_TOKENS
 
     for name in headlines("binary"):
         if name in outcome.metrics:
@@ -254,11 +255,12 @@ def _show(outcome: Any) -> None:
         example = _example(outcome)
         if example:
             render.out.print()
-            render.out.print(
-                shlex.join(["curl", "-s", outcome.endpoint, "-H", "Content-Type: application/json", "-d", example]),
-                markup=False,
-                soft_wrap=True,
+            tokens = settings.serve_tokens_file not in {None, NO_TOKENS}
+            token = ' -H "Authorization: Bearer $SERVE_TOKEN"' if tokens else ""
+            command = shlex.join(
+                ["curl", "-s", outcome.endpoint, "-H", "Content-Type: application/json", "-d", example]
             )
+            render.out.print(command + token, markup=False, soft_wrap=True)
 
 
 def _example(outcome: Any) -> str | None:

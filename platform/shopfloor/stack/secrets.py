@@ -29,13 +29,17 @@ RANDOM = (
     "mlflow_session_key",
     "redis_password",
     "ray_token",
+    "serve_token",
     "grafana_password",
 )
 """The secrets that nobody chooses: each is a file of this name."""
 IDENTITIES = "object_store.json"
 """SeaweedFS's identities: made from the two secrets of the object store, anew each time."""
+TOKENS = Path("tokens") / "endpoints"
+"""Hashes of the endpoints' tokens. The directory is for the file alone: a change replaces the file, and a container
+sees that through a directory only."""
 USER, ADMIN = "shopfloor", "shopfloor-admin"
-"""Access keys of the object store, and the user of MLflow: they are names, not secrets."""
+"""Access keys of the object store, the user of MLflow and the endpoints' token: they are names, not secrets."""
 VARIABLE = "SHOPFLOOR_SECRETS"
 """Variable by which compose finds the directory."""
 BUCKETS = ("shopfloor", "shopfloor-data", "shopfloor-mlflow")
@@ -47,6 +51,7 @@ _VARIABLES = {
     "MLFLOW_TRACKING_PASSWORD": "mlflow_password",
     "REDIS_PASSWORD": "redis_password",
     "PGPASSWORD": "feast_db_password",
+    "SERVE_TOKEN": "serve_token",
 }
 
 
@@ -59,7 +64,7 @@ class SecretsMade(Record):
 
 
 def init(directory: Path, env_file: Path) -> SecretsMade:
-    """Make every secret that is missing, and keep those that are there.
+    """Make every secret that is missing, keep those that are there, and let the endpoints know the platform's token.
 
     Args:
         directory: Made, and closed to other accounts.
@@ -68,6 +73,8 @@ def init(directory: Path, env_file: Path) -> SecretsMade:
     Raises:
         UsageError: A secret that is there is weak, or the directory belongs to somebody else.
     """
+    from shopfloor.serving.replica import tokens
+
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         directory.chmod(0o700)
@@ -80,6 +87,10 @@ def init(directory: Path, env_file: Path) -> SecretsMade:
     for name in missing:
         write_atomically(directory / name, randomness.token_urlsafe(32), 0o444)
     write_atomically(directory / IDENTITIES, _identities(directory), 0o444)
+    (directory / TOKENS).parent.mkdir(exist_ok=True)
+    (directory / TOKENS).parent.chmod(0o755)
+    tokens.put(directory / TOKENS, USER, (directory / "serve_token").read_text(encoding="utf-8").strip())
+    (directory / TOKENS).chmod(0o444)
     lines = env_file.read_text(encoding="utf-8").splitlines() if env_file.exists() else []
     other_lines = [line for line in lines if not line.startswith(f"{VARIABLE}=")]
     write_atomically(env_file, "\n".join([*other_lines, f"{VARIABLE}={directory.resolve()}", ""]), 0o600)

@@ -65,7 +65,7 @@ class Tokens:
         """
         self._look()
         scheme, _, token = (authorization or b"").partition(b" ")
-        digest = hashlib.sha256(token.strip()).hexdigest()
+        digest = _digest(token.strip())
         today = dt.datetime.now(dt.UTC).date()
         allowed = False
         for entry in self._entries:
@@ -121,8 +121,7 @@ def create(file: Path, name: str, use_cases: list[str], expires: dt.date | None)
                 f"{use_case!r} is no name of a use case.", "Use a name as in `pipelines/`, or leave it out."
             )
     token = secrets.token_urlsafe(32)
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    entry = Entry(name, digest, frozenset(use_cases or [ALL]), expires)
+    entry = Entry(name, _digest(token.encode()), frozenset(use_cases or [ALL]), expires)
 
     def added(lines: list[str]) -> list[str]:
         if name in {one.name for one in (read(file) if lines else [])}:
@@ -131,6 +130,17 @@ def create(file: Path, name: str, use_cases: list[str], expires: dt.date | None)
 
     _change(file, added)
     return token
+
+
+def put(file: Path, name: str, token: str) -> None:
+    """Let a token that was made elsewhere open all use cases, in the place of the one that had its name.
+
+    Raises:
+        UsageError: The file holds no text.
+        ConflictError: Another command holds the file.
+    """
+    line = Entry(name, _digest(token.encode()), frozenset([ALL]), None).line()
+    _change(file, lambda lines: [*(other for other in lines if _words(other)[:1] != [name]), line])
 
 
 def revoke(file: Path, name: str) -> None:
@@ -163,12 +173,16 @@ def _change(file: Path, change: Callable[[list[str]], list[str]]) -> None:
     try:
         with lock:
             lines = change(_lines(file) if file.exists() else [])
-            write_atomically(file, "".join(f"{line}\n" for line in lines))
-            file.chmod(0o600)
+            mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
+            write_atomically(file, "".join(f"{line}\n" for line in lines), mode)
     except Timeout as error:
         raise ConflictError(
             f"Another command has been changing {file} for {LOCK_TIMEOUT_S:g} s.", "Wait for it to end, then try again."
         ) from error
+
+
+def _digest(token: bytes) -> str:
+    return hashlib.sha256(token).hexdigest()
 
 
 def _lines(file: Path) -> list[str]:
