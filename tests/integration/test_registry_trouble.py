@@ -312,22 +312,30 @@ def test_a_replica_with_wrong_credentials_says_so_instead_of_waiting(settings, r
     assert replica(settings).registry_problem == ""
 
 
-@pytest.fixture
-def platform(settings, user, tmp_path):
-    """Become the user of a stack, which was an administrator once and had another password."""
+@pytest.fixture(scope="module")
+def made(settings, tmp_path_factory):
+    """Make the user of a stack, which was an administrator once and had another password."""
     mlflow = Mlflow(settings.tracking_uri, 30)
-    file = tmp_path / "password"
-    for password in ("the first password", "another password"):
-        user("ann")
-        file.write_text(f"{password}\n")
+    file = tmp_path_factory.mktemp("made") / "password"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORDS["ann"])
+        for password in ("the first password", "another password"):
+            file.write_text(f"{password}\n")
+            mlflow_user.main(settings, "platform", file)
+            mlflow.post("users/update-admin", {"username": "platform", "is_admin": True}, "PATCH")
         mlflow_user.main(settings, "platform", file)
-        mlflow.post("users/update-admin", {"username": "platform", "is_admin": True}, "PATCH")
-    mlflow_user.main(settings, "platform", file)
-    user("platform", "another password")
     return mlflow
 
 
-def test_the_user_of_a_stack_is_made_once_and_its_password_follows_the_file(settings, platform, user, tmp_path):
+@pytest.fixture
+def platform(made, user):
+    """Become the user of a stack."""
+    user("platform", "another password")
+    return made
+
+
+def test_the_user_of_a_stack_is_made_once_and_its_password_follows_the_file(platform, user):
     assert platform.get("users/get", "user", username="platform")["is_admin"] is False
     user("platform", "the first password")
     with pytest.raises(AccessError):
