@@ -16,6 +16,8 @@ from pathlib import Path
 FAILURE_FILE = "SHOPFLOOR_FAILURE_FILE"
 """Variable of a step's process: the file that takes why it failed."""
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
+EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
+"""The line of a traceback that names the exception."""
 _VALUE = re.compile(r"([?&,;]\w*(?:password|passwd|pwd|token|secret)=)[^\s&,;'\"]+", re.IGNORECASE)
 
 
@@ -75,6 +77,12 @@ MAX_CHARACTERS = 2000
 def first_line(error: BaseException, limit: int = MAX_CHARACTERS) -> str:
     """Return what an error says, or its type, in one line of at most `limit` characters without a full stop."""
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")[:limit]
+
+
+def exception_in(text: str) -> str:
+    """Return the last line of what a program wrote that names an exception, or else its last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
+    return next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])
 
 
 def whole(error: BaseException) -> str:

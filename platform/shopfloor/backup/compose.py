@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shopfloor.errors import ServiceError
+from shopfloor.errors import ServiceError, exception_in
 from shopfloor.settings import Settings
 from shopfloor.storage import write_atomically
 
@@ -31,25 +31,12 @@ def compose(settings: Settings, *arguments: str, stdin: Any = subprocess.DEVNULL
     """
     note = _note(settings)
     own = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {"options": [], "variables": {}}
-    try:
-        done = subprocess.run(
-            ["docker", "compose", *own["options"], *arguments],
-            cwd=settings.project_root,
-            env=os.environ | own["variables"],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    except OSError as error:
-        raise ServiceError(f"docker cannot be run: {error.strerror}.", "Run this where the stack runs.") from error
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise ServiceError(
-            f"`docker compose {' '.join(arguments[:5])}` failed: {words[-1].strip().rstrip('.')}.",
-            "`docker compose ps` shows what runs.",
-        )
-    return (done.stdout or b"").decode()
+    return _run(settings, ["compose", *own["options"], *arguments], own["variables"], stdin, stdout)
+
+
+def docker(settings: Settings, *arguments: str) -> str:
+    """Run a command of docker's own, of no project, and return what it printed; see `compose` for the errors."""
+    return _run(settings, list(arguments), {})
 
 
 def stand_beside(settings: Settings, name: str, variables: Mapping[str, str]) -> None:
@@ -72,6 +59,33 @@ def stands_beside(settings: Settings) -> bool:
 def env_file(settings: Settings) -> Path:
     """Return the file of compose's variables that a stack's secrets are named in."""
     return (settings.state_dir if stands_beside(settings) else settings.project_root) / ".env"
+
+
+def _run(
+    settings: Settings,
+    arguments: list[str],
+    variables: Mapping[str, str],
+    stdin: Any = subprocess.DEVNULL,
+    stdout: Any = subprocess.PIPE,
+) -> str:
+    try:
+        done = subprocess.run(
+            ["docker", *arguments],
+            cwd=settings.project_root,
+            env=os.environ | dict(variables),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    except OSError as error:
+        raise ServiceError(f"docker cannot be run: {error.strerror}.", "Run this where the stack runs.") from error
+    if done.returncode:
+        words = exception_in(done.stderr.decode(errors="replace")).rstrip(".")
+        raise ServiceError(
+            f"`docker {' '.join(arguments[:6])}` failed: {words}.", "`docker compose ps` shows what runs."
+        )
+    return (done.stdout or b"").decode()
 
 
 def _note(settings: Settings) -> Path:

@@ -86,6 +86,8 @@ class Sqlite:
     def restore(self, copy: Path) -> None:
         """Put the copy in the database's place."""
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for ending in ("-journal", "-wal", "-shm"):  # of the database before: SQLite would play it into this one
+            self._file.with_name(self._file.name + ending).unlink(missing_ok=True)
         copy.rename(self._file)
 
 
@@ -127,14 +129,24 @@ class Postgres:
         return "" if count == "0" else f"{count} {table} in the database {self._database}"
 
     def restore(self, copy: Path) -> None:
-        """Replace the database's tables by those of the dump, all or none.
+        """Replace all that is in the database by what is in the dump: a table that the dump lacks goes, too.
+
+        Cut short, it leaves an empty database, and is done again.
 
         Raises:
             ServiceError: The container does not run, or PostgreSQL refuses.
         """
-        options = ("--clean", "--if-exists", "--single-transaction", "--exit-on-error")
+        # As PostgreSQL makes it in a new database.
+        anew = "DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION pg_database_owner; "
+        self._ask(anew + "GRANT USAGE ON SCHEMA public TO PUBLIC")
+        options = ("--single-transaction", "--exit-on-error")
         with copy.open("rb") as dump:
             self._run("pg_restore", "--username=postgres", f"--dbname={self._database}", *options, stdin=dump)
+
+    def schema(self, table: str) -> str:
+        """Return the revision that a table of Alembic's names; empty where there is none."""
+        exists = self._ask(f"SELECT to_regclass('public.{table}') IS NOT NULL")
+        return self._ask(f"SELECT version_num FROM {table}") if exists == "t" else ""  # noqa: S608  our own names
 
     def _ask(self, question: str) -> str:
         answer = self._run("psql", "--username=postgres", "--no-align", "--tuples-only", "-c", question, self._database)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shopfloor.backup import sealing
 from shopfloor.backup.manifest import DATABASES, File, Manifest
-from shopfloor.backup.sources import TOKENS, Sources, counts, location, model_versions, sources
+from shopfloor.backup.sources import FEATURES, TOKENS, Sources, counts, location, model_versions, sources
 from shopfloor.backup.store import Store
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.judging import golden
@@ -66,12 +66,7 @@ def restore(
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(bring, files))
         progress("Bringing back the databases")
-        copies = {file.name: drafts / file.name for file in manifest.files if file.place == DATABASES}
-        for file in manifest.files:
-            if file.place == DATABASES:
-                store.fetch(file, copies[file.name])
-        for database in own.databases:
-            database.restore(copies[database.name])
+        _put_back(own, store, manifest, drafts)
         registry = own.databases[0]
         check = drafts / "check"
         registry.copy(check)
@@ -80,6 +75,24 @@ def restore(
                 f"MLflow's database has {present_counts} after the restore, and had {manifest.counts}.",
                 "Look at the disk, and restore another backup.",
             )
+
+
+def put_back(settings: Settings, store: Store, manifest: Manifest) -> None:
+    """Make the databases and Feast's registry again what they were; files that have come since stay.
+
+    Args:
+        settings: The profile; nobody writes to its databases.
+        store: Holds the backup.
+        manifest: The backup.
+
+    Raises:
+        ShopfloorError: An object is missing or altered, or the disk is full: no database was changed.
+        ServiceError: A database does not answer.
+    """
+    own, place = sources(settings), settings.private_state_dir()
+    _refuse_other(settings, manifest, own)
+    with naming_full_disk(place, "Free some space, and do it again."), scratch(place) as drafts:
+        _put_back(own, store, manifest, drafts, (FEATURES,))
 
 
 def holds(own: Sources) -> list[str]:
@@ -148,6 +161,19 @@ def golden_requests(settings: Settings, store: Store, manifest: Manifest, model:
         (drafts / golden.FOLDER).mkdir()
         store.fetch(file, drafts / golden.FOLDER / golden.FILE)
         return golden.read(drafts)
+
+
+def _put_back(own: Sources, store: Store, manifest: Manifest, drafts: Path, places: tuple[str, ...] = ()) -> None:
+    """Replace the databases, and the files of these places, once all of them have come out of the store."""
+    files = [file for file in manifest.files if file.place in (DATABASES, *places)]
+    copies = {(file.place, file.name): drafts / f"database-{number}" for number, file in enumerate(files)}
+    for file in files:
+        store.fetch(file, copies[file.place, file.name])
+    for database in own.databases:
+        database.restore(copies[DATABASES, database.name])
+    for file in files:
+        if file.place != DATABASES:
+            own.places[file.place].put(copies[file.place, file.name], file.name)
 
 
 def _file(manifest: Manifest, place: str, name: str) -> File:

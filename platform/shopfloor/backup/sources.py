@@ -19,8 +19,8 @@ from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.settings import EMBEDDED, NO_TOKENS, Settings
 from shopfloor.storage import is_remote, join, local_path
 
-ARTIFACTS, DATA, MLFLOW = "artifacts", "data", "mlflow"
-"""Places of the artifact store, of DVC's remote, and of MLflow's artifacts."""
+ARTIFACTS, DATA, MLFLOW, FEATURES = "artifacts", "data", "mlflow", "features"
+"""Places of the artifact store, of DVC's remote, of MLflow's artifacts, and of Feast's registry in a file."""
 TOKENS = "serve_tokens"
 """Name of the secret that is the file of an endpoint's tokens."""
 _PROXIED = "mlflow-artifacts:"
@@ -181,7 +181,7 @@ def _add_registry(settings: Settings, places: dict[str, Place], databases: list[
         left_out.append(f"Feast's registry in {registry.partition('?')[0]}")
     else:
         folder, _, name = registry.rpartition("/")
-        places["features"] = Place(settings, folder, only=name)
+        places[FEATURES] = Place(settings, folder, only=name)
 
 
 def _secrets(settings: Settings) -> dict[str, Path]:

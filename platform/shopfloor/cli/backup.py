@@ -187,7 +187,7 @@ def _show(result: Restoration, as_json: bool) -> None:
     else:
         for champion in result.champions:
             name = f"{champion.use_case}/{champion.version}".rstrip("/")
-            typer.echo(f"{name}\t{_in_words(champion)}")
+            typer.echo(f"{name}\t{in_words(champion)}")
         if not result.champions:
             render.progress("The backup has no champion of this project to ask.")
         age = dt.timedelta(seconds=int(result.age_s))
@@ -200,7 +200,8 @@ def _show(result: Restoration, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _in_words(champion: Answers) -> str:
+def in_words(champion: Answers) -> str:
+    """Return how a champion answered its golden requests."""
     if champion.problem:
         return champion.problem
     if champion.largest_difference is None:

@@ -147,9 +147,26 @@ def _register() -> None:
         storage,
         submit,
         tokens,
+        upgrade,
     )
 
-    for module in (stack, data, features, plan, submit, compile, runs, models, rollout, tokens, storage, backup, gc):
+    modules = (
+        stack,
+        data,
+        features,
+        plan,
+        submit,
+        compile,
+        runs,
+        models,
+        rollout,
+        tokens,
+        storage,
+        backup,
+        upgrade,
+        gc,
+    )
+    for module in modules:
         module.register(app)
 
 

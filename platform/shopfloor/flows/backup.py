@@ -25,7 +25,7 @@ from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy import rollout
 from shopfloor.serving.deploy.verify import largest_difference
 from shopfloor.settings import Settings
-from shopfloor.stack import lifecycle, secrets, services
+from shopfloor.stack import lifecycle, secrets, services, versions
 from shopfloor.stack import state as states
 from shopfloor.storage import join, write_atomically
 from shopfloor.use_case import list_use_cases, load_use_case
@@ -39,6 +39,8 @@ _PUBLISHED = {
 """Settings to compose's variable of the port that is published there, and its usual one."""
 OBJECT_STORE, _ACCOUNTS = "object-store", "object-store-users"
 """Services of a stack that keeps its objects itself: the store, and what makes accounts in one that takes no file."""
+IMAGE = "PLATFORM_IMAGE"
+"""Variable of compose's that names the platform image."""
 Progress = Callable[[str], None]
 
 
@@ -98,20 +100,11 @@ def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None,
     if settings.in_containers:
         _start_empty(settings, store, manifest, key, progress)
     restoring.restore(settings, store, manifest, key, progress)
-    running, problems = _started(settings, progress)
-    own = list_use_cases(settings)
-    entries = assignments.read_all(rollout.registry(running))
-    champions = [
-        _asked(running, store, manifest, use_case, champion)
-        for use_case, entry in sorted(entries.items())
-        if use_case in own
-        and use_case not in problems
-        and entry.application
-        and (champion := entry.assignment.champion)
-    ]
-    champions += [Answers(use_case=case, version="", problem=why) for case, why in problems.items()]
+    if not settings.in_containers:  # compose has a service for it
+        versions.migrate(settings)
+    champions = ask_champions(*start(settings, progress), store, manifest)
     within = "docker compose exec ray-head " if settings.in_containers else ""
-    online = [case for case in own if load_use_case(settings, case).serving.online]
+    online = [case for case in list_use_cases(settings) if load_use_case(settings, case).serving.online]
     return Restoration(
         id=name,
         created=manifest.created,
@@ -126,8 +119,18 @@ def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None,
     )
 
 
-def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, progress: Progress) -> Restoration:
+def drill(
+    settings: Settings, store_uri: str, backup_id: str, key: str | None, progress: Progress, image: str = ""
+) -> Restoration:
     """Bring a backup back beside the live stack, ask its champions, and remove it again; see `restore`.
+
+    Args:
+        settings: Of the live stack.
+        store_uri: Directory or `s3://` prefix of the store.
+        backup_id: Of the backup, its beginning, or `latest`.
+        key: Opens the secrets; `None` leaves those out.
+        progress: Hears one line for each thing that takes time.
+        image: Platform image of a stack of containers; empty for the live stack's.
 
     Raises:
         ConflictError: Another drill is at work.
@@ -146,7 +149,7 @@ def drill(settings: Settings, store_uri: str, backup_id: str, key: str | None, p
             _remove(beside)  # what a drill left that was killed
             try:
                 if settings.in_containers:
-                    _prepare_containers(settings, beside, key)
+                    _prepare_containers(settings, beside, key, image)
                 drilled = restore(beside, store_uri, backup_id, key, progress)
                 return drilled.model_copy(update={"next": []})
             finally:
@@ -207,11 +210,23 @@ def _services(settings: Settings) -> list[str]:
     return compose(settings, "config", "--services").split()
 
 
-def _started(settings: Settings, progress: Progress) -> tuple[Settings, dict[str, str]]:
-    """Start a stack whose data are back; return its settings, and why an endpoint does not answer."""
+def start(settings: Settings, progress: Progress, *options: str) -> tuple[Settings, dict[str, str]]:
+    """Start a stack whose data are there, and let its endpoints answer as the registry has it.
+
+    Args:
+        settings: Of the stack.
+        progress: Hears one line for each thing that takes time.
+        *options: Of `docker compose up`, where it is a stack of containers.
+
+    Returns:
+        Its settings, with the addresses where it answers; and why an endpoint does not answer, by its use case.
+
+    Raises:
+        ServiceError: A service does not start.
+    """
     if settings.in_containers:
         progress("Starting the other services")
-        compose(settings, "up", "-d", "--wait")
+        compose(settings, "up", "-d", "--wait", *options)
         progress("Bringing the endpoints back")
         text = compose(settings, "exec", "-T", "ray-head", "shopfloor", "up", "--json")
         return settings, promote.Restored.model_validate_json(text).problems
@@ -219,6 +234,30 @@ def _started(settings: Settings, progress: Progress) -> tuple[Settings, dict[str
     state = states.read(settings)
     running = state.of(settings) if state else settings
     return running, promote.restore(running, progress).problems
+
+
+def ask_champions(settings: Settings, problems: dict[str, str], store: Store, manifest: Manifest) -> list[Answers]:
+    """Ask each champion of this project the golden requests that it was registered with.
+
+    Args:
+        settings: Of the stack that answers.
+        problems: Use cases whose endpoint does not answer, and why; they are not asked.
+        store: Holds the backup.
+        manifest: The backup, which has the golden requests.
+
+    Raises:
+        ServiceError: The registry does not answer.
+    """
+    own = list_use_cases(settings)
+    champions = [
+        _asked(settings, store, manifest, use_case, champion)
+        for use_case, entry in sorted(assignments.read_all(rollout.registry(settings)).items())
+        if use_case in own
+        and use_case not in problems
+        and entry.application
+        and (champion := entry.assignment.champion)
+    ]
+    return champions + [Answers(use_case=case, version="", problem=why) for case, why in problems.items()]
 
 
 def _asked(settings: Settings, store: Store, manifest: Manifest, use_case: str, version: str) -> Answers:
@@ -256,11 +295,11 @@ def _containers_beside(settings: Settings) -> Settings:
     return settings.model_copy(update=own | urls)
 
 
-def _prepare_containers(settings: Settings, beside: Settings, key: str | None) -> None:
+def _prepare_containers(settings: Settings, beside: Settings, key: str | None, image: str) -> None:
     """Name the compose project of a drill, and without a key let it have the live stack's secrets."""
     ports = {variable: str(services.port_of(getattr(beside, field))) for field, (variable, _) in _PUBLISHED.items()}
     directory = beside.secrets_dir or ""
-    variables = ports | {secrets.VARIABLE: directory, "COMPOSE_PROFILES": ""}
+    variables = ports | {secrets.VARIABLE: directory, "COMPOSE_PROFILES": ""} | ({IMAGE: image} if image else {})
     beside.private_state_dir()
     name = f"shopfloor-drill-{hashlib.sha256(str(beside.state_dir).encode()).hexdigest()[:8]}"
     stand_beside(beside, name, variables)

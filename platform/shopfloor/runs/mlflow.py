@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 from shopfloor.environment import NO_REPORTS
@@ -81,6 +82,16 @@ class Mlflow:
     def post(self, path: str, content: dict[str, Any], method: str = "POST") -> dict[str, Any]:
         """Return the answer to a request with a JSON body; see `get` for the errors."""
         return self._ask(method, path, json=content)
+
+    def version(self) -> str:
+        """Return the version that the server says it has; empty where it does not say."""
+        import requests
+
+        with contextlib.suppress(requests.RequestException):
+            ask = (self._session or requests).get
+            answer = ask(f"{self.tracking_uri}/version", timeout=self._timeout_s, **credentials())
+            return str(answer.text).strip() if answer.ok else ""
+        return ""
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         import requests
@@ -237,15 +248,29 @@ def import_mlflow() -> Any:
 
 
 def connect(settings: Settings) -> Any:
-    """Return an `MlflowClient` of the tracking server, after a quick question that only MLflow answers.
+    """Return an `MlflowClient` of the tracking server, after quick questions that only MLflow answers.
 
     Raises:
         AccessError: It refuses the credentials.
-        ServiceError: Nobody answers, or something that is no MLflow server, or MLflow failed.
+        ServiceError: Nobody answers, or something that is no MLflow server, or MLflow failed, or is older than ours.
     """
     mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
     mlflow.search("registered-models/search", "registered_models", max_results=1)
+    _refuse_older(settings.tracking_uri, mlflow.version())
     return client_of(settings)
+
+
+def _refuse_older(tracking_uri: str, server: str) -> None:
+    """Refuse a server that may lack what our client asks of it; a newer one answers older clients."""
+    from packaging.version import InvalidVersion, Version
+
+    client = metadata.version("mlflow")
+    with contextlib.suppress(InvalidVersion):
+        if Version(server).release[:2] < Version(client).release[:2]:
+            raise ServiceError(
+                f"The MLflow server at {tracking_uri} is {server}, older than the client here, {client}.",
+                "`shopfloor upgrade` brings a stack of ours to the client's version.",
+            )
 
 
 def client_of(settings: Settings) -> Any:

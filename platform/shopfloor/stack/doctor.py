@@ -25,7 +25,7 @@ from shopfloor.patches import register
 from shopfloor.patches.register import PATCHES
 from shopfloor.records import Record
 from shopfloor.settings import Settings, load_sourced_settings, profile_file
-from shopfloor.stack import families, installation, lifecycle, services
+from shopfloor.stack import families, installation, lifecycle, services, versions
 from shopfloor.stack import state as states
 from shopfloor.stack.services import TITLES, USUAL_PORTS
 
@@ -83,6 +83,7 @@ def examine(profile: str | None = None) -> list[Finding]:
         lambda: _configuration(settings, overridden),
         lambda: _object_store(settings),
         lambda: _stack(settings),
+        lambda: _schema(settings),
     ]
     with ThreadPoolExecutor(len(checks)) as pool:
         return [finding for findings in pool.map(lambda check: list(check()), checks) for finding in findings]
@@ -361,6 +362,7 @@ def _stack(settings: Settings) -> Iterator[Finding]:
             message=f"{service.health} on {service.address}" + (f", {service.note}" if service.note else ""),
             remedy="" if well else "`shopfloor up` starts what is missing.",
         )
+        yield from _skew(service.name, service.version)
 
 
 def _remote_services(settings: Settings) -> Iterator[Finding]:
@@ -373,6 +375,29 @@ def _remote_services(settings: Settings) -> Iterator[Finding]:
             message=f"{TITLES[name]} at {getattr(settings, field)} " + ("answers" if well else "does not answer"),
             remedy="" if well else f"Start it, or mend {field} in {file}.",
         )
+        if well:
+            yield from _skew(name, services.version_of(name, settings))
+
+
+def _skew(service: str, version: str) -> Iterator[Finding]:
+    """Compare the version that a service says it has with the one that is installed here."""
+    installed = versions.installed(service)
+    if installed and version not in ("", installed):
+        message = f"{version} answers, and {installed} is installed here"
+        yield Finding(subject=service, verdict="warn", message=message, remedy=versions.UPGRADE)
+
+
+def _schema(settings: Settings) -> Iterator[Finding]:
+    """Compare the schema of the embedded stack's database with the one that the installed MLflow wants."""
+    if settings.profile != "embedded" or not versions.database(settings).is_file():
+        return
+    try:
+        versions.require_schema(settings)
+    except ShopfloorError as error:
+        yield Finding(subject="schema", verdict="fail", message=error.message.rstrip("."), remedy=error.remedy)
+        return
+    message = "that of MLflow's database is what the installed MLflow wants"
+    yield Finding(subject="schema", verdict="ok", message=message)
 
 
 def _is_direct(url: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import subprocess
 import time
 from collections.abc import Callable, Collection
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from shopfloor import processes
-from shopfloor.errors import ServiceError, UsageError
+from shopfloor.errors import EXCEPTION, ConflictError, ServiceError, UsageError
 from shopfloor.records import Record
 from shopfloor.settings import EMBEDDED, Settings
-from shopfloor.stack import families, ray_head, services
+from shopfloor.stack import families, ray_head, services, versions
 from shopfloor.stack import state as states
 from shopfloor.stack.services import ADDRESSES, SERVICES, TITLES, USUAL_PORTS
 from shopfloor.stack.state import Service, StackState
@@ -33,7 +32,6 @@ POLL_S = 0.2
 ATTEMPTS = 3
 """How often a service is started that lost its port to another process in between."""
 LAST_LINES = 5
-_EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
 LOG_LIMIT_BYTES = 10 * 1024**2
 Progress = Callable[[str], None]
 Health = Literal["healthy", "starting", "not answering", "down"]
@@ -105,8 +103,9 @@ def up(
 
     Raises:
         UsageError: A port that the user insists on is taken, or the stack runs on another one.
-        ServiceError: A service ended while it started, or did not answer in time.
-        ConflictError: Another `up` or `down` is at work.
+        ServiceError: A service ended while it started, or did not answer in time; or it runs with another version than
+            the one that is installed, or its database has another schema.
+        ConflictError: Another `up` or `down` is at work, or an upgrade was cut short.
     """
     if settings.profile != EMBEDDED:
         raise UsageError(
@@ -118,9 +117,14 @@ def up(
         token_file = states.ray_token_file(settings)
         state = states.read(settings) or _blank(settings, token_file)
         _refuse_other_ports(state, ports_by_setting)
+        versions.require_same({name: item.version for name, item in state.services.items() if _runs(state, name)})
+        if states.databases_may_be_halfway(settings):
+            raise ConflictError("An upgrade was cut short.", "`shopfloor upgrade` goes on with it.")
         deadline = time.monotonic() + timeout_s
         missing = [name for name in SERVICES if not _keeps_running(settings, state, name, timeout_s)]
         children: dict[str, subprocess.Popen[bytes]] = {}
+        if "mlflow" in missing:
+            versions.require_schema(settings)
         for name in missing:
             # What a dead service or a killed `up` left behind holds its ports and files.
             families.end([services.family(settings, name, _service(state, name))], GRACE_S)
@@ -138,15 +142,25 @@ def up(
     return UpResult(started=missing, addresses=state.addresses)
 
 
-def down(settings: Settings) -> DownResult:
-    """Stop what `up` started, whole process trees, also what lost its parent; data, runs and models stay."""
+def down(settings: Settings, names: Collection[str] = SERVICES) -> DownResult:
+    """Stop what `up` started, whole process trees, also what lost its parent; data, runs and models stay.
+
+    Args:
+        settings: Say where the state is kept.
+        names: Services that are stopped; by default the whole stack, which is then no longer recorded.
+    """
     with states.locked(settings):
         state = states.read(settings)
-        stopped = [name for name in SERVICES if _runs(state, name)]
-        ours = [services.family(settings, name, _service(state, name)) for name in SERVICES]
+        stopped = [name for name in names if _runs(state, name)]
+        ours = [services.family(settings, name, _service(state, name)) for name in names]
         count = families.end(ours, GRACE_S)
-        ray_head.remove_sockets(settings.state_dir)
-        states.forget(settings)
+        if "ray" in names:
+            ray_head.remove_sockets(settings.state_dir)
+        if set(names) == set(SERVICES):
+            states.forget(settings)
+        elif state is not None:
+            others = {name: service for name, service in state.services.items() if name not in names}
+            states.write(settings, state.model_copy(update={"services": others}))
     return DownResult(stopped=stopped, processes=count)
 
 
@@ -182,9 +196,11 @@ def require_up(settings: Settings, services: Collection[str] = ()) -> None:
         services: Those that are needed, of `mlflow` and `ray`; none named means all.
 
     Raises:
-        ServiceError: A service of the stack is down.
+        ServiceError: A service of the stack is down, or runs with another version than the one that is installed.
     """
     state = states.read(settings)
+    if settings.profile == EMBEDDED and state is not None:
+        versions.require_same({name: item.version for name, item in state.services.items() if _runs(state, name)})
     dead = [name for name in services or SERVICES if not _runs(state, name)]
     if settings.profile == EMBEDDED and dead:
         what = "The stack is not up." if state is None else f"{' and '.join(TITLES[name] for name in dead)} died."
@@ -264,7 +280,7 @@ def _start(settings: Settings, state: StackState, name: str) -> tuple[StackState
     with naming_full_disk(settings.state_dir):
         command, environment = services.launch(settings, state, name)
     child = families.spawn(command, environment, log, settings.project_root)
-    service = Service(name=name, process=processes.identify(child.pid), log=log)
+    service = Service(name=name, process=processes.identify(child.pid), log=log, version=versions.installed(name))
     state = state.model_copy(update={"services": {**state.services, name: service}})
     states.write(settings, state)
     return state, child
@@ -387,7 +403,7 @@ def _last_words(service: Service) -> str:
     with contextlib.suppress(OSError), service.log.open("rb") as file:
         file.seek(max(0, service.log.stat().st_size - 8192))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        if lines and _EXCEPTION.match(lines[-1]):
+        if lines and EXCEPTION.match(lines[-1]):
             return lines[-1]
         return "\n".join(lines[-LAST_LINES:]) or "it said nothing."
     return "it left no log."

@@ -91,10 +91,15 @@ def init(directory: Path, env_file: Path) -> SecretsMade:
     (directory / TOKENS).parent.chmod(0o755)
     tokens.put(directory / TOKENS, USER, (directory / "serve_token").read_text(encoding="utf-8").strip())
     (directory / TOKENS).chmod(0o444)
-    lines = env_file.read_text(encoding="utf-8").splitlines() if env_file.exists() else []
-    other_lines = [line for line in lines if not line.startswith(f"{VARIABLE}=")]
-    write_atomically(env_file, "\n".join([*other_lines, f"{VARIABLE}={directory.resolve()}", ""]), 0o600)
+    set_variable(env_file, VARIABLE, str(directory.resolve()))
     return SecretsMade(directory=str(directory), made=missing, kept=present)
+
+
+def set_variable(env_file: Path, name: str, value: str) -> None:
+    """Give a variable of compose's file a value; the other lines stay as they are."""
+    lines = env_file.read_text(encoding="utf-8").splitlines() if env_file.exists() else []
+    other_lines = [line for line in lines if not line.startswith(f"{name}=")]
+    write_atomically(env_file, "\n".join([*other_lines, f"{name}={value}", ""]), 0o600)
 
 
 def export(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from shopfloor.environment import ENV_PREFIX, NO_REPORTS, direct_loopback
 from shopfloor.errors import ServiceError, UsageError
+from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 from shopfloor.stack import ray_head
 from shopfloor.stack.families import Family, port_is_free
@@ -120,7 +121,7 @@ def answers(name: str, settings: Settings, timeout_s: float = PROBE_TIMEOUT_S) -
 def version_of(name: str, settings: Settings) -> str:
     """Return the version that a service says it has; empty where it does not say."""
     if name == "mlflow":
-        return (get(settings.tracking_uri, "/version") or "").strip()
+        return Mlflow(settings.tracking_uri, PROBE_TIMEOUT_S).version()
     answer = _ask_ray(settings, "/api/version") or {}
     return str(answer.get("ray_version", ""))
 

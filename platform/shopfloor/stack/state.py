@@ -30,6 +30,8 @@ class Service(Record):
     name: str
     process: ProcessId
     log: Path
+    version: str = ""
+    """Version of the package that it was started from; empty where nobody recorded it."""
 
 
 class StackState(Record):
@@ -71,6 +73,18 @@ def write(settings: Settings, state: StackState) -> None:
 def forget(settings: Settings) -> None:
     """Remove the record."""
     stack_state_file(settings).unlink(missing_ok=True)
+
+
+def upgrade_file(settings: Settings) -> Path:
+    """Return where an upgrade records how far it is; there is none once it has ended."""
+    return settings.state_dir / "upgrade.json"
+
+
+def databases_may_be_halfway(settings: Settings) -> bool:
+    """Tell whether an upgrade was cut short while it changed the databases."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(json.loads(upgrade_file(settings).read_text(encoding="utf-8"))["stage"] != "start")
+    return False
 
 
 def ray_token_file(settings: Settings) -> Path:
