@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.support.project import bare_environment, copy_project, git
+from tests.support.schemas import make_older
 from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -333,6 +334,22 @@ def _kill_service(clone, name):
     for victim in [head, *head.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
+
+
+def test_an_upgrade_that_is_killed_goes_on_and_the_champion_answers_exactly(clone, first, tmp_path):
+    make_older(clone.root / ".shopfloor" / "mlflow" / "mlflow.db")
+    command = ("upgrade", "--store", str(tmp_path / "store"), "--no-rehearse")
+    process = clone.start(*command)
+    assert any(line.startswith("Migrating") for line in process.stderr)
+    process.kill()
+    process.communicate()
+
+    assert "An upgrade was cut short" in clone.run("up", code=1).stderr
+    upgraded = json.loads(clone.run(*command, "--json").stdout)
+
+    assert upgraded["outcome"] == "upgraded"
+    assert [(one["largest_difference"], one["problem"]) for one in upgraded["champions"]] == [(0, "")]
+    assert _call(first).json()["version"] == "1"
 
 
 def test_whatever_dies_in_the_middle_is_said_and_the_same_submit_goes_on(clone, first):

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 
 import pytest
 from shopfloor.cli.stack import _standings
@@ -131,6 +132,13 @@ def test_a_client_is_made_for_a_server_that_lets_us_in_and_any_other_is_called_w
     uri, answers, _ = address
     answers.append((status, b"broken"))
     with pytest.raises(kind, match=words):
+        connect(Settings(project_root=tmp_path, tracking_uri=uri))
+
+
+def test_a_server_that_is_older_than_the_client_is_refused_with_both_versions(address, tmp_path):
+    uri, answers, _ = address
+    answers += [(200, b"{}"), (200, b"3.1.4")]
+    with pytest.raises(ServiceError, match=rf"is 3.1.4, older than the client here, {metadata.version('mlflow')}"):
         connect(Settings(project_root=tmp_path, tracking_uri=uri))
 
 

@@ -18,7 +18,10 @@ from shopfloor.backup.restore import golden_requests, restore
 from shopfloor.backup.store import Store
 from shopfloor.errors import ConflictError, NotFoundError, ShopfloorError, UsageError
 from shopfloor.flows import backup as flow
+from shopfloor.flows import upgrade
+from shopfloor.flows.changeover import Part
 from shopfloor.judging import golden
+from shopfloor.runs import index
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
@@ -452,3 +455,18 @@ def test_what_is_registered_meanwhile_is_whole_in_a_backup_or_absent(live, copy)
         writer.join()
 
     assert Store(live, copy).verify("latest").problems == []
+
+
+def test_an_upgrade_waits_for_a_run_that_goes_on_and_names_it(live):
+    mlflow = Mlflow(live.tracking_uri, 60)
+    tags = {"shopfloor.state": "running", "shopfloor.pipeline": "training", "shopfloor.process": index.this_process()}
+    listed = [{"key": name, "value": value} for name, value in tags.items()]
+    run_id = mlflow.post("runs/create", {"experiment_id": "0", "tags": listed})["run"]["info"]["run_id"]
+    parts = [Part(name="MLflow", present="3", wanted="4")]
+
+    with pytest.raises(ConflictError, match=rf"run {run_id[:8]} \(training\) go on"):
+        upgrade._drain(live, parts, 0, lambda _: None)
+
+    ended = {"run_id": run_id, "key": "shopfloor.state", "value": "succeeded"}
+    upgrade._drain(live, parts, 60, lambda _: mlflow.post("runs/set-tag", ended))
+    assert upgrade._writers(live, parts) == []

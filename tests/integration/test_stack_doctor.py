@@ -1,7 +1,9 @@
 """What `shopfloor doctor` says of a project that is well, and of one where something is broken."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from shopfloor.patches.register import PATCHES
 from shopfloor.processes import ProcessId, boot_id
 from shopfloor.settings import load_settings
-from shopfloor.stack import doctor, installation
+from shopfloor.stack import doctor, installation, versions
 from shopfloor.stack import state as states
 
 from tests.support.project import git
@@ -220,6 +222,18 @@ def test_a_service_that_died_is_a_failing_line(project):
     states.write(settings, state)
 
     assert "`shopfloor up`" in found("mlflow", "fail").remedy
+
+
+def test_a_database_of_another_mlflow_is_a_failing_line_with_both_schemas(project):
+    file = versions.database(load_settings())
+    file.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE alembic_version AS SELECT 'of-tomorrow' AS version_num")
+
+    message = found("schema", "fail").message
+
+    assert "has schema of-tomorrow" in message
+    assert message.endswith(f"knows none after {versions.release().schemas['mlflow'][0]}")
 
 
 def test_pins_for_another_machine_are_left_out(tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 from functools import cached_property
-from typing import Protocol
 
 from shopfloor.backup.compose import compose, docker, env_file
 from shopfloor.backup.databases import Postgres
@@ -40,41 +39,11 @@ class Part(Record):
         return self.present not in ("", self.wanted)
 
 
-class Changeover(Protocol):
-    """How one kind of stack gets from what there is to what is wanted."""
-
-    image: str
-    """Image that is wanted; empty where there are none."""
-
-    def parts(self) -> list[Part]:
-        """Return what there is, and what is wanted."""
-
-    def problems(self) -> list[str]:
-        """Return what speaks against it, both versions named."""
-
-    def stop(self) -> None:
-        """Stop who writes to the databases; endpoints answer as long as they can."""
-
-    def undo_stop(self) -> None:
-        """Start again, unchanged, what was stopped."""
-
-    def migrate(self) -> None:
-        """Bring the databases to what is wanted."""
-
-    def start(self, progress: Progress) -> tuple[Settings, dict[str, str]]:
-        """Start everything; see `backup.start`."""
-
-    def keep(self) -> str:
-        """Return the image to go back to, kept under a name of its own; empty where there are none."""
-
-    def use(self, image: str) -> None:
-        """Let the next start take this image."""
-
-
 class Packages:
     """The embedded stack, which runs on the packages of this environment."""
 
     image = ""
+    """Image that is wanted; empty where there are none."""
 
     def __init__(self, settings: Settings) -> None:
         """Remember the settings."""
@@ -138,6 +107,7 @@ class Containers:
         """
         self._settings = settings
         config = json.loads(compose(settings, "config", "--format", "json"))
+        self._project = config["name"]
         self.image = image or config["services"]["mlflow"]["image"]
         container = compose(settings, "ps", "--all", "--quiet", "mlflow").split()
         if not container:
@@ -171,8 +141,12 @@ class Containers:
         return words + _unknown(self._schemas(), self._release)
 
     def stop(self) -> None:
-        """Stop MLflow; Ray goes on until its containers are made anew."""
+        """Stop MLflow, and a migration whose upgrade was killed; Ray goes on until its containers are made anew."""
         compose(self._settings, "stop", "mlflow")
+        labels = {"project": self._project, "service": "migrate", "oneoff": "True"}
+        filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
+        if migrations := docker(self._settings, "ps", "--all", "--quiet", *filters).split():
+            docker(self._settings, "rm", "--force", *migrations)
 
     def undo_stop(self) -> None:
         """Start the container that there is."""
@@ -210,6 +184,10 @@ class Containers:
 
     def _schemas(self) -> dict[str, str]:
         return {name: Postgres(self._settings, name).schema(table) for name, (_, table) in SCHEMAS.items()}
+
+
+Changeover = Packages | Containers
+"""How one kind of stack gets from what there is to what is wanted."""
 
 
 def _here() -> dict[str, str]:

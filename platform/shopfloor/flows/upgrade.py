@@ -244,8 +244,8 @@ def _finish(
     problem = journal.problem
     try:
         change.start(progress)
-    except ShopfloorError as error:
-        problem += f" The databases are as they were, and MLflow stays stopped: {error.message} Install what was"
+    except Exception as error:
+        problem += f" The databases are as they were, and MLflow stays stopped: {whole(error)} Install what was"
         problem += " installed before (git checkout, make install), then: shopfloor up"
     return Upgraded(
         outcome="put back",

@@ -247,6 +247,14 @@ def import_mlflow() -> Any:
     return mlflow
 
 
+def migrate(database_uri: str) -> None:
+    """Do what `mlflow db upgrade` does, in this process: where it is killed, no migration goes on behind it."""
+    import_mlflow()
+    from mlflow.db import commands
+
+    commands.main(["upgrade", database_uri], standalone_mode=False)
+
+
 def connect(settings: Settings) -> Any:
     """Return an `MlflowClient` of the tracking server, after quick questions that only MLflow answers.
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
-from shopfloor.errors import ServiceError, ShopfloorError, exception_in
+from shopfloor.errors import ServiceError, ShopfloorError, first_line
 from shopfloor.records import Record
+from shopfloor.runs.mlflow import migrate as migrate_database
 from shopfloor.settings import Settings
 
 COMPONENTS = ("shopfloor", "mlflow", "ray", "feast")
@@ -109,15 +109,15 @@ def migrate(settings: Settings) -> None:
     """Bring the embedded stack's database to the schema that the installed MLflow wants.
 
     Raises:
-        ShopfloorError: MLflow cannot do it; says its last line.
+        ShopfloorError: MLflow cannot do it.
     """
     file = database(settings)
     if schema_of(file) in ("", release().schemas["mlflow"][0]):
         return
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{file}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ShopfloorError(f"MLflow cannot migrate {file}: {exception_in(done.stderr)[:300].rstrip('.')}.", "")
+    try:
+        migrate_database(f"sqlite:///{file}")
+    except Exception as error:  # MLflow, Alembic and SQLAlchemy have their own
+        raise ShopfloorError(f"MLflow cannot migrate {file}: {first_line(error, 300)}.", "") from error
 
 
 def _revisions(directory: Path) -> list[str]:
