@@ -95,26 +95,19 @@ class Containers:
     """The stack of docker-compose.yml, which runs on an image."""
 
     def __init__(self, settings: Settings, image: str) -> None:
-        """Ask which image runs, and which one is wanted.
+        """Remember which image is wanted.
 
         Args:
             settings: The profile.
-            image: Name of the one that is wanted; empty for the one that compose's files name.
+            image: Its name; empty for the one that compose's files name.
 
         Raises:
-            UsageError: The stack does not run.
-            ServiceError: Docker has no such image, or does not answer.
+            ServiceError: Docker does not answer.
         """
         self._settings = settings
         config = json.loads(compose(settings, "config", "--format", "json"))
         self._project = config["name"]
         self.image = image or config["services"]["mlflow"]["image"]
-        container = compose(settings, "ps", "--all", "--quiet", "mlflow").split()
-        if not container:
-            raise UsageError("The stack does not run.", "Start it as it was: docker compose up -d --wait")
-        self._running, self._running_id = docker(
-            settings, "inspect", "--format", "{{.Config.Image}} {{.Image}}", container[0]
-        ).split()
 
     @cached_property
     def _release(self) -> Release:
@@ -123,8 +116,8 @@ class Containers:
 
     def parts(self) -> list[Part]:
         """Return the image, the services as they answer, and the schemas of MLflow's databases."""
-        wanted, running = self._release, self._container_image()
-        parts = [Part(name="image", present=running, wanted=f"{self.image} {self._id(self.image)}")]
+        wanted, present = self._release, " ".join(self._running())
+        parts = [Part(name="image", present=present, wanted=f"{self.image} {self._id(self.image)}")]
         for name in SERVICES:
             present = services.version_of(name, self._settings)
             parts.append(Part(name=TITLES[name], present=present, wanted=wanted.versions[name]))
@@ -160,27 +153,30 @@ class Containers:
 
     def start(self, progress: Progress) -> tuple[Settings, dict[str, str]]:
         """Make the containers anew, as many workers as there are."""
-        workers = len(compose(self._settings, "ps", "--quiet", "ray-worker").split())
+        workers = len(compose(self._settings, "ps", "--all", "--quiet", "ray-worker").split())
         return backup.start(self._settings, progress, "--scale", f"ray-worker={workers}")
 
     def keep(self) -> str:
         """Return the name of the image that runs; one whose name another image has got gets a tag."""
-        if self._id(self._running) == self._running_id:
-            return self._running
-        name = f"{self._running.partition('@')[0].rpartition(':')[0]}:{_BEFORE}"
-        docker(self._settings, "tag", self._running_id, name)
+        name, image_id = self._running()
+        if self._id(name) != image_id:
+            name = f"{name.partition('@')[0].rpartition(':')[0]}:{_BEFORE}"
+            docker(self._settings, "tag", image_id, name)
         return name
 
     def use(self, image: str) -> None:
         """Name the image in compose's file of variables."""
         secrets.set_variable(env_file(self._settings), IMAGE, image)
 
-    def _container_image(self) -> str:
-        container = compose(self._settings, "ps", "--all", "--quiet", "mlflow").split()[0]
-        return docker(self._settings, "inspect", "--format", "{{.Config.Image}} {{.Image}}", container).strip()
+    def _running(self) -> list[str]:
+        """Return name and id of the image that MLflow's container was made of."""
+        containers = compose(self._settings, "ps", "--all", "--quiet", "mlflow").split()
+        if not containers:
+            raise UsageError("The stack does not run.", "Start it as it was: docker compose up -d --wait")
+        return docker(self._settings, "inspect", "--format", "{{.Config.Image}} {{.Image}}", containers[0]).split()
 
     def _id(self, image: str) -> str:
-        return docker(self._settings, "image", "inspect", "--format", "{{.Id}}", image).strip()
+        return docker(self._settings, "images", "--no-trunc", "--quiet", image).strip()
 
     def _schemas(self) -> dict[str, str]:
         return {name: Postgres(self._settings, name).schema(table) for name, (_, table) in SCHEMAS.items()}
