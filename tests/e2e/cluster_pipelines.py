@@ -60,22 +60,31 @@ def greedy():
     fill_memory().set_memory_limit("128Mi")
 
 
-@component
-def open_door(door: str) -> str:
-    """Wait where the door is called `wait`, fail where it is `closed`."""
-    import time
-
-    print("at the door", flush=True)
-    while door == "wait":
-        time.sleep(1)
-    if door == "closed":
-        raise SystemExit("The door is closed.")
-    return door
-
-
 @dsl.pipeline(name="tried-again")
-def tried_again(door: str = "wait"):
-    open_door(door=door).set_retry(2)
+def tried_again():
+    wait_for_ever().set_retry(2)
+
+
+@component
+def open_door(number: int) -> int:
+    """Fail."""
+    raise SystemExit("The door is closed.")
+    return number
+
+
+@dsl.pipeline(name="closed")
+def closed():
+    open_door(number=double(number=4).output)
+
+
+@dsl.component(base_image="localhost/nowhere:1", install_kfp_package=False)
+def nothing():
+    """Do nothing."""
+
+
+@dsl.pipeline(name="from-nowhere")
+def from_nowhere():
+    nothing()
 
 
 @component

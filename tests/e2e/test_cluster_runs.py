@@ -156,15 +156,32 @@ def test_a_step_whose_pod_is_taken_away_is_tried_again(member, how):
     member.shopfloor("runs", "stop", run["run_id"], "--yes")
 
 
-def test_a_failed_run_is_retried_as_it_was_and_resumed_with_what_changed(member):
-    run = member.submit("tried_again", "-p", "door=closed", "--watch", code=1)
+def test_a_failed_run_is_retried_as_it_was_and_resumed_with_what_was_mended(member, tmp_path):
+    file = tmp_path / "door.py"
+    file.write_text((ROOT / PIPELINES).read_text())
+    run = member.submit("closed", "--watch", file=file, code=1)
     assert "The door is closed." in member.shopfloor("runs", "logs", run["run_id"])
+    file.write_text(file.read_text().replace("raise SystemExit", "print"))
 
     retried = json.loads(member.shopfloor("runs", "retry", run["run_id"], "--watch", "--json", code=1))
-    resumed = json.loads(member.shopfloor("runs", "resume", run["run_id"], "--watch", "--json", code=1))
+    resumed = json.loads(member.shopfloor("runs", "resume", run["run_id"], "--watch", "--json"))
 
-    assert retried["run_id"] == run["run_id"]
-    assert resumed["run_id"] != run["run_id"]
+    assert (retried["run_id"], retried["state"]) == (run["run_id"], "failed")
+    assert (resumed["run_id"] != run["run_id"], resumed["state"]) == (True, "succeeded")
+    assert {step["name"]: step["state"] for step in member.show(resumed)["steps"]} == {
+        "double": "cached",
+        "open-door": "succeeded",
+    }
+
+
+def test_a_run_whose_image_is_nowhere_says_what_it_waits_for(member):
+    run = member.submit("from_nowhere")
+
+    def reason():
+        return next((step["error"] for step in member.show(run)["steps"] if "nowhere" in step["error"]), "")
+
+    assert "pull" in wait_until(reason, clusters.RUN_S, every_s=1)
+    member.shopfloor("runs", "stop", run["run_id"], "--yes")
 
 
 def test_a_schedule_makes_runs_that_know_their_time(member):

@@ -6,6 +6,7 @@ import re
 import pytest
 from google.protobuf import json_format
 from kfp import dsl, kubernetes
+from shopfloor.engines.argo.containers import TMP_MOUNT
 from shopfloor.engines.argo.source import UnsupportedFeature
 from shopfloor.engines.argo.translation import translate
 from shopfloor.engines.argo.values import ROOT
@@ -13,6 +14,8 @@ from shopfloor.errors import UsageError
 
 from tests.argo.compiled import IMAGE, Maybe, cluster, elsewhere, given, say, shell, static, task, template, workflow
 from tests.pipelines import CASES
+
+TEMPORARY = TMP_MOUNT["mountPath"]
 
 
 def test_an_image_without_python_runs_by_argos_own_means():
@@ -78,11 +81,25 @@ def test_the_platform_image_runs_the_launcher_itself_and_others_get_a_copy():
     assert other["container"]["command"] == ["python3", "/shopfloor/launcher.py"]
     assert [item["name"] for item in other["initContainers"]] == ["launcher"]
     assert "initContainers" not in ours
+    assert ours["container"]["securityContext"]["readOnlyRootFilesystem"]
+    assert [mount["mountPath"] for mount in ours["container"]["volumeMounts"]] == [TEMPORARY, ROOT]
+    assert other["initContainers"][0]["securityContext"]["readOnlyRootFilesystem"]
+    assert "readOnlyRootFilesystem" not in other["container"]["securityContext"]
+    assert any(item["name"] == "TMPDIR" and ROOT in item["value"] for item in other["container"]["env"])
     env = {item["name"]: item["value"] for item in ours["container"]["env"]}
     assert env["SHOPFLOOR_RUN_ID"] == "0123"
     assert env["SHOPFLOOR_ARTIFACT_ROOT"] == "s3://bucket/artifacts"
     assert "SHOPFLOOR_PROJECT_ROOT" not in env
     assert not any(item["name"].startswith("SHOPFLOOR_ARTIFACT") for item in other["container"]["env"])
+
+
+def test_a_task_that_mounts_a_directory_for_temporary_files_keeps_its_own():
+    @dsl.pipeline
+    def one():
+        kubernetes.empty_dir_mount(say(), volume_name="large", mount_path=TEMPORARY, size_limit="9Gi")
+
+    mounts = template(workflow(one), "comp-say")["container"]["volumeMounts"]
+    assert [mount["name"] for mount in mounts if mount["mountPath"] == TEMPORARY] == ["large"]
 
 
 def test_the_profile_says_how_pods_run(tmp_path):

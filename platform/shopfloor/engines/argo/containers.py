@@ -22,9 +22,11 @@ logger = logging.getLogger(__name__)
 
 WORKSPACE_VOLUME = "kfp-workspace"
 STEP_MOUNT: Json = {"name": "step", "mountPath": ROOT}
+TMP_MOUNT: Json = {"name": "step", "mountPath": "/tmp", "subPath": "tmp"}  # noqa: S108  a volume of the pod's own
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+READ_ONLY = {**RESTRICTED, "readOnlyRootFilesystem": True}
 HELPER: Json = {
-    "securityContext": RESTRICTED,
+    "securityContext": READ_ONLY,
     "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}},
 }
 """What a container of ours beside the task's own has: a quota refuses pods in which one says no limits."""
@@ -117,11 +119,11 @@ def pod_template(
         reader: A container that runs after the main one, and without which no output parameter is there.
     """
     main["env"] = [*main.get("env", []), *pod.env]
-    main["volumeMounts"] = [*([] if reader else [STEP_MOUNT]), *pod.mounts]
+    main["volumeMounts"] = [*main.get("volumeMounts", []), *([] if reader else [STEP_MOUNT]), *pod.mounts]
     volumes: list[Json] = [{"name": "step", "emptyDir": {}}, *pod.volumes]
     if use.source.pipeline_config.get("workspace"):
         main["volumeMounts"].append({"name": WORKSPACE_VOLUME, "mountPath": WORKSPACE})
-    main["securityContext"] = {**RESTRICTED, **pod.container.pop("securityContext", {})}
+    main["securityContext"] = {**main.get("securityContext", RESTRICTED), **pod.container.pop("securityContext", {})}
     if use.settings.cluster.environment_secret:
         main["envFrom"] = [{"secretRef": {"name": use.settings.cluster.environment_secret}}]
     main.update(pod.container)

@@ -8,6 +8,8 @@ import json
 from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.containers import (
     HELPER,
+    READ_ONLY,
+    TMP_MOUNT,
     Leaf,
     Use,
     digest,
@@ -28,6 +30,8 @@ LAUNCHER = "shopfloor.engines.argo.launcher"
 LAUNCHER_PLACE = "/shopfloor/launcher.py"
 ENV_LIMIT_BYTES = 128 * 1024 - 32
 """Linux takes no longer string in an environment."""
+_OWN_FOLDERS = (("HOME", "home"), ("TMPDIR", "tmp"))
+"""Variables of a component in somebody else's image, whose root may be read-only, and the step's folders for them."""
 _DEBUG = ("ARGO_DEBUG_PAUSE_BEFORE", "ARGO_DEBUG_PAUSE_AFTER")
 
 
@@ -74,7 +78,7 @@ def launched(use: Use, image: str, task: Json, pod: pods.Pod) -> Leaf:
     env = [variable(PARAMETER + name, input_for_kubelet(name)) for name in input_names(use)]
     env += [
         *_facts(use, encoded),
-        *(_platform_env(use) if platform else [variable("HOME", f"{ROOT}/home")]),
+        *(_platform_env(use) if platform else [variable(name, f"{ROOT}/{folder}") for name, folder in _OWN_FOLDERS]),
         # Argo's own executor reads these of the container, not of the component's process.
         *(variable(name, for_kubelet(value)) for name, value in task["environment"].items() if name in _DEBUG),
     ]
@@ -83,6 +87,9 @@ def launched(use: Use, image: str, task: Json, pod: pods.Pod) -> Leaf:
         "command": ["python3", "-m", LAUNCHER] if platform else ["python3", LAUNCHER_PLACE],
         "env": env,
     }
+    if platform:
+        has_own = any(mount["mountPath"] == TMP_MOUNT["mountPath"] for mount in pod.mounts)
+        main |= {"securityContext": READ_ONLY, "volumeMounts": [] if has_own else [TMP_MOUNT]}
     template = pod_template(use, main, pod, task["outputs"], key, NO_ARTIFACT, input_names(use))
     if not platform:
         mount = {"name": "launcher", "mountPath": LAUNCHER_PLACE.rpartition("/")[0]}

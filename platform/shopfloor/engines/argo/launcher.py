@@ -394,7 +394,7 @@ def main() -> int:
     root, pod = Path(os.environ["SHOPFLOOR_ROOT"]), os.environ["SHOPFLOOR_POD"]
     constants = {name[len(FACT) :]: value for name, value in os.environ.items() if name.startswith(FACT)}
     constants.update(pipeline_task_name=os.environ["SHOPFLOOR_STEP"], pipeline_task_uuid=pod)
-    for folder in ("outputs/artifacts", "outputs/parameters", "home", "state"):
+    for folder in ("outputs/artifacts", "outputs/parameters", "home", "state", "tmp"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     try:
         executor_input = build_executor_input(task, root, dict(os.environ))
