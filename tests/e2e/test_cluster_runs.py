@@ -58,16 +58,22 @@ class Member:
             [sys.executable, "-m", "shopfloor", *arguments],
             cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=clusters.RUN_S, check=False,
         )  # fmt: skip
-        assert done.returncode == code, f"{arguments}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        problem = f"{arguments}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == code, problem
+        assert done.stdout or "--json" not in arguments, problem
         return done.stdout
 
-    def submit(self, pipeline, *arguments, code=0):
+    def answer(self, *arguments, code=0):
+        """Run the command and return the document that it printed."""
+        return json.loads(self.shopfloor(*arguments, "--json", code=code))
+
+    def submit(self, pipeline, *arguments, file=PIPELINES, code=0):
         """Submit one of our pipelines and return what the command says of it."""
-        return json.loads(self.shopfloor("submit", PIPELINES, "--function", pipeline, "--json", *arguments, code=code))
+        return self.answer("submit", str(file), "--function", pipeline, *arguments, code=code)
 
     def show(self, run):
         """Return what is known of a run."""
-        return json.loads(self.shopfloor("runs", "show", run["run_id"], "--json"))
+        return self.answer("runs", "show", run["run_id"])
 
     def state(self, run):
         """Return how a run stands."""
@@ -108,7 +114,7 @@ def test_a_run_ends_well_and_its_steps_and_logs_can_be_seen_whatever_their_image
     }
     assert "twice 3" in member.shopfloor("runs", "logs", first["run_id"])
     assert "elsewhere 6" in member.shopfloor("runs", "logs", first["run_id"], "elsewhere")
-    listed = json.loads(member.shopfloor("runs", "list", "--json"))["runs"]
+    listed = member.answer("runs", "list")["runs"]
     assert [(run["engine"], run["state"]) for run in listed if run["run_id"] == first["run_id"]] == [
         ("argo", "succeeded")
     ]
@@ -163,8 +169,8 @@ def test_a_failed_run_is_retried_as_it_was_and_resumed_with_what_was_mended(memb
     assert "The door is closed." in member.shopfloor("runs", "logs", run["run_id"])
     file.write_text(file.read_text().replace("raise SystemExit", "print"))
 
-    retried = json.loads(member.shopfloor("runs", "retry", run["run_id"], "--watch", "--json", code=1))
-    resumed = json.loads(member.shopfloor("runs", "resume", run["run_id"], "--watch", "--json"))
+    retried = member.answer("runs", "retry", run["run_id"], "--watch", code=1)
+    resumed = member.answer("runs", "resume", run["run_id"], "--watch")
 
     assert (retried["run_id"], retried["state"]) == (run["run_id"], "failed")
     assert (resumed["run_id"] != run["run_id"], resumed["state"]) == (True, "succeeded")
@@ -188,7 +194,7 @@ def test_a_schedule_makes_runs_that_know_their_time(member):
     schedule = member.submit("scheduled", "--cron", "* * * * *")
 
     def its_run():
-        runs = json.loads(member.shopfloor("runs", "list", "--json"))["runs"]
+        runs = member.answer("runs", "list")["runs"]
         return next((run for run in runs if run["pipeline"] == "scheduled" and run["state"] == "succeeded"), None)
 
     run = wait_until(its_run, clusters.RUN_S, every_s=2)

@@ -358,6 +358,35 @@ time.sleep(60)
     assert process.wait(timeout=30) == 7
 
 
+@pytest.mark.parametrize("platform", [False, True])
+def test_a_request_to_end_reaches_a_component_behind_a_shell_which_may_clear_up(tmp_path, platform):
+    program = """
+import pathlib, signal, sys, time
+def clear_up(*_):
+    time.sleep(0.2)
+    pathlib.Path("cleared").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, clear_up)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+    command = ["sh", "-c", 'true && "$0" "$@"', "sh", "-ec", 'true\n"$0" "$@"\ntrue', sys.executable, "-c", program]
+    call = "import json, sys; from shopfloor.engines.argo import launcher; "
+    call += "sys.exit(launcher.run_command(*json.load(sys.stdin)))"
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    executor_input = {"inputs": {}, "outputs": {"outputFile": str(folder / "output.json")}}
+    process = subprocess.Popen([sys.executable, "-c", call], cwd=tmp_path, stdin=subprocess.PIPE, text=True)
+    process.stdin.write(json.dumps([task(command, platform=platform), executor_input, {}]))
+    process.stdin.close()
+    wait_until((tmp_path / "ready").exists)
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (tmp_path / "cleared").exists()
+
+
 def test_an_importer_says_what_the_artifact_is(tmp_path):
     result = launch(
         tmp_path,

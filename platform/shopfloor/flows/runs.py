@@ -39,8 +39,8 @@ from shopfloor.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 45.0
-"""How long a stopped run may take to end its steps and its record."""
+STOP_TIMEOUT_S = 120.0
+"""How long a stopped run may take to end its steps (a pod has 30 s), to run its exit tasks and to end its record."""
 POD_LOG = "step.log"
 """Name of the log that a step in a pod of its own records."""
 POLL_S = 0.5
@@ -84,6 +84,7 @@ def reconcile(settings: Settings, client: Any, run: Any) -> str:
     before, run = run.data.tags, client.get_run(run.info.run_id)
     if _recorded_state(run) != "running" or any(run.data.tags.get(tag) != before.get(tag) for tag in _OF_ONE_TRY):
         return _recorded_state(run)
+    _explain(client, engine, run)
     return conclude.close(settings, client, run, state, outcome or _reason(client, engine, run, state))
 
 
@@ -316,6 +317,18 @@ def _recorded_state(run: Any) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _explain(client: Any, engine: Engine, run: Any) -> None:
+    """Record of the steps that left no end of their own, such as one that was killed, why they failed."""
+    errors: dict[str, str] = {}
+    if isinstance(engine, KnowsSteps):
+        with contextlib.suppress(ShopfloorError):
+            errors = {step.name: step.error for step in engine.steps(_engine_run(run)) if step.state == "failed"}
+    for record in run_records.steps_of(client, run):
+        if record.run_id and record.state == "running" and errors.get(record.name):
+            error = without_secrets(errors[record.name])[:MAX_CHARACTERS]
+            client.set_tag(record.run_id, run_records.ERROR, error)
 
 
 def _reason(client: Any, engine: Engine, run: Any, state: str) -> str:

@@ -90,11 +90,11 @@ class ArgoClient:
 
     def stop(self, name: str) -> None:
         """Let the workflow end: its exit handlers still run."""
-        self._ask("PUT", f"{self._path(name)}/stop", "update workflows", self._body(name=name))
+        self._ask("PUT", f"{self._path(name)}/stop", "patch workflows", self._body(name=name))
 
     def terminate(self, name: str) -> None:
         """End the workflow at once: its exit handlers do not run."""
-        self._ask("PUT", f"{self._path(name)}/terminate", "update workflows", self._body(name=name))
+        self._ask("PUT", f"{self._path(name)}/terminate", "patch workflows", self._body(name=name))
 
     def retry(self, name: str) -> Json:
         """Run again what failed of a workflow.

@@ -251,7 +251,7 @@ def _received(envelope: dict[str, Any], place: Path) -> dict[str, Any]:
 
 
 def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants: dict[str, str]) -> int:
-    """Run the component's own command and return its exit code; a request to end is passed on to it."""
+    """Run the component's own command and return its exit code; a request to end is passed on to all its processes."""
     provided = {name for side in executor_input["inputs"].values() for name in side}
     elements = [part for element in task["command"] for part in flatten(element, provided)]
     command = [resolve(element, executor_input, constants) for element in elements]
@@ -261,14 +261,25 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     environment.update(task["environment"])
     sys.stdout.flush()
     is_ours = task["platform"]
+    alive, held = os.pipe()
     process = subprocess.Popen(
         command,
         env=environment,
         stdout=subprocess.PIPE if is_ours else None,
         stderr=subprocess.STDOUT if is_ours else None,
+        # KFP's command is a shell that waits for Python: it would end, and hand no request to end on.
+        start_new_session=True,
+        pass_fds=[held],
     )
+    os.close(held)
+    requests = []
+
+    def hand_on(received: int, _frame: Any) -> None:
+        requests.append(received)
+        os.killpg(process.pid, received)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: process.send_signal(received))
+        signal.signal(number, hand_on)
     if process.stdout:
         read = process.stdout.fileno()
         # What it prints goes on as it comes; a copy stays for whoever records the step.
@@ -278,6 +289,8 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
                 sys.stdout.buffer.flush()
                 copy.write(chunk)
     code = process.wait()
+    if requests:
+        os.read(alive, 1)  # ends when the last of its processes has ended
     return code if code >= 0 else 128 - code
 
 
