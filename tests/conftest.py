@@ -5,6 +5,8 @@ import signal
 import sys
 from pathlib import PurePath
 
+import pytest
+
 OWN_CLUSTERS = {
     "test_engine_step_records.py",
     "test_main_job.py",
@@ -52,6 +54,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: group(item.path.name) not in first)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Let a module's tests run in one process where there are several, and those of a group in the same."""
     from xdist.scheduler import LoadScopeScheduling

@@ -298,3 +298,15 @@ def test_a_step_that_fails_says_as_data_what_is_wrong_whatever_stands_in_its_log
         "vanish": Failure("exit", "The step's process ended with exit code 7: about to end"),
         "starve": of_exit(-9),
     }
+
+
+def test_a_step_sees_gpus_where_it_asks_for_one(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+
+    steps = run(
+        "@component\ndef gpus() -> str:\n    import os\n    return os.environ['CUDA_VISIBLE_DEVICES']\n\n"
+        "@dsl.pipeline(name='gpus')\ndef pipeline():\n    gpus()\n"
+        "    gpus().set_accelerator_type('nvidia.com/gpu').set_accelerator_limit(1)\n"
+    )
+
+    assert dict(steps) == {"gpus": "", "gpus-2": "3"}

@@ -32,9 +32,9 @@ ray.init(address=os.environ["SHOPFLOOR_RAY_ADDRESS"], log_to_driver=False)
 @ray.remote
 def where():
     import components, pipelines, shopfloor.settings
-    return shopfloor.settings.load_settings().tracking_uri
+    return shopfloor.settings.load_settings().tracking_uri, os.environ["CUDA_VISIBLE_DEVICES"]
 
-print(ray.get(where.remote()))
+print(*ray.get(where.remote()), sep="; GPUs: ")
 """
 
 
@@ -168,7 +168,7 @@ def test_a_driver_joins_ray_and_its_workers_know_project_and_settings(stack, set
         [sys.executable, "-c", DRIVER], env=child, capture_output=True, text=True, timeout=60, check=False
     )
 
-    assert answer.stdout.strip() == settings().tracking_uri, answer.stderr
+    assert answer.stdout.strip() == f"{settings().tracking_uri}; GPUs:", answer.stderr
 
 
 def test_a_port_that_the_running_service_is_not_on_is_one_clear_line(stack, shopfloor):

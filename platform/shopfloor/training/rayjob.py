@@ -87,6 +87,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
         **elsewhere(settings.environment()),
         "SHOPFLOOR_RAY_ADDRESS": "auto",
         "SHOPFLOOR_STATE_DIR": "/tmp/shopfloor",  # noqa: S108
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }
     container: dict[str, Any] = {
         "image": cluster.image,
