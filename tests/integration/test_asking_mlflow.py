@@ -10,7 +10,7 @@ import pytest
 from shopfloor.cli.stack import _standings
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
 from shopfloor.flows import plan, rollout
-from shopfloor.runs.mlflow import Mlflow, RefusedError, connect
+from shopfloor.runs.mlflow import Mlflow, RefusedError, connect, failed
 from shopfloor.serving import assignment
 from shopfloor.serving.contract import TAG, Assignment
 from shopfloor.settings import Settings
@@ -94,6 +94,16 @@ def test_an_error_of_mlflows_keeps_its_code(address):
     with pytest.raises(RefusedError, match="there is one") as caught:
         Mlflow(uri, 5).post("registered-models/create", {"name": "flights"})
     assert caught.value.error_code == "RESOURCE_ALREADY_EXISTS"
+
+
+def test_a_failure_of_the_server_or_its_store_is_told_from_a_fault_of_ours():
+    from mlflow.exceptions import MlflowException
+
+    cut_off = MlflowException("API request to http://mlflow:5000/x failed with exception Read timed out.\nmore")
+    assert isinstance(failed(cut_off), ServiceError)
+    assert str(failed(cut_off)).startswith("MLflow did not do what was asked: API request")
+    assert failed(MlflowException.invalid_parameter_value("no such filter")) is None
+    assert failed(ValueError("ours")) is None
 
 
 def test_silence_is_a_service_that_does_not_answer():

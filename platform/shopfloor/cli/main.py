@@ -90,11 +90,11 @@ def _execute(arguments: Sequence[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from shopfloor.runs.mlflow import denied
+        from shopfloor.runs.mlflow import failed
 
-        if refusal := denied(error):
-            _say(f"error: {refusal}", debug)
-            return refusal.exit_code
+        if failure := failed(error):
+            _say(f"error: {failure}", debug)
+            return failure.exit_code
         _say(f"bug: {type(error).__name__}: {error} (the traceback comes with --debug)", debug)
         return 1
 

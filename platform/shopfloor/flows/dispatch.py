@@ -125,9 +125,9 @@ def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron:
         **submission.origin(settings, key, request),
     }
     run = run_records.create_run(client, arguments.get("use_case"), compiled.name, arguments, tags)
-    client.log_text(run.info.run_id, json.dumps(compiled.ir, indent=1), conclude.PIPELINE_FILE)
     job = _job(settings.model_copy(update={"run_id": run.info.run_id}), engine, compiled, arguments, request, None)
     try:
+        client.log_text(run.info.run_id, json.dumps(compiled.ir, indent=1), conclude.PIPELINE_FILE)
         engine_run = runner.submit(job)
     except BaseException as error:
         conclude.close(settings, client, run, "failed", f"It was not submitted: {whole(error)}")

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from shopfloor.environment import NO_REPORTS
-from shopfloor.errors import AccessError, NotFoundError, ServiceError, first_line
+from shopfloor.errors import AccessError, NotFoundError, ServiceError, ShopfloorError, first_line
 from shopfloor.settings import Settings
 
 API, API_3 = "/api/2.0/mlflow/", "/api/3.0/mlflow/"
@@ -139,10 +139,24 @@ class Mlflow:
 
 def denied(error: BaseException) -> AccessError | None:
     """Return an exception of MLflow's own client as an error of ours, where it says that the caller may not do that."""
-    code = getattr(error, "error_code", None) if type(error).__module__ == "mlflow.exceptions" else None
+    code = _code(error)
     if code not in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return None
     return _denied(code == "UNAUTHENTICATED", "The MLflow server")
+
+
+def failed(error: BaseException) -> ShopfloorError | None:
+    """Return an exception of MLflow's own client as an error of ours, where the server or its store failed."""
+    if _code(error) in {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"}:
+        return ServiceError(
+            f"MLflow did not do what was asked: {first_line(error, 300)}.",
+            "`shopfloor status` says what does not answer; MLflow's log says more.",
+        )
+    return denied(error)
+
+
+def _code(error: BaseException) -> str | None:
+    return getattr(error, "error_code", None) if type(error).__module__ == "mlflow.exceptions" else None
 
 
 def _denied(unknown: bool, server: str) -> AccessError:
