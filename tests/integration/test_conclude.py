@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 from shopfloor import processes
+from shopfloor.engines.base import engine_url
 from shopfloor.engines.local_runs import LocalEngine, log_folder
 from shopfloor.errors import ConflictError, UsageError
 from shopfloor.flows import runs
 from shopfloor.records import Evaluation, GateResult, Search, Trial
 from shopfloor.runs import conclude, index, recorder
 from shopfloor.runs.mlflow import import_mlflow
-from shopfloor.settings import Settings
+from shopfloor.settings import ClusterSettings, Settings
+
+from tests.support.cluster_api import Answer, serve
 
 IR = {
     "components": {"comp-evaluate": {}, "comp-register": {}},
@@ -210,6 +213,31 @@ def test_a_run_of_this_machine_is_followed_and_stopped_from_another_terminal(cli
         "killed",
         "The process of the run was killed.",
     )
+
+
+def test_a_step_that_was_killed_is_said_to_have_failed_for_the_engines_reason(client, settings):
+    def node(number, task, phase, message=""):
+        inputs = {"parameters": [{"name": "task-name", "value": task}]}
+        return {f"w-{number}": {"type": "Pod", "phase": phase, "message": message, "inputs": inputs}}
+
+    nodes = node(1, "evaluate", "Failed", "main: OOMKilled (exit code 137)") | node(2, "register", "Failed", "no")
+    with serve() as server:
+        server.on("GET", "/api/v1/workflows/team/w", Answer(body={"status": {"phase": "Failed", "nodes": nodes}}))
+        cluster = ClusterSettings(namespace="team", argo_url=server.url)
+        settings = settings.model_copy(update={"cluster": cluster})
+        run = begun(client)
+        step(client, run, "evaluate", "running")
+        step(client, run, "register", "failed", **{index.ERROR: "it says itself"})
+        for tag, value in {index.ENGINE_RUN: "team/w", index.ENGINE_URL: engine_url(settings, "argo")}.items():
+            client.set_tag(run.info.run_id, tag, value)
+
+        assert runs.reconcile(settings, client, client.get_run(run.info.run_id)) == "failed"
+
+    errors = {record.name: (record.state, record.error) for record in index.steps_of(client, run)}
+    assert errors == {
+        "evaluate": ("failed", "main: OOMKilled (exit code 137)"),
+        "register": ("failed", "it says itself"),
+    }
 
 
 def test_a_run_that_wrote_its_end_while_others_looked_for_dead_ones_keeps_it(client, settings, process, monkeypatch):
