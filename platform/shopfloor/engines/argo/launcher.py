@@ -16,6 +16,7 @@ In the platform image the execution goes through `shopfloor.engines.step`, which
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import os
@@ -251,7 +252,7 @@ def _received(envelope: dict[str, Any], place: Path) -> dict[str, Any]:
 
 
 def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants: dict[str, str]) -> int:
-    """Run the component's own command and return its exit code; a request to end is passed on to all its processes."""
+    """Run the component's own command and return its exit code."""
     provided = {name for side in executor_input["inputs"].values() for name in side}
     elements = [part for element in task["command"] for part in flatten(element, provided)]
     command = [resolve(element, executor_input, constants) for element in elements]
@@ -259,15 +260,26 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
         name: value for name, value in os.environ.items() if name not in OWN and not name.startswith((PARAMETER, FACT))
     }
     environment.update(task["environment"])
+    # A copy of what it prints stays for whoever records the step.
+    log = Path(executor_input["outputs"]["outputFile"]).parent / "step.log" if task["platform"] else None
+    return attend(command, environment, log)
+
+
+def attend(command: list[str], environment: dict[str, str], log: Path | None) -> int:
+    """Run a command and return its exit code; a request to end reaches all its processes, which may clear up.
+
+    Args:
+        command: The command: with KFP a shell that waits for Python, and that would hand no request to end on.
+        environment: Its variables.
+        log: File that gets a copy of what it prints.
+    """
     sys.stdout.flush()
-    is_ours = task["platform"]
     alive, held = os.pipe()
     process = subprocess.Popen(
         command,
         env=environment,
-        stdout=subprocess.PIPE if is_ours else None,
-        stderr=subprocess.STDOUT if is_ours else None,
-        # KFP's command is a shell that waits for Python: it would end, and hand no request to end on.
+        stdout=subprocess.PIPE if log else None,
+        stderr=subprocess.STDOUT if log else None,
         start_new_session=True,
         pass_fds=[held],
     )
@@ -276,14 +288,14 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
 
     def hand_on(received: int, _frame: Any) -> None:
         requests.append(received)
-        os.killpg(process.pid, received)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, received)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
-    if process.stdout:
+    if log and process.stdout:
         read = process.stdout.fileno()
-        # What it prints goes on as it comes; a copy stays for whoever records the step.
-        with (Path(executor_input["outputs"]["outputFile"]).parent / "step.log").open("ab") as copy:
+        with log.open("ab") as copy:
             for chunk in iter(lambda: os.read(read, 65536), b""):
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from shopfloor.engines.argo.launcher import attend
 from shopfloor.engines.failures import telling
 from shopfloor.engines.step import LOG, run
 
@@ -28,22 +28,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(executor_input["outputs"]["outputFile"]).parent
     folder.mkdir(parents=True, exist_ok=True)
 
-    def execute() -> int:
-        with (
-            (folder / LOG).open("ab") as copy,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
-        ):
-            # Whoever ends the pod tells only this process.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda received, _frame: process.send_signal(received))
-            for line in process.stdout or ():
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-                copy.write(line)
-                copy.flush()
-        return process.returncode
-
-    return run(task, executor_input, execute)
+    return run(task, executor_input, lambda: attend(command, dict(os.environ), folder / LOG))
 
 
 def _complete(executor_input: dict[str, Any]) -> dict[str, Any]:
