@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -42,11 +43,11 @@ def measure() -> Iterator[Row]:
                 make(place)
                 seconds = _turns(root, place, endpoint)
                 for verb in ("push", "pull"):
-                    ours, peer = (min(seconds[tool, verb]) for tool in ("dvc", "rclone"))
+                    (ours, own_cpu), (peer, peer_cpu) = (min(seconds[tool, verb]) for tool in ("dvc", "rclone"))
                     yield Row(
                         name=f"dvc {verb}, {name}, {server}",
-                        ours=f"{ours:.1f} s",
-                        peer=f"rclone {peer:.1f} s",
+                        ours=f"{ours:.1f} s, {own_cpu:.1f} s of CPU",
+                        peer=f"rclone {peer:.1f} s, {peer_cpu:.1f} s of CPU",
                         ratio=ours / peer,
                         target=f"<= {LIMIT} x",
                         ok=ours <= LIMIT * peer,
@@ -146,11 +147,11 @@ def _ready(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def _turns(root: Path, place: Path, endpoint: str) -> dict[tuple[str, str], list[float]]:
-    """Return the seconds of each round, by tool and verb."""
+def _turns(root: Path, place: Path, endpoint: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Return the seconds of each round, and those of the processor, by tool and verb."""
     repository = root / "repository"
     _repository(repository, place, endpoint)
-    seconds: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for turn in range(ROUNDS):
         prefix = f"{place.name}-{time.time_ns()}"
         clone, copy = root / "clone", root / "copy"
@@ -168,9 +169,10 @@ def _turns(root: Path, place: Path, endpoint: str) -> dict[tuple[str, str], list
         order = list(tools) if turn % 2 else list(reversed(tools))
         for number, verb in enumerate(("push", "pull")):
             for tool in order:
-                began = time.perf_counter()
+                began, cpu_began = time.perf_counter(), _cpu()
                 tools[tool][number]()
-                seconds.setdefault((tool, verb), []).append(time.perf_counter() - began)
+                took = (time.perf_counter() - began, _cpu() - cpu_began)
+                seconds.setdefault((tool, verb), []).append(took)
         count = len([path for path in place.rglob("*") if path.is_file()])
         for one in (clone / "data", copy):
             assert len([path for path in one.rglob("*") if path.is_file()]) == count
@@ -180,6 +182,12 @@ def _turns(root: Path, place: Path, endpoint: str) -> dict[tuple[str, str], list
     return seconds
 
 
+def _cpu() -> float:
+    """Return the seconds of the processor that ended processes of this one took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def _repository(repository: Path, place: Path, endpoint: str) -> None:
     """Make a clone of a project with DVC's settings as ours has them, and the data in its cache."""
     repository.mkdir()
@@ -187,6 +195,7 @@ def _repository(repository: Path, place: Path, endpoint: str) -> None:
     (repository / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, repository / ".dvc" / name)
+    _dvc(repository, "remote", "modify", "--quiet", "local", "url", f"s3://{BUCKET}")
     _dvc(repository, "remote", "modify", "--quiet", "local", "endpointurl", endpoint)
     _dvc(repository, "config", "--local", "core.site_cache_dir", str(repository / ".dvc/tmp/site"))
     shutil.copytree(place, repository / "data")
