@@ -19,10 +19,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shopfloor.errors import NotFoundError, ServiceError, ShopfloorError, UsageError
+from shopfloor.errors import AccessError, NotFoundError, ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,19 +71,97 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(settings: Settings, uri: str) -> tuple[FileSystem, str]:
-    """Return the pyarrow file system of `uri` and the path on it; S3 credentials come from the AWS variables."""
+    """Return the pyarrow file system of `uri` and the path on it; S3 credentials come from the AWS variables.
+
+    An S3 store that does not answer, or refuses, raises a ServiceError or an AccessError in any call.
+    """
     from pyarrow import fs
 
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(local_path(uri))
     if uri.startswith("s3://"):
-        # s3fs, which DVC uses too, gets along with more S3 servers than pyarrow's own client.
-        import s3fs
-
-        client = s3fs.S3FileSystem(endpoint_url=settings.s3_endpoint_url, use_listings_cache=False)
+        client = _s3_client()(endpoint_url=settings.s3_endpoint_url, use_listings_cache=False)
+        client.longest_s = 2 * settings.request_timeout_s
         return fs.PyFileSystem(fs.FSSpecHandler(client)), uri.removeprefix("s3://")
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, path
+
+
+@functools.cache
+def _s3_client() -> Any:
+    """Return the class of a client of S3 that takes no refusal for an empty place, and waits for no answer for ever."""
+    import asyncio
+
+    # s3fs, which DVC uses too, gets along with more S3 servers than pyarrow's own client.
+    from fsspec.asyn import sync_wrapper
+    from s3fs import S3FileSystem
+
+    class Client(S3FileSystem):  # type: ignore[misc]
+        longest_s = 60.0
+
+        async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+            carries = kwargs.keys() & {"Body", "MultipartUpload"}  # then the time depends on the size
+            try:
+                async with asyncio.timeout(None if carries else self.longest_s):
+                    return await super()._call_s3(method, *akwarglist, **kwargs)
+            except (FileNotFoundError, FileExistsError) as error:
+                if "bucket" not in str(error).lower():
+                    raise
+                raise NotFoundError(
+                    f"There is no bucket s3://{kwargs['Bucket']} in {self._place}.",
+                    "Make it: shopfloor storage bootstrap",
+                ) from error
+            except Exception as error:  # of botocore, of aiohttp, of s3fs
+                answer = getattr(error.__cause__, "response", {})
+                code = answer.get("Error", {}).get("Code", "")
+                status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                words = answer.get("Error", {}).get("Message") or first_line(error, 200)
+                if region := answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region"):
+                    words += f"; use region {region}"
+                if isinstance(error, TimeoutError):
+                    words = f"nothing came within {self.longest_s:.0f} s"
+                raise refusal(self._place, kwargs.get("Bucket", ""), status, code, words) from error
+
+        call_s3 = sync_wrapper(_call_s3)
+
+        def isfile(self, path: str) -> bool:
+            try:  # the class above this one takes every error for a no
+                return bool(self.info(path)["type"] == "file")
+            except FileNotFoundError:
+                return False
+
+        @property
+        def _place(self) -> str:
+            return str(self.endpoint_url or "AWS")
+
+    return Client
+
+
+def refusal(place: str, bucket: str, status: int, code: str, words: str) -> ServiceError:
+    """Return the error that says why an object store does not do it.
+
+    Args:
+        place: Its address.
+        bucket: Name of the bucket that was meant.
+        status: HTTP status of its answer; 0 where there was none.
+        code: S3's code of the error, which a HEAD request's answer lacks.
+        words: Message of the store or of the client.
+    """
+    whose = repr(os.environ.get("AWS_ACCESS_KEY_ID", ""))
+    if status in {301, 400} and ("region" in words or code in {"301", "PermanentRedirect"}):
+        return ServiceError(
+            f"The bucket {bucket!r} is in another region: {words}.", "Set AWS_DEFAULT_REGION, or the store's address."
+        )
+    if status in {401, 403}:
+        return AccessError(
+            f"The object store {place} does not let {whose} do that in bucket {bucket!r}: {code or words}.",
+            "Look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and at whose bucket it is.",
+        )
+    if status == HTTPStatus.INSUFFICIENT_STORAGE or "StorageFull" in code or "QuotaExceeded" in code:
+        return ServiceError(f"The object store {place} is full: {words}.", "Free some space there, then do it again.")
+    if status:
+        return ServiceError(f"The object store {place} refused ({status}): {words}.", "See its log.")
+    return ServiceError(f"The object store {place} does not answer: {words}.", "Look at its address and its log.")
 
 
 def hash_directory(directory: Path) -> str:

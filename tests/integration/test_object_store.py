@@ -1,22 +1,27 @@
 """An S3 store made ready and examined, on a real server: what it does, what it cannot, and who is not let in."""
 
 import contextlib
+import http.server
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from shopfloor import storage
 from shopfloor.backup import quarantine
 from shopfloor.backup.places import Place
 from shopfloor.backup.units import units
 from shopfloor.errors import AccessError, ServiceError, UsageError
+from shopfloor.pipeline.results import ResultStore
 from shopfloor.settings import Settings
 from shopfloor.stack import object_store
 
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import free_port, wait_for_port, wait_until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "ours-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -82,6 +87,94 @@ def test_a_wrong_key_a_missing_bucket_and_a_store_that_is_down_are_one_line_each
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UsageError, match="no credentials"):
         object_store.bootstrap(settings, [])
+
+
+REFUSALS = {
+    "wrong region": (400, "AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'eu-central-1'"),
+    "another address": (301, "PermanentRedirect", "The bucket must be addressed using the specified endpoint."),
+    "somebody else's bucket": (403, "AccessDenied", "Access Denied"),
+    "full": (507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold."),
+    "slow": None,
+}
+"""What S3 servers answer, as AWS and MinIO document it; none of them can be had here."""
+LINES = {
+    "wrong region": (ServiceError, r"bucket 'lake' is in another region: .*eu-central-1. Set AWS_DEFAULT_REGION"),
+    "another address": (ServiceError, r"bucket 'lake' is in another region: .*eu-central-1. Set AWS_DEFAULT_REGION"),
+    "somebody else's bucket": (AccessError, r"does not let 'ours' do that in bucket 'lake': (403|AccessDenied). Look"),
+    "full": (ServiceError, r"object store http.* is full: .*Free some space there"),
+    "slow": (ServiceError, r"object store http.* does not answer: (nothing came within|Read timed out)"),
+    "down": (ServiceError, r"object store http.* does not answer: (\[Errno 111\]|Could not connect|nothing came)"),
+}
+
+
+@pytest.fixture(params=LINES)
+def trouble(request, settings):
+    """Give settings of a store that cannot be used, and the error that says so."""
+    ended = threading.Event()
+    refusal = REFUSALS.get(request.param)
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if refusal is None:
+                ended.wait()
+                return
+            status, code, message = refusal
+            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("x-amz-bucket-region", "eu-central-1")
+            self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(text)))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else text)
+
+        do_HEAD = do_PUT = do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    port = free_port()
+    own = {"s3_endpoint_url": f"http://127.0.0.1:{port}", "request_timeout_s": 30}
+    if request.param in {"slow", "down"}:  # s3fs tries a store that is down for 20 s
+        own["request_timeout_s"] = 0.5
+    with contextlib.ExitStack() as stack:
+        if request.param != "down":
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", port), Refusing))
+            threading.Thread(target=server.serve_forever).start()
+            stack.callback(server.shutdown)
+        stack.callback(ended.set)
+        yield settings.model_copy(update=own), *LINES[request.param]
+
+
+def test_a_store_that_cannot_be_used_is_one_line_for_whoever_asks_it(trouble):
+    settings, kind, line = trouble
+    attempts = {
+        "storage check": lambda: object_store.check(settings, "lake", 1),
+        "storage bootstrap": lambda: object_store.bootstrap(settings, []),
+        "submit, which looks for results": lambda: ResultStore(settings, lambda _: True).find("a" * 64),
+        "a step that reads": lambda: storage.local_copy(settings, "s3://lake/artifacts/steps/a"),
+        "whoever lists": lambda: Place(settings, "s3://lake/artifacts").files(),
+    }
+    for who, attempt in attempts.items():
+        with pytest.raises(kind) as raised:
+            attempt()
+        assert re.search(line, str(raised.value)), who
+        assert "\n" not in str(raised.value), who
+
+
+def test_a_store_that_takes_nothing_fails_each_row_that_writes(settings, tmp_path):
+    port = free_port()
+    (tmp_path / "s3" / "lake").mkdir(parents=True)
+    command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--read-only", "--auth-key"]
+    place = ["ours,ours-secret", "--addr", f"127.0.0.1:{port}", str(tmp_path / "s3")]
+    server = subprocess.Popen([*command, *place], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        own = settings.model_copy(update={"s3_endpoint_url": f"http://127.0.0.1:{port}"})
+        rows = {row.name: row.verdict for row in object_store.check(own, "lake", 1)}
+    finally:
+        server.kill()
+        server.wait()
+    writes = ("metadata", "range", "multipart", "conditional put", "concurrent writers", "presigned", "listing")
+    assert {rows[name] for name in writes} == {"fail"}
 
 
 def test_a_profile_that_keeps_nothing_in_a_store_names_no_bucket(tmp_path):

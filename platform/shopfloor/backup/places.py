@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shopfloor.errors import AccessError, NotFoundError, ServiceError, UsageError, first_line
+from shopfloor.errors import AccessError, ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.settings import Settings
 from shopfloor.storage import SCRATCH, file_stamp, filesystem, is_remote, local_path, move_synced
 
@@ -199,9 +199,7 @@ class Place:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
-                raise NotFoundError(f"{self.uri}: {first_line(error)}.", "Name a bucket that exists.") from error
+        except (FileNotFoundError, ShopfloorError):
             raise
         except Exception as error:  # each client has its own
             if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | PermissionError):

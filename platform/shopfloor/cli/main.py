@@ -65,6 +65,8 @@ def run() -> None:
     arguments = _global_options_first(sys.argv[1:])
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:  # each attempt at a server that is down; what came of them is said once
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     sys.exit(_execute(arguments, debug))
 
 

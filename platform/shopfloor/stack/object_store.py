@@ -19,9 +19,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from shopfloor.errors import AccessError, ServiceError, UsageError, first_line
+from shopfloor.errors import ServiceError, UsageError, first_line
 from shopfloor.records import Record
 from shopfloor.settings import Settings
+from shopfloor.storage import refusal
 
 if TYPE_CHECKING:
     from minio import Minio
@@ -76,8 +77,8 @@ def bootstrap(settings: Settings, more: list[str]) -> list[Row]:
             f"Profile {settings.profile!r} keeps nothing in an object store.", "Name a bucket with --bucket."
         )
     client, rows = _client(settings), []
-    with _answering(settings):
-        for name in names:
+    for name in names:
+        with _answering(settings, name):
             present = client.bucket_exists(name)
             if not present:
                 client.make_bucket(name)
@@ -100,7 +101,7 @@ def check(settings: Settings, bucket: str, keys: int) -> list[Row]:
         ServiceError: The store does not answer at all.
     """
     client = _client(settings)
-    with _answering(settings):
+    with _answering(settings, bucket):
         there = client.bucket_exists(bucket)
     if not there:
         raise ServiceError(f"There is no bucket {bucket!r}.", "Make it: shopfloor storage bootstrap")
@@ -302,35 +303,32 @@ def _client(settings: Settings, secret_key: str | None = None) -> Minio:
         secret_key=secret_key or secret,
         secure=place.scheme == "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        http_client=urllib3.PoolManager(timeout=limit, maxsize=WRITERS, retries=urllib3.Retry(total=2)),
+        http_client=urllib3.PoolManager(timeout=limit, maxsize=WRITERS, retries=urllib3.Retry(total=2, read=0)),
     )
 
 
 @contextmanager
-def _answering(settings: Settings) -> Iterator[None]:
+def _answering(settings: Settings, bucket: str) -> Iterator[None]:
     """Say in one line why the store cannot be used.
 
     Raises:
         AccessError: It does not let us in.
         ServiceError: It does not answer, or refuses.
     """
-    from minio.error import MinioException, S3Error
-    from urllib3.exceptions import HTTPError
+    from minio.error import MinioException, S3Error, ServerError
+    from urllib3.exceptions import HTTPError, MaxRetryError
 
     place = _endpoint(settings)
     try:
         yield
     except S3Error as error:
-        if error.response.status in {401, 403}:
-            raise AccessError(
-                f"The object store {place} does not let {os.environ.get('AWS_ACCESS_KEY_ID')!r} do that: {error.code}.",
-                "Look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and at what that account may do.",
-            ) from error
-        raise ServiceError(f"The object store {place} refused: {first_line(error, 200)}.", "See its log.") from error
+        raise refusal(place, bucket, error.response.status, error.code or "", error.message or "") from error
+    except ServerError as error:
+        raise refusal(place, bucket, error.status_code, "", first_line(error, 200)) from error
     except (MinioException, HTTPError, OSError) as error:
-        raise ServiceError(
-            f"The object store {place} does not answer: {first_line(error, 200)}.", "Look at its address and its log."
-        ) from error
+        reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+        words = first_line(reason, 200).rpartition(": ")[2]
+        raise refusal(place, bucket, 0, "", words) from error
 
 
 def _require(holds: bool, otherwise: str) -> None:
