@@ -1,5 +1,6 @@
 """Runs a pipeline as a translated Workflow on a real cluster and tells what each step did."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,13 @@ from tests.argo.steps import Outcome
 from tests.support.cluster import Cluster
 
 
-def run(ir: dict[str, Any], platforms: dict[str, Any], arguments: dict[str, Any], cluster: Cluster) -> Outcome:
+def run(
+    ir: dict[str, Any],
+    platforms: dict[str, Any],
+    arguments: dict[str, Any],
+    cluster: Cluster,
+    pod: dict[str, Any] | None = None,
+) -> Outcome:
     """Translate a pipeline, create its Workflow, and wait for the end.
 
     Args:
@@ -21,8 +28,12 @@ def run(ir: dict[str, Any], platforms: dict[str, Any], arguments: dict[str, Any]
         platforms: Its platform configuration.
         arguments: Values of its parameters.
         cluster: Where it runs.
+        pod: What is changed in the specification of every pod, as somebody's policy may.
     """
-    workflow = cluster.ended(cluster.create(translate(ir, platforms, arguments, cluster.settings)))
+    manifest = translate(ir, platforms, arguments, cluster.settings)
+    if pod is not None:
+        manifest["spec"]["podSpecPatch"] = json.dumps(pod)
+    workflow = cluster.ended(cluster.create(manifest))
     status, name = workflow["status"], workflow["metadata"]["name"]
     outcome = outcome_of(ir, nodes_of(workflow), status["phase"], cluster.bucket / name)
     if status["phase"] != "Succeeded":

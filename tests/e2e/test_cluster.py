@@ -98,6 +98,16 @@ def test_a_pipeline_of_our_own_gives_what_kfp_means(name, on_cluster, cluster, e
         assert not differences(outcome, local_runs.run(case.ir, case.arguments, tmp_path / "local", environment))
 
 
+@pytest.mark.parametrize("case", ["nested", "outputs_as_a_shell_writes_them"])
+def test_a_step_runs_as_any_user_and_with_a_read_only_root(case, cluster):
+    own = {"name": "main", "securityContext": {"readOnlyRootFilesystem": True, "runAsUser": 12345}}
+
+    outcome = cluster_runs.run(in_our_image(CASES[case].ir), {}, {}, cluster, {"containers": [own]})
+
+    outputs = outputs_of(outcome)
+    assert {key: outputs.get(key) for key in CASES[case].gives} == CASES[case].gives, outcome.logs
+
+
 @theirs
 @pytest.mark.parametrize(
     "name",
