@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.argo import golang, manifest, pods
+from tests.argo import expressions, golang, manifest, pods
 from tests.argo.dag import FAILED, Dag, Node, Scope
 from tests.argo.expressions import UnknownFeature
 from tests.argo.manifest import Json
@@ -195,7 +195,9 @@ class _Controller:
             node.parameters, node.artifacts, node.outputs = child.parameters, child.artifacts, child.outputs
             node.log = child.log
             phases = {"Always": FAILED, "OnFailure": ("Failed",), "OnError": ("Error",)}[policy]
-            if child.phase not in phases or number >= int(strategy["limit"]):
+            last = {"status": child.phase, "exitCode": str(child.exit_code or 0), "message": child.message}
+            allowed = expressions.evaluate(strategy.get("expression", "true"), {"lastRetry": last})
+            if child.phase not in phases or not allowed or number >= int(strategy["limit"]):
                 return
             node.waited_s += wait * int(backoff.get("factor", 1)) ** number
             if longest and node.waited_s > longest:

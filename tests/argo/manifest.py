@@ -30,7 +30,7 @@ FIELDS = {
     "mount": "name mountPath subPath",
     "volume": "name emptyDir persistentVolumeClaim secret configMap ephemeral",
     "claim": "metadata spec",
-    "retryStrategy": "limit retryPolicy backoff",
+    "retryStrategy": "limit retryPolicy expression backoff",
     "backoff": "duration factor maxDuration",
     "resource": "action manifest",
     "suspend": "duration",

@@ -132,7 +132,8 @@ def test_the_profile_says_how_pods_run(tmp_path):
     for item in spec["templates"]:
         if "container" in item:
             # Kueue preempts a pod by deleting it.
-            assert item["retryStrategy"] == {"limit": "3", "retryPolicy": "OnError"}
+            assert item["retryStrategy"]["limit"] == "3"
+            assert "lastRetry.exitCode == '143'" in item["retryStrategy"]["expression"]
             assert item["container"]["envFrom"] == [{"secretRef": {"name": "object-store"}}]
             for container in (item["container"], *item.get("initContainers", [])):
                 assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

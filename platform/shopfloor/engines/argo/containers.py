@@ -32,6 +32,11 @@ HELPER: Json = {
 """What a container of ours beside the task's own has: a quota refuses pods in which one says no limits."""
 
 
+_TAKEN_AWAY = "lastRetry.status == 'Error' || (lastRetry.exitCode == '143' && !(lastRetry.message contains 'deadline'))"
+"""Whether a pod was deleted or evicted, as Kueue preempts one: an error of the pod, or a program that ended when it was
+asked to. One whose own time was over is asked to end too."""
+
+
 @dataclass(frozen=True)
 class Use:
     """One task's use of an executor."""
@@ -73,8 +78,7 @@ def retry_strategy(name: str, task: Message, queue: str | None) -> Json | None:
     """
     policy = task.retry_policy
     if not policy.max_retry_count:
-        # Kueue preempts a pod by deleting it, which Argo counts as an error of the pod, not of its program.
-        return {"limit": "3", "retryPolicy": "OnError"} if queue else None
+        return {"limit": "3", "retryPolicy": "Always", "expression": _TAKEN_AWAY} if queue else None
     if policy.max_retry_count < 0:
         raise UsageError(
             f"Task {name!r} is to be tried again {policy.max_retry_count} times.", "Write set_retry(0) or more."
