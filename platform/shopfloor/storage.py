@@ -80,11 +80,17 @@ def filesystem(settings: Settings, uri: str) -> tuple[FileSystem, str]:
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(local_path(uri))
     if uri.startswith("s3://"):
-        client = _s3_client()(endpoint_url=settings.s3_endpoint_url, use_listings_cache=False)
-        client.longest_s = 2 * settings.request_timeout_s
+        client = _s3(settings.s3_endpoint_url, 2 * settings.request_timeout_s)
         return fs.PyFileSystem(fs.FSSpecHandler(client)), uri.removeprefix("s3://")
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, path
+
+
+def _s3(endpoint_url: str | None, longest_s: float) -> Any:
+    """Return a client, here or in another process that it was sent to."""
+    client = _s3_client()(endpoint_url=endpoint_url, use_listings_cache=False)
+    client.longest_s = longest_s
+    return client
 
 
 @functools.cache
@@ -130,6 +136,9 @@ def _s3_client() -> Any:
             except FileNotFoundError:
                 return False
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _s3, (self.endpoint_url, self.longest_s)
+
         @property
         def _place(self) -> str:
             return str(self.endpoint_url or "AWS")
@@ -159,6 +168,11 @@ def refusal(place: str, bucket: str, status: int, code: str, words: str) -> Serv
         )
     if status == HTTPStatus.INSUFFICIENT_STORAGE or "StorageFull" in code or "QuotaExceeded" in code:
         return ServiceError(f"The object store {place} is full: {words}.", "Free some space there, then do it again.")
+    if not status and "locate credentials" in words:
+        return AccessError(
+            f"There are no credentials for the object store {place}.",
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+        )
     if status:
         return ServiceError(f"The object store {place} refused ({status}): {words}.", "See its log.")
     return ServiceError(f"The object store {place} does not answer: {words}.", "Look at its address and its log.")

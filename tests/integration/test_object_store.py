@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import pickle
 import re
 import socket
 import subprocess
@@ -158,6 +159,18 @@ def test_a_store_that_cannot_be_used_is_one_line_for_whoever_asks_it(trouble):
             attempt()
         assert re.search(line, str(raised.value)), who
         assert "\n" not in str(raised.value), who
+
+
+def test_a_store_can_be_sent_to_a_worker(settings):
+    object_store.bootstrap(settings, [])
+    system, path = storage.filesystem(settings, "s3://lake/note")
+
+    sent = pickle.loads(pickle.dumps(system))  # noqa: S301  our own
+    with sent.open_output_stream(path) as stream:
+        stream.write(b"seen")
+
+    assert system.open_input_stream(path).read() == b"seen"
+    assert type(sent.handler.fs) is type(system.handler.fs)
 
 
 def test_a_store_that_takes_nothing_fails_each_row_that_writes(settings, tmp_path):
