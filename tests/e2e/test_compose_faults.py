@@ -160,15 +160,16 @@ def test_an_engine_that_is_restarted_in_the_middle_of_a_run_brings_all_back(stac
     ends_well(stack, submit)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rollout(stack, clients):
-    """Give the version that a Ray job tries with a fifth of the requests, when it answers."""
+    """Give a version that answers a fifth of the requests, with a Ray job that judges it."""
     versions = json.loads(stack.shopfloor("models", "list", "--json"))["versions"]
     version = max((one["version"] for one in versions), key=int)
     assert version != "1", "no run has registered another version"
-    began = time.time()
-    stack.shopfloor("rollout", "run", f"flight_delays/{version}", "--stages", "20,100", "--detach", "--yes")
-    wait_until(lambda: version in {answer.version for answer in clients.since(began)}, 180)
+    if not (stack.status() or {}).get("canary_percent"):  # the judge gave up where the registry was away for too long
+        began = time.time()
+        stack.shopfloor("rollout", "run", f"flight_delays/{version}", "--stages", "20,100", "--detach", "--yes")
+        wait_until(lambda: version in {answer.version for answer in clients.since(began)}, 180)
     return version
 
 
@@ -204,7 +205,7 @@ def test_whatever_dies_in_the_middle_of_a_rollout_the_registry_and_the_endpoint_
     assert {answer.version for answer in clients.since(began)} <= {"1", rollout}
 
 
-def test_the_share_that_nobody_judges_any_more_has_ended_by_itself(stack, clients, rollout):
+def test_the_share_that_nobody_judges_any_more_has_ended_by_itself(stack, clients):
     """The head that died took the judge with it."""
     wait_until(lambda: (stack.status() or {}).get("canary_percent") == 0, 180)
     ended = time.time()
