@@ -447,5 +447,20 @@ PATCHES = (
             "dvc/output.py:Output.index_key": "972524f5278f",
         },
     ),
+    Patch(
+        name="s3fs-refusals",
+        component="s3fs",
+        version="2026.9.0",
+        where="storage.py",
+        reason=(
+            "fsspec takes every error for a file that is not there, and s3fs has no time limit for a call with its"
+            " retries: the one method through which its requests go says what is wrong, in time."
+        ),
+        relies_on={
+            "s3fs/core.py:S3FileSystem._call_s3": "e2180342776f",
+            "s3fs/core.py:S3FileSystem._list_pages": "ca3d6f1db11f",
+            "fsspec/spec.py:AbstractFileSystem.isfile": "2507d38b3c76",
+        },
+    ),
 )
 """All of them."""
