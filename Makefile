@@ -50,7 +50,7 @@ stop: $(INSTALLED)  ## stop what `make run` started
 
 # Two processes; what needs the same Ray cluster runs in the same one, and first (tests/conftest.py).
 test: $(INSTALLED)  ## every test but the benchmarks
-	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 3 --dist loadscope --durations 25 \
+	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25 \
 	  --ignore-glob='tests/e2e/test_compose*.py' --ignore-glob='tests/e2e/test_cluster*.py'
 
 test-compose: images  ## the stack of docker-compose.yml from nothing, on this machine's Docker engine

@@ -16,8 +16,10 @@ from tests.contract.references import commands
 PROJECT = Path(__file__).resolve().parents[2]
 ASKING = {
     "deploy",
+    "backup prune",
     "gc empty",
     "undeploy",
+    "upgrade",
     "models promote",
     "models rollback",
     "rollout run",
