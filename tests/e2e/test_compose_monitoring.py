@@ -1,15 +1,14 @@
 """Alerts and dashboards on the stack's own Prometheus: each query returns something, and an alert comes through."""
 
-import datetime as dt
 import json
 import subprocess
 
 import pytest
 import requests
-from shopfloor.flows.backup import Restoration, write_metrics
+from shopfloor.flows.backup import write_metrics
 
 from tests.support.compose import RUN_S, START_S, engine_answers
-from tests.support.monitoring import ALERTS, GPU, QUERIES, RULES, unbounded
+from tests.support.monitoring import ALERTS, GPU, QUERIES, RULES, drilled, unbounded
 from tests.support.project import ROOT
 from tests.support.waiting import wait_until
 
@@ -32,19 +31,7 @@ def ask(stack, query):
 @pytest.fixture(scope="module")
 def monitoring(stack, first):
     """Give the stack once Prometheus has seen two scrapes of what an answered request leaves, and a drill."""
-    drilled = Restoration(
-        id="1",
-        created=dt.datetime.now(dt.UTC),
-        age_s=60,
-        seconds=60,
-        files=1,
-        size_bytes=1,
-        counts={},
-        champions=[],
-        succeeded=True,
-        next=[],
-    )
-    write_metrics(stack.root / "platform/compose/textfile/backup.prom", drilled)
+    write_metrics(stack.root / "platform/compose/textfile/backup.prom", drilled(60, 60))
     services = ("prometheus", "alertmanager", "node-exporter")
     stack.compose("--profile", "monitoring", "up", "-d", "--wait", "--no-recreate", *services)
 

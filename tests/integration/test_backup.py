@@ -1,6 +1,5 @@
 """A real MLflow server's runs and models, and files beside them, copied while it runs; and brought back."""
 
-import datetime as dt
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
 from tests.support import endpoints
+from tests.support.monitoring import drilled
 from tests.support.project import BIN, bare_environment, shopfloor
 from tests.support.waiting import free_port, wait_for_port
 
@@ -405,20 +405,7 @@ def test_secrets_that_are_others_than_those_of_the_backup_stay(live, first, tmp_
 
 
 def test_a_drill_leaves_its_numbers_for_prometheus(tmp_path):
-    at = dt.datetime(2026, 11, 26, tzinfo=dt.UTC)
-    drilled = flow.Restoration(
-        id="1",
-        created=at,
-        age_s=3600,
-        seconds=99.5,
-        files=1,
-        size_bytes=1,
-        counts={},
-        champions=[],
-        succeeded=True,
-        next=[],
-    )
-    flow.write_metrics(tmp_path / "drill.prom", drilled)
+    flow.write_metrics(tmp_path / "drill.prom", drilled(3600, 99.5))
     lines = (tmp_path / "drill.prom").read_text().splitlines()
     assert "shopfloor_backup_drill_data_age_seconds 3600.000" in lines
     assert "shopfloor_backup_drill_restore_seconds 99.500" in lines

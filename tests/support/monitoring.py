@@ -1,9 +1,12 @@
-"""The alerts and the dashboards' queries as they stand in platform/compose."""
+"""The alerts and the dashboards' queries as they stand in platform/compose, and what a drill leaves for them."""
 
+import datetime as dt
 import json
 import re
+from typing import Any
 
 import yaml
+from shopfloor.flows.backup import Restoration
 
 from tests.support.project import ROOT
 
@@ -28,3 +31,10 @@ QUERIES = [
 def unbounded(expression: str) -> str:
     """Return what an alert's expression compares with its bound."""
     return BOUND.sub("", expression.strip())
+
+
+def drilled(age_s: float, seconds: float) -> Restoration:
+    """Return what a drill comes to whose champions answered: the age of its data, and how long it took."""
+    now = dt.datetime.now(dt.UTC)
+    nothing: dict[str, Any] = {"files": 1, "size_bytes": 1, "counts": {}, "champions": [], "next": []}
+    return Restoration(id="1", created=now, age_s=age_s, seconds=seconds, succeeded=True, **nothing)
