@@ -38,7 +38,8 @@ def run(
     manifest = translate(ir, platforms, arguments, settings)
     result = interpreter.run(manifest, place, secrets, environment)
     name = manifest["metadata"]["generateName"] + "x1y2z"
-    return outcome_of(ir, result.nodes.values(), result.phase, result.bucket / name), result
+    bucket = result.bucket / manifest["metadata"]["namespace"] / "workflows" / name
+    return outcome_of(ir, result.nodes.values(), result.phase, bucket), result
 
 
 def outcome_of(ir: dict[str, Any], nodes: Iterable[Node], phase: str, bucket: Path) -> Outcome:

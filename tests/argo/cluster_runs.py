@@ -35,7 +35,8 @@ def run(
         manifest["spec"]["podSpecPatch"] = json.dumps(pod)
     workflow = cluster.ended(cluster.create(manifest))
     status, name = workflow["status"], workflow["metadata"]["name"]
-    outcome = outcome_of(ir, nodes_of(workflow), status["phase"], cluster.bucket / name)
+    bucket = cluster.bucket / cluster.namespace / "workflows" / name
+    outcome = outcome_of(ir, nodes_of(workflow), status["phase"], bucket)
     if status["phase"] != "Succeeded":
         outcome.logs += cluster.log(name)
     return outcome

@@ -313,11 +313,14 @@ def test_a_loop_has_a_limit_and_collects_values_and_artifacts():
         "tasks['iteration'].outputs.parameters['pipelinechannel--say-Output']), "
         "!(# in ['\\u2060', '\\u0022\\u2060\\u0022'])), type(#) == 'string' ? fromJSON(#) : #)) : '[]'",
     )
-    prefix = json.loads(data["valueFrom"]["default"])["prefix"]
+    prefix, place = (
+        json.loads(data["valueFrom"]["default"])["prefix"],
+        "{{workflow.namespace}}/workflows/{{workflow.name}}",
+    )
     artifact = template(manifest, "comp-make")["outputs"]["artifacts"][0]
     read = template(manifest, "comp-join")["inputs"]["artifacts"][0]
-    assert artifact["s3"]["key"] == f"{{{{workflow.name}}}}/{prefix}/{{{{pod.name}}}}"
-    assert read["s3"]["key"] == "{{workflow.name}}/{{=jsonpath(inputs.parameters['data-artifact'], '$.prefix')}}"
+    assert artifact["s3"]["key"] == f"{place}/{prefix}/{{{{pod.name}}}}"
+    assert read["s3"]["key"] == f"{place}/{{{{=jsonpath(inputs.parameters['data-artifact'], '$.prefix')}}}}"
     assert (artifact["archive"], read["archive"]) == ({"none": {}}, {"none": {}})
 
 

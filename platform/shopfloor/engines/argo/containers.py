@@ -190,13 +190,16 @@ def pod_template(
 
 
 def _artifact(name: str, place: str, key: str) -> Json:
-    """Return an artifact that lies under a key of the workflow's own; bytes as they are, none is no fault."""
+    """Return an artifact that lies under a key of the workflow's own; bytes as they are, none is no fault.
+
+    The key begins with the namespace: in a bucket that teams share, each may use what lies below its name.
+    """
     return {
         "name": name,
         "path": place,
         "optional": True,
         "archive": {"none": {}},
-        "s3": {"key": "{{workflow.name}}/" + key},
+        "s3": {"key": "{{workflow.namespace}}/workflows/{{workflow.name}}/" + key},
     }
 
 
