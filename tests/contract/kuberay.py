@@ -24,7 +24,12 @@ JOB = {
     "backoffLimit": int,
     "suspend": bool,
     "submitterPodTemplate": "pod",
-    "rayClusterSpec": {"rayVersion": str, "headGroupSpec": "head", "workerGroupSpecs": "workers"},
+    "rayClusterSpec": {
+        "rayVersion": str,
+        "authOptions": {"mode": {"token"}},
+        "headGroupSpec": "head",
+        "workerGroupSpecs": "workers",
+    },
 }
 GROUP = {"rayStartParams": "strings", "template": "pod"}
 WORKERS = {**GROUP, "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}

@@ -131,6 +131,9 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
             "submitterPodTemplate": template("ray-job-submitter", {"cpu": "200m", "memory": "512Mi"}, {}),
             "rayClusterSpec": {
                 "rayVersion": str(ray.__version__),
+                # Whoever reaches the dashboard could run code: KubeRay makes this cluster a token of its own, which its
+                # pods and the submitter get. One that the Secret has for another cluster does not count here.
+                "authOptions": {"mode": "token"},
                 "headGroupSpec": {
                     # No work on the head: it has no GPU, and its death would end all.
                     "rayStartParams": {"num-cpus": "0"},
