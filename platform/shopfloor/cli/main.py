@@ -148,6 +148,7 @@ def _register() -> None:
         stack,
         storage,
         submit,
+        teams,
         tokens,
         upgrade,
     )
@@ -164,6 +165,7 @@ def _register() -> None:
         rollout,
         tokens,
         storage,
+        teams,
         backup,
         upgrade,
         gc,

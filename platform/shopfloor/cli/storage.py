@@ -64,12 +64,17 @@ def check(
 def init(
     directory: Annotated[Path, typer.Option(help="Where they are kept, one file each.")] = Path(".secrets"),
     env_file: Annotated[Path, typer.Option(help="Compose's variables; it gets the directory.")] = Path(".env"),
+    team: Annotated[
+        list[str] | None, typer.Option(help="A team of a cluster, which gets secrets of its own; repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make every secret that is missing; refuses one that is there and weak."""
-    from shopfloor.stack import secrets
+    from shopfloor.stack import secrets, teams
 
-    result = secrets.init(directory, env_file)
+    for name in team or []:
+        teams.require_name(name)
+    result = secrets.init(directory, env_file, team or [])
     if as_json:
         render.emit_json(secrets.SecretsMade, result)
         return

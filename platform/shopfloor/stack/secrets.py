@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets as randomness
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from shopfloor.environment import THROUGH_MLFLOW
@@ -31,6 +31,7 @@ RANDOM = (
     "ray_token",
     "serve_token",
     "grafana_password",
+    "argo_db_password",
 )
 """The secrets that nobody chooses: each is a file of this name."""
 IDENTITIES = "object_store.json"
@@ -43,6 +44,18 @@ USER, ADMIN = "shopfloor", "shopfloor-admin"
 VARIABLE = "SHOPFLOOR_SECRETS"
 """Variable by which compose finds the directory."""
 BUCKETS = ("shopfloor", "shopfloor-data", "shopfloor-mlflow")
+TEAMS = "teams"
+"""Directory of the teams of a cluster, in which each has one of its name."""
+TEAM_SECRETS = {
+    "object_store_secret": "AWS_SECRET_ACCESS_KEY",
+    "mlflow_password": "MLFLOW_TRACKING_PASSWORD",
+    "redis_password": "REDIS_PASSWORD",
+    "ray_token": "RAY_AUTH_TOKEN",
+    "serve_token": "SERVE_TOKEN",
+}
+"""The secrets of a team by their file, and the variable of its pods that gets each."""
+TEAM_BUCKETS = BUCKETS[:2]
+"""Buckets in which a team has the prefix of its name."""
 SHORTEST = 20
 """Characters of the shortest secret that is taken from a person."""
 _FEWEST_DIFFERENT = 8
@@ -63,12 +76,13 @@ class SecretsMade(Record):
     kept: list[str]
 
 
-def init(directory: Path, env_file: Path) -> SecretsMade:
+def init(directory: Path, env_file: Path, teams: Sequence[str] = ()) -> SecretsMade:
     """Make every secret that is missing, keep those that are there, and let the endpoints know the platform's token.
 
     Args:
         directory: Made, and closed to other accounts.
         env_file: Compose's, made or completed; it gets the directory, and no secret.
+        teams: Teams of a cluster that get secrets of their own too.
 
     Raises:
         UsageError: A secret that is there is weak, or the directory belongs to somebody else.
@@ -80,17 +94,20 @@ def init(directory: Path, env_file: Path) -> SecretsMade:
         directory.chmod(0o700)
     except PermissionError as error:
         raise UsageError(f"{directory} belongs to another account.", "Name a directory of your own.") from error
-    present = [name for name in RANDOM if (directory / name).exists()]
+    names = [*RANDOM, *(f"{TEAMS}/{team}/{name}" for team in teams for name in TEAM_SECRETS)]
+    present = [name for name in names if (directory / name).exists()]
     for name in present:
         _refuse_weak(directory / name)
-    missing = [name for name in RANDOM if name not in present]
+    missing = [name for name in names if name not in present]
     for name in missing:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / name, randomness.token_urlsafe(32), 0o444)
     write_atomically(directory / IDENTITIES, _identities(directory), 0o444)
-    (directory / TOKENS).parent.mkdir(exist_ok=True)
-    (directory / TOKENS).parent.chmod(0o755)
-    tokens.put(directory / TOKENS, USER, (directory / "serve_token").read_text(encoding="utf-8").strip())
-    (directory / TOKENS).chmod(0o444)
+    for place, user in ((directory, USER), *((directory / TEAMS / team, team) for team in teams)):
+        (place / TOKENS).parent.mkdir(exist_ok=True)
+        (place / TOKENS).parent.chmod(0o755)
+        tokens.put(place / TOKENS, user, (place / "serve_token").read_text(encoding="utf-8").strip())
+        (place / TOKENS).chmod(0o444)
     set_variable(env_file, VARIABLE, str(directory.resolve()))
     return SecretsMade(directory=str(directory), made=missing, kept=present)
 
@@ -146,9 +163,18 @@ def _refuse_weak(file: Path) -> None:
 
 
 def _identities(directory: Path) -> str:
-    """Return who may do what in SeaweedFS: the platform may use its buckets, the administrator may make them."""
-    actions = [f"{action}:{bucket}" for bucket in BUCKETS for action in ("Read", "Write", "List", "Tagging")]
-    users = ((USER, "object_store_secret", actions), (ADMIN, "object_store_admin_secret", ["Admin"]))
+    """Return who may do what in SeaweedFS.
+
+    The platform may use its buckets, the administrator may make them, a team of a cluster may use what lies below the
+    prefix of its name.
+    """
+    users = [
+        (USER, "object_store_secret", _actions(BUCKETS)),
+        (ADMIN, "object_store_admin_secret", ["Admin"]),
+    ]
+    for file in sorted(directory.glob(f"{TEAMS}/*/object_store_secret")):
+        team = file.parent.name
+        users.append((team, str(file.relative_to(directory)), _actions([f"{name}/{team}/*" for name in TEAM_BUCKETS])))
     identities = [
         {
             "name": name,
@@ -158,3 +184,7 @@ def _identities(directory: Path) -> str:
         for name, secret, rights in users
     ]
     return json.dumps({"identities": identities}, indent=1)
+
+
+def _actions(places: Sequence[str]) -> list[str]:
+    return [f"{action}:{place}" for place in places for action in ("Read", "Write", "List", "Tagging")]

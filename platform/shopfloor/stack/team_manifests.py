@@ -1,0 +1,350 @@
+"""What a shared cluster needs for its teams, made of their files: everything but what all teams have alike.
+
+That is `manifests/base/team`, which each team's folder takes in by kustomize. What is written here is committed and
+reviewed as all else; `stale` names what no longer is what the files say.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from shopfloor.errors import UsageError
+from shopfloor.stack.secrets import TEAM_BUCKETS, TEAM_SECRETS, TEAMS
+from shopfloor.stack.teams import FOLDER, SYSTEM, Flavor, Team, flavors
+
+COHORT = "shopfloor"
+TEAM_LABEL = "shopfloor.io/team"
+"""Label of a team's namespace: policies let the teams in by it, and tell them apart."""
+QUEUE = "default"
+UNQUEUED = {"cpu": 64, "memory": 256}
+"""CPUs and GiB that a team may have beside what queues: its endpoints, its Redis, the steps that need no GPU."""
+NOTE = "# Written by `shopfloor teams render`: change manifests/teams/{name}.yaml and not this.\n"
+SECRETS_NOTE = """\
+# Written by `shopfloor teams render`. `shopfloor secrets init --team NAME` makes the values, no part of the project.
+#   kubectl kustomize --load-restrictor LoadRestrictionsNone manifests/teams/secrets | kubectl apply -f -
+"""
+_OBJECT_ACTIONS = (
+    "s3:GetObject",
+    "s3:PutObject",
+    "s3:DeleteObject",
+    "s3:GetObjectTagging",
+    "s3:PutObjectTagging",
+    "s3:AbortMultipartUpload",
+    "s3:ListMultipartUploadParts",
+)
+Json = dict[str, Any]
+
+
+def places(team: str) -> dict[str, str]:
+    """Return the settings of a team that name its own prefix, whose name is the team's."""
+    artifacts, data = TEAM_BUCKETS
+    return {
+        "artifact_root": f"s3://{artifacts}/{team}/artifacts",
+        "data_remote": f"s3://{data}/{team}/dvc",
+        "feature_registry": f"s3://{artifacts}/{team}/feast/registry.db",
+    }
+
+
+def rendered(root: Path, teams: Sequence[Team]) -> dict[Path, str]:
+    """Return every file of the teams, by its path in `manifests/teams`.
+
+    Args:
+        root: Of the project.
+        teams: All of them, from `teams.load`.
+    """
+    profile = tomllib.loads((root / "platform/profiles/cluster.toml").read_text(encoding="utf-8"))
+    pool = flavors(root)
+    result = {
+        Path("kustomization.yaml"): _kustomization("<a team>", resources=[team.name for team in teams]),
+        Path("secrets/kustomization.yaml"): SECRETS_NOTE + _yaml(_secrets(teams)),
+    }
+    for team in teams:
+        for path, text in _files_of(team, pool, profile).items():
+            result[Path(team.name) / path] = text
+    return result
+
+
+def write(root: Path, teams: Sequence[Team]) -> list[Path]:
+    """Write every file of the teams, and remove those of teams that are gone.
+
+    Returns:
+        What changed, relative to the project.
+    """
+    texts, changed = rendered(root, teams), stale(root, teams)
+    for path in changed:
+        place, text = root / path, texts.get(path.relative_to(FOLDER))
+        if text is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+        elif place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
+    return changed
+
+
+def stale(root: Path, teams: Sequence[Team]) -> list[Path]:
+    """Return the files and folders that are not what the teams' files say, relative to the project."""
+    folder, texts = root / FOLDER, rendered(root, teams)
+    different = [
+        path
+        for path, text in texts.items()
+        if not (folder / path).is_file() or (folder / path).read_text(encoding="utf-8") != text
+    ]
+    folders = {path.parts[0] for path in texts if len(path.parts) > 1}
+    written = sorted(place.parent.relative_to(folder) for place in folder.glob("*/kustomization.yaml"))
+    gone = [path for path in written if path.name not in folders]
+    extra = [
+        place.relative_to(folder)
+        for name in sorted(folders)
+        for place in sorted((folder / name).rglob("*"))
+        if place.is_file() and place.relative_to(folder) not in texts
+    ]
+    return [FOLDER / path for path in (*different, *gone, *extra)]
+
+
+def require_fresh(root: Path, teams: Sequence[Team]) -> None:
+    """Refuse manifests that are not what the teams' files say.
+
+    Raises:
+        UsageError: Some are not.
+    """
+    if paths := stale(root, teams):
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise UsageError(f"{paths[0]}{more} is not what the teams' files say.", "shopfloor teams render")
+
+
+def _files_of(team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any]) -> dict[str, str]:
+    cluster_wide = [_namespace(team), _cluster_queue(team, pool), *_pool_reader(team)]
+    inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team)]
+    inside.append(_artifact_repositories(team, str(profile["s3_endpoint_url"])))
+    texts = {_file(one): NOTE.format(name=team.name) + _yaml(one) for one in cluster_wide}
+    texts |= {f"inside/{_file(one)}": NOTE.format(name=team.name) + _yaml(one) for one in inside}
+    return {
+        "kustomization.yaml": _kustomization(team.name, resources=[*map(_file, cluster_wide), "inside"]),
+        "inside/kustomization.yaml": _kustomization(
+            team.name, namespace=team.name, resources=["../../../base/team", *map(_file, inside)]
+        ),
+        **texts,
+        "profile.toml": NOTE.format(name=team.name) + _toml(_profile(team, profile)),
+        "s3-policy.json": json.dumps(_s3_policy(team.name), indent=2) + "\n",
+    }
+
+
+def _namespace(team: Team) -> Json:
+    labels = {
+        TEAM_LABEL: team.name,
+        "app.kubernetes.io/part-of": "shopfloor",
+        "pod-security.kubernetes.io/enforce": "restricted",
+        "pod-security.kubernetes.io/enforce-version": "latest",
+        "pod-security.kubernetes.io/warn": "restricted",
+    }
+    budget = {"shopfloor.io/gpu-hours": f"{team.budget.gpu_hours:g}"}
+    return _object("v1", "Namespace", team.name, labels=labels, annotations=budget)
+
+
+def _cluster_queue(team: Team, pool: Mapping[str, Flavor]) -> Json:
+    """Return the team's part of the cohort.
+
+    A pod is tried on the flavors in their order, and borrows before it goes to the next: heads of Ray clusters, which
+    need no GPU, do not end up on nodes that have some.
+    """
+    without, covered = [name for name in pool if not pool[name].gpu], ["cpu", "memory", "nvidia.com/gpu"]
+    order = sorted(team.quota, key=lambda name: name not in without)
+    spec = {
+        "cohortName": COHORT,
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": team.name}},
+        "queueingStrategy": "BestEffortFIFO",
+        "flavorFungibility": {"whenCanBorrow": "MayStopSearch", "whenCanPreempt": "TryNextFlavor"},
+        "preemption": {"reclaimWithinCohort": "Any", "withinClusterQueue": "LowerPriority"},
+        "fairSharing": {"weight": 1},
+        "resourceGroups": [
+            {
+                "coveredResources": covered,
+                "flavors": [
+                    {
+                        "name": name,
+                        "resources": _shares(pool[name], team.quota[name].nominal, team.quota[name].borrowing),
+                    }
+                    for name in order
+                ],
+            }
+        ],
+    }
+    return _object("kueue.x-k8s.io/v1beta2", "ClusterQueue", team.name, spec=spec)
+
+
+def _shares(flavor: Flavor, nominal: int, borrowing: int) -> list[Json]:
+    own, more = flavor.resources(nominal), flavor.resources(borrowing)
+    return [{"name": name, "nominalQuota": own[name], "borrowingLimit": more[name]} for name in own]
+
+
+def _pool_reader(team: Team) -> list[Json]:
+    """Return what lets members see their own queue in the cohort and which flavors there are, and no other queue."""
+    name = f"shopfloor:{team.name}:queue"
+    kueue = "kueue.x-k8s.io"
+    rules = [
+        {"apiGroups": [kueue], "resources": ["clusterqueues"], "resourceNames": [team.name], "verbs": ["get"]},
+        {"apiGroups": [kueue], "resources": ["resourceflavors", "workloadpriorityclasses"], "verbs": ["get", "list"]},
+    ]
+    return [
+        _object("rbac.authorization.k8s.io/v1", "ClusterRole", name, rules=rules),
+        _object("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", name, **_binding("ClusterRole", name, team)),
+    ]
+
+
+def _members(team: Team) -> Json:
+    return _object("rbac.authorization.k8s.io/v1", "RoleBinding", "member", **_binding("Role", "member", team))
+
+
+def _binding(kind: str, role: str, team: Team) -> Json:
+    group = "rbac.authorization.k8s.io"
+    return {
+        "roleRef": {"apiGroup": group, "kind": kind, "name": role},
+        "subjects": [{"apiGroup": group, "kind": "Group", "name": team.members}],
+    }
+
+
+def _local_queue(team: Team) -> Json:
+    return _object("kueue.x-k8s.io/v1beta2", "LocalQueue", QUEUE, spec={"clusterQueue": team.name})
+
+
+def _resource_quota(team: Team, pool: Mapping[str, Flavor]) -> Json:
+    """Return the end of what the namespace may hold: all that its queue could ever admit, and what does not queue."""
+    parts = [pool[name].resources(share.nominal + share.borrowing) for name, share in team.quota.items()]
+    hard = {
+        "requests.cpu": str(UNQUEUED["cpu"] + sum(int(part["cpu"]) for part in parts)),
+        "requests.memory": f"{UNQUEUED['memory'] + sum(int(part['memory'][:-2]) for part in parts)}Gi",
+        "requests.nvidia.com/gpu": str(sum(int(part["nvidia.com/gpu"]) for part in parts)),
+        "requests.storage": "1Ti",
+        "persistentvolumeclaims": "50",
+        "pods": "500",
+        # Nothing of a team's is open to the outside but through the platform's ingress.
+        "services.loadbalancers": "0",
+        "services.nodeports": "0",
+    }
+    return _object("v1", "ResourceQuota", "team", spec={"hard": hard})
+
+
+def _places(team: Team) -> Json:
+    return _object(
+        "v1",
+        "ConfigMap",
+        "places",
+        data={f"SHOPFLOOR_{key.upper()}": value for key, value in places(team.name).items()},
+    )
+
+
+def _artifact_repositories(team: Team, endpoint: str) -> Json:
+    """Return where Argo keeps the logs of steps; what they hand on lies under the namespace's name too, by its key."""
+    keys: Json = {"name": "object-store"}
+    repository = {
+        "archiveLogs": True,
+        "s3": {
+            "endpoint": urlsplit(endpoint).netloc,
+            "insecure": not endpoint.startswith("https:"),
+            "bucket": TEAM_BUCKETS[0],
+            "keyFormat": f"{team.name}/workflows/{{{{workflow.name}}}}/{{{{pod.name}}}}",
+            "accessKeySecret": keys | {"key": "AWS_ACCESS_KEY_ID"},
+            "secretKeySecret": keys | {"key": "AWS_SECRET_ACCESS_KEY"},
+        },
+    }
+    return _object("v1", "ConfigMap", "artifact-repositories", data={"default": _yaml(repository)})
+
+
+def _profile(team: Team, profile: Mapping[str, Any]) -> Json:
+    cluster = {**profile["cluster"], "namespace": team.name, "queue": QUEUE, "priority_class": team.priority}
+    return {**profile, **places(team.name), "cluster": cluster}
+
+
+def _s3_policy(team: str) -> Json:
+    """Return the team's rights in an S3 that takes AWS's policies: what lies under its prefix, and nothing else."""
+    buckets = [f"arn:aws:s3:::{bucket}" for bucket in TEAM_BUCKETS]
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:ListBucket"],
+                "Resource": buckets,
+                "Condition": {"StringLike": {"s3:prefix": [f"{team}/*"]}},
+            },
+            {
+                "Effect": "Allow",
+                "Action": list(_OBJECT_ACTIONS),
+                "Resource": [f"{bucket}/{team}/*" for bucket in buckets],
+            },
+        ],
+    }
+
+
+def _secrets(teams: Sequence[Team]) -> Json:
+    generators = [
+        _secret("teams", SYSTEM, [f"{team.name}={_file_of(team, 'mlflow_password')}" for team in teams]),
+    ]
+    for team in teams:
+        literals = [f"AWS_ACCESS_KEY_ID={team.name}", f"MLFLOW_TRACKING_USERNAME={team.name}", "RAY_AUTH_MODE=token"]
+        variables = [f"{variable}={_file_of(team, name)}" for name, variable in TEAM_SECRETS.items()]
+        generators += [
+            _secret("object-store", team.name, variables) | {"literals": literals},
+            _secret("redis", team.name, [_file_of(team, "redis_password")]),
+            _secret("ray-token", team.name, [f"auth_token={_file_of(team, 'ray_token')}"]),
+            _secret("serve-tokens", team.name, [_file_of(team, "tokens/endpoints")]),
+        ]
+    return _kustomize(generatorOptions={"disableNameSuffixHash": True}, secretGenerator=generators)
+
+
+def _secret(name: str, namespace: str, sources: list[str]) -> Json:
+    return {"name": name, "namespace": namespace, "files": sources}
+
+
+def _file_of(team: Team, name: str) -> str:
+    return f"../../../.secrets/{TEAMS}/{team.name}/{name}"
+
+
+def _object(version: str, kind: str, name: str, /, **content: Any) -> Json:
+    metadata: Json = {"name": name} | {key: content.pop(key) for key in ("labels", "annotations") if key in content}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **content}
+
+
+def _file(one: Json) -> str:
+    return f"{one['metadata']['name'].replace(':', '-')}-{one['kind'].lower()}.yaml"
+
+
+def _kustomization(team: str, **content: Any) -> str:
+    return NOTE.format(name=team) + _yaml(_kustomize(**content))
+
+
+def _kustomize(**content: Any) -> Json:
+    return {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", **content}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as lines."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _yaml(content: Json) -> str:
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
+
+
+def _toml(content: Mapping[str, Any]) -> str:
+    """Return strings, numbers and truth values as TOML, and one level of tables."""
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join([*lines, ""])

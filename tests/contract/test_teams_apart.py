@@ -1,0 +1,281 @@
+"""A team reaches nothing of another: every edge that the rendered objects allow, enumerated.
+
+By the network, by Kubernetes' rights, in the object store. What MLflow lets a team see is a setting of its server:
+`auth.ini` gives nobody what others made.
+"""
+
+import base64
+import itertools
+import json
+import tomllib
+
+import pytest
+import yaml
+from shopfloor.stack.secrets import TEAM_BUCKETS
+
+from tests.support import manifests
+from tests.support.manifests import MANIFESTS, NAMES, TEAMS, Network, key_of
+
+pytestmark = pytest.mark.skipif(bool(manifests.why_none()), reason=manifests.why_none())
+PAIRS = list(itertools.permutations(NAMES, 2))
+PODS_OF_A_TEAM = {"step", "rayjob-head", "redis", "shopfloor-serve-head", "shopfloor-serve-worker"}
+TO_SERVICES = {
+    ("shopfloor-system/mlflow", 5000),
+    ("shopfloor-system/object-store", 8333),
+    ("argo/argo-server", 2746),
+    ("kube-system/kube-dns", 53),
+}
+"""What every pod of a team reaches outside of it."""
+ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket")
+
+
+@pytest.fixture(scope="module")
+def local():
+    return manifests.overlay("local")
+
+
+@pytest.fixture(scope="module")
+def network(local):
+    return Network(local)
+
+
+@pytest.fixture(scope="module")
+def pods(local):
+    return [*manifests.pods(local), *manifests.visitors()]
+
+
+@pytest.fixture(scope="module")
+def secret_objects(tmp_path_factory):
+    return manifests.secrets_in(tmp_path_factory.mktemp("project"))
+
+
+def of(team, pods):
+    return [pod for pod in pods if pod.namespace == team]
+
+
+@pytest.mark.parametrize(("team", "other"), PAIRS)
+def test_no_pod_of_a_team_reaches_a_pod_of_another(team, other, network, pods):
+    assert {pod.name for pod in of(team, pods)} == PODS_OF_A_TEAM
+    edges = {
+        (str(source), str(target)): network.edges(source, target)
+        for source in of(team, pods)
+        for target in of(other, pods)
+    }
+
+    assert len(edges) == len(PODS_OF_A_TEAM) ** 2
+    assert {pair: ports for pair, ports in edges.items() if ports} == {}
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_a_team_reaches_the_services_that_are_for_all_and_nothing_else(team, network, pods):
+    others = [pod for pod in pods if pod.namespace != team]
+    for source in of(team, pods):
+        reached = {(str(target), port) for target in others for port in network.edges(source, target)}
+        # Nothing else listens in those two namespaces to whoever asks for the Kubernetes API.
+        open_elsewhere = {
+            edge for edge in reached if edge[0].startswith(("kuberay-system", "kube-system", "somebody-else"))
+        }
+        assert reached - open_elsewhere == TO_SERVICES - {("kube-system/kube-dns", 53)}
+        assert {port for _, port in open_elsewhere} <= {53, 443, 6443}
+        assert ("kube-system/kube-dns", 53) in open_elsewhere
+        assert source.name in {"step"} or {port for _, port in open_elsewhere} == {53}
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_only_the_team_and_the_operator_of_ray_get_into_a_team(team, network, pods):
+    into = {
+        (str(source), target.name): network.edges(source, target)
+        for source in pods
+        if source.namespace != team
+        for target in of(team, pods)
+    }
+
+    assert {pair: ports for pair, ports in into.items() if ports} == {
+        ("kuberay-system/kuberay-operator", "rayjob-head"): {8265, 52365},
+        ("kuberay-system/kuberay-operator", "shopfloor-serve-head"): {8265, 52365},
+    }
+
+
+def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
+    targets = [pod for pod in pods if pod.namespace == "shopfloor-system"]
+    inner = {
+        (str(source), target.name): network.edges(source, target)
+        for source in pods
+        if source.namespace not in NAMES
+        for target in targets
+    }
+
+    assert {pair: ports for pair, ports in inner.items() if ports} == {
+        ("shopfloor-system/mlflow", "postgres"): {5432},
+        ("argo/workflow-controller", "postgres"): {5432},
+        ("argo/argo-server", "postgres"): {5432},
+        ("shopfloor-system/mlflow", "object-store"): {8333},
+        ("shopfloor-system/bootstrap", "object-store"): {8333},
+        ("argo/argo-server", "object-store"): {8333},
+        ("shopfloor-system/bootstrap", "mlflow"): {5000},
+    }
+
+
+def test_every_pod_of_ours_is_closed_where_no_policy_opens_it(network, local):
+    assert all(network.isolated(pod) for pod in manifests.pods(local))
+
+
+def test_the_judge_of_the_network_sees_an_edge_that_somebody_opens(local, pods):
+    hole = {
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "hole", "namespace": NAMES[0]},
+        "spec": {
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "redis"}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": 6443}]}],
+        },
+    }
+    (redis,) = (pod for pod in of(NAMES[0], pods) if pod.name == "redis")
+    (step,) = (pod for pod in of(NAMES[1], pods) if pod.name == "step")
+
+    assert Network([*local, hole]).edges(step, redis) == {6443}
+
+
+def subjects(team):
+    group = next(one.members for one in TEAMS if one.name == team)
+    accounts = ("shopfloor-run", "serve", "redis")
+    return [
+        {"kind": "Group", "name": group},
+        *({"kind": "ServiceAccount", "name": name, "namespace": team} for name in accounts),
+    ]
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_nobody_of_a_team_has_a_right_outside_of_it(team, local):
+    for subject in subjects(team):
+        for right in manifests.rights(local, subject):
+            if right.namespace:
+                assert right.namespace == team, (subject, right)
+            elif right.resource == "clusterqueues":
+                assert (right.names, right.verb) == ((team,), "get"), (subject, right)
+            else:
+                assert right.resource in {"resourceflavors", "workloadpriorityclasses"}, (subject, right)
+                assert right.verb in {"get", "list"}, (subject, right)
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_nobody_of_a_team_reads_secrets_or_gives_himself_more(team, local):
+    for subject in subjects(team):
+        for right in manifests.rights(local, subject):
+            assert "*" not in {right.group, right.resource, right.verb}, (subject, right)
+            assert right.verb not in {"escalate", "bind", "impersonate"}, (subject, right)
+            assert right.resource.partition("/")[0] not in {
+                "secrets",
+                "configmaps",
+                "roles",
+                "rolebindings",
+                "serviceaccounts",
+                "networkpolicies",
+            }, (subject, right)
+            assert right.resource not in {"pods/exec", "pods/attach", "pods/ephemeralcontainers"}, (subject, right)
+            assert (right.resource, right.verb) != ("pods", "create"), (subject, right)
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_members_and_runs_have_the_rights_that_the_commands_need(team, local):
+    group, run, serve, redis = (
+        {(right.resource, right.verb) for right in manifests.rights(local, subject)} for subject in subjects(team)
+    )
+
+    assert serve == redis == set()
+    assert {("workflowtaskresults", "patch"), ("rayjobs", "create"), ("pods", "list"), ("pods/log", "get")} <= run
+    assert {("workflows", verb) for verb in ("create", "get", "list", "watch", "patch", "update")} <= group
+    assert {("cronworkflows", "create"), ("pods", "delete"), ("pods/log", "get"), ("events", "watch")} <= group
+
+
+def test_the_rights_are_those_that_were_tried_on_a_cluster(local):
+    """What tests/e2e/team.yaml has, which runs on a real one, the manifests have too."""
+    tried = [one for one in yaml.safe_load_all((MANIFESTS.parent / "tests/e2e/team.yaml").read_text()) if one]
+    for one in tried:
+        one["metadata"]["namespace"] = NAMES[0]
+        for subject in one.get("subjects", []):
+            subject["namespace"] = NAMES[0]
+    member, run = subjects(NAMES[0])[:2]
+    account = {"kind": "ServiceAccount", "name": "member", "namespace": NAMES[0]}
+
+    assert manifests.rights(tried, run) <= manifests.rights(local, run)
+    assert manifests.rights(tried, account) <= manifests.rights(local, member)
+
+
+def identities(secret_objects):
+    (secret,) = (one for one in secret_objects if key_of(one)[2] == "object-store-identities")
+    content = json.loads(base64.b64decode(secret["data"]["object_store"]))
+    return {one["name"]: one for one in content["identities"]}
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_a_key_of_the_object_store_opens_the_teams_own_prefix(team, secret_objects):
+    identity = identities(secret_objects)[team]
+    policy = json.loads((MANIFESTS / "teams" / team / "s3-policy.json").read_text(encoding="utf-8"))
+    for bucket in TEAM_BUCKETS:
+        for action in ("Read", "Write", "List", "Tagging"):
+            assert manifests.may_by_identity(identity, action, bucket, f"{team}/artifacts/x")
+        for action in ACTIONS:
+            assert manifests.may_by_policy(policy, action, bucket, f"{team}/artifacts/x"), action
+
+
+FOREIGN = [
+    "",
+    "x",
+    "{other}/",
+    "{other}/artifacts/x",
+    "{team}2/x",
+    "{team}",
+    "{team}x",
+    "../{team}/x",
+    "{other}/{team}/x",
+]
+
+
+@pytest.mark.parametrize(("team", "other"), PAIRS)
+@pytest.mark.parametrize("key", FOREIGN)
+def test_a_key_of_the_object_store_opens_nothing_else(team, other, key, secret_objects):
+    identity, name = identities(secret_objects)[team], key.format(team=team, other=other)
+    policy = json.loads((MANIFESTS / "teams" / team / "s3-policy.json").read_text(encoding="utf-8"))
+    for bucket in (*TEAM_BUCKETS, "shopfloor-mlflow", "shopfloor-backups"):
+        for action in ("Read", "Write", "List", "Tagging", "Admin"):
+            assert not manifests.may_by_identity(identity, action, bucket, name), (action, bucket)
+        for action in ACTIONS:
+            assert not manifests.may_by_policy(policy, action, bucket, name), (action, bucket)
+    assert not manifests.may_by_identity(identity, "Read", "shopfloor-mlflow", f"{team}/x")
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_everything_that_a_team_is_told_to_write_lies_under_its_prefix(team, local):
+    profile = tomllib.loads((MANIFESTS / "teams" / team / "profile.toml").read_text(encoding="utf-8"))
+    prefixes = [f"s3://{bucket}/{team}/" for bucket in TEAM_BUCKETS]
+    data = {key_of(one): one.get("data") for one in local}
+    repository = yaml.safe_load(data["ConfigMap", team, "artifact-repositories"]["default"])["s3"]
+    places = [*manifests.places(team).values(), *data["ConfigMap", team, "places"].values()]
+    places += [profile[key] for key in manifests.places(team)]
+    places.append(f"s3://{repository['bucket']}/{repository['keyFormat']}")
+
+    assert all(place.startswith(tuple(prefixes)) for place in places), places
+
+
+@pytest.mark.parametrize(("team", "other"), PAIRS)
+def test_no_secret_of_a_team_is_that_of_another(team, other, secret_objects):
+    def values(namespace):
+        data = [one["data"] for one in secret_objects if one["metadata"]["namespace"] == namespace]
+        names = {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "REDIS_PASSWORD", "RAY_AUTH_TOKEN", "SERVE_TOKEN"}
+        return {value for one in data for key, value in one.items() if key in names}
+
+    assert len(values(team)) == 5
+    assert values(team).isdisjoint(values(other))
+
+
+def test_a_pod_of_a_team_gets_no_secret_of_the_platform(secret_objects):
+    def values(chosen):
+        return {
+            value for one in secret_objects if chosen(one["metadata"]["namespace"]) for value in one["data"].values()
+        }
+
+    shared = values(lambda namespace: namespace in NAMES) & values(lambda namespace: namespace not in NAMES)
+    # The bootstrap knows each team's password of MLflow, as it makes the users.
+    (passwords,) = (one["data"].values() for one in secret_objects if key_of(one)[2] == "teams")
+    assert shared == set(passwords)
