@@ -10,13 +10,13 @@ export NO_MKDOCS_2_WARNING := 1
 LOCK_HASH := $(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed '/^\[tool/,$$d' pyproject.toml; } | \
   sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/installed-$(LOCK_HASH)
-# What we are measured against and what examines images: their dependencies would move or slow down our own.
-OTHERS := .venv-peers .venv-images
+# What we are measured against, and what examines images and Terraform: their dependencies would move or slow down our own.
+OTHERS := .venv-peers .venv-images .venv-terraform
 # Where the stack and the runs keep what they know: the registry, models, predictions, feedback, the data's default remote.
 STATE := $(or $(SHOPFLOOR_STATE_DIR),.shopfloor)
 installed = .venv-$(1)/installed-$(shell sha256sum requirements/$(1).txt | cut -c1-16)
 
-.PHONY: help run stop test test-compose test-cluster images lint docs format bench storm soak lock lock-add clean purge
+.PHONY: help run stop test test-compose test-cluster test-terraform images lint docs format bench storm soak lock lock-add clean purge
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,7 +33,7 @@ $(INSTALLED):
 
 install: $(INSTALLED)  ## create .venv from the hash lock (again only when the lock changed)
 
-.venv-peers/installed-% .venv-images/installed-%: | $(INSTALLED)
+.venv-peers/installed-% .venv-images/installed-% .venv-terraform/installed-%: | $(INSTALLED)
 	@echo "Installing into $(@D) from requirements/$(patsubst .venv-%,%,$(@D)).txt" >&2
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes \
@@ -51,13 +51,18 @@ stop: $(INSTALLED)  ## stop what `make run` started
 # Two processes; what needs the same Ray cluster runs in the same one, and first (tests/conftest.py).
 test: $(INSTALLED)  ## every test but the benchmarks
 	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25 \
-	  --ignore-glob='tests/e2e/test_compose*.py' --ignore-glob='tests/e2e/test_cluster*.py'
+	  --ignore-glob='tests/e2e/test_compose*.py' --ignore-glob='tests/e2e/test_cluster*.py' \
+	  --ignore-glob='tests/e2e/test_terraform*.py'
 
 test-compose: images  ## the stack of docker-compose.yml from nothing, on this machine's Docker engine
 	@$(BIN)/python -m pytest tests/e2e/test_compose*.py --durations 0
 
 test-cluster: $(INSTALLED)  ## the engine argo on a real cluster: make test-cluster KUBECONFIG=PATH
 	@$(BIN)/python -m pytest tests/e2e/test_cluster*.py --durations 0 -rs
+
+test-terraform: $(call installed,terraform)  ## examine terraform/ by rules and plan all of it in a pretended account
+	@.venv-terraform/bin/checkov --directory terraform --framework terraform --skip-download --quiet --compact
+	@$(BIN)/python -m pytest tests/e2e/test_terraform*.py --durations 0 -rs
 
 lint: $(INSTALLED)  ## ruff, mypy --strict on the package, the import contracts, the documentation
 	@$(BIN)/ruff check .
@@ -102,12 +107,12 @@ RESOLVE = $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-v
 PINS = grep -oE '^[A-Za-z0-9._-]+==[^ ;]+'
 
 lock: $(INSTALLED)  ## resolve requirements/*.in anew into hash locks: every package may move
-	@for name in bootstrap runtime dev images peers; do \
+	@for name in bootstrap runtime dev images peers terraform; do \
 	  $(RESOLVE) --upgrade requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 	@$(RESOLVE) -c requirements/runtime.txt requirements/gpu.in --output-file requirements/gpu.txt
 
 lock-add: $(INSTALLED)  ## lock what is new in requirements/*.in, and move no other package
-	@for name in bootstrap runtime dev images peers; do \
+	@for name in bootstrap runtime dev images peers terraform; do \
 	  lock=requirements/$$name.txt; cp $$lock $$lock.before || exit 1; \
 	  $(RESOLVE) requirements/$$name.in --output-file $$lock || { mv $$lock.before $$lock; exit 1; }; \
 	  moved=$$(comm -23 <($(PINS) $$lock.before | sort) <($(PINS) $$lock | sort)); \

@@ -11,6 +11,7 @@ MADE = [
     ".venv/bin/python",
     ".venv-peers/bin/python",
     ".venv-images/bin/python",
+    ".venv-terraform/bin/python",
     "build/site/index.html",
     ".mypy_cache/a",
     ".pytest_cache/a",
