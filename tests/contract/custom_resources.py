@@ -10,7 +10,6 @@ import re
 from functools import cache
 
 from tests.contract import kuberay
-from tests.contract.test_argo_translation import strict
 from tests.support.manifests import Json
 from tests.support.project import SHARED
 
@@ -122,6 +121,8 @@ def _cluster_queue(one: Json) -> list[str]:
 @cache
 def _schema(file, version):
     import jsonschema_rs
+
+    from tests.contract.test_argo_translation import strict
 
     path = SHARED / "schemas" / file
     if not path.is_file():

@@ -4,6 +4,7 @@ Nothing here asks a cluster: docs/how-to/install-on-a-cluster.md says what was r
 """
 
 import functools
+import json
 import re
 import tomllib
 from urllib.parse import urlsplit
@@ -36,6 +37,12 @@ EVERYWHERE = {"kubernetes.io/metadata.name"}
 VARIABLES = {"FROM_SECRETS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"}
 
 
+@pytest.fixture(scope="module")
+def judged():
+    """Give the objects that were found right: most are in several folders."""
+    return set()
+
+
 def built(folder):
     return manifests.build(MANIFESTS / folder)
 
@@ -43,6 +50,12 @@ def built(folder):
 @pytest.fixture(scope="module")
 def local():
     return manifests.overlay("local")
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def objects(request):
+    """Give the objects of each overlay."""
+    return manifests.overlay(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +75,12 @@ def kubernetes_schema():
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_object_is_valid_and_says_nothing_that_would_be_dropped(folder, kubernetes_schema):
+def test_every_object_is_valid_and_says_nothing_that_would_be_dropped(folder, kubernetes_schema, judged):
     for one in built(folder):
+        text = json.dumps(one, sort_keys=True)
+        if text in judged:
+            continue
+        judged.add(text)
         if one["kind"] in custom_resources.SCHEMAS:
             assert custom_resources.problems(one) == [], key_of(one)
         else:
@@ -203,13 +220,13 @@ def references(pod):
                     yield kind, reference["name"], {reference["key"]}, False
 
 
-def test_every_config_map_and_secret_that_a_pod_names_has_the_keys(local, secret_objects):
+def test_every_config_map_and_secret_that_a_pod_names_has_the_keys(objects, secret_objects):
     kinds = {"configMap": "ConfigMap", "secret": "Secret"}
-    data = {key_of(one): one.get("data", {}).keys() for one in [*local, *secret_objects]}
-    for pod in manifests.pods(local):
+    data = {key_of(one): one.get("data", {}).keys() for one in [*objects, *secret_objects]}
+    for pod in manifests.pods(objects):
         for kind, name, keys, _ in references(pod):
             assert keys <= data[kinds[kind], pod.namespace, name], (pod, name)
-    for one in local:
+    for one in objects:
         if one["kind"] == "RayCluster":
             namespace = one["metadata"]["namespace"]
             password = one["spec"]["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
@@ -217,9 +234,9 @@ def test_every_config_map_and_secret_that_a_pod_names_has_the_keys(local, secret
             assert "auth_token" in data["Secret", namespace, one["spec"]["authOptions"]["secretName"]]
 
 
-def test_a_container_finds_the_secrets_whose_files_it_reads(local, secret_objects):
+def test_a_container_finds_the_secrets_whose_files_it_reads(objects, secret_objects):
     data = {key_of(one): one["data"].keys() for one in secret_objects}
-    for pod in manifests.pods(local):
+    for pod in manifests.pods(objects):
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
         for container in containers(pod):
             text = yaml.safe_dump({key: container[key] for key in container if key != "volumeMounts"})
@@ -241,14 +258,16 @@ def test_the_scripts_of_the_database_read_secrets_that_it_has(local, secret_obje
     assert set(re.findall(r"/run/secrets/(\w+)", "".join(scripts.values()))) < secret.keys()
 
 
-def test_every_service_budget_account_and_volume_meets_a_pod(local):
-    accounts = {key_of(one)[1:] for one in local if one["kind"] == "ServiceAccount"}
-    pods = list(manifests.pods(local))
+def test_every_service_budget_account_and_volume_meets_a_pod(objects):
+    accounts = {key_of(one)[1:] for one in objects if one["kind"] == "ServiceAccount"}
+    pods = list(manifests.pods(objects))
     for pod in pods:
         assert (pod.namespace, pod.spec["serviceAccountName"]) in accounts, pod
-    for one in local:
+    for one in objects:
         kind, namespace, name = key_of(one)
-        if kind == "Service":
+        if kind == "Service" and one["spec"].get("type") == "ExternalName":
+            assert "selector" not in one["spec"], name
+        elif kind == "Service":
             served = [
                 p for p in pods if p.namespace == namespace and one["spec"]["selector"].items() <= p.labels.items()
             ]
@@ -264,7 +283,7 @@ def test_every_service_budget_account_and_volume_meets_a_pod(local):
     for pod in pods:
         claims = {
             c["metadata"]["name"]
-            for one in local
+            for one in objects
             if one["kind"] == "StatefulSet"
             for c in one["spec"]["volumeClaimTemplates"]
         }
@@ -273,9 +292,9 @@ def test_every_service_budget_account_and_volume_meets_a_pod(local):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, pod
 
 
-def test_every_policy_names_pods_that_there_are(local):
-    pods = [*manifests.pods(local), *manifests.visitors()]
-    for one in local:
+def test_every_policy_names_pods_that_there_are(objects):
+    pods = [*manifests.pods(objects), *manifests.visitors()]
+    for one in objects:
         if one["kind"] == "NetworkPolicy":
             selector = one["spec"]["podSelector"]
             assert any(
@@ -284,9 +303,9 @@ def test_every_policy_names_pods_that_there_are(local):
             ), key_of(one)
 
 
-def test_queues_flavors_and_classes_are_there(local):
-    keys = {key_of(one) for one in local}
-    for one in local:
+def test_queues_flavors_and_classes_are_there(objects):
+    keys = {key_of(one) for one in objects}
+    for one in objects:
         if one["kind"] == "LocalQueue":
             assert ("ClusterQueue", "", one["spec"]["clusterQueue"]) in keys
         elif one["kind"] == "ClusterQueue":
@@ -317,7 +336,7 @@ def services(local):
     for one in local:
         kind, namespace, name = key_of(one)
         if kind == "Service":
-            names[namespace, name] = {port["port"] for port in one["spec"]["ports"]}
+            names[namespace, name] = {port["port"] for port in one["spec"].get("ports", [])}
         elif kind == "RayCluster":
             (head,) = one["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
             ports = {port["name"]: port["containerPort"] for port in head["ports"]}
@@ -328,13 +347,13 @@ def services(local):
 
 
 @pytest.mark.parametrize("team", NAMES)
-def test_every_address_of_a_teams_profile_is_a_service(team, local):
-    names = services(local)
+def test_every_address_of_a_teams_profile_is_a_service(team, objects):
+    names = services(objects)
     profile = tomllib.loads((MANIFESTS / "teams" / team / "profile.toml").read_text(encoding="utf-8"))
     addresses = [
         profile[key] for key in ("tracking_uri", "s3_endpoint_url", "online_store", "ray_dashboard_url", "serve_url")
     ]
-    (environment,) = (one["data"] for one in local if key_of(one) == ("ConfigMap", team, "services"))
+    (environment,) = (one["data"] for one in objects if key_of(one) == ("ConfigMap", team, "services"))
     addresses += [value for value in environment.values() if "://" in value]
 
     for address in addresses:
@@ -392,8 +411,8 @@ def test_mlflows_users_differ_from_those_of_one_server_by_one_line():
     assert here ^ there == {"default_permission = NO_PERMISSIONS", "default_permission = READ"}
 
 
-def test_what_argo_is_told_can_be_read(local):
-    (data,) = (one["data"] for one in local if key_of(one)[2] == "workflow-controller-configmap")
+def test_what_argo_is_told_can_be_read(objects):
+    (data,) = (one["data"] for one in objects if key_of(one)[2] == "workflow-controller-configmap")
     parsed = {key: yaml.safe_load(value) for key, value in data.items()}
 
     assert parsed["executor"]["securityContext"] == {
@@ -405,8 +424,8 @@ def test_what_argo_is_told_can_be_read(local):
     assert parsed["persistence"]["archive"] is True
 
 
-def test_the_archive_of_argo_has_a_secret_with_the_databases_password(local, secret_objects):
-    (data,) = (one["data"] for one in local if key_of(one)[2] == "workflow-controller-configmap")
+def test_the_archive_of_argo_has_a_secret_with_the_databases_password(objects, secret_objects):
+    (data,) = (one["data"] for one in objects if key_of(one)[2] == "workflow-controller-configmap")
     postgresql = yaml.safe_load(data["persistence"])["postgresql"]
     secret = {key_of(one): one["data"] for one in secret_objects}
     archive, postgres = secret["Secret", "argo", "argo-archive"], secret["Secret", "shopfloor-system", "postgres"]
@@ -436,3 +455,62 @@ def test_a_teams_artifact_repository_is_the_one_of_its_profile(local, secret_obj
 
 def test_what_is_committed_of_the_teams_is_what_their_files_say():
     assert team_manifests.stale(ROOT, TEAMS) == [], "Write it anew: shopfloor teams render"
+
+
+REMOTE = re.compile(r"https://\S+")
+OPERATORS = sorted(path.parent for path in MANIFESTS.glob("operators/*/kustomization.yaml"))
+
+
+@pytest.mark.parametrize("folder", OPERATORS, ids=lambda folder: folder.name)
+def test_an_operator_is_one_release_of_its_makers_and_says_so_once(folder):
+    """Nothing is fetched: whether it builds is not asked here."""
+    content = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    (release,) = (resource for resource in content["resources"] if REMOTE.fullmatch(resource))
+    (version,) = re.findall(r"(?<=[/=])v(\d+\.\d+\.\d+)", release)
+
+    guide = (MANIFESTS / "operators/README.md").read_text(encoding="utf-8")
+    assert re.search(rf"\| `{folder.name}` \| .* \| {re.escape(version)} \|", guide)
+    assert "images" not in content
+    for resource in {*content["resources"]} - {release}:
+        assert (folder / resource).is_file()
+
+
+@pytest.mark.parametrize("folder", OPERATORS, ids=lambda folder: folder.name)
+def test_what_is_changed_of_an_operator_is_what_kubernetes_knows(folder, kubernetes_schema):
+    content = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    for patch in content.get("patches", []):
+        changed = yaml.safe_load((folder / patch["path"]).read_text() if "path" in patch else patch["patch"])
+        if isinstance(changed, list):
+            assert {operation["op"] for operation in changed} <= {"add", "replace", "remove"}
+        elif changed["kind"] == "Deployment":
+            # A patch says a part: with what every Deployment has it is a whole one.
+            pod = changed["spec"]["template"]
+            changed["spec"].get("strategy", {}).pop("$retainKeys", None)
+            pod["metadata"] = {}
+            changed["spec"]["selector"] = {"matchLabels": {"a": "b"}}
+            kubernetes_schema(changed)
+            for container in pod["spec"]["containers"]:
+                assert {"requests", "limits"} == container["resources"].keys()
+        else:
+            kubernetes_schema(changed)
+
+
+def test_kueue_is_told_to_share_fairly_and_to_leave_other_namespaces_alone():
+    file = MANIFESTS / "operators/kueue/kueue-manager-config-configmap.yaml"
+    text = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["controller_manager_config.yaml"]
+    config = yaml.safe_load(text)
+
+    assert config["fairSharing"]["preemptionStrategies"]
+    assert {"pod", "ray.io/rayjob"} <= set(config["integrations"]["frameworks"])
+    (expression,) = config["managedJobsNamespaceSelector"]["matchExpressions"]
+    assert expression == {"key": team_manifests.TEAM_LABEL, "operator": "Exists"}
+
+
+def test_a_shared_gpu_has_a_name_of_its_own():
+    file = MANIFESTS / "components/gpu-time-slicing/nvidia-device-plugin-configs-configmap.yaml"
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
+    configs = {name: yaml.safe_load(text) for name, text in data.items()}
+
+    assert configs["default"] == {"version": "v1"}
+    slicing = configs["shared"]["sharing"]["timeSlicing"]
+    assert slicing["renameByDefault"] is slicing["failRequestsGreaterThanOne"] is True

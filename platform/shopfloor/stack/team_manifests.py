@@ -25,7 +25,7 @@ TEAM_LABEL = "shopfloor.io/team"
 """Label of a team's namespace: policies let the teams in by it, and tell them apart."""
 QUEUE = "default"
 UNQUEUED = {"cpu": 64, "memory": 256}
-"""CPUs and GiB that a team may have beside what queues: its endpoints, its Redis, the steps that need no GPU."""
+"""CPUs and GiB that a team may have beside what queues: its endpoints and its Redis."""
 NOTE = "# Written by `shopfloor teams render`: change manifests/teams/{name}.yaml and not this.\n"
 SECRETS_NOTE = """\
 # Written by `shopfloor teams render`. `shopfloor secrets init --team NAME` makes the values, no part of the project.
