@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from shopfloor.stack.teams import Quota
 
 GroupsOption = Annotated[
-    Path | None, typer.Option(help="File with the identity provider's groups, one a line: who is in none is refused.")
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File with the identity provider's groups, one a line: who is in none is refused.",
+    ),
 ]
 
 

@@ -252,6 +252,8 @@ def _artifact_repositories(team: Team, endpoint: str) -> Json:
             "endpoint": urlsplit(endpoint).netloc,
             "insecure": not endpoint.startswith("https:"),
             "bucket": TEAM_BUCKETS[0],
+            # Said here, it is not asked of the bucket, which a key for a prefix may not.
+            "region": "us-east-1",
             "keyFormat": f"{team.name}/workflows/{{{{workflow.name}}}}/{{{{pod.name}}}}",
             "accessKeySecret": keys | {"key": "AWS_ACCESS_KEY_ID"},
             "secretKeySecret": keys | {"key": "AWS_SECRET_ACCESS_KEY"},

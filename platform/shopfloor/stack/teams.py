@@ -90,6 +90,7 @@ def flavors(root: Path) -> dict[str, Flavor]:
     """Return the flavors by name, those without GPUs first.
 
     Raises:
+        NotFoundError: There are no manifests of a cluster here.
         UsageError: One does not say how much there is of it.
     """
     pool = []
@@ -109,6 +110,10 @@ def flavors(root: Path) -> dict[str, Flavor]:
                 f"{file.relative_to(root)} does not say how much there is of it.",
                 f"Annotations {_ANNOTATION}cpu, {_ANNOTATION}memory (in Gi) and, with GPUs, {_ANNOTATION}gpu.",
             ) from error
+    if not pool:
+        raise NotFoundError(
+            f"There is no flavor in {FLAVORS}.", "The manifests of the cluster stand in the project: run it there."
+        )
     return {flavor.name: flavor for flavor in sorted(pool, key=lambda flavor: (flavor.gpu > 0, flavor.name))}
 
 
