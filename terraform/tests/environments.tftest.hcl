@@ -24,8 +24,13 @@ run "prod_has_the_gpus_that_its_flavors_promise_and_a_role_for_each_account" {
   }
 
   assert {
-    condition     = keys(output.buckets) == ["artifacts", "data", "mlflow"] && contains(keys(output.roles), "mlflow")
-    error_message = "The buckets are others than the stack's, or nobody can use them."
+    condition     = keys(output.buckets) == ["artifacts", "data", "mlflow"]
+    error_message = "The buckets are others than the stack's."
+  }
+
+  assert {
+    condition     = length(output.roles) == 1 + 2 * length(setsubtract(fileset("../manifests/teams", "*.yaml"), ["kustomization.yaml"])) && contains(keys(output.roles), "mlflow")
+    error_message = "MLflow, or an account of a team, has no role, or somebody else has one."
   }
 }
 

@@ -133,7 +133,7 @@ run "nodes_have_no_address_of_their_own_outside" {
   }
 
   assert {
-    condition     = { for zone, subnet in aws_subnet.private : zone => subnet.cidr_block } == { eu-central-1a = "10.64.0.0/20", eu-central-1b = "10.64.16.0/20", eu-central-1c = "10.64.32.0/20" }
+    condition     = { for zone, subnet in aws_subnet.private : zone => subnet.cidr_block } == { eu-central-1a = "10.0.0.0/20", eu-central-1b = "10.0.16.0/20", eu-central-1c = "10.0.32.0/20" }
     error_message = "The nodes' subnets are others."
   }
 

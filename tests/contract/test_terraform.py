@@ -3,18 +3,22 @@
 `make test-terraform` plans all of it (tests/e2e/test_terraform_plans.py): each start of the provider takes seconds.
 """
 
+import ipaddress
 import json
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from shopfloor.stack import object_store
 
 from tests.contract.terraform_docs import MODULES, entries, readme
 from tests.support import terraform
 
 PROJECT = Path(__file__).resolve().parents[2]
+MANIFESTS = PROJECT / "manifests"
 SOURCES = terraform.SOURCES
 ENVIRONMENTS = sorted((SOURCES / "environments").iterdir())
 FOLDERS = sorted({file.parent for file in SOURCES.rglob("*.tf")})
@@ -90,11 +94,41 @@ def test_old_versions_and_unfinished_uploads_stay_as_long_as_in_a_bucket_that_we
     assert int(inputs["unfinished_upload_days"]) == object_store.ATTEMPT_DAYS
 
 
+def test_prod_has_at_its_largest_what_kueues_flavors_promise_the_teams():
+    flavors = [yaml.safe_load(file.read_text()) for file in MANIFESTS.glob("base/kueue/*-resourceflavor.yaml")]
+    promised = {
+        one["metadata"]["name"]: int(one["metadata"]["annotations"].get("shopfloor.io/gpu", 0)) for one in flavors
+    }
+    pools = re.findall(
+        r"^    ([\w-]+) += \{ (instance_types.*) \}$", text("environments", "prod", "main.tf"), re.MULTILINE
+    )
+    largest = Counter()
+    for name, pool in pools:
+        values = dict(re.findall(r"(\w+) = \"?([\w-]+)", pool))
+        largest[values.get("flavor", name)] += int(values.get("gpus", 0)) * int(values["max"])
+
+    assert {name: gpus for name, gpus in largest.items() if name != "system"} == promised
+    assert {key for one in flavors for key in one["spec"]["nodeLabels"]} == {"shopfloor.io/pool"}
+    assert 'pool_label = "shopfloor.io/pool"' in text("modules", "gpu-cluster-eks", "nodes.tf")
+
+
+def test_the_overlay_prod_lets_pods_reach_the_api_server_where_the_module_puts_it():
+    inputs = {entry.name: entry.attribute("default") for entry in entries(MODULES / "gpu-cluster-eks")}
+    services = ipaddress.ip_network(inputs["service_cidr"].strip('"'))
+    overlay = (MANIFESTS / "overlays" / "prod" / "kustomization.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"cidr: ([\d./]+)", overlay)) == {inputs["vpc_cidr"].strip('"'), f"{services[1]}/32"}
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda folder: folder.name)
 def test_the_account_of_the_profile_gets_objects_in_every_teams_namespace(environment):
     profile = tomllib.loads((PROJECT / "platform" / "profiles" / "cluster.toml").read_text())["cluster"]
     accounts = re.search(r"setproduct\(local\.teams, \[(.*?)\]\)", text("environments", environment.name, "main.tf"))[1]
     assert f'"{profile["service_account"]}"' in accounts
+
+    written = {
+        yaml.safe_load(file.read_text())["metadata"]["name"] for file in MANIFESTS.glob("base/**/*-serviceaccount.yaml")
+    }
+    assert {*re.findall(r'"(.+?)"', accounts), "mlflow"} <= written
 
 
 @pytest.mark.skipif(bool(terraform.absence(provider=False)), reason=terraform.absence(provider=False))

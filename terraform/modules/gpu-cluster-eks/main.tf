@@ -111,6 +111,10 @@ resource "aws_eks_cluster" "this" {
     }
   }
 
+  kubernetes_network_config {
+    service_ipv4_cidr = var.service_cidr
+  }
+
   # A version that is out of support would be paid for many times over; this way EKS moves the cluster on instead.
   upgrade_policy {
     support_type = "STANDARD"

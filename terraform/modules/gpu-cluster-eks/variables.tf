@@ -21,11 +21,22 @@ variable "kubernetes_version" {
 variable "vpc_cidr" {
   description = "Addresses of the network. Each zone's nodes and pods have a sixteenth of it: some four thousand of a /16."
   type        = string
-  default     = "10.64.0.0/16"
+  default     = "10.0.0.0/16"
 
   validation {
     condition     = can(cidrhost(var.vpc_cidr, 0)) && try(tonumber(split("/", var.vpc_cidr)[1]) >= 16 && tonumber(split("/", var.vpc_cidr)[1]) <= 20, false)
-    error_message = "The network is an IPv4 block from /16 to /20, such as 10.64.0.0/16."
+    error_message = "The network is an IPv4 block from /16 to /20, such as 10.0.0.0/16."
+  }
+}
+
+variable "service_cidr" {
+  description = "Addresses of Kubernetes' services, which nothing else may have. The first is the API server's: NetworkPolicies of manifests/ name it."
+  type        = string
+  default     = "172.20.0.0/16"
+
+  validation {
+    condition     = can(cidrhost(var.service_cidr, 1)) && try(tonumber(split("/", var.service_cidr)[1]) >= 12 && tonumber(split("/", var.service_cidr)[1]) <= 24, false)
+    error_message = "The services' addresses are an IPv4 block from /12 to /24, such as 172.20.0.0/16."
   }
 }
 
