@@ -130,7 +130,7 @@ def test_every_pod_can_do_little(folder):
         assert context["runAsUser"] > 0, pod
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}, pod
         assert pod.spec["serviceAccountName"] not in {"", "default"}, pod
-        assert pod.spec["automountServiceAccountToken"] is False, pod
+        assert pod.spec["automountServiceAccountToken"] is (pod.name == "prometheus"), pod
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.spec.keys(), pod
         for volume in pod.spec.get("volumes", []):
             assert volume.keys() - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, pod
@@ -179,8 +179,8 @@ def test_the_versions_are_those_of_compose_of_the_package_and_of_the_lock(local)
     versions, project = image_versions(), tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     written = {
         service["image"].partition(":-")[2].rstrip("}")
-        for service in COMPOSE["services"].values()
-        if "profiles" not in service
+        for name, service in COMPOSE["services"].items()
+        if name != "node-exporter"
     }
 
     assert {f"{name}:{tag}" for name, tag in versions.items()} == written
@@ -360,6 +360,9 @@ def test_every_address_of_a_teams_profile_is_a_service(team, objects):
         url = urlsplit(address)
         name, _, namespace = url.hostname.partition(".")
         assert url.port in names[namespace or team, name], address
+    (worker,) = (pod for pod in manifests.pods(objects) if pod.namespace == team and pod.name.endswith("-worker"))
+    (tokens,) = (mount for mount in worker.spec["containers"][0]["volumeMounts"] if mount["name"] == "tokens")
+    assert f"{tokens['mountPath']}/endpoints" == profile["serve_tokens_file"]
     assert environment["MLFLOW_TRACKING_URI"] == profile["tracking_uri"]
     assert environment["AWS_ENDPOINT_URL"] == profile["s3_endpoint_url"]
     assert profile["cluster"]["argo_url"].startswith("https://argo-server.argo:")
@@ -409,6 +412,27 @@ def test_mlflows_users_differ_from_those_of_one_server_by_one_line():
 
     here, there = lines(MANIFESTS / "base/system/mlflow/auth.ini"), lines(ROOT / "platform/compose/mlflow-auth.ini")
     assert here ^ there == {"default_permission = NO_PERMISSIONS", "default_permission = READ"}
+
+
+def test_prometheus_and_grafana_are_told_what_they_are_on_one_server():
+    data = {
+        key_of(one)[2].rpartition("-")[0]: one["data"] for one in manifests.overlay("dev") if one["kind"] == "ConfigMap"
+    }
+    there = yaml.safe_load((ROOT / "platform/compose/prometheus.yml").read_text(encoding="utf-8"))
+    here = yaml.safe_load(data["prometheus"]["prometheus.yml"])
+
+    jobs, other_jobs = ({job["job_name"]: job for job in one["scrape_configs"]} for one in (here, there))
+    assert jobs.keys() == other_jobs.keys() - {"node-exporter"}
+    for name in ("prometheus", "alertmanager", "mlflow"):
+        assert jobs[name]["static_configs"] == other_jobs[name]["static_configs"]
+    for name in ("ray", "ray-worker"):
+        assert jobs[name]["metric_relabel_configs"] == other_jobs[name]["metric_relabel_configs"]
+    (store,) = jobs["object-store"]["static_configs"]
+    assert [store] == yaml.safe_load((ROOT / "platform/compose/object-store-targets.yml").read_text(encoding="utf-8"))
+    for name, folder in (("prometheus-rules", "rules"), ("grafana-dashboards", "grafana/dashboards")):
+        files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "platform/compose" / folder).iterdir()}
+        files.pop("backup.yml", None)
+        assert data[name] == files
 
 
 def test_what_argo_is_told_can_be_read(objects):

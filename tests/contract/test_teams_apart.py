@@ -50,6 +50,11 @@ def secret_objects(tmp_path_factory):
     return manifests.secrets_in(tmp_path_factory.mktemp("project"))
 
 
+def monitored(pods):
+    """Tell whether the overlay has components/monitoring."""
+    return any(pod.name == "prometheus" for pod in pods)
+
+
 def of(team, pods):
     return [pod for pod in pods if pod.namespace == team]
 
@@ -91,9 +96,11 @@ def test_only_the_team_and_the_operator_of_ray_get_into_a_team(team, network, po
         for target in of(team, pods)
     }
 
+    scraped = ("rayjob-head", "shopfloor-serve-head", "shopfloor-serve-worker") if monitored(pods) else ()
     assert {pair: ports for pair, ports in into.items() if ports} == {
         ("kuberay-system/kuberay-operator", "rayjob-head"): {8265, 52365},
         ("kuberay-system/kuberay-operator", "shopfloor-serve-head"): {8265, 52365},
+        **{("shopfloor-system/prometheus", name): {8080} for name in scraped},
     }
 
 
@@ -112,8 +119,15 @@ def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
         ("argo/workflow-controller", "postgres"): {5432},
         ("argo/argo-server", "postgres"): {5432},
     }
+    monitoring = {
+        ("shopfloor-system/prometheus", "mlflow"): {5000},
+        ("shopfloor-system/prometheus", "object-store"): {9327},
+        ("shopfloor-system/prometheus", "alertmanager"): {9093},
+        ("shopfloor-system/grafana", "prometheus"): {9090},
+    }
     assert {pair: ports for pair, ports in inner.items() if ports} == {
         **(databases if ours else {}),
+        **(monitoring if monitored(pods) else {}),
         ("shopfloor-system/mlflow", "object-store"): {8333},
         ("shopfloor-system/bootstrap", "object-store"): {8333},
         ("argo/argo-server", "object-store"): {8333},

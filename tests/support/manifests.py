@@ -89,7 +89,8 @@ def pods(objects: list[Json]) -> Iterator[Pod]:
 def visitors() -> list[Pod]:
     """Return the pods that are no objects of ours: steps and searches of teams, operators, strangers."""
     steps = [Pod(name, "step", {"workflows.argoproj.io/workflow": "w"}) for name in NAMES]
-    searches = [Pod(name, "rayjob-head", {"ray.io/cluster": "t", "ray.io/node-type": "head"}) for name in NAMES]
+    ray = {"ray.io/cluster": "t", "ray.io/node-type": "head", "ray.io/is-ray-node": "yes"}
+    searches = [Pod(name, "rayjob-head", ray) for name in NAMES]
     operators = [
         Pod("argo", "workflow-controller", {"app": "workflow-controller"}),
         Pod("argo", "argo-server", {"app": "argo-server"}),

@@ -24,6 +24,8 @@ COHORT = "shopfloor"
 TEAM_LABEL = "shopfloor.io/team"
 """Label of a team's namespace: policies let the teams in by it, and tell them apart."""
 QUEUE = "default"
+SERVE_TOKENS = "/run/tokens/endpoints"
+"""File with the hashes of the endpoints' tokens, where `manifests/base/team/serve` mounts it."""
 UNQUEUED = {"cpu": 64, "memory": 256}
 """CPUs and GiB that a team may have beside what queues: its endpoints and its Redis."""
 NOTE = "# Written by `shopfloor teams render`: change manifests/teams/{name}.yaml and not this.\n"
@@ -264,7 +266,7 @@ def _artifact_repositories(team: Team, endpoint: str) -> Json:
 
 def _profile(team: Team, profile: Mapping[str, Any]) -> Json:
     cluster = {**profile["cluster"], "namespace": team.name, "queue": QUEUE, "priority_class": team.priority}
-    return {**profile, **places(team.name), "cluster": cluster}
+    return {**profile, **places(team.name), "serve_tokens_file": SERVE_TOKENS, "cluster": cluster}
 
 
 def _s3_policy(team: str) -> Json:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs once, after databases.sh, in an empty PostgreSQL: the archive of Argo's workflows.
+# Runs once, in an empty PostgreSQL: the archive of Argo's workflows.
 set -eu
 psql -v ON_ERROR_STOP=1 --quiet --username "$POSTGRES_USER" --dbname postgres <<'SQL'
 \set argo_password `cat /run/secrets/argo_db_password`
