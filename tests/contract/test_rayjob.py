@@ -137,6 +137,14 @@ def test_kueue_queues_the_job_and_nothing_secret_is_in_it(monkeypatch):
     assert environment["SHOPFLOOR_ARTIFACT_ROOT"] == "s3://lake/artifacts"
 
 
+def test_no_autoscaler_moves_a_pod_of_a_search_to_save_a_node():
+    spec = body(settings(), NAME, "python -m x", Workers(2, 1, 1))["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for template in [spec["submitterPodTemplate"], *(group["template"] for group in groups)]:
+        assert template["metadata"]["annotations"] == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+
+
 def test_the_name_is_that_of_what_is_asked_and_a_dns_label():
     name = job_name("Flight_Delays of a very long name that goes on", {"trials": 1})
     assert name == job_name("Flight_Delays of a very long name that goes on", {"trials": 1})

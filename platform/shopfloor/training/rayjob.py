@@ -101,7 +101,8 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
         pod = {"serviceAccountName": cluster.service_account, "restartPolicy": "Never"}
         needs = {"requests": {**resources, **limits}, "limits": limits}
         return {
-            "metadata": {"labels": labels},
+            # A head that an autoscaler moves to save a node ends the search.
+            "metadata": {"labels": labels, "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
             "spec": {**pod, "containers": [{"name": name, **container, "resources": needs}]},
         }
 
