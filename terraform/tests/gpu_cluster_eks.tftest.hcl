@@ -208,6 +208,23 @@ run "a_pool_begins_at_its_least_and_gpus_at_zero" {
   }
 }
 
+run "pools_follow_the_control_plane_to_its_version" {
+  command = plan
+
+  module {
+    source = "./modules/gpu-cluster-eks"
+  }
+
+  variables {
+    kubernetes_version = "1.36"
+  }
+
+  assert {
+    condition     = alltrue([for version in concat([aws_eks_cluster.this.version], [for pool in aws_eks_node_group.pool : pool.version]) : version == "1.36"])
+    error_message = "A pool stays at another version."
+  }
+}
+
 run "the_autoscaler_knows_a_pool_that_has_no_node" {
   command = plan
 

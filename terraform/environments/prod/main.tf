@@ -21,9 +21,9 @@ module "cluster" {
   cpu_pools = {
     # Controllers, MLflow and PostgreSQL: a node for each zone, so that a zone may fail. Not Kueue's.
     system = { instance_types = ["m6i.xlarge", "m5.xlarge"], min = 3, max = 6 }
-    # Heads, and what must not be taken away: 8 CPUs and 32 GiB a node.
+    # 8 CPUs and 32 GiB a node. A third of them on demand, so that there is something when there is nothing on spot.
     cpu-ondemand = { instance_types = ["m6i.2xlarge", "m5.2xlarge"], max = 8, flavor = "cpu" }
-    # Steps that are tried again when their node is taken. Many kinds, for spot is there more often for who takes what there is.
+    # Many kinds, for spot is there more often for who takes what there is.
     cpu-spot = { instance_types = ["m6i.2xlarge", "m5.2xlarge", "m6a.2xlarge", "m5a.2xlarge"], capacity = "SPOT", max = 24, flavor = "cpu" }
   }
 

@@ -93,6 +93,7 @@ resource "aws_eks_node_group" "pool" {
   cluster_name    = aws_eks_cluster.this.name
   node_group_name = each.key
   node_role_arn   = aws_iam_role.node.arn
+  version         = aws_eks_cluster.this.version
   subnet_ids      = [for zone in coalesce(each.value.zones, var.availability_zones) : aws_subnet.private[zone].id]
   ami_type        = each.value.gpus > 0 ? "AL2023_x86_64_NVIDIA" : "AL2023_x86_64_STANDARD"
   capacity_type   = each.value.capacity
