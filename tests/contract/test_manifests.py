@@ -6,12 +6,13 @@ Nothing here asks a cluster: docs/how-to/install-on-a-cluster.md says what was r
 import functools
 import json
 import re
+import shutil
 import tomllib
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from shopfloor.stack import team_manifests
+from shopfloor.stack import secrets, team_manifests
 from shopfloor.stack.secrets import BUCKETS
 
 from tests.contract import custom_resources
@@ -479,6 +480,50 @@ def test_a_teams_artifact_repository_is_the_one_of_its_profile(local, secret_obj
 
 def test_what_is_committed_of_the_teams_is_what_their_files_say():
     assert team_manifests.stale(ROOT, TEAMS) == [], "Write it anew: shopfloor teams render"
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    """Give the objects and the Secrets of a cluster whose store is S3 of AWS."""
+    root = tmp_path_factory.mktemp("cloud")
+    for folder in ("manifests", "platform/profiles", "platform/compose"):
+        shutil.copytree(ROOT / folder, root / folder)
+    profile = root / "platform/profiles/cluster.toml"
+    text = profile.read_text(encoding="utf-8").replace(
+        "http://object-store.shopfloor-system:9000", "https://s3.eu-central-1.amazonaws.com"
+    )
+    profile.write_text(text.replace("s3://shopfloor/", "s3://acme/").replace("s3://shopfloor-data/", "s3://acme-data/"))
+    team_manifests.write(root, TEAMS)
+    overlay = root / "manifests/overlays/cloud/kustomization.yaml"
+    overlay.parent.mkdir()
+    overlay.write_text("resources: [../../base, ../../teams]\ncomponents: [../../components/cloud-s3]\n")
+    secrets.init(root / ".secrets", root / ".env", NAMES)
+    return manifests.build(overlay.parent), manifests.build(root / "manifests/teams/secrets")
+
+
+def test_with_s3_of_a_cloud_nothing_of_the_clusters_own_store_and_no_key_of_it_is_left(cloud, kubernetes_schema):
+    objects, secret_objects = cloud
+    text = yaml.safe_dump(objects)
+
+    assert "object-store.shopfloor-system" not in text
+    assert "object-store:9000" not in text
+    assert not re.search(r"AWS_ACCESS_KEY_ID|AWS_SECRET_ACCESS_KEY|object_store_secret", text)
+    assert not any(key.startswith("AWS_") for one in secret_objects for key in one["data"])
+    assert not any(key_of(one)[2] == "object-store" for one in objects)
+    for one in objects:
+        if one["kind"] not in custom_resources.SCHEMAS and key_of(one)[1] in {"shopfloor-system", "argo", NAMES[0]}:
+            kubernetes_schema(one)
+
+
+def test_with_s3_of_a_cloud_a_team_finds_its_prefix_in_the_buckets_that_the_profile_names(cloud):
+    objects, _ = cloud
+    for team in NAMES:
+        data = {key_of(one)[2]: one["data"] for one in objects if key_of(one)[:2] == ("ConfigMap", team)}
+        store = yaml.safe_load(data["artifact-repositories"]["default"])["s3"]
+        assert (store["endpoint"], store["region"]) == ("s3.eu-central-1.amazonaws.com", "eu-central-1")
+        assert (store["bucket"], store["useSDKCreds"], store["insecure"]) == ("acme", True, False)
+        assert data["places"]["SHOPFLOOR_DATA_REMOTE"] == f"s3://acme-data/{team}/dvc"
+        assert data["services"]["AWS_ENDPOINT_URL"] == "https://s3.eu-central-1.amazonaws.com"
 
 
 REMOTE = re.compile(r"https://\S+")

@@ -231,4 +231,4 @@ def may_by_policy(policy: Json, action: str, bucket: str, key: str) -> bool:
 
 def places(team: str) -> dict[str, str]:
     """Return the settings that name the team's prefix."""
-    return team_manifests.places(team)
+    return team_manifests.places(team, team_manifests.cluster_profile(ROOT))

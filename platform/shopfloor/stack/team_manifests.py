@@ -7,6 +7,7 @@ reviewed as all else; `stale` names what no longer is what the files say.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from shopfloor.errors import UsageError
-from shopfloor.stack.secrets import TEAM_BUCKETS, TEAM_SECRETS, TEAMS
+from shopfloor.stack.secrets import TEAM_SECRETS, TEAMS
 from shopfloor.stack.teams import FOLDER, SYSTEM, Flavor, Team, flavors
 
 COHORT = "shopfloor"
@@ -45,14 +46,24 @@ _OBJECT_ACTIONS = (
 Json = dict[str, Any]
 
 
-def places(team: str) -> dict[str, str]:
+def buckets(profile: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the buckets of artifacts and of data in which each team has the prefix of its name."""
+    return urlsplit(str(profile["artifact_root"])).netloc, urlsplit(str(profile["data_remote"])).netloc
+
+
+def places(team: str, profile: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of a team that name its own prefix, whose name is the team's."""
-    artifacts, data = TEAM_BUCKETS
+    artifacts, data = buckets(profile)
     return {
         "artifact_root": f"s3://{artifacts}/{team}/artifacts",
         "data_remote": f"s3://{data}/{team}/dvc",
         "feature_registry": f"s3://{artifacts}/{team}/feast/registry.db",
     }
+
+
+def cluster_profile(root: Path) -> dict[str, Any]:
+    """Return the profile that those of the teams are made of."""
+    return tomllib.loads((root / "platform/profiles/cluster.toml").read_text(encoding="utf-8"))
 
 
 def rendered(root: Path, teams: Sequence[Team]) -> dict[Path, str]:
@@ -62,11 +73,10 @@ def rendered(root: Path, teams: Sequence[Team]) -> dict[Path, str]:
         root: Of the project.
         teams: All of them, from `teams.load`.
     """
-    profile = tomllib.loads((root / "platform/profiles/cluster.toml").read_text(encoding="utf-8"))
-    pool = flavors(root)
+    profile, pool = cluster_profile(root), flavors(root)
     result = {
         Path("kustomization.yaml"): _kustomization("<a team>", resources=[team.name for team in teams]),
-        Path("secrets/kustomization.yaml"): SECRETS_NOTE + _yaml(_secrets(teams)),
+        Path("secrets/kustomization.yaml"): SECRETS_NOTE + _yaml(_secrets(teams, profile)),
     }
     for team in teams:
         for path, text in _files_of(team, pool, profile).items():
@@ -126,8 +136,8 @@ def require_fresh(root: Path, teams: Sequence[Team]) -> None:
 
 def _files_of(team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any]) -> dict[str, str]:
     cluster_wide = [_namespace(team), _cluster_queue(team, pool), *_pool_reader(team)]
-    inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team)]
-    inside.append(_artifact_repositories(team, str(profile["s3_endpoint_url"])))
+    inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team, profile)]
+    inside.append(_artifact_repositories(team, profile))
     texts = {_file(one): NOTE.format(name=team.name) + _yaml(one) for one in cluster_wide}
     texts |= {f"inside/{_file(one)}": NOTE.format(name=team.name) + _yaml(one) for one in inside}
     return {
@@ -137,7 +147,7 @@ def _files_of(team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any]
         ),
         **texts,
         "profile.toml": NOTE.format(name=team.name) + _toml(_profile(team, profile)),
-        "s3-policy.json": json.dumps(_s3_policy(team.name), indent=2) + "\n",
+        "s3-policy.json": json.dumps(_s3_policy(team.name, buckets(profile)), indent=2) + "\n",
     }
 
 
@@ -236,42 +246,53 @@ def _resource_quota(team: Team, pool: Mapping[str, Flavor]) -> Json:
     return _object("v1", "ResourceQuota", "team", spec={"hard": hard})
 
 
-def _places(team: Team) -> Json:
+def _places(team: Team, profile: Mapping[str, Any]) -> Json:
     return _object(
         "v1",
         "ConfigMap",
         "places",
-        data={f"SHOPFLOOR_{key.upper()}": value for key, value in places(team.name).items()},
+        data={f"SHOPFLOOR_{key.upper()}": value for key, value in places(team.name, profile).items()},
     )
 
 
-def _artifact_repositories(team: Team, endpoint: str) -> Json:
+def _artifact_repositories(team: Team, profile: Mapping[str, Any]) -> Json:
     """Return where Argo keeps the logs of steps; what they hand on lies under the namespace's name too, by its key."""
+    endpoint, region = str(profile["s3_endpoint_url"]), _region(profile)
     keys: Json = {"name": "object-store"}
+    access = {
+        "accessKeySecret": keys | {"key": "AWS_ACCESS_KEY_ID"},
+        "secretKeySecret": keys | {"key": "AWS_SECRET_ACCESS_KEY"},
+    }
     repository = {
         "archiveLogs": True,
         "s3": {
             "endpoint": urlsplit(endpoint).netloc,
             "insecure": not endpoint.startswith("https:"),
-            "bucket": TEAM_BUCKETS[0],
+            "bucket": buckets(profile)[0],
             # Said here, it is not asked of the bucket, which a key for a prefix may not.
-            "region": "us-east-1",
+            "region": region or "us-east-1",
             "keyFormat": f"{team.name}/workflows/{{{{workflow.name}}}}/{{{{pod.name}}}}",
-            "accessKeySecret": keys | {"key": "AWS_ACCESS_KEY_ID"},
-            "secretKeySecret": keys | {"key": "AWS_SECRET_ACCESS_KEY"},
+            **({"useSDKCreds": True} if region else access),
         },
     }
     return _object("v1", "ConfigMap", "artifact-repositories", data={"default": _yaml(repository)})
 
 
+def _region(profile: Mapping[str, Any]) -> str | None:
+    """Return the region of an S3 of AWS, where accounts of Kubernetes get in without keys; `None` for every other."""
+    host = urlsplit(str(profile["s3_endpoint_url"])).hostname or ""
+    match = re.fullmatch(r"s3\.([a-z0-9-]+)\.amazonaws\.com", host)
+    return match[1] if match else None
+
+
 def _profile(team: Team, profile: Mapping[str, Any]) -> Json:
     cluster = {**profile["cluster"], "namespace": team.name, "queue": QUEUE, "priority_class": team.priority}
-    return {**profile, **places(team.name), "serve_tokens_file": SERVE_TOKENS, "cluster": cluster}
+    return {**profile, **places(team.name, profile), "serve_tokens_file": SERVE_TOKENS, "cluster": cluster}
 
 
-def _s3_policy(team: str) -> Json:
+def _s3_policy(team: str, buckets_of_teams: Sequence[str]) -> Json:
     """Return the team's rights in an S3 that takes AWS's policies: what lies under its prefix, and nothing else."""
-    buckets = [f"arn:aws:s3:::{bucket}" for bucket in TEAM_BUCKETS]
+    buckets = [f"arn:aws:s3:::{bucket}" for bucket in buckets_of_teams]
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -290,13 +311,19 @@ def _s3_policy(team: str) -> Json:
     }
 
 
-def _secrets(teams: Sequence[Team]) -> Json:
+def _secrets(teams: Sequence[Team], profile: Mapping[str, Any]) -> Json:
+    cloud = _region(profile) is not None
     generators = [
         _secret("teams", SYSTEM, [f"{team.name}={_file_of(team, 'mlflow_password')}" for team in teams]),
     ]
     for team in teams:
-        literals = [f"AWS_ACCESS_KEY_ID={team.name}", f"MLFLOW_TRACKING_USERNAME={team.name}", "RAY_AUTH_MODE=token"]
-        variables = [f"{variable}={_file_of(team, name)}" for name, variable in TEAM_SECRETS.items()]
+        literals = [f"MLFLOW_TRACKING_USERNAME={team.name}", "RAY_AUTH_MODE=token"]
+        literals += [] if cloud else [f"AWS_ACCESS_KEY_ID={team.name}"]
+        variables = [
+            f"{variable}={_file_of(team, name)}"
+            for name, variable in TEAM_SECRETS.items()
+            if not (cloud and variable.startswith("AWS_"))
+        ]
         generators += [
             _secret("object-store", team.name, variables) | {"literals": literals},
             _secret("redis", team.name, [_file_of(team, "redis_password")]),
