@@ -71,6 +71,13 @@ run "a_topic_takes_messages_of_this_accounts_billing_alone" {
   }
 
   assert {
+    condition = alltrue(flatten([for policy in [data.aws_iam_policy_document.topic, data.aws_iam_policy_document.key] : [for statement in policy.statement : [for principal in statement.principals :
+      principal.type == "Service" ? principal.identifiers == toset(["budgets.amazonaws.com", "costalerts.amazonaws.com"]) : principal.identifiers == toset(["arn:aws:iam::123456789012:root"])
+    ]]]))
+    error_message = "Others than the account's billing may use the topic or its key."
+  }
+
+  assert {
     condition     = aws_sns_topic.this.kms_master_key_id == aws_kms_key.this.arn
     error_message = "The topic is not encrypted."
   }
