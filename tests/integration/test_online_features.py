@@ -351,7 +351,8 @@ def test_no_reader_sees_half_a_row_or_an_error_while_the_store_is_written(settin
         materialization.materialize_tables(settings, READ, tmp_path)
 
     async def read():
-        online = OnlineFeatures(online_config(settings, load_use_case(settings, READ)))
+        config = online_config(settings, load_use_case(settings, READ))
+        online = OnlineFeatures(config.model_copy(update={"deadline_ms": 60_000}))  # the writer is beside it
         await online.open()
         answers = []
         try:

@@ -119,7 +119,7 @@ def first(settings, row):
 
 
 class Load:
-    """Asks the endpoint all the time; keeps each version that answered, and each answer that was none."""
+    """Asks the endpoint all the time, with short pauses; keeps what answered: a version, or none."""
 
     def __init__(self, url, row):
         self.versions, self.failures = [], []
@@ -128,7 +128,7 @@ class Load:
 
     def _run(self, url, row):
         with requests.Session() as session:
-            while not self._stop.is_set():
+            while not self._stop.wait(0.02):
                 answer = session.post(f"{url}/predict", json=row, timeout=30)
                 if answer.ok:
                     self.versions.append(answer.json()["version"])

@@ -82,12 +82,15 @@ def url(settings, first):
 
 @contextlib.contextmanager
 def asking(url: str, row: dict, clients: int = 8):
-    """Let clients ask for the time of the block; the status and the version of each answer are counted."""
+    """Let clients ask for the time of the block, with a pause between so that what they ask can start beside them.
+
+    The status and the version of each answer are counted.
+    """
     body, answers, end = json.dumps(row), Counter(), threading.Event()
 
     def ask() -> None:
         connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
-        while not end.is_set():
+        while not end.wait(0.02):
             try:
                 connection.request("POST", f"/{CASE}/predict", body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
