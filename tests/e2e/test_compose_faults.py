@@ -14,7 +14,8 @@ import time
 import pytest
 import requests
 from shopfloor.serving.deploy.applications import log_root
-from shopfloor.serving.prediction_log import FLUSH_S, read_log
+from shopfloor.serving.log_files import read_log
+from shopfloor.serving.prediction_log import FLUSH_S
 from shopfloor.settings import load_settings
 from shopfloor.stack import secrets
 
@@ -214,9 +215,7 @@ def test_the_share_that_nobody_judges_any_more_has_ended_by_itself(stack, client
     assert {answer.version for answer in clients.since(ended)} == {"1"}
 
 
-def test_every_prediction_that_a_replica_had_time_to_write_and_every_acknowledged_feedback_is_in_the_log(
-    stack, clients, monkeypatch
-):
+def test_every_prediction_that_was_answered_and_every_acknowledged_feedback_is_in_the_log(stack, clients, monkeypatch):
     clients.stop()
     for name, value in stack.environment.items():
         monkeypatch.setenv(name, value)
@@ -227,9 +226,7 @@ def test_every_prediction_that_a_replica_had_time_to_write_and_every_acknowledge
         table = read_log(settings, log_root(settings), "flight_delays", kind, columns=["request_id"])
         return set(table["request_id"].to_pylist())
 
-    # What a replica answered in its last seconds is lost with it where it is killed.
-    gaps = [(old.last_s - 2 * FLUSH_S, new.first_s) for old, new in itertools.pairwise(clients.replicas)]
-    safe = {one.request_id for one in clients.answers if not any(begin < one.time_s < end for begin, end in gaps)}
-    wait_until(lambda: not safe - log("predictions"), 6 * FLUSH_S)
+    answered = {one.request_id for one in clients.answers}
+    wait_until(lambda: not answered - log("predictions"), 6 * FLUSH_S)
     assert not set(clients.acknowledged) - log("feedback")
-    assert len(safe) > len(clients.answers) / 2
+    assert len(answered) > 100

@@ -24,9 +24,9 @@ from shopfloor.errors import ServiceError
 from shopfloor.serving.deploy.applications import log_root, online_config
 from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
 from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.log_files import read_log
 from shopfloor.serving.model.row import Column
 from shopfloor.serving.online.features import OnlineFeatures
-from shopfloor.serving.prediction_log import read_log
 from shopfloor.settings import Settings
 from shopfloor.use_case import load_use_case
 

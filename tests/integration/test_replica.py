@@ -15,8 +15,8 @@ import uvicorn
 from shopfloor.runs.mlflow import import_mlflow
 from shopfloor.serving.beside.reader import LARGE_BYTES
 from shopfloor.serving.contract import Config
+from shopfloor.serving.log_files import read_log
 from shopfloor.serving.model.loading import prepare
-from shopfloor.serving.prediction_log import read_log
 from shopfloor.serving.replica import app, tokens
 from shopfloor.serving.replica.answering import MODEL_THREADS
 from shopfloor.settings import Settings

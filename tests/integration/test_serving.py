@@ -15,9 +15,11 @@ import pytest
 import requests
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet
+from shopfloor.serving.deploy.applications import log_root
 from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions, undeploy
 from shopfloor.serving.deploy.steps import introduce
 from shopfloor.serving.deploy.verify import verify
+from shopfloor.serving.log_files import read_log
 from shopfloor.serving.replica import tokens
 from shopfloor.stack import ray_head
 
@@ -80,13 +82,21 @@ def url(settings, first):
     return first
 
 
+class Answers(Counter):
+    """How often which status and version came, and the ids of all that came."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids = []
+
+
 @contextlib.contextmanager
 def asking(url: str, row: dict, clients: int = 8):
     """Let clients ask for the time of the block, with a pause between so that what they ask can start beside them.
 
     The status and the version of each answer are counted.
     """
-    body, answers, end = json.dumps(row), Counter(), threading.Event()
+    body, answers, end = json.dumps(row), Answers(), threading.Event()
 
     def ask() -> None:
         connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
@@ -95,6 +105,7 @@ def asking(url: str, row: dict, clients: int = 8):
                 connection.request("POST", f"/{CASE}/predict", body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 answers[answer.status, json.loads(answer.read()).get("version")] += 1
+                answers.ids.append(answer.headers["X-Request-Id"])
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 answers[type(error).__name__, None] += 1
@@ -346,6 +357,12 @@ def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, ur
         file.write_text(declared)
         deploy(settings, CASE, champion="1")
     assert set(answers) == {(200, "1")}
+
+    def lost():  # of the killed ones the others write what was answered and not in the log yet
+        log = read_log(settings, log_root(settings), CASE, "predictions")
+        return set(answers.ids) - set(log["request_id"].to_pylist())
+
+    wait_until(lambda: not lost())
 
 
 def test_the_open_inference_protocol_answers_as_predict_does(url, models):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from shopfloor.serving.beside import shadow as shadows
 from shopfloor.serving.beside.shadow import Orders, Shadow
-from shopfloor.serving.prediction_log import read_log
+from shopfloor.serving.log_files import read_log
 
 from tests.support.endpoints import offline, register_models, rows_of
 from tests.support.project import ROOT

@@ -7,7 +7,7 @@ import pytest
 import requests
 from shopfloor.serving.deploy.applications import log_root
 from shopfloor.serving.deploy.rollout import NO_TRAFFIC, Traffic, deploy, endpoint, undeploy
-from shopfloor.serving.prediction_log import read_log
+from shopfloor.serving.log_files import read_log
 
 from tests.support.endpoints import USE_CASE, declared_traffic, post, register_models, rows_of
 from tests.support.waiting import wait_until

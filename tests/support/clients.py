@@ -23,15 +23,6 @@ class Answer(NamedTuple):
     version: str
 
 
-class Replica(NamedTuple):
-    """Who answered for a while."""
-
-    name: str
-    first_s: float
-    last_s: float
-    """Unix times between which it was seen."""
-
-
 class Clients:
     """Who asks the endpoint of a stack until `stop`; what fails is no answer and is asked again."""
 
@@ -39,11 +30,9 @@ class Clients:
         self.answers: list[Answer] = []
         self.acknowledged: list[str] = []
         """Ids of the requests whose outcome was accepted."""
-        self.replicas: list[Replica] = []
         self._stack, self._row = stack, stack.example()
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(THREADS)]
-        self._threads.append(threading.Thread(target=self._look))
         for thread in self._threads:
             thread.start()
 
@@ -69,14 +58,3 @@ class Clients:
                     outcome = {"request_id": request_id, "outcome": True}
                     if session.post(f"{self._stack.endpoint}/feedback", json=outcome, timeout=30).status_code == 202:
                         self.acknowledged.append(request_id)
-
-    def _look(self) -> None:
-        while not self._end.wait(PAUSE_S):
-            began_s, status = time.time(), self._stack.status()
-            if status is None:
-                continue
-            before = self.replicas[-1] if self.replicas else None
-            if before and before.name == status["replica"]:
-                self.replicas[-1] = before._replace(last_s=began_s)
-            else:
-                self.replicas.append(Replica(status["replica"], time.time(), began_s))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shopfloor.serving import prediction_log
-from shopfloor.serving.prediction_log import Feedback, Limits, Prediction, PredictionLog, read_log, tidy
+from shopfloor.serving.log_files import Feedback, Limits, Prediction, read_log, tidy
+from shopfloor.serving.prediction_log import PredictionLog
 from shopfloor.serving.replica.traffic import takes
 from shopfloor.settings import Settings
 

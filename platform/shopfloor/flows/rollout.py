@@ -25,7 +25,7 @@ from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import LEASE_ENDED, LEASE_S
 from shopfloor.serving.deploy import applications, champion, jobs, rollout
 from shopfloor.serving.deploy.rollout import Traffic
-from shopfloor.serving.prediction_log import read_log
+from shopfloor.serving.log_files import read_log
 from shopfloor.settings import Settings
 from shopfloor.use_case import UseCase, load_use_case
 

@@ -43,8 +43,9 @@ def main() -> None:
 
     from shopfloor.runs.mlflow import import_mlflow
     from shopfloor.serving.beside.shadow import Orders
+    from shopfloor.serving.log_files import Prediction
     from shopfloor.serving.model.loading import load_model
-    from shopfloor.serving.prediction_log import Prediction, PredictionLog
+    from shopfloor.serving.prediction_log import PredictionLog
     from shopfloor.settings import Settings
 
     stdin = sys.stdin.buffer

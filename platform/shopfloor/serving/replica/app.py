@@ -20,7 +20,8 @@ from shopfloor.runs.mlflow import import_mlflow
 from shopfloor.serving.beside.shadow import Orders, Shadow
 from shopfloor.serving.contract import DEPLOYMENT, Config
 from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.prediction_log import Limits, Prediction, PredictionLog
+from shopfloor.serving.log_files import Limits, Prediction
+from shopfloor.serving.prediction_log import PredictionLog, journal_directory
 from shopfloor.serving.replica import exchange
 from shopfloor.serving.replica.answering import Answering
 from shopfloor.serving.replica.http import (
@@ -118,7 +119,9 @@ class Predictor:
         if config.log_root is not None:
             place = Settings(project_root=Path("/"), s3_endpoint_url=config.s3_endpoint_url)
             limits = Limits(config.log_days, config.log_max_bytes)
-            self._log = PredictionLog(config.log_root, config.use_case, _replica(), place, limits=limits)
+            self._log = PredictionLog(
+                config.log_root, config.use_case, _replica(), place, limits=limits, journal=journal_directory()
+            )
         self._routes.log = self._log
         if before is not None:
             self._closing = asyncio.create_task(asyncio.to_thread(before.close))
@@ -163,11 +166,11 @@ class Predictor:
             seconds = time.perf_counter() - began
             self._metrics.end(request.version, request.route, status, seconds)
             self._routes.reading.let_go(request)
+        if request.version and request.method == "POST":
+            self._note(request, status, body, seconds)  # before it is answered: an answer that came is never lost
         headers = answer_headers(request, status, content_type, len(body))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        if request.version and request.method == "POST":
-            self._note(request, status, body, seconds)
 
     async def _answer(self, request: Request) -> Answer:
         """Answer within the limits on who may ask, how much at once and for how long."""

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.log_files import Feedback
 from shopfloor.serving.model.row import bad_fields
-from shopfloor.serving.prediction_log import Feedback
 
 
 class Body(BaseModel):
