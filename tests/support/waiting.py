@@ -30,15 +30,20 @@ def free_port() -> int:
     raise AssertionError("the ports never end")
 
 
-def wait_until(condition: Callable[[], Value], timeout_s: float = 90, every_s: float = 0.05) -> Value:
-    """Return what a condition gives once that is true; who does not answer yet, or not in full, is no error."""
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], Value], timeout_s: float = 180, every_s: float | None = None) -> Value:
+    """Return what a condition gives once that is true; who does not answer yet, or not in full, is no error.
+
+    Without `every_s` it is asked less and less often: what it waits for may need the processor that asking takes.
+    """
+    deadline, pause_s = time.monotonic() + timeout_s, every_s or 0.05
     while True:
         with contextlib.suppress(OSError, KeyError):
             if value := condition():
                 return value
         assert time.monotonic() < deadline, f"it did not come within {timeout_s} s"
-        time.sleep(every_s)
+        time.sleep(pause_s)
+        if every_s is None:
+            pause_s = min(1.2 * pause_s, 0.5)
 
 
 def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120, **headers: str) -> None:
