@@ -8,7 +8,6 @@ from pathlib import PurePath
 import pytest
 
 OWN_CLUSTERS = {
-    "test_engine_step_records.py",
     "test_main_job.py",
     "test_ray_engine.py",
     "test_stack.py",
@@ -17,6 +16,7 @@ OWN_CLUSTERS = {
 """Modules that start Ray clusters of their own, one after the other."""
 ONE_CLUSTER = {
     "test_batch_scoring.py",
+    "test_engine_step_records.py",
     "test_golden_requests.py",
     "test_hostile_input.py",
     "test_interleavings.py",

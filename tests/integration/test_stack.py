@@ -136,12 +136,14 @@ def test_status_shows_each_service_with_address_health_version_and_memory(stack,
 
 
 def test_nothing_listens_on_another_interface(stack, settings):
-    listeners = [
-        (process.name(), connection.laddr.ip)
-        for process in family(settings())
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    listeners = []
+    for process in family(settings()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ended meanwhile
+            listeners += [
+                (process.name(), connection.laddr.ip)
+                for connection in process.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            ]
 
     assert len(listeners) > 5
     assert {address.removeprefix("::ffff:") for _, address in listeners} == {"127.0.0.1"}, listeners
