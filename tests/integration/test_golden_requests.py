@@ -97,7 +97,7 @@ def file(settings, servers, versions):
     import mlflow
 
     model_id = mlflow.MlflowClient(settings.tracking_uri).get_model_version(CASE, BAD).source.rpartition("/")[2]
-    [file] = (servers.project_root / "mlartifacts").rglob(f"{model_id}/**/{golden.FOLDER}/{golden.FILE}")
+    [file] = (servers.state_dir / "mlflow").rglob(f"{model_id}/**/{golden.FOLDER}/{golden.FILE}")
     content = file.read_bytes()
     yield file
     file.write_bytes(content)

@@ -456,7 +456,7 @@ def test_a_version_without_files_is_refused_in_one_line_before_anything_is_deplo
     settings, row, first, monkeypatch, capsys
 ):
     model = first.get_model_version(CASE, "4").source.removeprefix("models:/")
-    shutil.rmtree(next((settings.state_dir.parent / "mlartifacts").rglob(model)))
+    shutil.rmtree(next((settings.state_dir / "mlflow").rglob(model)))
     before = assignments.read(registry(settings), CASE)
     monkeypatch.chdir(settings.project_root)
     for name, value in settings.environment().items():

@@ -91,7 +91,7 @@ class Answers(Counter):
 
 
 @contextlib.contextmanager
-def asking(url: str, row: dict, clients: int = 8):
+def asking(url: str, row: dict, clients: int = 4):
     """Let clients ask for the time of the block, with a pause between so that what they ask can start beside them.
 
     The status and the version of each answer are counted.
@@ -100,7 +100,7 @@ def asking(url: str, row: dict, clients: int = 8):
 
     def ask() -> None:
         connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
-        while not end.wait(0.02):
+        while not end.wait(0.05):
             try:
                 connection.request("POST", f"/{CASE}/predict", body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
@@ -346,13 +346,12 @@ def test_what_a_killed_replica_was_answering_is_answered_by_another(settings, ur
     try:
         deploy(settings, CASE, champion="1")
         with asking(url, rows_of(models[0])[0]) as answers:
-            for _ in range(2):
-                wait_until(lambda: len(alive()) == 2 and len(asked()) == 2)
-                victim = psutil.Process(min(alive()))
-                victim.kill()
-                victim.wait(10)
+            wait_until(lambda: len(alive()) == 2 and len(asked()) == 2)
+            victim = psutil.Process(min(alive()))
+            victim.kill()
+            victim.wait(10)
             before = answers.total()
-            wait_until(lambda: answers.total() > before + 500)
+            wait_until(lambda: answers.total() > before + 200)
     finally:
         file.write_text(declared)
         deploy(settings, CASE, champion="1")

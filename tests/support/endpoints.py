@@ -113,12 +113,9 @@ def serving_cluster(directory: Path):
             return process
 
         tracking = start(
-            *(str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--serve-artifacts"),
-            *("--artifacts-destination", str(directory / "mlartifacts")),
+            *(sys.executable, "-m", "shopfloor.stack.mlflow_server", str(mlflow_port)),
+            str(settings.private_dir("mlflow")),
         )
-
-        wait_for(f"http://127.0.0.1:{mlflow_port}/health", tracking)
         head = start(
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
@@ -131,7 +128,8 @@ def serving_cluster(directory: Path):
             assert head.poll() is None, f"{head.args} ended with {head.returncode}"
             return "Ray runtime started" in (directory / "servers.log").read_text()
 
-        wait_until(started, 120)
+        wait_until(started)
+        wait_for(f"{settings.tracking_uri}/health", tracking)
         wait_for(f"{settings.ray_dashboard_url}/api/version", tracking, **settings.ray_headers())
         yield settings
 
