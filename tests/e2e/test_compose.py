@@ -23,10 +23,8 @@ def test_every_service_is_healthy_and_lets_us_in(stack):
     assert {one["Service"]: one["Health"] for one in shown if one["Service"] in SERVICES} == dict.fromkeys(
         SERVICES, "healthy"
     )
-    assert {one["Service"]: one["ExitCode"] for one in shown if one["Service"] not in SERVICES} == {
-        "migrate": 0,
-        "bootstrap": 0,
-    }
+    once = {one["Service"]: one["ExitCode"] for one in shown}
+    assert (once["migrate"], once["bootstrap"]) == (0, 0)
     services = json.loads(stack.shopfloor("status", "--json"))["services"]
     assert [(one["name"], one["health"]) for one in services[:2]] == [("mlflow", "healthy"), ("ray", "healthy")]
 
@@ -121,6 +119,7 @@ def test_everything_comes_back_after_a_restart_of_all(stack, first):
     stack.compose("restart", "--timeout", "10")
     stack.compose("up", "-d", "--wait")
     wait_until(lambda: stack.champion() == "1", 180)
+    stack.compose("exec", "-T", "ray-head", "test", "-w", "/app/.dvc/tmp")  # the engine forgets modes of a tmpfs
 
 
 def test_no_secret_stands_in_what_can_be_inspected(stack):

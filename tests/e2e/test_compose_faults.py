@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -99,7 +100,7 @@ def ended(process, lines):
     text = "".join([*lines, process.communicate(timeout=RUN_S)[0]])
     assert "Traceback" not in text, text
     assert "bug:" not in text, text
-    assert process.returncode == 0 or "error: " in text or '"message": "' in text, text
+    assert process.returncode == 0 or "error: " in text or re.search(r"^Step \S+ failed: .*\S", text, re.M), text
     return text
 
 
