@@ -132,14 +132,14 @@ def row(size=1.0, colour="red"):
 
 
 def test_a_model_that_hangs_holds_up_its_own_requests_alone_and_their_bodies_count_until_it_ends(replica, gate):
-    replica.configure(timeout_s=1)
+    replica.configure(timeout_s=3)
     gate.unlink(missing_ok=True)
     hanging = json.dumps(row(colour="hang")).encode() + b" " * 1000
     count = 2 * MODEL_THREADS
     try:
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             late = [pool.submit(replica.post, "predict", hanging) for _ in range(count)]
-            wait_until(lambda: replica.reading.admitted == count)
+            wait_until(lambda: replica.reading.admitted == count, every_s=0.01)  # it is so for less than those 3 s
             assert replica.run(asyncio.to_thread(lambda: "the assignment"), timeout_s=5) == "the assignment"
             assert requests.get(f"{replica.url}/healthz", timeout=5).ok
             assert {one.result().status_code for one in late} == {504}

@@ -43,7 +43,7 @@ def wait_until(condition: Callable[[], Value], timeout_s: float = 180, every_s: 
         assert time.monotonic() < deadline, f"it did not come within {timeout_s} s"
         time.sleep(pause_s)
         if every_s is None:
-            pause_s = min(1.2 * pause_s, 0.5)
+            pause_s = min(1.2 * pause_s, 0.25)
 
 
 def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 120, **headers: str) -> None:
