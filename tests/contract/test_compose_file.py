@@ -66,6 +66,19 @@ def test_a_container_can_do_little(name):
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_what_the_platform_image_is_to_write_to_is_there_for_everybody(name):
+    """The engine mounts it again with the owner and the mode that the image has, whatever the first mount said."""
+    if "shopfloor/platform" not in service(name)["image"]:
+        return
+    places = [place.partition(":")[0] for place in service(name).get("tmpfs", [])]
+    volumes = [volume for volume in service(name).get("volumes", []) if isinstance(volume, str)]
+    places += [volume.split(":")[-1] for volume in volumes if not volume.endswith(":ro")]
+    image = (PROJECT / "platform/images/Dockerfile").read_text(encoding="utf-8")
+    made = re.search(r"install -d -m 1777 \S+ \S+ \S+ \S+ ((?:/\S+ )+)", image)[1].split()
+    assert set(places) - {"/tmp"} <= set(made)  # noqa: S108  (every image has it)
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_memory_and_processors_are_limited(name):
     assert service(name)["mem_limit"]
     assert service(name)["cpus"]
