@@ -32,7 +32,7 @@ class Clients:
         """Ids of the requests whose outcome was accepted."""
         self._stack, self._row = stack, stack.example()
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(THREADS)]
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(THREADS)]
         for thread in self._threads:
             thread.start()
 
