@@ -99,6 +99,7 @@ def serving_cluster(directory: Path):
     environment = os.environ | own | ray_head.environment(ray_dir, state_dir, lambda *_: free_port())
     environment |= {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
+        "SHOPFLOOR_STATE_DIR": str(state_dir),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

@@ -123,3 +123,35 @@ def test_a_directory_that_takes_no_more_files_ends_the_journal_and_not_the_log(t
     log.close()
     assert len(read_log(place, root, "flights", "predictions")) == (3 if when == "behind" else 2)
     assert not list(Path(directory, "flights").iterdir())
+
+
+def test_while_the_store_takes_nothing_the_journal_takes_no_more_files(tmp_path):
+    (tmp_path / "log").write_text("a file where a directory should be")
+    place, root, directory = Settings(project_root=tmp_path), str(tmp_path / "log"), tmp_path / "journal"
+    log = PredictionLog(root, "flights", "r1", place, 3600, journal=directory)
+    for number in range(5):
+        log.add(prediction(number))
+        with pytest.raises(OSError, match="log"):
+            log.flush()
+    assert len(list((directory / "flights").iterdir())) == 2
+    (tmp_path / "log").unlink()
+    log.close()
+    rows = read_log(place, root, "flights", "predictions").to_pylist()
+    assert [row["request_id"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert not list((directory / "flights").iterdir())
+
+
+@pytest.mark.parametrize("values", [["1"], ["1", "no time", "1", "live", "/predict", 200, False, 0.1]])
+def test_a_journal_that_nobody_can_read_is_dropped_and_counted_and_those_behind_it_are_written(tmp_path, values):
+    place, root, directory = Settings(project_root=tmp_path), str(tmp_path / "log"), tmp_path / "journal"
+    other = Journal(directory / "flights", "another-version")
+    other.append(Entry(values, [b"", b"", b""]))
+    die(other)
+    gone = PredictionLog(root, "flights", "gone", place, 3600, journal=directory)
+    gone.add(prediction(1))
+    die(gone._journal)
+    log = PredictionLog(root, "flights", "r1", place, 3600, journal=directory)
+    log.adopt()
+    log.close()
+    assert log.dropped == 1
+    assert len(read_log(place, root, "flights", "predictions")) == 1

@@ -124,7 +124,7 @@ def left_behind(directory: Path) -> Iterator[tuple[str, list[Entry]]]:
             continue
         try:
             descriptor = os.open(file, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # taken meanwhile, or another account's
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

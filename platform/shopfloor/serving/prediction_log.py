@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import secrets
-import tempfile
 import threading
 import time
 from collections import deque
@@ -80,7 +79,8 @@ class PredictionLog:
         self._flush_s = flush_s
         self._limits = limits
         self._buffer: list[Prediction] = []
-        self._parts: deque[tuple[str, list[Prediction]]] = deque()
+        self._part: tuple[str, list[Prediction]] | None = None
+        """What is being written, with the name of its journal; what comes meanwhile waits in the buffer."""
         self._feedback: deque[tuple[Feedback, Future[None]]] = deque()
         self._rows_in = self._rows_out = self._bytes_in = self._bytes_out = 0  # each counted by one thread
         self._adding, self._writing, self._keeping = threading.Lock(), threading.Lock(), threading.Lock()
@@ -134,18 +134,22 @@ class PredictionLog:
             OSError: The store does not take it.
         """
         with self._writing:
+            self._write_part()
             with self._adding:
                 if self._buffer:
-                    self._parts.append((self._turn(), self._buffer))
-                    self._buffer = []
-            while self._parts:
-                name, rows = self._parts[0]
-                self._write("predictions", rows, name)
-                self._parts.popleft()
-                self._rows_out += len(rows)
-                self._bytes_out += sum(map(_size, rows))
-                if self._journal:
-                    self._journal.remove(name)
+                    self._part, self._buffer = (self._turn(), self._buffer), []
+            self._write_part()
+
+    def _write_part(self) -> None:
+        if self._part is None:
+            return
+        name, rows = self._part
+        self._write("predictions", rows, name)
+        self._part = None
+        self._rows_out += len(rows)
+        self._bytes_out += sum(map(_size, rows))
+        if self._journal:
+            self._journal.remove(name)
 
     def _turn(self) -> str:
         """Return the name of what the buffer holds, and let the journal begin anew; without it where it cannot."""
@@ -159,18 +163,22 @@ class PredictionLog:
         return f"{self._writer}-{next(self._numbers):06}"
 
     def adopt(self) -> None:
-        """Write what replicas of this machine that were killed had in their journals.
+        """Write what replicas of this machine that were killed had in their journals; what nobody can read is dropped.
 
         Raises:
             OSError: The store does not take it.
         """
-        if self._journals is None:
+        if self._journals is None or self._journal is None:
             return
         for name, entries in left_behind(self._journals):
             if not entries or self._has(name):
                 continue
             logger.warning("%d predictions of a replica that is gone are written now: %s", len(entries), name)
-            self._write("predictions", [Prediction(*entry.values, *entry.blobs) for entry in entries], name)  # type: ignore[arg-type]
+            try:
+                self._write("predictions", [Prediction(*entry.values, *entry.blobs) for entry in entries], name)  # type: ignore[arg-type]
+            except (TypeError, ValueError) as error:  # of another version, or damaged: it would be so the next time too
+                logger.error("the journal %s cannot be read: %s", name, error)
+                self.dropped += len(entries)
 
     def close(self) -> None:
         """Write what is left, and end; what is added from now on is dropped and counted."""
@@ -248,10 +256,10 @@ class PredictionLog:
         put(self._settings, place, name, content.getvalue())
 
 
-def journal_directory() -> Path:
-    """Return where this machine's replicas keep what is not written yet."""
+def journal_directory() -> Path | None:
+    """Return where this machine's replicas keep what is not written yet; `None` on a cluster without such a place."""
     state = os.environ.get("SHOPFLOOR_STATE_DIR")
-    return Path(state) / "journal" if state else Path(tempfile.gettempdir()) / f"shopfloor-journal-{os.getuid()}"
+    return Path(state) / "journal" if state else None
 
 
 def _journal(directory: Path | None, writer: str) -> Journal | None:
