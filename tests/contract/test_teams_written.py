@@ -20,7 +20,9 @@ def test_what_is_written_follows_the_files(tmp_path):
     project = tmp_path
     shutil.copytree(ROOT / teams.FLAVORS, project / teams.FLAVORS)
     (project / "platform/profiles").mkdir(parents=True)
-    shutil.copy(ROOT / "platform/profiles/cluster.toml", project / "platform/profiles")
+    (project / "platform/compose").mkdir()
+    for file in ("profiles/cluster.toml", "compose/s3-policy.json"):
+        shutil.copy(ROOT / "platform" / file, project / "platform" / file)
     put(project, "a", "a")
     put(project, "b", "b")
     first = team_manifests.write(project, teams.load(project))
@@ -37,10 +39,14 @@ def test_what_is_written_follows_the_files(tmp_path):
         team_manifests.require_fresh(project, teams.load(project))
 
     file.unlink()
-    (project / teams.FOLDER / "b/left.yaml").write_text("")
+    for place in ("b/left.yaml", "own/kustomization.yaml", "b/own.yaml"):
+        (project / teams.FOLDER / place).parent.mkdir(exist_ok=True)
+        (project / teams.FOLDER / place).write_text("resources: []\n" if "own" in place else team_manifests.NOTE)
     team_manifests.write(project, teams.load(project))
     assert not (project / teams.FOLDER / "a").exists()
     assert not (project / teams.FOLDER / "b/left.yaml").exists()
+    assert (project / teams.FOLDER / "own/kustomization.yaml").exists(), "what somebody else put there"
+    assert (project / teams.FOLDER / "b/own.yaml").exists(), "what somebody else put there"
     assert team_manifests.stale(project, teams.load(project)) == []
 
 

@@ -152,11 +152,3 @@ def test_a_flavor_that_does_not_say_how_much_there_is_of_it_is_refused(project):
 def test_where_there_are_no_manifests_there_are_no_flavors(tmp_path):
     with pytest.raises(NotFoundError, match=r"no flavor in manifests/base/kueue"):
         teams.load(tmp_path)
-
-
-def test_a_team_that_is_not_there_is_not_found(project):
-    put(project)
-
-    assert teams.get(teams.load(project), "vision").name == "vision"
-    with pytest.raises(NotFoundError, match=r"no team 'sight'. Teams: vision"):
-        teams.get(teams.load(project), "sight")

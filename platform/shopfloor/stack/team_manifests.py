@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,15 +33,9 @@ SECRETS_NOTE = """\
 # Written by `shopfloor teams render`. `shopfloor secrets init --team NAME` makes the values, no part of the project.
 #   kubectl kustomize --load-restrictor LoadRestrictionsNone manifests/teams/secrets | kubectl apply -f -
 """
-_OBJECT_ACTIONS = (
-    "s3:GetObject",
-    "s3:PutObject",
-    "s3:DeleteObject",
-    "s3:GetObjectTagging",
-    "s3:PutObjectTagging",
-    "s3:AbortMultipartUpload",
-    "s3:ListMultipartUploadParts",
-)
+_WRITTEN = b"# Written by `shopfloor teams render`"
+"""Beginning of every file that is written here, but for the policies, whose format has no comments."""
+_POLICY = "s3-policy.json"
 Json = dict[str, Any]
 
 
@@ -73,19 +66,19 @@ def rendered(root: Path, teams: Sequence[Team]) -> dict[Path, str]:
         root: Of the project.
         teams: All of them, from `teams.load`.
     """
-    profile, pool = cluster_profile(root), flavors(root)
+    profile, pool, actions = cluster_profile(root), flavors(root), _object_actions(root)
     result = {
         Path("kustomization.yaml"): _kustomization("<a team>", resources=[team.name for team in teams]),
         Path("secrets/kustomization.yaml"): SECRETS_NOTE + _yaml(_secrets(teams, profile)),
     }
     for team in teams:
-        for path, text in _files_of(team, pool, profile).items():
+        for path, text in _files_of(team, pool, profile, actions).items():
             result[Path(team.name) / path] = text
     return result
 
 
 def write(root: Path, teams: Sequence[Team]) -> list[Path]:
-    """Write every file of the teams, and remove those of teams that are gone.
+    """Write every file of the teams, and remove what was written for teams that are gone; what others put there stays.
 
     Returns:
         What changed, relative to the project.
@@ -96,31 +89,31 @@ def write(root: Path, teams: Sequence[Team]) -> list[Path]:
         if text is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
-        elif place.is_dir():
-            shutil.rmtree(place)
         else:
             place.unlink()
+            for parent in place.parents:
+                if parent == root / FOLDER or any(parent.iterdir()):
+                    break
+                parent.rmdir()
     return changed
 
 
 def stale(root: Path, teams: Sequence[Team]) -> list[Path]:
-    """Return the files and folders that are not what the teams' files say, relative to the project."""
+    """Return the files that are not what the teams' files say, relative to the project."""
     folder, texts = root / FOLDER, rendered(root, teams)
     different = [
         path
         for path, text in texts.items()
         if not (folder / path).is_file() or (folder / path).read_text(encoding="utf-8") != text
     ]
-    folders = {path.parts[0] for path in texts if len(path.parts) > 1}
-    written = sorted(place.parent.relative_to(folder) for place in folder.glob("*/kustomization.yaml"))
-    gone = [path for path in written if path.name not in folders]
-    extra = [
+    written = [
         place.relative_to(folder)
-        for name in sorted(folders)
-        for place in sorted((folder / name).rglob("*"))
-        if place.is_file() and place.relative_to(folder) not in texts
+        for kustomization in sorted(folder.glob("*/kustomization.yaml"))
+        if kustomization.read_bytes().startswith(_WRITTEN)
+        for place in sorted(kustomization.parent.rglob("*"))
+        if place.is_file() and (place.name == _POLICY or place.read_bytes().startswith(_WRITTEN))
     ]
-    return [FOLDER / path for path in (*different, *gone, *extra)]
+    return [FOLDER / path for path in (*different, *(path for path in written if path not in texts))]
 
 
 def require_fresh(root: Path, teams: Sequence[Team]) -> None:
@@ -134,7 +127,9 @@ def require_fresh(root: Path, teams: Sequence[Team]) -> None:
         raise UsageError(f"{paths[0]}{more} is not what the teams' files say.", "shopfloor teams render")
 
 
-def _files_of(team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any]) -> dict[str, str]:
+def _files_of(
+    team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any], actions: Sequence[str]
+) -> dict[str, str]:
     cluster_wide = [_namespace(team), _cluster_queue(team, pool), *_pool_reader(team)]
     inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team, profile)]
     inside.append(_artifact_repositories(team, profile))
@@ -147,7 +142,7 @@ def _files_of(team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any]
         ),
         **texts,
         "profile.toml": NOTE.format(name=team.name) + _toml(_profile(team, profile)),
-        "s3-policy.json": json.dumps(_s3_policy(team.name, buckets(profile)), indent=2) + "\n",
+        _POLICY: json.dumps(_s3_policy(team.name, buckets(profile), actions), indent=2) + "\n",
     }
 
 
@@ -290,7 +285,13 @@ def _profile(team: Team, profile: Mapping[str, Any]) -> Json:
     return {**profile, **places(team.name, profile), "serve_tokens_file": SERVE_TOKENS, "cluster": cluster}
 
 
-def _s3_policy(team: str, buckets_of_teams: Sequence[str]) -> Json:
+def _object_actions(root: Path) -> list[str]:
+    """Return what the platform's user may do with an object, by the policy that stands for every S3."""
+    policy = json.loads((root / "platform/compose" / _POLICY).read_text(encoding="utf-8"))
+    return next(one["Action"] for one in policy["Statement"] if "s3:GetObject" in one["Action"])
+
+
+def _s3_policy(team: str, buckets_of_teams: Sequence[str], actions: Sequence[str]) -> Json:
     """Return the team's rights in an S3 that takes AWS's policies: what lies under its prefix, and nothing else."""
     buckets = [f"arn:aws:s3:::{bucket}" for bucket in buckets_of_teams]
     return {
@@ -304,7 +305,7 @@ def _s3_policy(team: str, buckets_of_teams: Sequence[str]) -> Json:
             },
             {
                 "Effect": "Allow",
-                "Action": list(_OBJECT_ACTIONS),
+                "Action": list(actions),
                 "Resource": [f"{bucket}/{team}/*" for bucket in buckets],
             },
         ],

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.records import Record
+from shopfloor.storage import write_atomically
 
 FOLDER = Path("manifests") / "teams"
 FLAVORS = Path("manifests") / "base" / "kueue"
@@ -132,7 +133,11 @@ def load(root: Path, groups: Sequence[str] | None = None) -> list[Team]:
     Raises:
         UsageError: A file is wrong, or what the teams have together is more than there is.
     """
-    teams = [_read(root, file) for file in files(root)]
+    return _agreed(root, [_read(root, file) for file in files(root)], groups)
+
+
+def _agreed(root: Path, teams: list[Team], groups: Sequence[str] | None) -> list[Team]:
+    """Return these teams, if each can be and all together."""
     pool = flavors(root)
     owner: dict[str, Team] = {}
     for team in teams:
@@ -151,19 +156,6 @@ def load(root: Path, groups: Sequence[str] | None = None) -> list[Team]:
     return teams
 
 
-def get(teams: Sequence[Team], name: str) -> Team:
-    """Return the team of that name.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    for team in teams:
-        if team.name == name:
-            return team
-    names = ", ".join(team.name for team in teams) or "none"
-    raise NotFoundError(f"There is no team {name!r}.", f"Teams: {names}.")
-
-
 def add(root: Path, team: Team) -> Path:
     """Write the file of a new team, if all teams together stay right; otherwise nothing is written.
 
@@ -179,14 +171,9 @@ def add(root: Path, team: Team) -> Path:
         raise UsageError(
             f"The name {team.name!r} is taken: {file.relative_to(root)}.", "Choose another, or edit that file."
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    _agreed(root, [*load(root), team], None)
     content = team.model_dump(mode="json")
-    file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    try:
-        load(root)
-    except UsageError:
-        file.unlink()
-        raise
+    write_atomically(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True), 0o644)
     return file
 
 
