@@ -29,12 +29,6 @@ TO_SERVICES = {
 ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket")
 
 
-@pytest.fixture(scope="module", params=manifests.OVERLAYS)
-def objects(request):
-    """Give the objects of each overlay."""
-    return manifests.overlay(request.param)
-
-
 @pytest.fixture(scope="module")
 def network(objects):
     return Network(objects)
@@ -43,11 +37,6 @@ def network(objects):
 @pytest.fixture(scope="module")
 def pods(objects):
     return [*manifests.pods(objects), *manifests.visitors()]
-
-
-@pytest.fixture(scope="module")
-def secret_objects(tmp_path_factory):
-    return manifests.secrets_in(tmp_path_factory.mktemp("project"))
 
 
 def monitored(pods):

@@ -232,3 +232,8 @@ def may_by_policy(policy: Json, action: str, bucket: str, key: str) -> bool:
 def places(team: str) -> dict[str, str]:
     """Return the settings that name the team's prefix."""
     return team_manifests.places(team, team_manifests.cluster_profile(ROOT))
+
+
+def containers(pod) -> list[dict]:
+    """Return all containers of a pod, those that begin first included."""
+    return [*pod.spec.get("initContainers", []), *pod.spec["containers"]]
