@@ -261,11 +261,12 @@ def test_a_run_outlives_its_terminal_and_after_a_fix_goes_on_with_what_changed(
     assert all(step["error"] == "" for step in found["steps"])
 
 
-def test_a_loop_of_which_one_item_fails_is_a_run_that_failed(shopfloor, mlflow_run, tmp_path):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_loop_of_which_one_item_fails_is_a_run_that_failed(shopfloor, mlflow_run, tmp_path, engine):
     file = tmp_path / "loop.py"
     file.write_text(LOOP)
 
-    failed = shopfloor("submit", file, "--engine", "ray", "--watch", "--json")
+    failed = shopfloor("submit", file, "--engine", engine, "--watch", "--json")
 
     assert failed.returncode == 1, failed.stderr
     answer = json.loads(failed.stdout)
@@ -273,8 +274,11 @@ def test_a_loop_of_which_one_item_fails_is_a_run_that_failed(shopfloor, mlflow_r
         "failed",
         "Step show.1 failed: RuntimeError: bad item",
     )
+    # Another engine has them done already.
     states = {step["name"]: step["state"] for step in answer["steps"]}
-    assert states == {"show.0": "succeeded", "show.1": "failed", "show.2": "succeeded"}
+    assert states.pop("show.1") == "failed"
+    assert set(states) == {"show.0", "show.2"}
+    assert set(states.values()) <= {"succeeded", "cached"}
     run = mlflow_run(answer["run_id"])
     assert (run.info.status, set(run.steps)) == ("FAILED", {"show.0", "show.1", "show.2"})
     assert "GOT b" in shopfloor("runs", "logs", answer["run_id"], "show.1").stdout

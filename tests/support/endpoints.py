@@ -101,28 +101,19 @@ def serving_cluster(directory: Path):
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
         "SHOPFLOOR_STATE_DIR": str(state_dir),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with contextlib.ExitStack() as stack, (directory / "servers.log").open("w") as log:
         stack.callback(shutil.rmtree, ray_head.short_directory(state_dir), ignore_errors=True)
 
-        def start(*command: str) -> subprocess.Popen:
-            process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, cwd=directory, start_new_session=True
-            )
-            stack.callback(stop, process)
-            return process
-
-        tracking = start(
-            *(sys.executable, "-m", "shopfloor.stack.mlflow_server", str(mlflow_port)),
-            str(settings.private_dir("mlflow")),
-        )
-        head = start(
+        registry_answers = stack.enter_context(mlflow_server(settings))
+        command = [
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
             *("--node-ip-address=127.0.0.1", f"--temp-dir={ray_dir}"),
             *(*ray_head.agent_ports(lambda *_: free_port()), "--object-store-memory=100000000"),
-        )
+        ]
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory, start_new_session=True)
+        stack.callback(stop, head)
 
         def started() -> bool:
             """Tell whether Ray's node has joined; the dashboard of one that gives up answers too."""
@@ -130,8 +121,8 @@ def serving_cluster(directory: Path):
             return "Ray runtime started" in (directory / "servers.log").read_text()
 
         wait_until(started)
-        wait_for(f"{settings.tracking_uri}/health", tracking)
-        wait_for(f"{settings.ray_dashboard_url}/api/version", tracking, **settings.ray_headers())
+        registry_answers()
+        wait_for(f"{settings.ray_dashboard_url}/api/version", head, **settings.ray_headers())
         yield settings
 
 
