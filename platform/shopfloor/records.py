@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -200,6 +201,88 @@ class Scored(Record):
     """URI of the directory that holds them with their predictions."""
 
 
+class Usage(Record):
+    """What a pod, or the pods of a job that are alike, had of one of Kueue's flavors, and for how long."""
+
+    flavor: str
+    """Empty where nobody knows it."""
+    seconds: float
+    """How long it was admitted."""
+    resources: dict[str, float]
+    """Kubernetes' name of a resource to how much of it all of them had together."""
+    waited_s: float | None = None
+    """How long it stood in the queue until it was admitted first; `None` where nobody knows."""
+
+    @property
+    def gpus(self) -> float:
+        """Number of GPUs, slices of them included: what has the name of a maker."""
+        return sum(amount for name, amount in self.resources.items() if "/" in name)
+
+
+class Cost(Record):
+    """What a run, or some of its steps, had of the cluster, and what that is worth."""
+
+    amount: float
+    """Price of all that has one."""
+    currency: str
+    gpu_seconds: dict[str, float]
+    """Flavor to the seconds of its GPUs; flavors without GPUs are left out."""
+    cpu_seconds: dict[str, float]
+    """Flavor to the seconds of its CPUs."""
+    unpriced: list[str] = []
+    """Flavors that the price table lacks."""
+    uncounted: list[str] = []
+    """Steps of which nobody knows what they had."""
+
+    def in_words(self) -> str:
+        """Return the amount and what it is for, as in `3.30 USD: gpu-spot 3 GPU-hours; cpu 1.5 CPU-hours`."""
+        hours = [
+            f"{flavor} {seconds / 3600:.3g} {kind}-hours"
+            for kind, times in (("GPU", self.gpu_seconds), ("CPU", self.cpu_seconds))
+            for flavor, seconds in sorted(times.items())
+        ]
+        lacking = f" (no price of {', '.join(self.unpriced)})" if self.unpriced else ""
+        missing = f" (not counted: {', '.join(self.uncounted)})" if self.uncounted else ""
+        return f"{self.amount:.2f} {self.currency}: {', '.join(hours) or 'nothing'}{lacking}{missing}"
+
+    @classmethod
+    def of(
+        cls,
+        usages: Iterable[Usage],
+        prices: Mapping[str, Mapping[Any, float]],
+        currency: str,
+        uncounted: Iterable[str] = (),
+    ) -> Cost:
+        """Return what usages cost.
+
+        Args:
+            usages: What there was.
+            prices: Price of an hour by flavor, of a `gpu` and of a `cpu`.
+            currency: Its unit.
+            uncounted: Steps of which nobody knows what they had.
+        """
+        amount = 0.0
+        seconds: dict[str, dict[str, float]] = {"gpu": {}, "cpu": {}}
+        unpriced: set[str] = set()
+        for usage in usages:
+            price = prices.get(usage.flavor)
+            if price is None:
+                unpriced.add(usage.flavor or "unknown")
+            for kind, number in (("gpu", usage.gpus), ("cpu", usage.resources.get("cpu", 0.0))):
+                if number:
+                    before = seconds[kind].get(usage.flavor, 0.0)
+                    seconds[kind][usage.flavor] = before + number * usage.seconds
+                    amount += (price or {}).get(kind, 0.0) * number * usage.seconds / 3600
+        return cls(
+            amount=amount,
+            currency=currency,
+            gpu_seconds=seconds["gpu"],
+            cpu_seconds=seconds["cpu"],
+            unpriced=sorted(unpriced),
+            uncounted=sorted(uncounted),
+        )
+
+
 class StepRecord(Record):
     """One step of a run as the run list shows it."""
 
@@ -255,3 +338,6 @@ class Passport(Record):
     """Step output to the hash of its content."""
     run_key: str
     """Hash of everything that went into the run: the same key again means that nothing changed."""
+    cost: Cost | None = None
+    """What its steps had of the cluster until it was registered, those included whose results it reused; none where
+    nobody counted."""

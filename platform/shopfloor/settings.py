@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, ValidationError, field_validator
 
 from shopfloor.environment import ENV_PREFIX, NO_REPORTS, THROUGH_MLFLOW
 from shopfloor.errors import NotFoundError, UsageError
@@ -72,6 +72,14 @@ class ClusterSettings(BaseModel):
     pod_gc: Literal["OnPodCompletion", "OnPodSuccess", "OnWorkflowCompletion", "OnWorkflowSuccess"] = "OnPodSuccess"
     parallelism: int = 16
     """Pods of one run at a time."""
+    currency: str = "USD"
+    """Currency of the prices."""
+    prices: dict[str, dict[Literal["gpu", "cpu"], NonNegativeFloat]] = {}
+    """Price of an hour of a GPU, a CPU or both, by Kueue's flavor; empty: nobody counts what a run costs."""
+
+    def __hash__(self) -> int:
+        """Return a hash also of the prices, which are a table."""
+        return hash(self.model_dump_json())
 
     def token(self, variable: str) -> str:
         """Return the bearer token of a server: the variable's, or else the file's as it is now; empty where none is.
@@ -133,6 +141,8 @@ class Settings(BaseModel):
     """MLflow run that the process works for; an engine sets it for its steps."""
     step_run_id: str | None = None
     """MLflow run of the step; an engine sets it."""
+    max_cost: PositiveFloat | None = None
+    """What a run on the cluster may cost, in `cluster.currency`; `submit --max-cost` sets it, and its steps keep it."""
     published_dir: Path | None = None
     """Where a step leaves a note of each artifact that it published, so that a failed step's are known too."""
     request_timeout_s: float = 30.0

@@ -11,6 +11,8 @@ import tomllib
 
 import pytest
 import yaml
+from shopfloor.engines.argo import quota
+from shopfloor.engines.argo.asks import quantity
 from shopfloor.stack.secrets import TEAM_BUCKETS
 
 from tests.support import manifests
@@ -155,15 +157,30 @@ def subjects(team):
 
 @pytest.mark.parametrize("team", NAMES)
 def test_nobody_of_a_team_has_a_right_outside_of_it(team, objects):
+    own = next(one for one in TEAMS if one.name == team)
+    visible = {"clusterqueues": {team}, "cohorts": {"shopfloor"}, "resourceflavors": set(own.quota)}
     for subject in subjects(team):
         for right in manifests.rights(objects, subject):
             if right.namespace:
                 assert right.namespace == team, (subject, right)
-            elif right.resource == "clusterqueues":
-                assert (right.names, right.verb) == ((team,), "get"), (subject, right)
-            else:
-                assert right.resource in {"resourceflavors", "workloadpriorityclasses"}, (subject, right)
+            elif right.resource == "workloadpriorityclasses":
                 assert right.verb in {"get", "list"}, (subject, right)
+            else:
+                assert right.verb == "get", (subject, right)
+                assert right.names, (subject, right)
+                assert set(right.names) <= visible[right.resource], (subject, right)
+
+
+@pytest.mark.parametrize("team", NAMES)
+def test_what_the_others_could_lend_a_team_is_told_as_a_sum(team, objects):
+    queues = {one["metadata"]["name"]: one for one in objects if one["kind"] == "ClusterQueue"}
+    told = json.loads(queues[team]["metadata"]["annotations"][quota.LENT])
+    others = [quota.quota_of(one, None, {}).groups[0].flavors for name, one in queues.items() if name != team]
+
+    for flavor, resources in told.items():
+        for resource, amount in resources.items():
+            own = [f.shares[resource].nominal for flavors in others for f in flavors if f.name == flavor]
+            assert quantity(amount) == sum(own), (flavor, resource)
 
 
 @pytest.mark.parametrize("team", NAMES)
@@ -193,6 +210,9 @@ def test_members_and_runs_have_the_rights_that_the_commands_need(team, objects):
     assert serve == redis == set()
     assert {("workflowtaskresults", "patch"), ("rayjobs", "create"), ("pods", "list"), ("pods/log", "get")} <= run
     assert {("workflows", verb) for verb in ("create", "get", "list", "watch", "patch", "update")} <= group
+    assert {("workloads", "list"), ("localqueues", "get"), ("localqueues/pendingworkloads", "get")} <= group
+    assert {("clusterqueues", "get"), ("cohorts", "get"), ("resourceflavors", "get"), ("limitranges", "list")} <= group
+    assert ("workloads", "list") in run
     assert {("cronworkflows", "create"), ("pods", "delete"), ("pods/log", "get"), ("events", "watch")} <= group
 
 

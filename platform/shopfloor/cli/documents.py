@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import JsonValue, RootModel
 
 from shopfloor.flows.promote import Standing
+from shopfloor.flows.queue import RunQueue
 from shopfloor.flows.rollout import RolloutResult
 from shopfloor.records import Passport, Record, StepRecord
 from shopfloor.stack.lifecycle import StackStatus
@@ -135,6 +136,8 @@ class RunDetails(Run):
     parameters: dict[str, str]
     metrics: dict[str, float]
     steps: list[StepRecord]
+    queue: RunQueue | None = None
+    """Why it waits; none of a run that has ended, or that no queue of a cluster has."""
 
 
 class RunStopped(Record):

@@ -138,6 +138,7 @@ def _register() -> None:
     from shopfloor.cli import (
         backup,
         compile,
+        costs,
         data,
         features,
         gc,
@@ -161,6 +162,7 @@ def _register() -> None:
         submit,
         compile,
         runs,
+        costs,
         models,
         rollout,
         tokens,

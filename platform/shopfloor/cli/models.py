@@ -112,6 +112,7 @@ def passport_lines(passport: Passport, changes: History) -> list[tuple[str, str]
         ("model", passport.model_hash),
         ("lock", passport.lock_hash),
         ("run key", passport.run_key),
+        *([("cost", passport.cost.in_words())] if passport.cost else []),
     ]
 
 

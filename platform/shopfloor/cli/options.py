@@ -74,6 +74,14 @@ FunctionOption = Annotated[
 FromOption = Annotated[
     str | None, typer.Option("--from", help="This step and what follows it run even where their results are known.")
 ]
+MaxCostOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-cost",
+        min=0.01,
+        help="Stop the run where it has cost so much; what it finished is kept. For --engine argo.",
+    ),
+]
 WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of another engine until it ends.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; without a terminal nothing is asked.")]

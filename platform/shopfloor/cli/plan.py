@@ -15,6 +15,7 @@ from shopfloor.cli.options import (
     ParameterOption,
     UseCaseOption,
 )
+from shopfloor.cli.queue import show_queue
 
 HASH_LENGTH = 64
 SHOWN = 40
@@ -50,6 +51,9 @@ def plan(
         rows.append((step.step, step.action, step.why))
         rows += [("", "", f"  {one.part}: {_short(one.old)} -> {_short(one.new)}") for one in step.changes]
     render.emit_table(("step", "action", "why"), rows)
+    if preview.queue is not None:
+        render.out.print()
+        show_queue(preview.queue)
 
 
 def _short(value: str | None) -> str:

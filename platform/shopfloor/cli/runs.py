@@ -9,7 +9,7 @@ import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
-from shopfloor.cli.options import JsonOption, RunArgument, UseCaseOption, WatchOption, YesOption
+from shopfloor.cli.options import JsonOption, MaxCostOption, RunArgument, UseCaseOption, WatchOption, YesOption
 
 if TYPE_CHECKING:
     from shopfloor.cli.documents import Run
@@ -62,6 +62,7 @@ def show_run(settings: Settings, client: Any, run: Any, as_json: bool) -> None:
     from shopfloor.runs import index as run_records
 
     steps = control.steps(settings, client, run)
+    queue = control.queue(settings, run)
     if as_json:
         details = RunDetails(
             **vars(_summary(run)),
@@ -70,6 +71,7 @@ def show_run(settings: Settings, client: Any, run: Any, as_json: bool) -> None:
             parameters=run.data.params,
             metrics=run.data.metrics,
             steps=steps,
+            queue=queue,
         )
         render.emit_json(RunDetails, details)
         return
@@ -81,6 +83,10 @@ def show_run(settings: Settings, client: Any, run: Any, as_json: bool) -> None:
     render.emit_table(
         ("step", "state", "seconds", "error"), [(s.name, s.state, f"{s.seconds:.1f}", s.why) for s in steps]
     )
+    if queue is not None:
+        from shopfloor.cli.queue import show_run_queue
+
+        show_run_queue(queue)
 
 
 def logs(
@@ -129,7 +135,11 @@ def retry(context: typer.Context, run_id: RunArgument, watch: WatchOption = Fals
 
 
 def resume(
-    context: typer.Context, run_id: RunArgument, watch: WatchOption = False, as_json: JsonOption = False
+    context: typer.Context,
+    run_id: RunArgument,
+    watch: WatchOption = False,
+    max_cost: MaxCostOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Submit what a run was asked for once more: only what changed since, and what follows it, runs."""
     from shopfloor.cli.submit import LiveView, show_outcome
@@ -139,7 +149,7 @@ def resume(
     settings, client = _connect(context)
     run = run_records.find_run(client, run_id)
     with LiveView() as view:
-        outcome = control.resume(settings, run, view)
+        outcome = control.resume(settings, run, view, max_cost)
     show_outcome(settings, outcome, watch, as_json)
 
 

@@ -24,6 +24,7 @@ from shopfloor.cli.options import (
     FromOption,
     FunctionOption,
     JsonOption,
+    MaxCostOption,
     NoCacheOption,
     ParameterOption,
     UseCaseOption,
@@ -72,6 +73,7 @@ def submit(
     no_cache: NoCacheOption = False,
     from_step: FromOption = None,
     function: FunctionOption = None,
+    max_cost: MaxCostOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline from the data to its outcome; a run that stopped goes on where it stopped.
@@ -92,6 +94,7 @@ def submit(
         use_cache=not no_cache,
         from_step=from_step,
         function=function,
+        max_cost=max_cost,
     )
     if ray_address is not None:
         settings = with_ray_address(settings, name, ray_address)
@@ -129,6 +132,8 @@ def show_outcome(settings: Settings, outcome: Outcome | Submitted, watch: bool, 
     from shopfloor.flows.submit import Outcome
 
     if isinstance(outcome, Submitted):
+        for note in outcome.notes:
+            render.progress(note)
         if watch and outcome.run_id is not None:
             _watch(settings, outcome, outcome.run_id, as_json)
         elif as_json:
@@ -153,6 +158,11 @@ def _show_submitted(outcome: Submitted) -> None:
     render.out.print(outcome.message, markup=False)
     for name, link in outcome.links.items():
         render.out.print(f"  {name:<18}{link}", markup=False)
+    if outcome.queue is not None:
+        from shopfloor.cli.queue import show_queue
+
+        render.out.print()
+        show_queue(outcome.queue)
     if outcome.run_id is not None:
         render.progress(f"Follow it: shopfloor runs logs {outcome.run_id} --follow")
 

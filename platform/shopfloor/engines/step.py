@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from shopfloor.pipeline.keys import component_key
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.settings import Settings, load_settings
 from shopfloor.storage import is_remote
+from shopfloor.training import admission
 from shopfloor.training import cluster as ray_cluster
 
 LOG = "step.log"
@@ -52,6 +56,14 @@ def run(task: dict[str, Any], executor_input: dict[str, Any], execute: Callable[
         if step is not None:
             step.fail(error)
         return 1
+
+
+@dataclass
+class _Account:
+    """What became of a step's account."""
+
+    spent: admission.BudgetSpentError | None = None
+    """Says that the run has cost what it may."""
 
 
 class _Step:
@@ -84,7 +96,12 @@ class _Step:
         failure_file = self._output_file.parent / "failure.json"
         failure_file.unlink(missing_ok=True)
         os.environ[FAILURE_FILE] = str(failure_file)
-        code = execute()
+        with self._accounted() as account:
+            code = execute()
+        if account.spent is not None:
+            self._end("failed", time.monotonic() - self._started, {}, Failure.of(account.spent))
+            sys.stderr.write(f"{account.spent}\n")
+            return 1  # and not what a program ends with that is asked to: Argo would try that again
         if code != 0:
             why = ray_cluster.explained(self._settings, read(failure_file, code, self._output_file.parent / LOG))
             self._end("failed", time.monotonic() - self._started, {}, why)
@@ -96,6 +113,37 @@ class _Step:
             self._stored(lambda: store.used(self._name, key.key, key.parts))
         self._end("succeeded", time.monotonic() - self._started, outputs)
         return 0
+
+    @contextlib.contextmanager
+    def _accounted(self) -> Iterator[_Account]:
+        """Write down within the block what the step's pod has of the quota; end a step that costs too much."""
+        account = _Account()
+        pod, queue = os.environ.get("SHOPFLOOR_POD", ""), self._settings.cluster.queue
+        if not (pod and queue and self._run_id and "KUBERNETES_SERVICE_HOST" in os.environ):
+            yield account
+            return
+        settings = self._settings.model_copy(update={"step_run_id": self._run_id})
+        ledger = admission.of_pod(settings, pod)
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(admission.LOOK_EVERY_S):
+                try:
+                    ledger.write()
+                except admission.BudgetSpentError as error:
+                    account.spent = error
+                    os.kill(os.getpid(), signal.SIGTERM)  # the launcher hands it on to the component
+                    return
+
+        thread = threading.Thread(target=watch, name="account", daemon=True)
+        thread.start()
+        try:
+            yield account
+        finally:
+            over.set()
+            thread.join()
+            with contextlib.suppress(admission.BudgetSpentError):
+                ledger.write()
 
     def fail(self, error: ShopfloorError) -> None:
         """Record, where that can be done, that a service failed the step."""

@@ -14,7 +14,9 @@ from typing import Any, Literal, cast
 from shopfloor.engines.base import Engine, Job, TakesJobs, engine_url
 from shopfloor.engines.manifests import check_schedule
 from shopfloor.errors import UsageError, whole
+from shopfloor.flows import plan as planning
 from shopfloor.flows import submission
+from shopfloor.flows.queue import QueueForecast, forecast, require_holdable
 from shopfloor.flows.submission import Submission
 from shopfloor.flows.submit import Outcome, View, submit
 from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
@@ -46,6 +48,10 @@ class Submitted(Record):
     message: str
     """Sentence that says where the run stands."""
     links: dict[str, str]
+    queue: QueueForecast | None = None
+    """What it asks of the cluster's queue; none where the engine has no such, or nobody can say."""
+    notes: list[str] = []
+    """Sentences on what could not be looked up."""
 
 
 def start(
@@ -67,6 +73,8 @@ def start(
     """
     if cron is not None:
         _check_schedule(settings, engine, request, cron)
+    if request.max_cost is not None:
+        settings = _limited(settings, engine, request.max_cost)
     runner = engine_of(settings, engine)
     if isinstance(runner, TakesJobs):
         return _hand_over(settings, runner, request, cron)
@@ -104,6 +112,7 @@ def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron:
     engine = runner.name
     compiled, arguments = submission.read(settings, request.file, request.use_case, request.given, request.function)
     refuse_artifacts(compiled, arguments, engine)
+    queue, notes = _asked_of_the_queue(settings, engine, compiled, arguments, request)
     if cron is not None:
         _leave_open(compiled, arguments)
         schedule = runner.submit(_job(settings, engine, compiled, arguments, request, cron))
@@ -114,6 +123,8 @@ def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron:
             state="scheduled",
             message=f"Schedule {schedule} runs it at {cron!r}.",
             links={"engine": engine_url(settings, engine)},
+            queue=queue,
+            notes=notes,
         )
     client = tracking.connect(settings)
     key = submission.resolve(settings, client, compiled, arguments)
@@ -122,6 +133,7 @@ def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron:
         run_records.ENGINE: engine,
         run_records.ENGINE_URL: engine_url(settings, engine),
         run_records.SUBMITTER: run_records.this_process(),
+        **({run_records.TEAM: settings.cluster.namespace} if engine in {"argo", "kfp"} else {}),
         **submission.origin(settings, key, request),
     }
     run = run_records.create_run(client, arguments.get("use_case"), compiled.name, arguments, tags)
@@ -133,7 +145,54 @@ def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron:
         conclude.close(settings, client, run, "failed", f"It was not submitted: {whole(error)}")
         raise
     client.set_tag(run.info.run_id, run_records.ENGINE_RUN, engine_run)
-    return submitted(settings, run, engine, engine_run)
+    taken = submitted(settings, run, engine, engine_run)
+    return taken.model_copy(update={"queue": queue, "notes": notes})
+
+
+def _limited(settings: Settings, engine: str, max_cost: float) -> Settings:
+    """Return the settings of a run that may cost so much.
+
+    Raises:
+        UsageError: Nobody would count it.
+    """
+    if engine != "argo":
+        raise UsageError("--max-cost is for --engine argo, whose queue counts.", "Add --engine argo, or leave it out.")
+    if not settings.cluster.queue or not settings.cluster.prices:
+        raise UsageError(
+            "--max-cost needs a queue and a price table in the profile (cluster.queue, cluster.prices).",
+            "Add what is missing: docs/how-to/wait-for-a-gpu.md.",
+        )
+    return settings.model_copy(update={"max_cost": max_cost})
+
+
+def _asked_of_the_queue(
+    settings: Settings, engine: str, compiled: Compiled, arguments: dict[str, Any], request: Submission
+) -> tuple[QueueForecast | None, list[str]]:
+    """Return what a run will ask of its queue, and sentences on what is not known.
+
+    Raises:
+        UsageError: The queue could never admit a job of it.
+    """
+    if engine != "argo" or not settings.cluster.queue:
+        return None, []
+    queue = forecast(settings, compiled, arguments)
+    if isinstance(queue, str):
+        return None, [queue]
+    if request.use_cache and any(step.refusal and step.kind == "RayJob" for step in queue.steps):
+        # What an earlier run has found is not searched for again, however much it took then.
+        preview = planning.plan(
+            settings.model_copy(update={"default_engine": "local"}),
+            request.file,
+            request.use_case,
+            request.given,
+            from_step=request.from_step,
+            function=request.function,
+        )
+        reused = [step.step for step in preview.steps if step.action == "reuse"]
+        again = forecast(settings, compiled, arguments, reused) if reused else queue
+        queue = queue if isinstance(again, str) else again
+    require_holdable(queue)
+    return queue, queue.notes
 
 
 def submitted(settings: Settings, run: Any, engine: str, engine_run: str) -> Submitted:

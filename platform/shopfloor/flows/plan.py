@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shopfloor.errors import NotFoundError, ServiceError
 from shopfloor.flows.promote import effect_holds
+from shopfloor.flows.queue import QueueForecast, forecast
 from shopfloor.flows.submission import read, resolve_data
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.compilation import Compiled, run_key
@@ -54,6 +55,8 @@ class Plan(Record):
     notes: list[str]
     """Sentences on what could not be looked up."""
     steps: list[StepPlan]
+    queue: QueueForecast | None = None
+    """What the run would ask of the cluster's queue; none where the profile has no such, or nobody can say."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,13 @@ def plan(
     plain_values = {name: value for name, value in values.items() if not isinstance(value, _Unknown)}
     order = {step: place for place, step in enumerate(compiled.steps)}
     steps = sorted(walk.steps, key=lambda step: order.get(step.step, len(order)))
-    return Plan(pipeline=compiled.name, parameters=plain_values, notes=notes, steps=steps)
+    queue = None
+    if settings.default_engine == "argo":
+        reused = {step.step for step in steps if step.action == "reuse"}
+        asked = forecast(settings, compiled, plain_values, reused)
+        queue = asked if isinstance(asked, QueueForecast) else None
+        notes += [asked] if isinstance(asked, str) else asked.notes
+    return Plan(pipeline=compiled.name, parameters=plain_values, notes=notes, steps=steps, queue=queue)
 
 
 class _Walk:

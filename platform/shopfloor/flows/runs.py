@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -36,6 +36,9 @@ from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
 from shopfloor.runs.mlflow import lookup
 from shopfloor.settings import Settings
+
+if TYPE_CHECKING:
+    from shopfloor.flows.queue import RunQueue
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +179,14 @@ def _require_ended_badly(run: Any) -> None:
         raise UsageError(f"Run {run.info.run_id} {verb}: {state}.", "To run it anew: `shopfloor runs resume`.")
 
 
-def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
+def resume(settings: Settings, run: Any, view: View, max_cost: float | None = None) -> Outcome | Submitted:
     """Submit what a run was asked for once more: only what changed since, and what follows it, runs.
+
+    Args:
+        settings: The profile.
+        run: MLflow's run.
+        view: Hears of the steps of a local run.
+        max_cost: What the new run may cost; `None`: as much as the one before might.
 
     Raises:
         UsageError: It goes on, or what was asked for is no longer there.
@@ -186,7 +195,8 @@ def resume(settings: Settings, run: Any, view: View) -> Outcome | Submitted:
     if _recorded_state(run) == "running":
         raise UsageError(f"Run {run.info.run_id} goes on.", f"To end it: `shopfloor runs stop {run.info.run_id}`.")
     engine = _engine(settings, run)
-    request = submission_of(run).model_copy(update={"use_cache": True, "from_step": None})
+    limit = {} if max_cost is None else {"max_cost": max_cost}
+    request = submission_of(run).model_copy(update={"use_cache": True, "from_step": None, **limit})
     return start(_at(settings, run), engine.name, request, view)
 
 
@@ -198,6 +208,19 @@ def steps(settings: Settings, client: Any, run: Any) -> list[StepRecord]:
     """
     records = run_records.steps_of(client, run)
     return records + _unrecorded(settings, run, records)
+
+
+def queue(settings: Settings, run: Any) -> RunQueue | None:
+    """Return why a run waits in a cluster's queue; `None` of one that has ended, or that no queue has."""
+    here = _at(settings, run)
+    engine = run.data.tags.get(run_records.ENGINE, "local")
+    if engine != "argo" or not here.cluster.queue or _recorded_state(run) != "running":
+        return None
+    if run.data.tags.get(run_records.ENGINE_URL, "").rstrip("/") != engine_url(here, engine).rstrip("/"):
+        return None
+    from shopfloor.flows.queue import of_run
+
+    return of_run(here, run.info.run_id)
 
 
 def logs(settings: Settings, client: Any, run: Any, step: str | None = None, follow: bool = False) -> Iterator[str]:

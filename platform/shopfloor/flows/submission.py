@@ -33,6 +33,8 @@ class Submission(Record):
     from_step: str | None = None
     function: str | None = None
     """Name of one of the file's pipelines."""
+    max_cost: float | None = None
+    """What it may cost, in the currency of the profile's price table."""
     arguments: dict[str, Any] = {}
     """Every parameter that was given or resolved."""
 

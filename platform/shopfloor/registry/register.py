@@ -174,8 +174,10 @@ def _passport(
     trial = Trial.model_validate_json(_text(settings, made_of["model"], "best_trial.json"))
     steps: dict[str, str] = {}
     tags: dict[str, str] = {}
+    cost = None
     if settings.run_id:
         run = client.get_run(settings.run_id)
+        cost = run_records.whole_cost_of(settings, client, run)
         tags = run.data.tags
         steps = {step.name: step.run_id for step in run_records.steps_of(client, run) if step.run_id}
     lock = settings.lock_file
@@ -202,4 +204,5 @@ def _passport(
         model_hash=hashes["model"],
         content_hashes=hashes,
         run_key=tags.get(RUN_KEY, ""),
+        cost=cost,
     )

@@ -228,8 +228,12 @@ def end(
             step_state = ends.get(child.info.run_id, "killed")
             client.set_tag(child.info.run_id, index.STATE, step_state)
             client.set_terminated(child.info.run_id, index.STATUS[step_state])
-    metrics = report.evaluation.metrics if report.evaluation else {}
-    tags = {index.STATE: state, index.OUTCOME: message[: index.TAG_LIMIT], "mlflow.note.content": message}
+    metrics = dict(report.evaluation.metrics) if report.evaluation else {}
+    numbers, more = _cost(settings, client, run, steps)
+    metrics |= numbers
+    if report.passport is not None:
+        more[index.VERSION] = f"{report.passport.model}/{report.passport.version}"
+    tags = more | {index.STATE: state, index.OUTCOME: message[: index.TAG_LIMIT], "mlflow.note.content": message}
     log_values(client, run_id, metrics, tags)
     client.set_terminated(run_id, index.STATUS[state])
     return report
@@ -241,6 +245,18 @@ def close_dead_runs(settings: Settings, client: Any) -> None:
         # A process may have written its run's end, and gone, since the runs were listed.
         if index.is_dead(run) and index.is_dead(client.get_run(run.info.run_id)):
             close(settings, client, run, "killed", "The process of the run was killed.")
+
+
+def _cost(
+    settings: Settings, client: Any, run: Any, steps: Sequence[StepRecord]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return metrics and tags that say what a run cost; none where nobody counted."""
+    expected = [step.name for step in steps if step.state in {"succeeded", "failed", "killed"}]
+    cost = index.cost_of(settings, index.children_of(client, run), expected)
+    if cost is None:
+        return {}, {}
+    numbers = {"cost": cost.amount, "gpu_seconds": sum(cost.gpu_seconds.values())}
+    return numbers, {index.COST: cost.model_dump_json()[: index.TAG_LIMIT], index.UNCOUNTED: ",".join(cost.uncounted)}
 
 
 def _recorded(client: Any, children: Sequence[Any]) -> dict[str, Record]:

@@ -6,10 +6,12 @@ for. `recorder.py` writes a run while it goes on, `conclude.py` its end.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psutil
@@ -17,9 +19,9 @@ import psutil
 from shopfloor import processes
 from shopfloor.errors import AccessError, Failure, NotFoundError
 from shopfloor.processes import ProcessId
-from shopfloor.records import StepRecord
+from shopfloor.records import Cost, StepRecord, Usage
+from shopfloor.runs.mlflow import JOB_USAGE, POD_USAGE, lookup
 from shopfloor.runs.mlflow import PARENT as PARENT
-from shopfloor.runs.mlflow import lookup
 from shopfloor.settings import Settings
 
 STATE, STEP, PIPELINE, USE_CASE, ENGINE, OUTCOME, PROCESS, SECONDS = (
@@ -43,6 +45,16 @@ SUBMISSION = "shopfloor.submission"
 """Beginning of the tags that hold what was asked for, in pieces: a tag has a limit."""
 CHAMPION = "shopfloor.champion"
 """Version that a step made the champion."""
+TEAM = "shopfloor.team"
+"""Namespace of the team whose run it is, on a cluster."""
+VERSION = "shopfloor.version"
+"""Version that a run registered, or took as its own result: `model/version`."""
+USAGES = {POD_USAGE: "pod", JOB_USAGE: "RayJob"}
+"""Tags of a step that say what it had of the cluster, and what had it."""
+COST = "shopfloor.cost"
+"""Tag of a run that has ended: what its steps had of the cluster, as JSON; the amount is a metric of its own."""
+UNCOUNTED = "shopfloor.uncounted"
+"""Tag of a run: its steps of which nobody knows what they had of the cluster."""
 STATUS = {
     "succeeded": "FINISHED",
     "cached": "FINISHED",
@@ -259,6 +271,39 @@ def steps_of(client: Any, run: Any) -> list[StepRecord]:
         )
         for child in children_of(client, run)
     ]
+
+
+def cost_of(settings: Settings, children: Iterable[Any], expected: Iterable[str] = ()) -> Cost | None:
+    """Return what steps recorded that they had of the cluster, at the profile's prices; `None` where none recorded any.
+
+    Args:
+        settings: Have the prices.
+        children: The steps' MLflow runs.
+        expected: Names of the steps that had something.
+    """
+    tags = [child.data.tags for child in children]
+    usages = [
+        (one.get(STEP, ""), Usage.model_validate(usage))
+        for one in tags
+        for tag in USAGES
+        for usage in json.loads(one.get(tag, "[]"))
+    ]
+    if not usages:
+        return None
+    uncounted = set(expected) - {step for step, _ in usages}
+    return Cost.of((usage for _, usage in usages), settings.cluster.prices, settings.cluster.currency, uncounted)
+
+
+def whole_cost_of(settings: Settings, client: Any, run: Any) -> Cost | None:
+    """Return what a run's steps had of the cluster, those included whose results it reused; see `cost_of`."""
+    children = children_of(client, run)
+    for child in list(children):
+        maker = child.data.tags.get(RESULT_OF)
+        if maker and maker != run.info.run_id:
+            with contextlib.suppress(NotFoundError), lookup(client):
+                before = children_of(client, client.get_run(maker))
+                children += [one for one in before if one.data.tags.get(STEP) == child.data.tags.get(STEP)]
+    return cost_of(settings, children)
 
 
 def experiment(client: Any, name: str) -> str:

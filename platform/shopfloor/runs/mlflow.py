@@ -23,6 +23,8 @@ PARENT = "mlflow.parentRunId"
 """Tag of a run: the run that it is part of."""
 RUN_KEY = "shopfloor.run_key"
 """Tag of a run: hash of what was asked for, the same for the same run again."""
+POD_USAGE, JOB_USAGE = "shopfloor.usage", "shopfloor.usage_job"
+"""Tags of a step that Kueue admitted: what its own pod had, and what the RayJob that it brought along had."""
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 
 

@@ -26,6 +26,8 @@ TEAM_LABEL = "shopfloor.io/team"
 QUEUE = "default"
 SERVE_TOKENS = "/run/tokens/endpoints"
 """File with the hashes of the endpoints' tokens, where `manifests/base/team/serve` mounts it."""
+LENT = "shopfloor.io/lent-by-others"
+"""Annotation of a team's ClusterQueue: what the other teams have as their own, by flavor and resource, as JSON."""
 UNQUEUED = {"cpu": 64, "memory": 256}
 """CPUs and GiB that a team may have beside what queues: its endpoints and its Redis."""
 NOTE = "# Written by `shopfloor teams render`: change manifests/teams/{name}.yaml and not this.\n"
@@ -72,7 +74,8 @@ def rendered(root: Path, teams: Sequence[Team]) -> dict[Path, str]:
         Path("secrets/kustomization.yaml"): SECRETS_NOTE + _yaml(_secrets(teams, profile)),
     }
     for team in teams:
-        for path, text in _files_of(team, pool, profile, actions).items():
+        others = [one for one in teams if one is not team]
+        for path, text in _files_of(team, others, pool, profile, actions).items():
             result[Path(team.name) / path] = text
     return result
 
@@ -128,9 +131,13 @@ def require_fresh(root: Path, teams: Sequence[Team]) -> None:
 
 
 def _files_of(
-    team: Team, pool: Mapping[str, Flavor], profile: Mapping[str, Any], actions: Sequence[str]
+    team: Team,
+    others: Sequence[Team],
+    pool: Mapping[str, Flavor],
+    profile: Mapping[str, Any],
+    actions: Sequence[str],
 ) -> dict[str, str]:
-    cluster_wide = [_namespace(team), _cluster_queue(team, pool), *_pool_reader(team)]
+    cluster_wide = [_namespace(team), _cluster_queue(team, others, pool), *_pool_reader(team)]
     inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team, profile)]
     inside.append(_artifact_repositories(team, profile))
     texts = {_file(one): NOTE.format(name=team.name) + _yaml(one) for one in cluster_wide}
@@ -158,8 +165,10 @@ def _namespace(team: Team) -> Json:
     return _object("v1", "Namespace", team.name, labels=labels, annotations=budget)
 
 
-def _cluster_queue(team: Team, pool: Mapping[str, Flavor]) -> Json:
-    """Return the team's part of the cohort.
+def _cluster_queue(team: Team, others: Sequence[Team], pool: Mapping[str, Flavor]) -> Json:
+    """Return the team's part of the cohort, and as an annotation what the others could lend it together.
+
+    Members see no queue but their own, and without that sum nobody could tell them what can never be admitted.
 
     A pod is tried on the flavors in their order, and borrows before it goes to the next: heads of Ray clusters, which
     need no GPU, do not end up on nodes that have some.
@@ -186,7 +195,19 @@ def _cluster_queue(team: Team, pool: Mapping[str, Flavor]) -> Json:
             }
         ],
     }
-    return _object("kueue.x-k8s.io/v1beta2", "ClusterQueue", team.name, spec=spec)
+    lent = {name: _own_of(others, name, pool[name]) for name in order}
+    annotations = {LENT: json.dumps(lent, sort_keys=True)}
+    return _object("kueue.x-k8s.io/v1beta2", "ClusterQueue", team.name, annotations=annotations, spec=spec)
+
+
+def _own_of(teams: Sequence[Team], flavor: str, pool: Flavor) -> dict[str, str]:
+    """Return what teams have of a flavor as their own, together."""
+    own = [pool.resources(team.quota[flavor].nominal) for team in teams if flavor in team.quota]
+    units = {"memory": "Gi"}
+    return {
+        name: f"{sum(int(one[name].removesuffix(units.get(name, ''))) for one in own)}{units.get(name, '')}"
+        for name in pool.resources(0)
+    }
 
 
 def _shares(flavor: Flavor, nominal: int, borrowing: int) -> list[Json]:
@@ -195,13 +216,15 @@ def _shares(flavor: Flavor, nominal: int, borrowing: int) -> list[Json]:
 
 
 def _pool_reader(team: Team) -> list[Json]:
-    """Return what lets members see their own queue in the cohort and which flavors there are, and no other queue."""
+    """Return what lets members see their own queue, its cohort and its flavors by name, and no other team's queue."""
     name = f"shopfloor:{team.name}:queue"
+    visible = {"clusterqueues": [team.name], "cohorts": [COHORT], "resourceflavors": list(team.quota)}
     kueue = "kueue.x-k8s.io"
     rules = [
-        {"apiGroups": [kueue], "resources": ["clusterqueues"], "resourceNames": [team.name], "verbs": ["get"]},
-        {"apiGroups": [kueue], "resources": ["resourceflavors", "workloadpriorityclasses"], "verbs": ["get", "list"]},
+        {"apiGroups": [kueue], "resources": [resource], "resourceNames": names, "verbs": ["get"]}
+        for resource, names in visible.items()
     ]
+    rules.append({"apiGroups": [kueue], "resources": ["workloadpriorityclasses"], "verbs": ["get", "list"]})
     return [
         _object("rbac.authorization.k8s.io/v1", "ClusterRole", name, rules=rules),
         _object("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", name, **_binding("ClusterRole", name, team)),
@@ -282,7 +305,23 @@ def _region(profile: Mapping[str, Any]) -> str | None:
 
 def _profile(team: Team, profile: Mapping[str, Any]) -> Json:
     cluster = {**profile["cluster"], "namespace": team.name, "queue": QUEUE, "priority_class": team.priority}
+    if prices := cluster.pop("prices", None):
+        cluster["prices"] = {flavor: _price(flavor, prices) for flavor in team.quota}
     return {**profile, **places(team.name, profile), "serve_tokens_file": SERVE_TOKENS, "cluster": cluster}
+
+
+def _price(flavor: str, prices: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an hour on a flavor costs.
+
+    Raises:
+        UsageError: The table does not say.
+    """
+    if flavor not in prices:
+        raise UsageError(
+            f"The price table (cluster.prices in platform/profiles/cluster.toml) has no flavor {flavor!r}.",
+            f"Add it: {flavor} = {{gpu = PRICE OF AN HOUR}}, or {{cpu = ...}} where it has no GPU.",
+        )
+    return dict(prices[flavor])
 
 
 def _object_actions(root: Path) -> list[str]:
@@ -374,9 +413,15 @@ def _yaml(content: Json) -> str:
 
 
 def _toml(content: Mapping[str, Any]) -> str:
-    """Return strings, numbers and truth values as TOML, and one level of tables."""
+    """Return strings, numbers and truth values as TOML, and one level of tables; what is in those stands in a line."""
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if key not in tables]
+    lines = [f"{key} = {_value(value)}" for key, value in content.items() if key not in tables]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in table.items())]
     return "\n".join([*lines, ""])
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return f"{{ {', '.join(f'{key} = {_value(inner)}' for key, inner in value.items())} }}"

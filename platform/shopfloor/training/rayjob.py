@@ -19,11 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from shopfloor.environment import elsewhere
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
+from shopfloor.runs.mlflow import JOB_USAGE
 from shopfloor.settings import Settings
+from shopfloor.training import admission
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 NAME_LENGTH = 40
@@ -75,8 +78,6 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
         entrypoint: The command; it finds the cluster in RAY_ADDRESS.
         workers: What it takes.
     """
-    import ray
-
     cluster = settings.cluster
     replicas, cpus, gpus = workers.pods()
     labels = {"app.kubernetes.io/managed-by": "shopfloor"}
@@ -131,7 +132,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
             **({"suspend": True} if cluster.queue else {}),
             "submitterPodTemplate": template("ray-job-submitter", {"cpu": "200m", "memory": "512Mi"}, {}),
             "rayClusterSpec": {
-                "rayVersion": str(ray.__version__),
+                "rayVersion": metadata.version("ray"),
                 # Whoever reaches the dashboard could run code: KubeRay makes this cluster a token of its own, which its
                 # pods and the submitter get. One that the Secret has for another cluster does not count here.
                 "authOptions": {"mode": "token"},
@@ -167,6 +168,7 @@ def run(settings: Settings, name: str, entrypoint: str, workers: Workers) -> Non
     Raises:
         ServiceError: The Kubernetes API does not answer or refuses.
         ShopfloorError: The job failed.
+        BudgetSpentError: The run has cost what it may; the job is deleted, its checkpoints stay.
         KeyboardInterrupt: The step was cancelled; the job is deleted.
     """
     jobs = _Jobs(settings, name)
@@ -174,7 +176,7 @@ def run(settings: Settings, name: str, entrypoint: str, workers: Workers) -> Non
         try:
             jobs.create(body(settings, name, entrypoint, workers))
             jobs.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, admission.BudgetSpentError):
             jobs.delete()
             raise
 
@@ -187,7 +189,10 @@ class _Jobs:
         self._name = name
         self._namespace = settings.cluster.namespace
         self._printed = 0
-        self._custom, self._core = self._apis()
+        self._uid = ""
+        self._ledger = admission.Ledger(settings, JOB_USAGE, self._workloads)
+        self._looked_s = time.monotonic()
+        self._custom, self._core = admission.apis()
 
     def create(self, job: dict[str, Any]) -> None:
         """Create the job, or go on with one of the name that has not failed."""
@@ -234,8 +239,13 @@ class _Jobs:
                 self._say(words, ": ")
                 before = words
             self._hand_on_log()
-            if status.get("jobStatus") == "SUCCEEDED" or status.get("jobDeploymentStatus") == "Complete":
+            succeeded = status.get("jobStatus") == "SUCCEEDED" or status.get("jobDeploymentStatus") == "Complete"
+            if succeeded or _has_failed(status):
+                with contextlib.suppress(admission.BudgetSpentError):
+                    self._account(last=True)
+            if succeeded:
                 return
+            self._account()
             if _has_failed(status):
                 raise ShopfloorError(
                     f"RayJob {self._namespace}/{self._name} failed: {words}",
@@ -245,6 +255,8 @@ class _Jobs:
 
     def delete(self) -> None:
         """Delete the job and all that it made; says so where it cannot."""
+        with contextlib.suppress(admission.BudgetSpentError):
+            self._account(last=True)
         try:
             self._custom.delete_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL, self._name, **self._limit()
@@ -252,6 +264,19 @@ class _Jobs:
             self._say("is deleted.")
         except Exception as error:
             self._say(f"was not deleted: {first_line(error, 200)}")
+
+    def _account(self, last: bool = False) -> None:
+        """Write down what the job has had: at times, and at its end.
+
+        Raises:
+            BudgetSpentError: The run has cost what it may.
+        """
+        if self._settings.cluster.queue and (last or time.monotonic() - self._looked_s > admission.LOOK_EVERY_S):
+            self._looked_s = time.monotonic()
+            self._ledger.write()
+
+    def _workloads(self) -> list[dict[str, Any]]:
+        return admission.workloads_of(self._custom, self._namespace, self._uid, self._settings.request_timeout_s)
 
     def _say(self, text: str, between: str = " ") -> None:
         print(f"RayJob {self._namespace}/{self._name}{between}{text}", flush=True)  # noqa: T201  the step's log
@@ -268,6 +293,7 @@ class _Jobs:
         if job is None:
             return None
         status: dict[str, Any] = job.get("status") or {}
+        self._uid = str((job.get("metadata") or {}).get("uid", ""))
         return status | {"suspended": bool((job.get("spec") or {}).get("suspend"))}
 
     def _patiently(self, verb: str, ask: Callable[[], Any], answers: dict[int, Any]) -> Any:
@@ -326,21 +352,6 @@ class _Jobs:
                 for line in lines[self._printed :]:
                     print(line, flush=True)  # noqa: T201
                 self._printed = max(self._printed, len(lines))
-
-    def _apis(self) -> tuple[Any, Any]:
-        from kubernetes import client, config
-
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            try:
-                config.load_kube_config()
-            except (config.ConfigException, OSError) as error:
-                raise UsageError(
-                    "There is no Kubernetes cluster to talk to: neither a service account nor a kubeconfig.",
-                    "Run the step in the cluster, or set KUBECONFIG.",
-                ) from error
-        return client.CustomObjectsApi(), client.CoreV1Api()
 
     def _limit(self) -> dict[str, float]:
         return {"_request_timeout": self._settings.request_timeout_s}

@@ -49,7 +49,7 @@ from shopfloor.training import rayjob, trial, trial_runs
 from shopfloor.training.contract import try_contract
 from shopfloor.training.finished import FinishedTrials
 from shopfloor.training.trial import FAILURE, reason
-from shopfloor.use_case import Choice, FloatRange, IntRange, UseCase, Workers, load_use_case
+from shopfloor.use_case import Choice, FloatRange, IntRange, SearchSection, UseCase, Workers, load_use_case
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,12 +133,7 @@ def _tune_on_a_cluster_of_its_own(
     name = rayjob.job_name(use_case.name, identity)
     result_uri = join(settings.artifact_root, "rayjobs", f"{name}.json")
     words = [use_case.name, features_uri, str(trials), result_uri]
-    workers = rayjob.Workers(
-        count=min(section.max_concurrent, trials) * section.workers.per_trial,
-        cpus=section.workers.cpus,
-        gpus=section.workers.gpus,
-    )
-    rayjob.run(settings, name, f"python -m {__name__} {shlex.join(words)}", workers)
+    rayjob.run(settings, name, f"python -m {__name__} {shlex.join(words)}", workers_of(section, trials))
     target_fs, path = filesystem(settings, result_uri)
     with target_fs.open_input_stream(path) as stream:
         result = json.loads(stream.read())
@@ -152,6 +147,15 @@ def _tune_on_a_cluster_of_its_own(
     trial_runs.record(settings, Search.model_validate_json(text))
     for metric, value in result["metrics"].items():
         metrics.log_metric(metric, value)
+
+
+def workers_of(section: SearchSection, trials: int) -> rayjob.Workers:
+    """Return what a search of so many trials takes from the cluster at a time."""
+    return rayjob.Workers(
+        count=min(section.max_concurrent, trials) * section.workers.per_trial,
+        cpus=section.workers.cpus,
+        gpus=section.workers.gpus,
+    )
 
 
 def main(use_case: str, features_uri: str, trials: int, result_uri: str) -> None:
