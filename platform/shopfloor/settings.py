@@ -143,6 +143,8 @@ class Settings(BaseModel):
     """MLflow run of the step; an engine sets it."""
     max_cost: PositiveFloat | None = None
     """What a run on the cluster may cost, in `cluster.currency`; `submit --max-cost` sets it, and its steps keep it."""
+    attempt: str | None = None
+    """Attempt that the process belongs to (`attempts.py`); an engine sets it for its steps."""
     published_dir: Path | None = None
     """Where a step leaves a note of each artifact that it published, so that a failed step's are known too."""
     request_timeout_s: float = 30.0

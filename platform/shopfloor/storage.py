@@ -136,6 +136,33 @@ def _s3_client() -> Any:
             except FileNotFoundError:
                 return False
 
+        async def _read_with_tag(self, path: str) -> tuple[bytes, str]:
+            bucket, key, _ = self.split_path(path)
+            answer = await self._call_s3("get_object", Bucket=bucket, Key=key)
+            async with answer["Body"] as body:
+                return await body.read(), str(answer["ETag"])
+
+        read_with_tag = sync_wrapper(_read_with_tag)
+
+        async def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
+            bucket, key, _ = self.split_path(path)
+            try:
+                await self._call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+            except FileNotFoundError:  # what was to be replaced is gone
+                return False
+            except ServiceError as error:
+                answer = getattr(getattr(error.__cause__, "__cause__", None), "response", {})
+                status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                if status == HTTPStatus.NOT_IMPLEMENTED:  # a server without conditions
+                    await self._call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+                elif status not in {HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT}:
+                    raise
+                else:
+                    return False
+            return True
+
+        put_if = sync_wrapper(_put_if)
+
         def __reduce__(self) -> tuple[Any, ...]:
             return _s3, (self.endpoint_url, self.longest_s)
 

@@ -89,7 +89,9 @@ def run(machine: Machine, pod: str, template: Json, claims: list[str]) -> tuple[
         if code == 0 and container.get("name") != "launcher":
             own = _Paths(volumes, container)
             deadline = template.get("activeDeadlineSeconds")
-            facts = {"metadata": {"name": pod, **template.get("metadata", {})}}
+            own_metadata = template.get("metadata", {})
+            annotations = {"workflows.argoproj.io/node-name": pod} | own_metadata.get("annotations", {})
+            facts = {"metadata": {"name": pod, "uid": pod, **own_metadata, "annotations": annotations}}
             code = _process(machine, here, facts, container, own, log, float(deadline) if deadline else None)
     ended = Ended(code, {}, {})
     for parameter in template.get("outputs", {}).get("parameters", []):
@@ -254,12 +256,12 @@ def _variable(machine: Machine, facts: Json, variable: Json, variables: dict[str
         return expand(variable.get("value", ""), variables)
     [(kind, source)] = variable["valueFrom"].items()
     if kind == "fieldRef":
-        match = re.fullmatch(r"metadata\.(?:name|(labels|annotations)\['([^']+)'\])", source["fieldPath"])
+        match = re.fullmatch(r"metadata\.(?:(name|uid)|(labels|annotations)\['([^']+)'\])", source["fieldPath"])
         if match is None:
             raise UnknownFeature(f"the field {source['fieldPath']!r}")
-        if match[1] is None:
-            return str(facts["metadata"]["name"])
-        return str(facts["metadata"].get(match[1], {}).get(match[2], ""))
+        if match[1] is not None:
+            return str(facts["metadata"][match[1]])
+        return str(facts["metadata"].get(match[2], {}).get(match[3], ""))
     if kind not in {"secretKeyRef", "configMapKeyRef"}:
         raise UnknownFeature(f"the variable {variable['name']!r} from {kind}")
     data = dict(_keys(machine, source["name"], bool(source.get("optional"))))

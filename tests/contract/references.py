@@ -334,7 +334,7 @@ VARIABLES = {
     "PYTHONPATH": "what a Ray job finds beside the project",
 }
 """What the variables mean that a person sets and the package reads, other than the settings."""
-INTERNAL = {"cluster", "run_id", "step_run_id", "published_dir"}
+INTERNAL = {"cluster", "run_id", "step_run_id", "attempt", "published_dir"}
 """Settings that are a table, or that an engine sets for its steps."""
 
 

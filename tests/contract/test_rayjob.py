@@ -1,5 +1,6 @@
 """A search on a cluster of its own: the RayJob by KubeRay's schema, the talk with the Kubernetes API on loopback."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import ClusterSettings, Settings
-from shopfloor.training import rayjob
+from shopfloor.training import rayjob_run
 from shopfloor.training.rayjob import Workers, body, job_name
 
 from tests.contract import kuberay
@@ -29,6 +30,11 @@ JOBS = "/apis/ray.io/v1/namespaces/team-a/rayjobs"
 NAME = "t-flights-0123456789"
 PODS = "/api/v1/namespaces/team-a/pods"
 ONE = Workers(1, 1, 0)
+
+
+def named(number):
+    """Return the name of an attempt's job."""
+    return NAME if number == 1 else f"{NAME}-{number}"
 
 
 def settings(**cluster):
@@ -146,9 +152,9 @@ def test_no_autoscaler_moves_a_pod_of_a_search_to_save_a_node():
 
 
 def test_the_name_is_that_of_what_is_asked_and_a_dns_label():
-    name = job_name("Flight_Delays of a very long name that goes on", {"trials": 1})
-    assert name == job_name("Flight_Delays of a very long name that goes on", {"trials": 1})
-    assert name != job_name("Flight_Delays of a very long name that goes on", {"trials": 2})
+    name = job_name("Flight_Delays of a very long name that goes on", {"trials": 1}, 12)
+    assert name == job_name("Flight_Delays of a very long name that goes on", {"trials": 1}, 12)
+    assert name != job_name("Flight_Delays of a very long name that goes on", {"trials": 2}, 12)
     assert len(name) <= 40
     assert name.replace("-", "").isalnum()
     assert name.islower()
@@ -169,8 +175,8 @@ def server(tmp_path, monkeypatch):
         file.write_text(yaml.safe_dump(config))
         monkeypatch.setenv("KUBECONFIG", str(file))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-        monkeypatch.setattr(rayjob, "POLL_S", 0.05)
-        monkeypatch.setattr(rayjob, "PATIENCE_S", 0.0)
+        monkeypatch.setattr(rayjob_run, "POLL_S", 0.05)
+        monkeypatch.setattr(rayjob_run, "PATIENCE_S", 0.0)
         pod = {"metadata": {"name": "submitter", "namespace": "team-a"}, "spec": {"containers": []}}
         running.on("GET", PODS, Answer(body={"kind": "PodList", "apiVersion": "v1", "items": [pod]}))
         running.on("GET", f"{PODS}/submitter/log", Answer(body="trial 1/2\n"), Answer(body="trial 1/2\ntrial 2/2\n"))
@@ -194,7 +200,7 @@ def test_a_job_is_created_followed_and_its_log_handed_on(server, capsys):
         state("Complete", "SUCCEEDED"),
     )
 
-    rayjob.run(settings(), NAME, "python -m x", ONE)
+    rayjob_run.run(settings(), named, "python -m x", ONE)
 
     output = capsys.readouterr().out.splitlines()
     assert output[0] == f"RayJob team-a/{NAME} is created."
@@ -204,13 +210,13 @@ def test_a_job_is_created_followed_and_its_log_handed_on(server, capsys):
     assert created.body == body(settings(), NAME, "python -m x", ONE)
     assert created.headers["authorization"] == f"Bearer {TOKEN}"
     assert "labelSelector=job-name%3D" + NAME in server.requests("GET", PODS)[0].query
-    assert not server.requests("DELETE", f"{JOBS}/{NAME}")
+    assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
 
 
 def test_a_step_that_is_tried_again_goes_on_with_the_running_job(server, capsys):
     server.on("POST", JOBS, Answer(409, {"reason": "AlreadyExists", "message": "already exists"}))
     server.on("GET", f"{JOBS}/{NAME}", state("Complete", "SUCCEEDED"))
-    rayjob.run(settings(), NAME, "python -m x", ONE)
+    rayjob_run.run(settings(), named, "python -m x", ONE)
     assert "is there already: going on with it." in capsys.readouterr().out
 
 
@@ -224,8 +230,8 @@ def test_a_job_that_failed_before_makes_way_for_the_next_attempt(server, capsys)
         Answer(404, {"message": "gone"}),
         state("Complete", "SUCCEEDED"),
     )
-    rayjob.run(settings(), NAME, "python -m x", ONE)
-    assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
+    rayjob_run.run(settings(), named, "python -m x", ONE)
+    assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 2
     assert len(server.requests("POST", JOBS)) == 2
     output = capsys.readouterr().out
     assert "failed before, and makes way: Failed FAILED AppFailed" in output
@@ -233,29 +239,69 @@ def test_a_job_that_failed_before_makes_way_for_the_next_attempt(server, capsys)
 
 
 def test_an_api_server_that_restarts_does_not_fail_the_step(server, monkeypatch):
-    monkeypatch.setattr(rayjob, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(rayjob_run, "PATIENCE_S", 60.0)
     lost = Answer(drop=True)
     server.on("POST", JOBS, Answer(503), lost, Answer(409, {"reason": "AlreadyExists"}))
     server.on("GET", f"{JOBS}/{NAME}", Answer(500), state("Running", "RUNNING"), lost, state("Complete", "SUCCEEDED"))
-    rayjob.run(settings(), NAME, "python -m x", ONE)
+    rayjob_run.run(settings(), named, "python -m x", ONE)
     assert len(server.requests("POST", JOBS)) == 3
 
 
-def test_in_a_pod_the_job_belongs_to_the_workflow_of_the_pod(server, monkeypatch):
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setattr("socket.gethostname", lambda: "step-pod")
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "u1"}
-    metadata = {"name": "step-pod", "namespace": "team-a", "uid": "u2", "ownerReferences": [workflow]}
-    server.on("GET", f"{PODS}/step-pod", Answer(body={"metadata": metadata, "spec": {"containers": []}}))
+def test_the_jobs_of_earlier_attempts_make_way(server, capsys):
+    own = f"{JOBS}/{named(3)}"
+    server.on("GET", f"{JOBS}/{named(1)}", state("Running", "RUNNING"))
+    server.on("GET", own, state("Complete", "SUCCEEDED"))
+    server.on("DELETE", own, Answer(body={"status": "Success"}))
+
+    rayjob_run.run(settings().model_copy(update={"attempt": "run/tune#3#t"}), named, "python -m x", ONE)
+
+    assert server.requests("POST", JOBS)[0].body["metadata"]["name"] == named(3)
+    assert [one.path for one in server.history if one.method == "DELETE"] == [f"{JOBS}/{named(1)}", own]
+    assert f"RayJob team-a/{named(1)} is an earlier attempt's, and makes way." in capsys.readouterr().out
+
+
+def test_in_a_pod_the_job_belongs_to_the_pod(server, monkeypatch):
+    monkeypatch.setenv("SHOPFLOOR_POD", "step-pod")
+    monkeypatch.setenv("SHOPFLOOR_POD_UID", "u2")
     server.on("GET", f"{JOBS}/{NAME}", state("Complete", "SUCCEEDED"))
-    rayjob.run(settings(), NAME, "python -m x", ONE)
-    assert server.requests("POST", JOBS)[0].body["metadata"]["ownerReferences"] == [workflow]
+    rayjob_run.run(settings(), named, "python -m x", ONE)
+    [owner] = server.requests("POST", JOBS)[0].body["metadata"]["ownerReferences"]
+    # A controller's reference would make it a part of a pod that Kueue manages.
+    assert owner == {"apiVersion": "v1", "kind": "Pod", "name": "step-pod", "uid": "u2"}
+
+
+@pytest.mark.parametrize("end", [("Complete", "SUCCEEDED"), ("Failed", "FAILED")])
+def test_the_logs_of_its_pods_are_kept_before_the_job_goes(server, monkeypatch, end):
+    kept = {}
+
+    class Client:
+        def log_artifacts(self, run_id, directory, folder):
+            assert not server.requests("DELETE", f"{JOBS}/{NAME}")
+            kept.update({(run_id, folder, file.name): file.read_text() for file in Path(directory).iterdir()})
+
+    monkeypatch.setattr(rayjob_run, "connect", lambda settings: Client())
+    server.on("GET", f"{JOBS}/{NAME}", state(*end, rayClusterName="c-1"))
+    pods = [
+        {"metadata": {"name": name, "namespace": "team-a", "labels": labels}, "spec": {"containers": []}}
+        for name, labels in (("submitter", {}), ("w", {"ray.io/node-type": "worker"}))
+    ]
+    server.on("GET", PODS, Answer(body={"kind": "PodList", "apiVersion": "v1", "items": pods}))
+    server.on("GET", f"{PODS}/submitter/log", Answer(503), Answer(body="from the driver"))
+    server.on("GET", f"{PODS}/w/log", Answer(body="from a trial"))
+
+    with contextlib.suppress(ShopfloorError):
+        rayjob_run.run(settings().model_copy(update={"step_run_id": "s"}), named, "python -m x", ONE)
+
+    assert kept["s", "rayjob", "driver-submitter.log"] == "from the driver"
+    assert kept["s", "rayjob", "worker-w.log"] == "from a trial"
+    assert any("ray.io%2Fcluster%3Dc-1" in one.query for one in server.requests("GET", PODS))
+    assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
 
 
 def test_a_job_that_fails_says_why(server):
     server.on("GET", f"{JOBS}/{NAME}", state("Failed", "FAILED", reason="AppFailed", message="exit code 1"))
     with pytest.raises(ShopfloorError, match=f"RayJob team-a/{NAME} failed: Failed FAILED AppFailed exit code 1"):
-        rayjob.run(settings(), NAME, "python -m x", ONE)
+        rayjob_run.run(settings(), named, "python -m x", ONE)
 
 
 @pytest.mark.parametrize(
@@ -281,14 +327,14 @@ def test_a_job_that_fails_says_why(server):
 def test_every_refusal_is_one_line_without_the_token(server, answer, error, text):
     server.on("POST", JOBS, answer)
     with pytest.raises(error, match=text) as raised:
-        rayjob.run(settings(), NAME, "python -m x", ONE)
+        rayjob_run.run(settings(), named, "python -m x", ONE)
     assert "\n" not in str(raised.value)
     assert TOKEN not in str(raised.value)
 
 
 def test_a_job_that_somebody_deleted_is_no_endless_wait(server):
     with pytest.raises(ShopfloorError, match=f"RayJob team-a/{NAME} was deleted"):
-        rayjob.run(settings(), NAME, "python -m x", ONE)
+        rayjob_run.run(settings(), named, "python -m x", ONE)
 
 
 def test_a_cancelled_step_deletes_its_job(server):
@@ -296,10 +342,11 @@ def test_a_cancelled_step_deletes_its_job(server):
     script = "\n".join(
         [
             "import sys",
-            "from shopfloor.training import rayjob",
+            "from shopfloor.training import rayjob, rayjob_run",
             "from shopfloor.settings import Settings",
-            "rayjob.POLL_S = 0.05",
-            f"rayjob.run(Settings.model_validate_json(sys.argv[1]), {NAME!r}, 'x', rayjob.Workers(1, 1, 0))",
+            "rayjob_run.POLL_S = 0.05",
+            "settings = Settings.model_validate_json(sys.argv[1])",
+            f"rayjob_run.run(settings, lambda number: {NAME!r}, 'x', rayjob.Workers(1, 1, 0))",
         ]
     )
     step = subprocess.Popen(
@@ -321,4 +368,4 @@ def test_a_cancelled_step_deletes_its_job(server):
 def test_without_a_cluster_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="There is no Kubernetes cluster to talk to"):
-        rayjob.run(settings(), NAME, "x", ONE)
+        rayjob_run.run(settings(), named, "x", ONE)

@@ -57,7 +57,9 @@ def on_cluster(settings, place, number, **more):
     template = next(item for item in manifest["spec"]["templates"] if item["name"] == "comp-count")
     values = {"number": str(number), "text": "by default", "factor": "2.0", "task-name": "count"}
     environment = {
-        item["name"]: item["value"].replace("{{", "").replace("}}", "") for item in template["container"]["env"]
+        item["name"]: item["value"].replace("{{", "").replace("}}", "")
+        for item in template["container"]["env"]
+        if "value" in item
     }
     for name, value in values.items():
         for key in environment:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shopfloor.runs import conclude
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 
@@ -84,6 +85,24 @@ def test_steps_stand_in_mlflow_with_state_numbers_log_and_error(settings, tmp_pa
     assert client.get_run(steps["train"].run_id).info.status == "FINISHED"
     log = client.download_artifacts(steps["train"].run_id, "step.log", str(tmp_path))
     assert Path(log).read_text() == "at work\n"
+
+
+def test_of_attempts_at_a_step_the_newest_counts(settings, tmp_path):
+    client = tracking.connect(settings)
+    run = run_records.create_run(client, None, "counting", {}, {run_records.ENGINE: "argo"})
+
+    codes = [
+        pod(settings, tmp_path / f"try-{n}", run.info.run_id, "train", fails=n == 0, SHOPFLOOR_NODE=f"r.train({n})")
+        for n in range(2)
+    ]
+    codes.append(
+        pod(settings, tmp_path / "item", run.info.run_id, "train", fails=False, SHOPFLOOR_NODE="r.loop(1:a).train")
+    )
+
+    run = client.get_run(run.info.run_id)
+    assert codes == [1, 0, 0]
+    assert [step.state for step in run_records.steps_of(client, run)] == ["succeeded", "cached"]
+    assert conclude.close(settings, client, run, "succeeded", "") == "succeeded"
 
 
 def test_each_run_of_a_schedule_makes_its_record_in_its_first_step(settings, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import itertools
 import json
 import os.path
 import tempfile
@@ -11,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from shopfloor import attempts
 from shopfloor.errors import NotFoundError, ServiceError, UsageError
 from shopfloor.flows.rollout import refuse_what_clients_cannot_ask
 from shopfloor.records import Trial
@@ -120,6 +122,37 @@ def test_an_estimator_of_scikit_learn_goes_from_the_search_to_the_endpoint(setti
     metrics = Recorder()
     verify(settings, CASE, version, made_of["features"].uri, made_of["model"].uri, metrics)
     assert metrics.metrics["golden_rows"] == 20
+
+
+@pytest.mark.parametrize("look", [1, 2, 3, 4])
+def test_an_attempt_that_was_superseded_registers_nothing(settings, client, frame, tmp_path, monkeypatch, look):
+    made_of, _ = fitted(tmp_path, frame, "neighbours")
+    made_of["tables"].metadata["content_hash"] = f"tables {look}"  # or it is a version that there is
+    settings = settings.model_copy(update={"artifact_root": str(tmp_path / "store")})
+    older = settings.model_copy(update={"attempt": str(attempts.claim(settings, "run/register", "older"))})
+    before = client.search_model_versions(f"name = '{CASE}'")
+    looks = itertools.count(1)
+
+    def begin_another(one):
+        if one is older and next(looks) == look:
+            attempt = attempts.claim(settings, "run/register", "newer")
+            if look < 4:
+                newer = settings.model_copy(update={"attempt": str(attempt)})
+                after.append(register(newer, CASE, made_of, Recorder()))
+        attempts.require_newest(one)
+
+    after = []
+    monkeypatch.setattr("shopfloor.registry.register.require_newest", begin_another)
+    with pytest.raises(attempts.SupersededError, match="by attempt 2, which newer began"):
+        register(older, CASE, made_of, Recorder())
+
+    versions = client.search_model_versions(f"name = '{CASE}'")
+    added = {one.version for one in versions} - {one.version for one in before}
+    assert added == set(after) or look == 4
+    if after:
+        assert client.get_model_version_by_alias(CASE, "challenger").version == after[0]
+    elif before:
+        assert client.get_model_version_by_alias(CASE, "challenger").version not in added
 
 
 def test_what_predict_computes_beside_the_estimator_is_refused(settings, client, frame, tmp_path, monkeypatch):

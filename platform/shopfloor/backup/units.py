@@ -12,6 +12,7 @@ from shopfloor.backup.sources import ARTIFACTS, DATA
 KINDS: dict[str, tuple[str, str]] = {
     "artifacts of steps": (ARTIFACTS, r"steps/[^/\s\"\\]+/[0-9a-f]{16}-[0-9a-f]{8}"),
     "stored results": (ARTIFACTS, r"results/[0-9a-f]{2}/[0-9a-f]{64}\.json"),
+    "attempts at steps": (ARTIFACTS, r"attempts/[^/\s\"\\]+"),
     "sources of features": (ARTIFACTS, r"features/[^/\s\"\\]+/[0-9a-f]{16}"),
     "checkpoints of searches": (ARTIFACTS, r"tune/[^/\s\"\\.][^/\s\"\\]*"),
     "data versions": (DATA, r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(?:\.dir)?"),

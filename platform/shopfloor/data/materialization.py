@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shopfloor.attempts import require_newest
 from shopfloor.data.features import feature_service, feature_store, keep_sources, locked
 from shopfloor.data.versions import tables_of
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
@@ -149,6 +150,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
             with locked(settings, "online-store"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under Feast
                 _let_read_while_written(settings.online_store)
+                require_newest(settings)
                 writer.materialize(_EARLIEST, dt.datetime.now(dt.UTC), [view.name for view in views])
                 with locked(settings, "feast-registry"):
                     feature_store(settings, project).apply(definitions(lambda name: join(sources, f"{name}.parquet")))
@@ -159,6 +161,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
                     sources=sources,
                     views=[_measured(view, directory / f"{view.name}.parquet") for view in views],
                 )
+                require_newest(settings)
                 _note(settings, record)
     return record
 

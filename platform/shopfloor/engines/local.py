@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,17 +20,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from shopfloor import attempts
 from shopfloor.engines.base import StepListener
 from shopfloor.engines.failures import read, telling
 from shopfloor.engines.guard import Guard
 from shopfloor.engines.processes import StepProcesses
 from shopfloor.engines.walk import Execution, TaskFailed, Walk, filled
-from shopfloor.errors import FAILURE_FILE, Failure, UsageError
+from shopfloor.errors import FAILURE_FILE, Failure, ShopfloorError, UsageError
 from shopfloor.pipeline import conditions, ir
 from shopfloor.pipeline.keys import StepKey, component_key, plain
 from shopfloor.pipeline.results import Lookup, Outputs, ResultStore
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
+
+logger = logging.getLogger(__name__)
 
 STOP_REACHES_ALL_S = 2.0
 """Within this time a run hears that it is stopped, after a step of it was told to end by the same hand."""
@@ -94,6 +98,7 @@ class LocalRun:
             UsageError: It has a component that only a container engine can run, or a condition that nobody can read;
                 nothing ran.
             ShopfloorError: The listener gave the run up (a service died).
+            SupersededError: The same run was begun again elsewhere; nothing more is published or recorded.
             KeyboardInterrupt: Somebody stopped the run; its processes are gone.
         """
         check(pipeline)
@@ -126,28 +131,40 @@ class LocalRun:
         component = self._pipeline.component(step.spec)
         executor = self._pipeline.executor(component)
         try:
+            attempts.require_newest(self._settings)
             if executor.WhichOneof("spec") == "importer":
                 outputs: Outputs = {"artifact": _imported(executor.importer, step.arguments)}
             else:
                 key = self._key(step, component, executor)
                 result = self._lookup(step, key)
-                if result is not None and result.outputs is not None:
+                if result.outputs is not None:
                     seconds = time.monotonic() - started
                     self._listener.step_finished(
                         step.name, "cached", seconds, result.outputs, None, None, result.run_id
                     )
                     return result.outputs
                 outputs = self._try(step, component, executor, log)
+                attempts.require_newest(self._settings)
                 if step.spec.caching_options.enable_cache:
-                    self._results.put(key.key, key.parts, outputs)
+                    self._results.put(key.key, key.parts, outputs, result)
                     self._results.used(step.task, key.key, key.parts)
         except TaskFailed as error:
+            self._give_up_if_superseded()
             stopped = self._is_stopped(error)
             seconds, why = time.monotonic() - started, _STOPPED if stopped else error.failure
             self._listener.step_finished(step.name, "killed" if stopped else "failed", seconds, {}, log, why)
             raise
         self._listener.step_finished(step.name, "succeeded", time.monotonic() - started, outputs, log, None)
         return outputs
+
+    def _give_up_if_superseded(self) -> None:
+        """Record no failure of a run that another process has begun again: the record is that one's."""
+        try:
+            attempts.require_newest(self._settings)
+        except attempts.SupersededError:
+            raise
+        except ShopfloorError as error:  # the step failed, which is more than that nobody can be asked
+            logger.info("Nobody can say whether the run was begun again: %s", error)
 
     def _key(self, step: Execution, component: ir.Message, executor: ir.Message) -> StepKey:
         artifacts = {
@@ -159,10 +176,12 @@ class LocalRun:
         environment = ir.environment_of(executor)
         return component_key(self._settings, ir.command_of(executor), parameters, artifacts, environment)
 
-    def _lookup(self, step: Execution, key: StepKey) -> Lookup | None:
+    def _lookup(self, step: Execution, key: StepKey) -> Lookup:
         """Return what the store holds for a step that takes it."""
-        if not self._use_cache or step.task in self._forced or not step.spec.caching_options.enable_cache:
-            return None
+        if not step.spec.caching_options.enable_cache:
+            return Lookup(None, "")
+        if not self._use_cache or step.task in self._forced:
+            return self._results.begun(key.key)
         result = self._results.get(key.key)
         if result.outputs is not None:
             self._results.used(step.task, key.key, key.parts)

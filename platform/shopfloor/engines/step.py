@@ -6,14 +6,20 @@ the step with one line: a result is never lost in silence.
 
 A step that did something to the world (it registered a version, moved an alias) always runs: whether that still holds
 can be asked only where the registry and the serving are known.
+
+Each pod is an attempt: one that Argo has given up, and that goes on nevertheless, ends without keeping or recording
+anything once its successor has begun. Kubeflow Pipelines does not say which pods are attempts at the same thing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shopfloor import attempts
 from shopfloor.engines.base import KFP_RUN, engine_url
 from shopfloor.engines.failures import read
 from shopfloor.errors import FAILURE_FILE, Failure, ServiceError, ShopfloorError
@@ -34,6 +41,9 @@ from shopfloor.training import cluster as ray_cluster
 
 LOG = "step.log"
 """Beside the executor's output: what the component prints."""
+NODE = "SHOPFLOOR_NODE"
+"""Variable with the name of the pod's node in its workflow; of one that is tried again `(1)` and so on at its end."""
+_RETRY = re.compile(r"\(\d+\)$")
 
 
 def run(task: dict[str, Any], executor_input: dict[str, Any], execute: Callable[[], int]) -> int:
@@ -88,8 +98,9 @@ class _Step:
         )
         self._begin()
         store = ResultStore(self._settings, effect_holds=lambda effect: False)
-        result = self._stored(lambda: store.get(key.key)) if self._task["cache"] else None
-        if result is not None and result.outputs is not None:
+        look = store.get if self._task["cache"] else store.begun
+        result = self._stored(lambda: look(key.key))
+        if result.outputs is not None:
             self._output_file.write_text(json.dumps(_as_executor_output(self._task, result.outputs)), encoding="utf-8")
             self._end("cached", time.monotonic() - self._started, result.outputs, result_of=result.run_id)
             return 0
@@ -107,9 +118,10 @@ class _Step:
             self._end("failed", time.monotonic() - self._started, {}, why)
             return code
         outputs = self._outputs()
+        self._stored(lambda: attempts.require_newest(self._settings))
         # What lies only in this pod is of no use to another run; Argo keeps it for this one.
         if all(is_remote(item["uri"]) or not Path(item["uri"]).exists() for item in artifacts_of(outputs)):
-            self._stored(lambda: store.put(key.key, key.parts, outputs))
+            self._stored(lambda: store.put(key.key, key.parts, outputs, result))
             self._stored(lambda: store.used(self._name, key.key, key.parts))
         self._end("succeeded", time.monotonic() - self._started, outputs)
         return 0
@@ -118,7 +130,7 @@ class _Step:
     def _accounted(self) -> Iterator[_Account]:
         """Write down within the block what the step's pod has of the quota; end a step that costs too much."""
         account = _Account()
-        pod, queue = os.environ.get("SHOPFLOOR_POD", ""), self._settings.cluster.queue
+        pod, queue = os.environ.get("SHOPFLOOR_POD_UID", ""), self._settings.cluster.queue
         if not (pod and queue and self._run_id and "KUBERNETES_SERVICE_HOST" in os.environ):
             yield account
             return
@@ -181,6 +193,7 @@ class _Step:
 
     def _begin(self) -> None:
         if self._settings.run_id is None:
+            self._claim(os.environ.get("SHOPFLOOR_WORKFLOW", ""))
             return
         from shopfloor.runs import index
         from shopfloor.runs import recorder as tracking
@@ -193,8 +206,22 @@ class _Step:
                 self._settings = self._settings.model_copy(update={"run_id": run_id})
                 os.environ["SHOPFLOOR_RUN_ID"] = run_id
             experiment = self._client.get_run(run_id).info.experiment_id
-            self._run_id = tracking.create_step(self._client, experiment, run_id, self._name)
+            attempt = self._claim(run_id)
+            self._run_id = tracking.create_step(self._client, experiment, run_id, self._name, attempt=attempt)
         os.environ["SHOPFLOOR_STEP_RUN_ID"] = self._run_id
+
+    def _claim(self, run: str) -> str:
+        """Supersede the earlier pods of a workflow's node, and return the attempt; empty where nobody knows it."""
+        node = _RETRY.sub("", os.environ.get(NODE, ""))
+        if not node or not run:
+            return ""
+        # Tasks of a loop have one name.
+        place = f"{run}/{self._name}-{hashlib.sha256(node.encode()).hexdigest()[:10]}"
+        pod = f"pod {os.environ.get('SHOPFLOOR_POD', '') or socket.gethostname()}"
+        attempt = str(self._stored(lambda: attempts.claim(self._settings, place, pod)))
+        self._settings = self._settings.model_copy(update={"attempt": attempt})
+        os.environ["SHOPFLOOR_ATTEMPT"] = attempt
+        return attempt
 
     def _scheduled_run(self, marker: str) -> str:
         """Return the MLflow run of this run of a schedule, for which nobody made one before it began."""

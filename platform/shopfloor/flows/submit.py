@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from shopfloor import attempts
+from shopfloor.attempts import SupersededError
 from shopfloor.engines.base import StepState
 from shopfloor.engines.local import LocalRun, remove_old
 from shopfloor.errors import Failure, NotFoundError, ShopfloorError, whole
@@ -26,6 +28,7 @@ from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.records import Record, Scored, Search, StepRecord
 from shopfloor.runs import conclude as endings
 from shopfloor.runs import recorder as tracking
+from shopfloor.runs.index import this_process
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy
 
@@ -78,6 +81,7 @@ def submit(settings: Settings, request: Submission, view: View, run_id: str | No
     Raises:
         UsageError: The command was asked wrongly; nothing ran.
         ServiceError: A service is down; what was finished is kept.
+        SupersededError: The same run was begun again meanwhile, by another process.
         KeyboardInterrupt: The run was stopped and is marked so.
     """
     compiled, arguments = read(settings, request.file, request.use_case, request.given, request.function)
@@ -97,13 +101,16 @@ def submit(settings: Settings, request: Submission, view: View, run_id: str | No
     recorder.log_text(json.dumps(compiled.ir, indent=1), endings.PIPELINE_FILE)
     run = _Run(settings, client, compiled, recorder, view)
     view.begin(recorder.url, compiled, run.directory / "logs")
-    own = settings.model_copy(update={"run_id": recorder.run_id})
-    results = ResultStore(own, effect_holds(settings))
-    local_run = LocalRun(own, run.directory, results, run, request.use_cache, forced)
     try:
+        attempt = attempts.claim(settings, f"{recorder.run_id}/run", this_process())
+        own = settings.model_copy(update={"run_id": recorder.run_id, "attempt": str(attempt)})
+        results = ResultStore(own, effect_holds(settings))
+        local_run = LocalRun(own, run.directory, results, run, request.use_cache, forced)
         # The result store asks MLflow for what steps have done: it can die between two steps too.
         with _stoppable(), tracking.answering(settings):
             succeeded = local_run.execute(compiled.pipeline, arguments)
+    except SupersededError:  # the record is the newer one's
+        raise
     except BaseException as error:
         with contextlib.suppress(ShopfloorError):
             if isinstance(error, KeyboardInterrupt):

@@ -3,6 +3,9 @@
 An entry is one small JSON file that points at the artifacts. It counts only while it is whole, while everything that it
 points at still exists with the bytes that the step left, and while what the step did to the world (an effect: a
 registered version, a live deployment, an alias) still holds. What one engine stored, another one reuses.
+
+An entry is written only on top of the one that its writer saw when it began: whoever was cut off and goes on late finds
+its successor's and leaves it. Of the attempts at one step the newest may replace an older one's.
 """
 
 from __future__ import annotations
@@ -13,26 +16,19 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from shopfloor import attempts
+from shopfloor.attempts import Attempt
+from shopfloor.errors import ConflictError
 from shopfloor.settings import Settings
-from shopfloor.storage import (
-    CONTENT_HASH,
-    EFFECT,
-    STORED,
-    exists,
-    filesystem,
-    is_remote,
-    join,
-    local_path,
-    stored,
-    write_atomically,
-)
+from shopfloor.storage import CONTENT_HASH, EFFECT, STORED, exists, is_remote, join, local_path, stored
 
 logger = logging.getLogger(__name__)
 
 NO_USE_CASE = "-"
+_TRIES = 20
 KEY_VARIABLE = "SHOPFLOOR_RESULTS_KEY"
 """Variable with a secret of the team: with it, only entries count that were kept by somebody who knows it."""
 
@@ -52,6 +48,8 @@ class Lookup:
     """The store lost or changed what it had been given."""
     run_id: str = ""
     """Run that made the outputs, where it was recorded."""
+    version: str | None = None
+    """Version of the entry, for `ResultStore.put`; `None` where there is none."""
 
 
 class ResultStore:
@@ -73,9 +71,16 @@ class ResultStore:
 
     def find(self, key: str) -> Lookup:
         """Return what is under `key`, without a word to anybody."""
-        text = self._read(self._place(key))
+        text, version = attempts.read(self._settings, self._place(key))
         if text is None:
             return Lookup(None, "")
+        return replace(self._judged(key, text), version=version)
+
+    def begun(self, key: str) -> Lookup:
+        """Return the version of what is under `key`, for who runs the step whatever is there."""
+        return Lookup(None, "", version=attempts.read(self._settings, self._place(key))[1])
+
+    def _judged(self, key: str, text: str) -> Lookup:
         try:
             entry = json.loads(text)
             outputs: Outputs = entry["outputs"]
@@ -125,8 +130,21 @@ class ResultStore:
             return not exists(self._settings, uri)
         return not is_remote(uri) and not uri.startswith(self._nowhere) and not local_path(uri).exists()
 
-    def put(self, key: str, parts: Mapping[str, str], outputs: Outputs) -> None:
-        """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why."""
+    def put(self, key: str, parts: Mapping[str, str], outputs: Outputs, before: Lookup | None = None) -> bool:
+        """Keep `outputs` under `key`, atomically, with the parts of the key for whoever asks why.
+
+        Args:
+            key: From `component_key`.
+            parts: What it was made of.
+            outputs: What the step made.
+            before: What `get` or `begun` said before the step ran; without it, what stands now is replaced.
+
+        Returns:
+            Whether they are kept: what another run has kept since stays.
+
+        Raises:
+            SupersededError: A newer attempt at the same step has kept its own.
+        """
         stored: Outputs = json.loads(json.dumps(outputs))
         for artifact in artifacts_of(stored):
             uri = artifact["uri"]
@@ -134,19 +152,49 @@ class ResultStore:
                 # Metrics are all in the metadata: they lie nowhere, and so not in a pod that will be gone.
                 artifact["uri"] = join(self._nowhere, artifact["name"])
         entry = {"key": key, "parts": dict(parts), "outputs": stored, "run_id": self._settings.run_id or ""}
-        self._write(self._place(key), json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True))
+        if self._settings.attempt:
+            entry["attempt"] = self._settings.attempt
+        text = json.dumps({**entry, "checksum": _checksum(entry)}, indent=1, sort_keys=True)
+        place, version = self._place(key), (before or self.begun(key)).version
+        for _ in range(_TRIES):
+            if attempts.replace(self._settings, place, text, version):
+                return True
+            standing, version = attempts.read(self._settings, place)
+            if before is not None and standing is not None and not self._gives_way(standing):
+                logger.info("Another run has kept its result of the same step meanwhile: it stays.")
+                return False
+        raise ConflictError(f"The stored result {key[:12]} is being changed by too many at once.", "Do it again.")
+
+    def _gives_way(self, standing: str) -> bool:
+        """Tell whether an entry is that of an older attempt at the same step as this process makes.
+
+        Raises:
+            SupersededError: It is that of a newer one.
+        """
+        try:
+            attempt = json.loads(standing).get("attempt")
+        except (json.JSONDecodeError, AttributeError):  # damaged: nobody's
+            return True
+        if not attempt or not self._settings.attempt:
+            return False
+        own, other = Attempt.parse(self._settings.attempt), Attempt.parse(attempt)
+        if other.place == own.place and other.number > own.number:
+            raise attempts.superseded(own, f"attempt {other.number}, whose result is kept")
+        return other.place == own.place and other.number < own.number
 
     def used(self, step: str, key: str, parts: Mapping[str, str]) -> None:
         """Note that a step's result is now that of `key`: the next question why it runs is answered against it."""
         place = self._latest(step, parts)
         text = json.dumps({"key": key, "parts": dict(parts)}, sort_keys=True)
-        if self._read(place) != text:
-            self._write(place, text)
+        standing, version = attempts.read(self._settings, place)
+        if standing != text:
+            attempts.replace(self._settings, place, text, version)
 
     def last_parts(self, step: str, parts: Mapping[str, str]) -> dict[str, str] | None:
         """Return the parts of the key that a step last had for the same use case, `None` where it never ran."""
         try:
-            earlier: dict[str, str] = json.loads(self._read(self._latest(step, parts)) or "null")["parts"]
+            text, _ = attempts.read(self._settings, self._latest(step, parts))
+            earlier: dict[str, str] = json.loads(text or "null")["parts"]
         except (json.JSONDecodeError, KeyError, TypeError):
             return None
         return earlier
@@ -159,24 +207,6 @@ class ResultStore:
         return join(
             self._root, "latest", use_case if isinstance(use_case, str) and use_case else NO_USE_CASE, f"{step}.json"
         )
-
-    def _write(self, place: str, text: str) -> None:
-        if is_remote(place):
-            target, path = filesystem(self._settings, place)
-            with target.open_output_stream(path) as stream:
-                stream.write(text.encode())
-        else:
-            write_atomically(local_path(place), text)
-
-    def _read(self, place: str) -> str | None:
-        try:
-            if not is_remote(place):
-                return local_path(place).read_text(encoding="utf-8", errors="replace")
-            source, path = filesystem(self._settings, place)
-            with source.open_input_stream(path) as stream:
-                return str(stream.read().decode(errors="replace"))
-        except FileNotFoundError:
-            return None
 
 
 def artifacts_of(outputs: Outputs) -> Iterator[dict[str, Any]]:

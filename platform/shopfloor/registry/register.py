@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shopfloor.attempts import SupersededError, require_newest
 from shopfloor.judging import golden, offline
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
 from shopfloor.registry import flavors
@@ -45,6 +46,7 @@ def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artif
 
     Raises:
         ServiceError: The MLflow server does not answer.
+        SupersededError: A newer attempt at the step has begun; a version of this one is left to it or taken back.
         UsageError: The model cannot be registered with the flavor that use_case.yaml names.
     """
     use_case = load_use_case(settings, use_case_name)
@@ -59,8 +61,10 @@ def register(settings: Settings, use_case_name: str, made_of: Mapping[str, Artif
     passport = find_passport(client, run_id)
     if passport is None:
         passport = _passport(settings, client, use_case, made_of, hashes, version)
+        require_newest(settings)
         write_passport(client, run_id, passport)
         _describe(client, use_case, passport, run_id)
+    require_newest(settings)
     client.set_registered_model_alias(use_case_name, CHALLENGER, version)
     with publish(settings, model_version, "register") as directory:
         (directory / FILE).write_text(passport.model_dump_json(indent=1), encoding="utf-8")
@@ -107,16 +111,23 @@ def _make_version(
             extra_files=[str(golden.write(requests, Path(directory)))],
             **flavors.options(use_case.model, model, example, answers),
         )
-    return str(
-        client.create_model_version(
-            use_case.name,
-            source=f"models:/{info.model_id}",
-            run_id=run_id,
-            tags={INPUTS: inputs, MODEL_HASH: model_hash},
-            description=use_case.description,
-            model_id=info.model_id,
-        ).version
-    )
+    require_newest(settings)
+    version = client.create_model_version(
+        use_case.name,
+        source=f"models:/{info.model_id}",
+        run_id=run_id,
+        tags={INPUTS: inputs, MODEL_HASH: model_hash},
+        description=use_case.description,
+        model_id=info.model_id,
+    ).version
+    try:
+        require_newest(settings)  # MLflow takes no condition: what came too late is taken back
+    except SupersededError:
+        # The newer attempt has made its own, or finds this one and goes on with it.
+        if len(tagged(client, use_case.name, INPUTS, inputs)) > 1:
+            client.delete_model_version(use_case.name, version)
+        raise
+    return str(version)
 
 
 def _example(settings: Settings, features: Artifact) -> pd.DataFrame:

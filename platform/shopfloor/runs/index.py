@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from shopfloor import processes
+from shopfloor.attempts import Attempt
 from shopfloor.errors import AccessError, Failure, NotFoundError
 from shopfloor.processes import ProcessId
 from shopfloor.records import Cost, StepRecord, Usage
@@ -31,6 +32,8 @@ RESULT_OF = "shopfloor.result_of"
 """Tag of a cached step: the run that made its result, and so has its log."""
 ERROR, ERROR_KIND, REMEDY = (f"shopfloor.{name}" for name in ("error", "error_kind", "remedy"))
 """Tags of a step that failed: what is wrong, the kind of it, and what to do."""
+ATTEMPT = "shopfloor.attempt"
+"""Tag of a step's run, where each attempt at the step has one of its own: which it is."""
 COMMIT = "mlflow.source.git.commit"
 """Tag of a run, MLflow's own: the commit of the project that it was submitted with."""
 DIRTY = "shopfloor.git_dirty"
@@ -246,12 +249,17 @@ def _whole_run(client: Any, run_id: str) -> Any:
 
 
 def children_of(client: Any, run: Any) -> list[Any]:
-    """Return the MLflow runs of a run's steps in the order in which they began."""
-    return list(
-        client.search_runs(
-            [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", order_by=["start_time ASC"]
-        )
+    """Return the MLflow runs of a run's steps in the order in which they began; of attempts at a step the newest."""
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", order_by=["start_time ASC"]
     )
+    newest: dict[str, Attempt] = {}
+    for child in children:
+        if text := child.data.tags.get(ATTEMPT):
+            attempt = Attempt.parse(text)
+            newest[attempt.place] = max(newest.get(attempt.place, attempt), attempt, key=lambda one: one.number)
+    kept = {str(attempt) for attempt in newest.values()}
+    return [child for child in children if child.data.tags.get(ATTEMPT) in {None, *kept}]
 
 
 def steps_of(client: Any, run: Any) -> list[StepRecord]:

@@ -18,6 +18,7 @@ from typing import Any
 from shopfloor.errors import Failure, ServiceError, first_line
 from shopfloor.pipeline.results import Outputs, artifacts_of
 from shopfloor.runs.index import (
+    ATTEMPT,
     CHAMPION,
     ENGINE,
     PARENT,
@@ -212,9 +213,21 @@ class RunRecorder:
         finish_step(self._client, self.run_id, run_id, step, state, seconds, outputs, log, tags)
 
 
-def create_step(client: Any, experiment_id: str, run_id: str, step: str, began_ms: int | None = None) -> str:
-    """Create the MLflow run of a step of the run `run_id`, begun at a time in milliseconds or now; return its id."""
+def create_step(
+    client: Any, experiment_id: str, run_id: str, step: str, began_ms: int | None = None, attempt: str = ""
+) -> str:
+    """Create the MLflow run of a step of the run `run_id`, and return its id.
+
+    Args:
+        client: From `connect`.
+        experiment_id: That of the run.
+        run_id: The run.
+        step: Name of the step.
+        began_ms: When it began, in milliseconds; now, where nobody says.
+        attempt: Which attempt at the step it is; of several, the newest counts.
+    """
     tags = {PARENT: run_id, STEP: step, STATE: "running", "mlflow.source.name": "shopfloor submit"}
+    tags |= {ATTEMPT: attempt} if attempt else {}
     return str(client.create_run(experiment_id, start_time=began_ms, tags=tags, run_name=step).info.run_id)
 
 

@@ -218,21 +218,16 @@ def spent(settings: Settings) -> Cost:
     return Cost.of(usages, settings.cluster.prices, settings.cluster.currency)
 
 
-def of_pod(settings: Settings, name: str) -> Ledger:
+def of_pod(settings: Settings, uid: str) -> Ledger:
     """Return the ledger of a step's own pod; its Workloads are asked for when it is first written.
 
     Args:
         settings: Name the namespace.
-        name: Of the pod.
+        uid: Of the pod.
     """
-    uids: list[str] = []
 
     def read() -> list[Json]:
-        custom, core = apis()
-        limit_s = settings.request_timeout_s
-        if not uids:
-            pod = core.read_namespaced_pod(name, settings.cluster.namespace, _request_timeout=limit_s)
-            uids.append(pod.metadata.uid)
-        return workloads_of(custom, settings.cluster.namespace, uids[0], limit_s)
+        custom, _ = apis()
+        return workloads_of(custom, settings.cluster.namespace, uid, settings.request_timeout_s)
 
     return Ledger(settings, POD_USAGE, read)

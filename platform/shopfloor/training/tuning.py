@@ -13,6 +13,7 @@ A trial whose worker dies goes on from its last checkpoint; a search that was ki
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -45,7 +46,7 @@ from shopfloor.storage import (
     write_atomically,
 )
 from shopfloor.training import cluster as ray_cluster
-from shopfloor.training import rayjob, trial, trial_runs
+from shopfloor.training import rayjob, rayjob_run, trial, trial_runs
 from shopfloor.training.contract import try_contract
 from shopfloor.training.finished import FinishedTrials
 from shopfloor.training.trial import FAILURE, reason
@@ -130,10 +131,11 @@ def _tune_on_a_cluster_of_its_own(
         "run_id": settings.run_id,
         "search": section.model_dump(mode="json"),
     }
-    name = rayjob.job_name(use_case.name, identity)
+    names = functools.partial(rayjob.job_name, use_case.name, identity)
+    name = names(rayjob.attempt_number(settings))
     result_uri = join(settings.artifact_root, "rayjobs", f"{name}.json")
     words = [use_case.name, features_uri, str(trials), result_uri]
-    rayjob.run(settings, name, f"python -m {__name__} {shlex.join(words)}", workers_of(section, trials))
+    rayjob_run.run(settings, names, f"python -m {__name__} {shlex.join(words)}", workers_of(section, trials))
     target_fs, path = filesystem(settings, result_uri)
     with target_fs.open_input_stream(path) as stream:
         result = json.loads(stream.read())

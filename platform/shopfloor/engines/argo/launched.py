@@ -32,6 +32,14 @@ ENV_LIMIT_BYTES = 128 * 1024 - 32
 """Linux takes no longer string in an environment."""
 _OWN_FOLDERS = (("HOME", "home"), ("TMPDIR", "tmp"))
 """Variables of a component in somebody else's image, whose root may be read-only, and the step's folders for them."""
+_OF_THE_POD: list[Json] = [
+    {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+    for name, path in (
+        ("SHOPFLOOR_NODE", "metadata.annotations['workflows.argoproj.io/node-name']"),
+        ("SHOPFLOOR_POD_UID", "metadata.uid"),
+    )
+]
+"""Variables by which a step in the platform image knows whose attempt it is, and what a RayJob of its belongs to."""
 _DEBUG = ("ARGO_DEBUG_PAUSE_BEFORE", "ARGO_DEBUG_PAUSE_AFTER")
 
 
@@ -78,6 +86,7 @@ def launched(use: Use, image: str, task: Json, pod: pods.Pod) -> Leaf:
     env = [variable(PARAMETER + name, input_for_kubelet(name)) for name in input_names(use)]
     env += [
         *_facts(use, encoded),
+        *(_OF_THE_POD if platform else []),
         *(_platform_env(use) if platform else [variable(name, f"{ROOT}/{folder}") for name, folder in _OWN_FOLDERS]),
         # Argo's own executor reads these of the container, not of the component's process.
         *(variable(name, for_kubelet(value)) for name, value in task["environment"].items() if name in _DEBUG),

@@ -256,8 +256,12 @@ def run_command(task: dict[str, Any], executor_input: dict[str, Any], constants:
     provided = {name for side in executor_input["inputs"].values() for name in side}
     elements = [part for element in task["command"] for part in flatten(element, provided)]
     command = [resolve(element, executor_input, constants) for element in elements]
+    # What a step in the platform image makes on the cluster belongs to its pod.
+    hidden = {*OWN} - ({"SHOPFLOOR_POD"} if task["platform"] else set())
     environment = {
-        name: value for name, value in os.environ.items() if name not in OWN and not name.startswith((PARAMETER, FACT))
+        name: value
+        for name, value in os.environ.items()
+        if name not in hidden and not name.startswith((PARAMETER, FACT))
     }
     environment.update(task["environment"])
     # A copy of what it prints stays for whoever records the step.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 
+from shopfloor.attempts import require_newest
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy import champion as champions
 from shopfloor.serving.deploy import rollout
@@ -25,6 +26,9 @@ def introduce(settings: Settings, use_case: str, version: str, deployment: Artif
     if live.get("champion") != version:
         mlflow = rollout.registry(settings)
         entry = assignments.read(mlflow, use_case)
+        require_newest(
+            settings
+        )  # a successor that begins from now on changes what was read, and this one's write fails
         champions.project(mlflow, use_case, entry)  # what a killed promotion left undone
         assignment = rollout.deploy(settings, use_case, challenger=version, before=entry).assignment
         live = {"champion": assignment.champion, "challenger": assignment.challenger}
@@ -55,9 +59,11 @@ def promote(settings: Settings, use_case: str, version: str, champion: Artifact)
         RefusalError: The same model was rolled back.
         ServiceError: MLflow or Ray does not answer.
         ConflictError: Somebody else changed who answers in between.
+        SupersededError: A newer attempt at the step has begun.
     """
     mlflow = rollout.registry(settings)
     entry = assignments.read(mlflow, use_case)
+    require_newest(settings)  # as above
     champions.refuse_what_was_taken_back(mlflow, use_case, version)
     change = champions.promote_version(settings, use_case, version, "its pipeline run met the gates", entry)
     with publish(settings, champion, "promote") as directory:
