@@ -97,3 +97,57 @@ def say(text: str) -> str:
 @dsl.pipeline(name="scheduled")
 def scheduled():
     say(text=f"made for {dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER}")
+
+
+@component
+def on_ray(program: str) -> str:
+    """Run a program on a Ray cluster of the step's own, as small as it can be, and give the name of its job."""
+    import shlex
+    from functools import partial
+
+    from shopfloor.settings import load_settings
+    from shopfloor.training import rayjob, rayjob_run
+
+    class Small(rayjob.Workers):
+        def pods(self):
+            return 1, "100m", 0
+
+    rayjob.HEAD = {"cpu": "100m", "memory": "1Gi"}
+    settings = load_settings()
+    names = partial(rayjob.job_name, "toy", {"run": settings.run_id})
+    rayjob_run.run(settings, names, f"python -c {shlex.quote(program)}", Small(1, 1, 0))
+    return names(rayjob.attempt_number(settings))
+
+
+SAID_BY_A_WORKER = """
+import ray
+ray.init()
+@ray.remote
+def say():
+    print("said by a worker", flush=True)
+    return "heard by the driver"
+print(ray.get(say.remote()), flush=True)
+"""
+
+
+@dsl.pipeline(name="ray-job")
+def ray_job():
+    on_ray(program=SAID_BY_A_WORKER)
+
+
+@dsl.pipeline(name="ray-job-fails")
+def ray_job_fails():
+    on_ray(program=SAID_BY_A_WORKER + "raise SystemExit('the driver has failed')")
+
+
+LONG_AT_FIRST = """
+import os, time
+print("attempt", os.environ["SHOPFLOOR_ATTEMPT"].split("#")[1], flush=True)
+while "#1#" in os.environ["SHOPFLOOR_ATTEMPT"]:
+    time.sleep(1)
+"""
+
+
+@dsl.pipeline(name="ray-job-tried-again")
+def ray_job_tried_again():
+    on_ray(program=LONG_AT_FIRST + SAID_BY_A_WORKER).set_retry(2)

@@ -41,14 +41,18 @@ def kubectl(*arguments: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def why_none() -> str:
-    """Return why nothing can be tried on a cluster here; empty where it can."""
+def why_none(kind: str = "workflows.argoproj.io") -> str:
+    """Return why nothing can be tried on a cluster here; empty where it can.
+
+    Args:
+        kind: Custom resource that the cluster must have beside Argo's.
+    """
     if not os.environ.get("KUBECONFIG"):
         return "KUBECONFIG names no cluster"
     try:
-        kubectl("get", "--request-timeout", "10s", "crd", "workflows.argoproj.io")
+        kubectl("get", "--request-timeout", "10s", "crd", "workflows.argoproj.io", kind)
     except (OSError, AssertionError, subprocess.TimeoutExpired) as error:
-        return f"no cluster with Argo Workflows answers: {error}"
+        return f"no cluster with Argo Workflows and {kind} answers: {error}"
     return ""
 
 

@@ -23,6 +23,7 @@ NAME_LENGTH = 40
 """KubeRay appends to it, and a name holds 63 characters at most."""
 TTL_S = 60
 """How long a finished job's cluster stays whose step is gone: Kueue counts its GPUs as free by then."""
+_IN_POD_LOGS = "RAY_LOG_TO_STDERR"
 HEAD = {"cpu": "1", "memory": "4Gi"}
 RESTRICTED = {
     "runAsNonRoot": True,
@@ -100,7 +101,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
         "SHOPFLOOR_STATE_DIR": "/tmp/shopfloor",  # noqa: S108
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         # What trials print is then in the pods' own logs, from where it is kept.
-        "RAY_LOG_TO_STDERR": "1",
+        _IN_POD_LOGS: "1",
     }
     container: dict[str, Any] = {
         "image": cluster.image,
@@ -135,7 +136,8 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
             **({"ownerReferences": belongs_to} if (belongs_to := owners()) else {}),
         },
         "spec": {
-            "entrypoint": entrypoint,
+            # The driver's log is what it prints, not what Ray has to say of itself.
+            "entrypoint": f"env -u {_IN_POD_LOGS} {entrypoint}",
             "submissionMode": "K8sJobMode",
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": TTL_S,
