@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def on_cluster(settings, place, number, **more):
     template = next(item for item in manifest["spec"]["templates"] if item["name"] == "comp-count")
     values = {"number": str(number), "text": "by default", "factor": "2.0", "task-name": "count"}
     environment = {
-        item["name"]: item["value"].replace("{{", "").replace("}}", "")
+        item["name"]: re.sub(r"^\{\{(.*)\}\}$", r"\1", item["value"], flags=re.DOTALL)
         for item in template["container"]["env"]
         if "value" in item
     }
