@@ -85,6 +85,15 @@ def test_a_version_that_is_never_done_is_given_up(register, tmp_path):
         rehearsal.Rehearsal().fetch(*order, tmp_path, limit_s=1)
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such class of processes")
+def test_a_version_is_loaded_in_turn_also_where_the_machine_is_never_idle(register, tmp_path):
+    turn = tmp_path / "turn"
+    order = register(f"print(os.sched_getscheduler(0), os.nice(0), file=open({str(turn)!r}, 'w'))")
+    rehearsal.Rehearsal().fetch(*order, tmp_path / "files")
+
+    assert turn.read_text().split() == [str(os.SCHED_BATCH), "19"]
+
+
 def test_a_version_that_is_not_there_is_said_as_mlflow_says_it(register, tmp_path):
     uri, name, _ = register("pass")
     with pytest.raises(rehearsal.RehearsalFailed, match=r"^MlflowException: .*99"):

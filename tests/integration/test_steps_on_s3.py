@@ -405,7 +405,7 @@ def tracking_uri(tmp_path, s3):
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"),
             *("--artifacts-destination", f"s3://lake/{tmp_path.name}/mlflow"),
         ],
-        env={**os.environ, "MLFLOW_S3_ENDPOINT_URL": s3},
+        env={**os.environ, "MLFLOW_S3_ENDPOINT_URL": s3, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -33,9 +33,17 @@ def replies(name: str) -> TextIO:
     return stream
 
 
-def give_way() -> None:
-    """Run only while no other process of this stack wants the CPU."""
+def give_way(entirely: bool) -> None:
+    """Let the other processes of this stack have the CPU first.
+
+    Args:
+        entirely: Run only while none of them wants it: for what can be left out. A machine without an idle moment
+            would keep what somebody waits for from ever being done; that takes the smallest share there is, and never
+            interrupts a process that has just been woken.
+    """
     try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_IDLE if entirely else os.SCHED_BATCH, os.sched_param(0))
     except (AttributeError, OSError):  # not on Linux, or not allowed
+        entirely = False
+    if not entirely:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

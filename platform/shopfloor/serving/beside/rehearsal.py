@@ -82,7 +82,7 @@ class Rehearsal:
 
 def main() -> None:
     """Load what stdin orders, and say on stdout where it lies, or why it does not load."""
-    side_process.give_way()
+    side_process.give_way(entirely=False)
     replies = side_process.replies("rehearsal")
     order = json.loads(sys.stdin.buffer.readline())
     # A model may never be done, and whoever ordered this be gone by then.

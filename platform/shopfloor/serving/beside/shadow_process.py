@@ -32,7 +32,7 @@ that is busy with this process, whatever its priority. 125 copies in one go made
 
 def main() -> None:
     """Answer until stdin ends."""
-    side_process.give_way()
+    side_process.give_way(entirely=True)
     replies = side_process.replies("shadow")
 
     def reply(content: object) -> None:
