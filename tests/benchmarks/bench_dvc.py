@@ -1,7 +1,8 @@
 """`dvc push` and `dvc pull` as a clone of the project has them set, beside rclone: same S3 server, as many at a time.
 
 The server is the stack's own SeaweedFS where a Docker engine has its image, and rclone's otherwise. Each round takes a
-new prefix and a new clone, and the two take turns; the best of the rounds counts. Both write to the disk's cache alike.
+new prefix and new clones, and the tools take turns; the best of the rounds counts. All write to the disk's cache alike.
+A third one pulls with links to DVC's cache instead of copies of it, which is a setting of one's own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -29,12 +31,13 @@ ROUNDS = 3
 JOBS = 8
 """Transfers at a time: what DVC takes on 2 cores."""
 LIMIT = 1.5
+LINKS = "reflink,hardlink,copy"
 KEYS = ("bench", "bench-secret-of-enough-characters")
 BUCKET = "bench"
 
 
 def measure() -> Iterator[Row]:
-    """Yield two rows for each data set."""
+    """Yield three rows for each data set."""
     with tempfile.TemporaryDirectory(prefix="bench-dvc-") as directory:
         root = Path(directory)
         with _server(root) as (server, endpoint):
@@ -42,10 +45,10 @@ def measure() -> Iterator[Row]:
                 place = root / "set"
                 make(place)
                 seconds = _turns(root, place, endpoint)
-                for verb in ("push", "pull"):
-                    (ours, own_cpu), (peer, peer_cpu) = (min(seconds[tool, verb]) for tool in ("dvc", "rclone"))
+                for tool, verb in (("dvc", "push"), ("dvc", "pull"), ("dvc with links", "pull")):
+                    (ours, own_cpu), (peer, peer_cpu) = (min(seconds[one, verb]) for one in (tool, "rclone"))
                     yield Row(
-                        name=f"dvc {verb}, {name}, {server}",
+                        name=f"{tool} {verb}, {name}, {server}",
                         ours=f"{ours:.1f} s, {own_cpu:.1f} s of CPU",
                         peer=f"rclone {peer:.1f} s, {peer_cpu:.1f} s of CPU",
                         ratio=ours / peer,
@@ -154,30 +157,35 @@ def _turns(root: Path, place: Path, endpoint: str) -> dict[tuple[str, str], list
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for turn in range(ROUNDS):
         prefix = f"{place.name}-{time.time_ns()}"
-        clone, copy = root / "clone", root / "copy"
+        clone, linked, copy = root / "clone", root / "linked", root / "copy"
         _dvc(repository, "remote", "modify", "--quiet", "local", "url", f"s3://{BUCKET}/{prefix}/dvc")
         _forget(repository)
-        shutil.copytree(repository, clone, ignore=shutil.ignore_patterns("data", "cache", "tmp"))
+        for one in (clone, linked):
+            shutil.copytree(repository, one, ignore=shutil.ignore_patterns("data", "cache", "tmp"))
+        _dvc(linked, "config", "--local", "cache.type", LINKS)
         target = f":s3:{BUCKET}/{prefix}/rclone"
-        tools = {
-            "dvc": (lambda: _dvc(repository, "push", "--quiet"), lambda clone=clone: _dvc(clone, "pull", "--quiet")),
-            "rclone": (
-                lambda target=target: _rclone(endpoint, place, target),
-                lambda target=target, copy=copy: _rclone(endpoint, target, copy),
-            ),
+        actions: dict[str, dict[str, Callable[[], None]]] = {
+            "push": {
+                "dvc": partial(_dvc, repository, "push", "--quiet"),
+                "rclone": partial(_rclone, endpoint, place, target),
+            },
+            "pull": {
+                "dvc": partial(_dvc, clone, "pull", "--quiet"),
+                "dvc with links": partial(_dvc, linked, "pull", "--quiet"),
+                "rclone": partial(_rclone, endpoint, target, copy),
+            },
         }
-        order = list(tools) if turn % 2 else list(reversed(tools))
-        for number, verb in enumerate(("push", "pull")):
-            for tool in order:
+        for verb, tools in actions.items():
+            for tool in list(tools) if turn % 2 else list(reversed(tools)):
                 began, cpu_began = time.perf_counter(), _cpu()
-                tools[tool][number]()
+                tools[tool]()
                 took = (time.perf_counter() - began, _cpu() - cpu_began)
                 seconds.setdefault((tool, verb), []).append(took)
         count = len([path for path in place.rglob("*") if path.is_file()])
-        for one in (clone / "data", copy):
+        for one in (clone / "data", linked / "data", copy):
             assert len([path for path in one.rglob("*") if path.is_file()]) == count
-        shutil.rmtree(clone)
-        shutil.rmtree(copy)
+        for one in (clone, linked, copy):
+            shutil.rmtree(one)
     shutil.rmtree(repository)
     return seconds
 

@@ -49,6 +49,13 @@ def newer(older):
 
 
 @pytest.fixture(scope="module")
+def newest(older):
+    """Give one more image with the same in it."""
+    with image(f"FROM {older}\nLABEL try=killed\n", "test-killed") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
 def broken(older):
     """Give another image, whose last migration fails."""
     file = f"/opt/shopfloor/lib/python3.11/site-packages/mlflow/store/db_migrations/versions/{WANTED['mlflow']}_*.py"
@@ -120,3 +127,45 @@ def test_an_upgrade_is_rehearsed_and_the_champion_answers_exactly_with_the_new_i
     assert f"PLATFORM_IMAGE={newer}" in (stack.root / ".env").read_text().splitlines()
     wait_until(lambda: stack.champion() == "1", 180)
     assert upgraded(stack, tmp_path, newer)["outcome"] == "nothing to do"
+
+
+def migrating(stack):
+    """Return the container in which the databases are migrated, empty where there is none."""
+    labels = {"project": stack.project, "service": "migrate", "oneoff": "True"}
+    filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
+    return stack.run("docker", "ps", "--quiet", *filters).strip()
+
+
+def killed(stack, line, *command, when=lambda _: True):
+    """Kill the command when it has said a line that begins so and this holds; what it started itself goes on."""
+    process = stack.start(*command)
+    said = []
+    for text in process.stdout:
+        said.append(text)
+        if text.startswith(line):
+            break
+    else:
+        raise AssertionError("".join(said))
+    wait_until(lambda: when(stack), 60)
+    process.kill()
+    process.wait()
+    return "".join(said)
+
+
+def test_an_upgrade_that_is_killed_goes_on_at_each_stage_and_the_champion_answers_exactly(stack, newest, tmp_path):
+    make_older(stack)
+    runs = query(stack, "mlflow", "SELECT count(*) FROM runs")
+    command = ("upgrade", "--store", str(tmp_path / "store"), "--image", newest, "--no-rehearse")
+
+    killed(stack, "Migrating the databases", *command, when=migrating)
+    assert "in its stage 'migrate'" in killed(stack, "Starting the other services", *command)
+    said = killed(stack, "Bringing the endpoints back", *command)
+    assert "in its stage 'start'" in said
+    result = upgraded(stack, tmp_path, newest, "--no-rehearse")
+
+    assert result["outcome"] == "upgraded"
+    assert answers(result) == [("flight_delays", 0, "")]
+    assert schemas(stack) == WANTED
+    assert images(stack) == {newest}
+    assert query(stack, "mlflow", "SELECT count(*) FROM runs") == runs
+    wait_until(lambda: stack.champion() == "1", 180)

@@ -122,8 +122,8 @@ def serve(certificate: Path | None = None):
         thread.join()
 
 
-def certificate(file: Path) -> Path:
-    """Write the key and the certificate of a server on 127.0.0.1 that is its own authority."""
+def certificate(file: Path, *names: str) -> Path:
+    """Write the key and the certificate of a server on 127.0.0.1, and of these names, that is its own authority."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -131,6 +131,7 @@ def certificate(file: Path) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "local")])
     now = dt.datetime.now(dt.UTC)
+    holders = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *(x509.DNSName(name) for name in names)]
     signed = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -139,7 +140,7 @@ def certificate(file: Path) -> Path:
         .serial_number(1)
         .not_valid_before(now - dt.timedelta(minutes=1))
         .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(holders), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
