@@ -1,11 +1,11 @@
 """The stack behind nginx, as platform/compose/tls.yml starts it: what another machine reaches, and what it does not."""
 
 import shutil
-import socket
 import subprocess
 
 import pytest
 import requests
+from shopfloor.environment import THROUGH_MLFLOW
 
 from tests.support.cluster_api import certificate
 from tests.support.compose import RUN_S, START_S, engine_answers
@@ -97,19 +97,16 @@ def test_mlflow_wants_its_password_and_no_page_of_elsewhere_changes_anything(pro
 
 
 def test_a_client_of_mlflow_elsewhere_writes_a_run_with_a_large_file_and_reads_it_back(proxied):
-    container = proxied.compose("ps", "--quiet", "proxy").strip()
-    network = f"{proxied.project}_front"
-    form = f'{{{{(index .NetworkSettings.Networks "{network}").IPAddress}}}}'
-    address = proxied.run("docker", "inspect", "--format", form, container).strip()
-    socket.inet_aton(address)
     variables = {
-        "MLFLOW_TRACKING_URI": f"https://mlflow.{DOMAIN}:8443",
+        "MLFLOW_TRACKING_URI": f"https://mlflow.{DOMAIN}:{proxied.environment['TLS_PORT']}",
         "MLFLOW_TRACKING_USERNAME": "shopfloor",
         "MLFLOW_TRACKING_PASSWORD": (proxied.root / ".secrets/mlflow_password").read_text().strip(),
         "MLFLOW_TRACKING_SERVER_CERT_PATH": "/both.pem",
+        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": str(16 * 1024**2),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    options = ["--rm", "--network", network, "--add-host", f"mlflow.{DOMAIN}:{address}", "--entrypoint", "python"]
+    } | THROUGH_MLFLOW
+    # On the machine's own network, where the names of the stack's services mean nothing.
+    options = ["--rm", "--network", "host", "--add-host", f"mlflow.{DOMAIN}:127.0.0.1", "--entrypoint", "python"]
     options += ["--volume", f"{proxied.root / 'both.pem'}:/both.pem:ro"]
     options += [option for name, value in variables.items() for option in ("--env", f"{name}={value}")]
     image = proxied.compose("config", "--images", "mlflow").split()[-1]
