@@ -49,8 +49,8 @@ stop: $(INSTALLED)  ## stop what `make run` started
 	@$(BIN)/shopfloor down
 
 # Two processes; what needs the same Ray cluster runs in the same one, and first (tests/conftest.py).
-test: $(INSTALLED)  ## every test but the benchmarks
-	@$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25 \
+test: $(INSTALLED)  ## every test but the benchmarks, the storm and those with targets of their own
+	@$(BIN)/python -m pytest tests -m "not storm" --ignore=tests/benchmarks --numprocesses 2 --dist loadscope --durations 25 \
 	  --ignore-glob='tests/e2e/test_compose*.py' --ignore-glob='tests/e2e/test_cluster*.py' \
 	  --ignore-glob='tests/e2e/test_terraform*.py'
 
@@ -97,7 +97,8 @@ format: $(INSTALLED)  ## rewrite the sources in the project's format
 bench: $(INSTALLED) $(call installed,peers)  ## measure ours against the peers, in one table
 	@$(BIN)/python -m tests.benchmarks
 
-storm: $(INSTALLED)  ## 200 pairs of deployers who change one endpoint at once, delayed, killed and paused
+storm: $(INSTALLED)  ## what dies in the middle of whole runs, and 200 pairs of deployers who change one endpoint at once
+	@$(BIN)/python -m pytest tests/e2e/test_main_job.py -m storm --durations 0
 	@STORM_INTERLEAVINGS=200 $(BIN)/python -m pytest tests/integration/test_interleavings.py
 
 soak: $(INSTALLED)  ## twenty minutes of load: whether the endpoint's memory and descriptors stay what they are

@@ -336,6 +336,7 @@ def _kill_service(clone, name):
             victim.kill()
 
 
+@pytest.mark.storm
 def test_an_upgrade_that_is_killed_goes_on_and_the_champion_answers_exactly(clone, first, tmp_path):
     make_older(clone.root / ".shopfloor" / "mlflow" / "mlflow.db")
     command = ("upgrade", "--store", str(tmp_path / "store"), "--no-rehearse")
@@ -352,6 +353,7 @@ def test_an_upgrade_that_is_killed_goes_on_and_the_champion_answers_exactly(clon
     assert _call(first).json()["version"] == "1"
 
 
+@pytest.mark.storm
 def test_whatever_dies_in_the_middle_is_said_and_the_same_submit_goes_on(clone, first):
     def interrupted(kill) -> tuple[str, str]:
         process = clone.start("submit", "pipelines/training.py", "--use-case", "flight_delays", "-p", "trials=4")
