@@ -296,6 +296,24 @@ def test_what_can_never_be_admitted_keeps_kueues_own_words():
     )
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("insufficient unused quota for cpu in flavor cpu, 2 more needed", "WaitingForQuota"),
+        (
+            "insufficient quota for cpu in flavor cpu, (0) + current podset request (9) > maximum capacity (8)",
+            "ExceedsMaxQuota",
+        ),
+        ("flavor gpu doesn't match node affinity", "NoMatchingFlavor"),
+        ("something else", "Pending"),
+    ],
+)
+def test_a_reason_that_kueue_leaves_general_is_read_from_its_message(message, reason):
+    told = waiting.waits(pending("Pending", f"couldn't assign flavors to pod set main: {message}"), None, 0)
+
+    assert told.reason == reason
+
+
 def test_jobs_are_taken_by_urgency_and_then_by_age():
     old, urgent, new = (
         pending("WaitingForQuota", "", name="old"),

@@ -42,6 +42,14 @@ _WORDS = {
     "RequeuingLimitExceeded": "it was stopped too often, and is not tried again",
 }
 """Kueue's reasons in words: those of its conditions QuotaReserved, Admitted and Evicted."""
+_SAID = (
+    ("maximum capacity", "ExceedsMaxQuota"),
+    ("insufficient unused quota", "WaitingForQuota"),
+    ("doesn't match node affinity", "NoMatchingFlavor"),
+    ("untolerated taint", "NoMatchingFlavor"),
+    ("unavailable in ClusterQueue", "NoMatchingFlavor"),
+)
+"""What Kueue's messages hold, and the reason that it means, where it calls the reason `Pending` as by default."""
 _PREEMPTED = {
     "InClusterQueue": "a more urgent job of the same team",
     "InCohortReclamation": "another team, which took back what is its own",
@@ -127,6 +135,8 @@ def waits(workload: Mapping[str, Any], run: str | None, ahead: int | None) -> Wa
         current = known.get("Admitted") or {"reason": "UnsatisfiedAdmissionChecks", "message": ""}
     reason, message = str(current.get("reason") or "Pending"), str(current.get("message") or "")
     since = at(workload["metadata"]["creationTimestamp"])
+    if reason == "Pending":
+        reason = next((word for part, word in _SAID if part in message), reason)
     words = _WORDS.get(reason, reason)
     if workload["spec"].get("active") is False:
         reason, words = "Deactivated", _WORDS["Deactivated"]
