@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import requests
 
 from tests.support import cluster as clusters
 from tests.support.member import member_of_a_team
@@ -28,19 +29,21 @@ def jobs(member):
 
 def kept(member, run):
     """Return the logs that are kept with a run's step, by the kind of pod."""
-    import mlflow
-
-    client = mlflow.MlflowClient(member.cluster.settings.tracking_uri)
+    url = member.cluster.settings.tracking_uri
     [step] = [one for one in member.show(run)["steps"] if one["name"] == "on-ray"]
-    names = [item.path for item in client.list_artifacts(step["run_id"], "rayjob")]
+    place = {"run_id": step["run_id"], "path": "rayjob"}
+    listed = requests.get(f"{url}/api/2.0/mlflow/artifacts/list", params=place, timeout=60).json()
+    names = [file["path"] for file in listed.get("files", [])]
     return {
-        name.split("/")[1].split("-")[0]: mlflow.artifacts.load_text(f"runs:/{step['run_id']}/{name}") for name in names
+        name.split("/")[1].split("-")[0]: requests.get(
+            f"{url}/get-artifact", params=place | {"path": name}, timeout=60
+        ).text
+        for name in names
     }
 
 
 @pytest.mark.parametrize(("pipeline", "state"), [("ray_job", "succeeded"), ("ray_job_fails", "failed")])
-def test_the_logs_of_a_job_are_kept_however_it_ends_and_it_goes(member, monkeypatch, pipeline, state):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", member.cluster.settings.tracking_uri)
+def test_the_logs_of_a_job_are_kept_however_it_ends_and_it_goes(member, pipeline, state):
     run = member.submit(pipeline, "--watch", code=0 if state == "succeeded" else 1)
 
     assert member.state(run) == state
@@ -52,8 +55,7 @@ def test_the_logs_of_a_job_are_kept_however_it_ends_and_it_goes(member, monkeypa
     assert jobs(member) == {}
 
 
-def test_a_job_whose_step_is_killed_goes_with_it_and_the_next_attempt_has_its_own(member, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", member.cluster.settings.tracking_uri)
+def test_a_job_whose_step_is_killed_goes_with_it_and_the_next_attempt_has_its_own(member):
     run = member.submit("ray_job_tried_again")
     pod = member.pod(run)
     first = wait_until(
