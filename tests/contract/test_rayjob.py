@@ -276,7 +276,6 @@ def test_the_logs_of_its_pods_are_kept_before_the_job_goes(server, monkeypatch, 
 
     class Client:
         def log_artifacts(self, run_id, directory, folder):
-            assert not server.requests("DELETE", f"{JOBS}/{NAME}")
             kept.update({(run_id, folder, file.name): file.read_text() for file in Path(directory).iterdir()})
 
     monkeypatch.setattr(rayjob_run, "connect", lambda settings: Client())
@@ -295,6 +294,8 @@ def test_the_logs_of_its_pods_are_kept_before_the_job_goes(server, monkeypatch, 
     assert kept["s", "rayjob", "driver-submitter.log"] == "from the driver"
     assert kept["s", "rayjob", "worker-w.log"] == "from a trial"
     assert any("ray.io%2Fcluster%3Dc-1" in one.query for one in server.requests("GET", PODS))
+    last = [one.path for one in server.history if one.method == "DELETE" or one.path.endswith("/log")][-1]
+    assert last == f"{JOBS}/{NAME}"
     assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
 
 

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 3.0
 PATIENCE_S = 300.0
 """How long the Kubernetes API may fail, one question after another, before the step does: an API server restarts."""
-PATIENCE_AT_THE_END_S = 20.0
-"""The same for what a step that is cancelled still asks: a pod has 30 s to end."""
+END_S = 10.0
+"""The same, for all logs together and then for the deletion, when the step ends: a pod that is to end has 30 s."""
 LONGEST_PAUSE_S = 30.0
 LOG_LINES = 20_000
 """Lines that are kept of each pod's log, the last ones."""
@@ -82,7 +82,7 @@ class _Jobs:
         self._ledger = admission.Ledger(settings, JOB_USAGE, self._workloads)
         self._looked_s = time.monotonic()
         self._is_there = False
-        self.patience_s = PATIENCE_S
+        self._until: float | None = None
         self._custom, self._core = admission.apis()
 
     def create(self, job: dict[str, Any]) -> None:
@@ -171,25 +171,29 @@ class _Jobs:
             self._say(f"was not deleted: {error.message}")
 
     def end(self) -> None:
-        """Keep the job's logs and delete it, where there is one."""
-        self.patience_s = PATIENCE_AT_THE_END_S
-        if self._is_there:
-            self.keep_logs()
-            self.delete()
+        """Keep the job's logs and delete it, where there is one; a warning says what is not kept.
 
-    def keep_logs(self) -> None:
-        """Keep what the job's pods have logged with the step's run in MLflow; a warning says what is not kept."""
-        run_id = self._settings.step_run_id
-        if run_id is None:
+        The logs are read first and sent last: who is asked to end has 30 s, and the job must not stay.
+        """
+        if not self._is_there:
             return
-        try:
-            with scratch() as directory:
+        self._until = time.monotonic() + END_S
+        with scratch() as directory:
+            try:
                 self._write_logs(directory)
-                if any(directory.iterdir()):
-                    connect(self._settings).log_artifacts(run_id, str(directory), LOGS)
+            except Exception as error:  # of the Kubernetes API, of the disk; the job's own end counts
+                self._warn(error)
+            self._until = time.monotonic() + END_S
+            self.delete()
+            try:
+                if self._settings.step_run_id and any(directory.iterdir()):
+                    connect(self._settings).log_artifacts(self._settings.step_run_id, str(directory), LOGS)
                     self._say(f"has left its logs with the step's run in MLflow: {LOGS}/.")
-        except Exception as error:  # of MLflow, of the Kubernetes API; the job's own end counts
-            logger.warning("The logs of RayJob %s are not kept: %s", self._name, first_line(error, 200))
+            except Exception as error:  # whatever MLflow's client raises
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        logger.warning("The logs of RayJob %s are not kept: %s", self._name, first_line(error, 200))
 
     def _write_logs(self, directory: Path) -> None:
         """Write the log of each pod: of the submitter, which has the driver's, and of the cluster's."""
@@ -254,7 +258,7 @@ class _Jobs:
         """Return what the API answers, asked again while it is silent or fails; `answers` are those to a status."""
         from kubernetes.client import ApiException
 
-        deadline, pause_s = time.monotonic() + self.patience_s, POLL_S
+        deadline, pause_s = self._until or time.monotonic() + PATIENCE_S, POLL_S
         while True:
             try:
                 return ask()
@@ -297,7 +301,8 @@ class _Jobs:
                 self._printed = max(self._printed, len(lines))
 
     def _limit(self) -> dict[str, float]:
-        return {"_request_timeout": self._settings.request_timeout_s}
+        longest_s = self._settings.request_timeout_s
+        return {"_request_timeout": longest_s if self._until is None else min(longest_s, END_S / 2)}
 
     def _refused(self, error: Any, verb: str) -> ShopfloorError:
         try:
