@@ -82,3 +82,19 @@ def test_a_command_gets_what_its_shell_does_not_have(tmp_path, made):
 def test_a_missing_secret_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(ServiceError, match="shopfloor secrets init"):
         secrets.export(Settings(project_root=tmp_path, secrets_dir=str(tmp_path)), {})
+
+
+def test_argos_server_gets_a_certificate_for_the_names_by_which_it_is_asked(tmp_path):
+    from cryptography import x509
+
+    made = secrets.init(tmp_path / "kept", tmp_path / ".env", ["robots"])
+    file = tmp_path / "kept" / secrets.ARGO_CERTIFICATE
+    names = x509.load_pem_x509_certificate(file.read_bytes()).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    before = file.read_bytes()
+    again = secrets.init(tmp_path / "kept", tmp_path / ".env", ["robots"])
+
+    assert names.value.get_values_for_type(x509.DNSName) == list(secrets.ARGO_NAMES)
+    assert {secrets.ARGO_CERTIFICATE, secrets.ARGO_KEY} <= {*made.made} & {*again.kept}
+    assert file.read_bytes() == before

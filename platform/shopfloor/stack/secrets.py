@@ -6,6 +6,7 @@ they need. The directory is closed to other accounts; the files in it are readab
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import secrets as randomness
@@ -43,6 +44,11 @@ USER, ADMIN = "shopfloor", "shopfloor-admin"
 """Access keys of the object store, the user of MLflow and the endpoints' token: they are names, not secrets."""
 VARIABLE = "SHOPFLOOR_SECRETS"
 """Variable by which compose finds the directory."""
+ARGO_CERTIFICATE, ARGO_KEY = "argo_server.crt", "argo_server.key"
+"""Certificate of Argo's server, which whoever asks it has to trust, and its key."""
+ARGO_NAMES = ("argo-server.argo", "argo-server.argo.svc", "argo-server.argo.svc.cluster.local", "localhost")
+"""Names by which it is asked: the service's, and a forwarded port's. Argo's own certificate is for the last alone."""
+CERTIFICATE_DAYS = 3650
 BUCKETS = ("shopfloor", "shopfloor-data", "shopfloor-mlflow")
 TEAMS = "teams"
 """Directory of the teams of a cluster, in which each has one of its name."""
@@ -82,7 +88,7 @@ def init(directory: Path, env_file: Path, teams: Sequence[str] = ()) -> SecretsM
     Args:
         directory: Made, and closed to other accounts.
         env_file: Compose's, made or completed; it gets the directory, and no secret.
-        teams: Teams of a cluster that get secrets of their own too.
+        teams: Teams of a cluster that get secrets of their own too; with them Argo's server gets a certificate.
 
     Raises:
         UsageError: A secret that is there is weak, or the directory belongs to somebody else.
@@ -102,6 +108,13 @@ def init(directory: Path, env_file: Path, teams: Sequence[str] = ()) -> SecretsM
     for name in missing:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / name, randomness.token_urlsafe(32), 0o444)
+    if teams:
+        pair = [ARGO_CERTIFICATE, ARGO_KEY]
+        whole = all((directory / name).exists() for name in pair)
+        (present if whole else missing).extend(pair)
+        if not whole:
+            for name, text in zip(pair, _certificate(), strict=True):
+                write_atomically(directory / name, text, 0o444)
     write_atomically(directory / IDENTITIES, _identities(directory), 0o444)
     for place, user in ((directory, USER), *((directory / TEAMS / team, team) for team in teams)):
         (place / TOKENS).parent.mkdir(exist_ok=True)
@@ -160,6 +173,34 @@ def _refuse_weak(file: Path) -> None:
             f"The secret {file} is weak: it has {len(text)} characters, {len(set(text))} of them different.",
             f"At least {SHORTEST}, and {_FEWEST_DIFFERENT} different ones; or remove the file, and one is made.",
         )
+
+
+def _certificate() -> tuple[str, str]:
+    """Return a certificate of Argo's server, which speaks for itself, and its key, both as PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, ARGO_NAMES[0])])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # A clock on the cluster may be behind this one.
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in ARGO_NAMES]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
 
 
 def _identities(directory: Path) -> str:
