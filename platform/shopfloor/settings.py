@@ -38,6 +38,8 @@ _NO_SECRETS = {
 }
 """How else a secret gets to who needs it, for the settings where one could stand in the address."""
 _SECRET = re.compile(r"[?&,;](?:\w*password|passwd|pwd|\w*token|\w*secret)=[^&,;]", re.IGNORECASE)
+PLATFORM_IMAGE = "shopfloor/platform:0.1.0"
+"""Name of the platform image as `make images` builds it and compiled pipelines have it; a cluster may have another."""
 Source = Literal["argument", "environment", "stack", "profile", "default"]
 
 
@@ -48,7 +50,7 @@ class ClusterSettings(BaseModel):
 
     namespace: str = "shopfloor"
     """The team's namespace."""
-    image: str = "shopfloor/platform:0.1.0"
+    image: str = PLATFORM_IMAGE
     """The platform image: Python, the lock's packages and this project."""
     service_account: str = "shopfloor-run"
     queue: str | None = None
@@ -72,6 +74,9 @@ class ClusterSettings(BaseModel):
     pod_gc: Literal["OnPodCompletion", "OnPodSuccess", "OnWorkflowCompletion", "OnWorkflowSuccess"] = "OnPodSuccess"
     parallelism: int = 16
     """Pods of one run at a time."""
+    ray_head_cpu: str = "1"
+    """CPU that the head of a search's Ray cluster asks for; it does no work, and a small machine has less to give."""
+    ray_head_memory: str = "4Gi"
     currency: str = "USD"
     """Currency of the prices."""
     prices: dict[str, dict[Literal["gpu", "cpu"], NonNegativeFloat]] = {}
@@ -80,6 +85,10 @@ class ClusterSettings(BaseModel):
     def __hash__(self) -> int:
         """Return a hash also of the prices, which are a table."""
         return hash(self.model_dump_json())
+
+    def image_of(self, image: str) -> str:
+        """Return the image of a step as the cluster pulls it: the platform's own by the profile's name for it."""
+        return self.image if image == PLATFORM_IMAGE else image
 
     def token(self, variable: str) -> str:
         """Return the bearer token of a server: the variable's, or else the file's as it is now; empty where none is.

@@ -64,6 +64,16 @@ def problems():
     return lambda job: [*kuberay.problems(job), *(error.message for error in schemas.iter_errors(job))]
 
 
+def test_a_small_machine_is_asked_for_no_more_than_it_is_told(problems):
+    job = body(settings(ray_head_cpu="100m", ray_head_memory="2Gi"), NAME, "python -m x", Workers(1, 0.5, 0))
+
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    requests = [group["template"]["spec"]["containers"][0]["resources"]["requests"] for group in groups]
+    assert requests == [{"cpu": "100m", "memory": "2Gi"}, {"cpu": "0.5"}]
+    assert problems(job) == []
+
+
 @budget(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     count=st.integers(1, 64),
@@ -81,7 +91,7 @@ def test_any_workers_make_a_job_that_kuberay_takes(problems, count, cpus, gpus):
     assert (whole == 0) == (gpus == 0)
     if 0 < gpus < 1:
         assert whole <= -(-count // round(1 / gpus))
-    requested = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]) * group["replicas"]
+    requested = float(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]) * group["replicas"]
     assert requested >= count * cpus - 1e-6
 
 

@@ -24,7 +24,6 @@ NAME_LENGTH = 40
 TTL_S = 60
 """How long a finished job's cluster stays whose step is gone: Kueue counts its GPUs as free by then."""
 _IN_POD_LOGS = "RAY_LOG_TO_STDERR"
-HEAD = {"cpu": "1", "memory": "4Gi"}
 RESTRICTED = {
     "runAsNonRoot": True,
     "runAsUser": 1000,
@@ -42,12 +41,15 @@ class Workers:
     cpus: float
     gpus: float
 
-    def pods(self) -> tuple[int, int, int]:
-        """Return how many pods, and the CPUs and whole GPUs of each; workers that share a GPU share a pod."""
+    def pods(self) -> tuple[int, float, int]:
+        """Return how many pods, and the CPUs and whole GPUs of each; workers that share a GPU share a pod.
+
+        CPUs are whole, as Ray counts them; of less than one a pod takes no more than it is told.
+        """
         if 0 < self.gpus < 1:
             together = max(1, math.floor(1 / self.gpus + 1e-9))
             return math.ceil(self.count / together), math.ceil(self.cpus * min(together, self.count)), 1
-        return self.count, max(1, math.ceil(self.cpus)), math.ceil(self.gpus)
+        return self.count, self.cpus if self.cpus < 1 else math.ceil(self.cpus), math.ceil(self.gpus)
 
 
 def job_name(use_case: str, identity: dict[str, Any], number: int) -> str:
@@ -120,6 +122,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
             "spec": {**pod, "containers": [{"name": name, **container, "resources": needs}]},
         }
 
+    head = {"cpu": cluster.ray_head_cpu, "memory": cluster.ray_head_memory}
     gpu = {"nvidia.com/gpu": str(gpus)} if gpus else {}
     if gpus:
         worker = template("ray-worker", {"cpu": str(cpus)}, gpu)
@@ -154,7 +157,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
                 "headGroupSpec": {
                     # No work on the head: it has no GPU, and its death would end all.
                     "rayStartParams": {"num-cpus": "0"},
-                    "template": template("ray-head", HEAD, {}),
+                    "template": template("ray-head", head, {}),
                 },
                 "workerGroupSpecs": [
                     {

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 WORKSPACE_VOLUME = "kfp-workspace"
 STEP_MOUNT: Json = {"name": "step", "mountPath": ROOT}
+DVC_MOUNT: Json = {"name": "step", "mountPath": "/app/.dvc/tmp", "subPath": "dvc"}
+"""Where DVC writes beside the project, which lies in `/app` of the platform image."""
 TMP_MOUNT: Json = {"name": "step", "mountPath": "/tmp", "subPath": "tmp"}  # noqa: S108  a volume of the pod's own
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 READ_ONLY = {**RESTRICTED, "readOnlyRootFilesystem": True}

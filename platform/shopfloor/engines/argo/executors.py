@@ -44,7 +44,7 @@ def leaf(use: Use) -> Leaf:
     inputs = ir.inputs(use.task, "parameters")
     platform = use.source.platform.get(use.component.executor_label, {})
     pod = pods.pod_of(use.name, ir.as_json(container.resources), platform, inputs, use.above_absent)
-    image = pod.image(container.image, use.name, inputs)
+    image = use.settings.cluster.image_of(pod.image(container.image, use.name, inputs))
     interpreter = words[0].rpartition("/")[2] if words else ""
     if any("{{$}}" in word for word in words) or interpreter.startswith("python"):
         return launched(use, image, static(use, executor, image), pod)

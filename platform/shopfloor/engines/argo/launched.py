@@ -7,6 +7,7 @@ import json
 
 from shopfloor.engines.argo import pods
 from shopfloor.engines.argo.containers import (
+    DVC_MOUNT,
     HELPER,
     READ_ONLY,
     TMP_MOUNT,
@@ -98,7 +99,7 @@ def launched(use: Use, image: str, task: Json, pod: pods.Pod) -> Leaf:
     }
     if platform:
         has_own = any(mount["mountPath"] == TMP_MOUNT["mountPath"] for mount in pod.mounts)
-        main |= {"securityContext": READ_ONLY, "volumeMounts": [] if has_own else [TMP_MOUNT]}
+        main |= {"securityContext": READ_ONLY, "volumeMounts": [DVC_MOUNT, *([] if has_own else [TMP_MOUNT])]}
     template = pod_template(use, main, pod, task["outputs"], key, NO_ARTIFACT, input_names(use))
     if not platform:
         mount = {"name": "launcher", "mountPath": LAUNCHER_PLACE.rpartition("/")[0]}

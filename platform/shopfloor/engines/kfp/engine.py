@@ -276,6 +276,7 @@ class KfpEngine:
         for name, executor in pipeline.executors.items():
             if not executor.HasField("container"):
                 continue
+            executor.container.image = cluster.image_of(executor.container.image)
             ours = executor.container.image == cluster.image and name in components
             if ours:
                 self._prepare(job, components[name], executor, job.use_cache and name not in uncached)
