@@ -130,6 +130,11 @@ def _s3_client() -> Any:
 
         call_s3 = sync_wrapper(_call_s3)
 
+        async def _mkdir(self, path: str, acl: Any = False, create_parents: bool = True, **kwargs: Any) -> None:
+            """Do nothing: S3 has no directories, and whose key is for a prefix may not look at the bucket."""
+
+        mkdir = sync_wrapper(_mkdir)
+
         def isfile(self, path: str) -> bool:
             try:  # the class above this one takes every error for a no
                 return bool(self.info(path)["type"] == "file")

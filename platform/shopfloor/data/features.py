@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+S3_REGISTRY = "shopfloor.data.feast_registry.PrefixRegistryStore"
+"""What reads a registry in S3, by its name: Feast imports it."""
 WAIT_S = 600.0
 """How long a process waits for another one that writes."""
 COARSE = 10
@@ -133,6 +135,7 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
                 "path": path,
                 # Otherwise nobody reads online features while somebody materializes by hand.
                 **({"registry_type": "sql", "serve_features_while_materializing": True} if sql else {}),
+                **({"registry_store_type": S3_REGISTRY} if path.startswith("s3://") else {}),
                 **({"cache_ttl_seconds": 0} if cached else {}),
             },
             offline_store={"type": "duckdb"},

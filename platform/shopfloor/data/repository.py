@@ -31,6 +31,8 @@ def options(settings: Settings) -> dict[str, dict[str, Any]]:
     if settings.data_remote:
         own["core"]["remote"] = "profile"
         own["remote"] = {"profile": {"url": settings.data_remote}}
+        if settings.s3_endpoint_url and settings.data_remote.startswith("s3:"):
+            own["remote"]["profile"]["endpointurl"] = settings.s3_endpoint_url
     return own
 
 
