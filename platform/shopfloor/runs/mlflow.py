@@ -211,10 +211,28 @@ def version_of(mlflow: Mlflow, model: str, version: str) -> dict[str, Any]:
 
 def _is_registered(mlflow: Mlflow, model: str) -> bool:
     try:
-        mlflow.get("registered-models/get", "registered_model", name=model)
+        registered_model(mlflow, model)
     except NotFoundError:
         return False
     return True
+
+
+def registered_model(mlflow: Mlflow, name: str) -> dict[str, Any]:
+    """Return what MLflow says of a registered model.
+
+    Raises:
+        NotFoundError: There is none of that name that the caller may see.
+        AccessError: The server does not let the caller in.
+        ServiceError: MLflow does not answer, or refuses.
+    """
+    try:
+        model: dict[str, Any] = mlflow.get("registered-models/get", "registered_model", name=name)
+    except AccessError:
+        # Where nobody may see what others made, a server refuses a name that nobody has as well.
+        if mlflow.search("registered-models/search", "registered_models", filter=f"name='{name}'", max_results=1):
+            raise
+        raise NotFoundError(f"MLflow has no model {name!r} that we may see.", "") from None
+    return model
 
 
 def version_exists(mlflow: Mlflow, model: str, version: str) -> bool:

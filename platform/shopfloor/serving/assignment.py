@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, ServiceError, ShopfloorError
-from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of
+from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, registered_model, tags_of
 from shopfloor.serving.contract import LEASE_KEPT, TAG, Assignment
 from shopfloor.settings import Settings
 
@@ -118,7 +118,7 @@ def resolve(settings: Settings, use_case: str, reference: str) -> str:
     if reference == AT_CHAMPION:
         return read(mlflow, use_case).assignment.champion or ""
     try:
-        model = mlflow.get("registered-models/get", "registered_model", name=use_case)
+        model = registered_model(mlflow, use_case)
     except NotFoundError:
         return ""
     return aliases_of(model).get(reference.removeprefix("@"), "")
@@ -296,7 +296,7 @@ def _append(mlflow: Mlflow, use_case: str, base: int, tags: dict[str, str], assi
 
 def _begin_ledger(mlflow: Mlflow, use_case: str) -> None:
     try:
-        mlflow.get("registered-models/get", "registered_model", name=use_case)
+        registered_model(mlflow, use_case)
     except NotFoundError as error:
         raise NotFoundError(
             f"There is no model {use_case!r}.", "`shopfloor models list` shows what there is."
@@ -314,7 +314,7 @@ def _begin_ledger(mlflow: Mlflow, use_case: str) -> None:
 def _before_ledgers(mlflow: Mlflow, use_case: str) -> Entry:
     """Return what the tag and the alias say that stood in the place of a ledger until version 0.1."""
     try:
-        model = mlflow.get("registered-models/get", "registered_model", name=use_case)
+        model = registered_model(mlflow, use_case)
     except NotFoundError:  # said by MLflow itself; any other 404 says nothing about the model
         return Entry(Assignment(), has_record=False)
     aliases = aliases_of(model)

@@ -15,7 +15,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.errors import AccessError, ConflictError, NotFoundError, RefusalError, ServiceError, UsageError
-from shopfloor.runs.mlflow import Mlflow, RefusedError, aliases_of, tags_of, version_exists, version_of
+from shopfloor.runs.mlflow import (
+    Mlflow,
+    RefusedError,
+    aliases_of,
+    registered_model,
+    tags_of,
+    version_exists,
+    version_of,
+)
 from shopfloor.runs.versions import CHALLENGER, CHAMPION, MODEL_HASH, PROMOTED, ROLLED_BACK
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
@@ -242,7 +250,7 @@ def _guard(settings: Settings, use_case: str) -> None:
 
 def _project(mlflow: Mlflow, use_case: str, entry: Entry) -> None:
     now = entry.assignment
-    model = mlflow.get("registered-models/get", "registered_model", name=use_case)
+    model = registered_model(mlflow, use_case)
     aliases = aliases_of(model)
     targets = {CHAMPION: now.champion, CHALLENGER: now.challenger or aliases.get(CHALLENGER)}
     if targets[CHALLENGER] in (now.champion, now.replaced) or now.action == "end":
