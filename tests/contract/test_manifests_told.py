@@ -80,6 +80,8 @@ def test_what_the_stack_on_one_server_is_told_is_told_here_too(local):
         "MLFLOW_S3_ENDPOINT_URL",
         "MLFLOW_SERVER_ALLOWED_HOSTS",
     }
+    # It signs addresses for clients, and those of teams are in other namespaces.
+    assert "//object-store.shopfloor-system:" in variables["MLFLOW_S3_ENDPOINT_URL"]
     assert [a for a in mlflow["args"] if "workers" not in a] == [a for a in service["command"] if "workers" not in a]
 
 
