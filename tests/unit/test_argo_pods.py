@@ -82,7 +82,7 @@ def test_the_platform_image_runs_the_launcher_itself_and_others_get_a_copy():
     assert [item["name"] for item in other["initContainers"]] == ["launcher"]
     assert "initContainers" not in ours
     assert ours["container"]["securityContext"]["readOnlyRootFilesystem"]
-    assert [mount["mountPath"] for mount in ours["container"]["volumeMounts"]] == [TEMPORARY, ROOT]
+    assert [mount["mountPath"] for mount in ours["container"]["volumeMounts"]] == ["/app/.dvc/tmp", TEMPORARY, ROOT]
     assert other["initContainers"][0]["securityContext"]["readOnlyRootFilesystem"]
     assert "readOnlyRootFilesystem" not in other["container"]["securityContext"]
     assert any(item["name"] == "TMPDIR" and ROOT in item["value"] for item in other["container"]["env"])

@@ -7,7 +7,7 @@ import pytest
 from shopfloor.cli.submit import with_ray_address
 from shopfloor.environment import direct_loopback, elsewhere
 from shopfloor.errors import NotFoundError, UsageError, first_line
-from shopfloor.settings import Settings, load_settings, load_sourced_settings, stack_state_file
+from shopfloor.settings import ClusterSettings, Settings, load_settings, load_sourced_settings, stack_state_file
 
 
 @pytest.fixture
@@ -184,3 +184,12 @@ def test_a_job_in_containers_is_sent_a_copy_although_the_dashboard_is_on_this_ma
 
     assert RayEngine(settings)._is_here()
     assert not RayEngine(settings.model_copy(update={"in_containers": True}))._is_here()
+
+
+def test_the_platform_image_goes_by_the_name_that_the_cluster_has_for_it():
+    from components.base import PLATFORM_IMAGE
+
+    cluster = ClusterSettings(image="registry.example.org/platform:7")
+
+    assert cluster.image_of(PLATFORM_IMAGE) == "registry.example.org/platform:7"
+    assert cluster.image_of("python:3.11") == "python:3.11"
