@@ -1,15 +1,18 @@
 """The stack of `manifests/` on a real cluster, as a platform team applies it, and members of its teams.
 
 The cluster is the one that KUBECONFIG names, with Argo Workflows, KubeRay and Kueue in it, and with the images that
-`manifests/images` names; the platform image may have another name, CLUSTER_IMAGE. Members find the services by the
+`manifests/images` names; the platform image may have another name, CLUSTER_IMAGE. What a run searches stands in that
+image: on two processors its use case has to ask for less, as `SMALLER` says. Members find the services by the
 names that these have in the cluster, so this machine has to reach its pods and its DNS server.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,30 @@ class Stack:
         jobs = objects("jobs", SYSTEM)
         return all(job.get("status", {}).get("succeeded") for job in jobs)
 
+    def remove(self) -> None:
+        """Take away what was applied, with all that it keeps, as docs/how-to/add-a-team.md says."""
+        for team in TEAMS:  # KubeRay empties the team's Redis, and cannot in a namespace that is going
+            kubectl("-n", team, "delete", "raycluster", "--all", "--ignore-not-found", "--timeout=100s")
+        kubectl("delete", "namespace", SYSTEM, *TEAMS, "--wait=false", "--ignore-not-found")
+        kubectl("delete", "clusterqueue", *TEAMS, "--wait=false", "--ignore-not-found")
+        # Its archive is gone; a controller that looks for it does not start.
+        patch = json.dumps({"data": {"persistence": None}})
+        kubectl("-n", "argo", "patch", "configmap", "workflow-controller-configmap", "--patch", patch)
+        kubectl("-n", "argo", "rollout", "restart", "deployment", "workflow-controller")
+
+
+@contextlib.contextmanager
+def applied(root: Path) -> Iterator[Stack]:
+    """Apply the stack, and take it away at the end."""
+    stack = Stack(root)
+    stack.prepare()
+    try:
+        stack.install()
+        yield stack
+    finally:
+        if not os.environ.get("CLUSTER_KEEP"):
+            stack.remove()
+
 
 class Member:
     """A member of a team at a machine of their own, with the team's profile and secrets and a token of few rights."""
@@ -199,6 +226,12 @@ class Member:
     def answer(self, *arguments: str, code: int = 0) -> Any:
         """Run the command and return the document that it printed."""
         return json.loads(self.shopfloor(*arguments, "--json", code=code))
+
+    def may(self, verb: str, resource: str, namespace: str) -> bool:
+        """Tell whether the cluster lets the member's account do something."""
+        account = f"system:serviceaccount:{self.team}:member"
+        command = ["kubectl", "auth", "can-i", verb, resource, "-n", namespace, "--as", account]
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
     def endpoint(self) -> str:
         """Return where the team's endpoint answers, by its service's address, which this machine reaches."""

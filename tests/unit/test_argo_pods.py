@@ -86,7 +86,7 @@ def test_the_platform_image_runs_the_launcher_itself_and_others_get_a_copy():
     assert other["initContainers"][0]["securityContext"]["readOnlyRootFilesystem"]
     assert "readOnlyRootFilesystem" not in other["container"]["securityContext"]
     assert any(item["name"] == "TMPDIR" and ROOT in item["value"] for item in other["container"]["env"])
-    env = {item["name"]: item["value"] for item in ours["container"]["env"]}
+    env = {item["name"]: item.get("value") for item in ours["container"]["env"]}
     assert env["SHOPFLOOR_RUN_ID"] == "0123"
     assert env["SHOPFLOOR_ARTIFACT_ROOT"] == "s3://bucket/artifacts"
     assert "SHOPFLOOR_PROJECT_ROOT" not in env
