@@ -49,7 +49,7 @@ class PrefixRegistryStore(S3RegistryStore):  # type: ignore[misc]
 
     def _is_absent(self) -> bool:
         """Tell whether there is no such object: AWS says so to nobody who may not list the whole bucket."""
-        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+        from botocore.exceptions import ClientError
 
         try:
             listed = self.s3_client.meta.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key, MaxKeys=1)
