@@ -1,5 +1,6 @@
 """The stack behind nginx, as platform/compose/tls.yml starts it: what another machine reaches, and what it does not."""
 
+import json
 import shutil
 import subprocess
 
@@ -41,7 +42,7 @@ def proxied(stack, first):
     own = {"COMPOSE_FILE": FILES, "TLS_DOMAIN": DOMAIN, "TLS_PORT": str(free_port())}
     stack.environment |= own
     try:
-        image = stack.compose("config", "--images", "proxy").split()[-1]
+        image = image_of(stack, "proxy")
         if subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode:
             pytest.skip(f"the engine does not have {image}")
         pem = certificate(stack.root / "both.pem", *(f"{label}.{DOMAIN}" for label in LABELS))
@@ -58,6 +59,10 @@ def proxied(stack, first):
         for name in SECRETS:
             (stack.root / ".secrets" / name).unlink(missing_ok=True)
         stack.compose("up", "-d", "--wait")
+
+
+def image_of(stack, service):
+    return json.loads(stack.compose("config", "--format", "json"))["services"][service]["image"]
 
 
 def ask(stack, label, path, method="GET", **more):
@@ -109,6 +114,5 @@ def test_a_client_of_mlflow_elsewhere_writes_a_run_with_a_large_file_and_reads_i
     options = ["--rm", "--network", "host", "--add-host", f"mlflow.{DOMAIN}:127.0.0.1", "--entrypoint", "python"]
     options += ["--volume", f"{proxied.root / 'both.pem'}:/both.pem:ro"]
     options += [option for name, value in variables.items() for option in ("--env", f"{name}={value}")]
-    image = proxied.compose("config", "--images", "mlflow").split()[-1]
 
-    assert proxied.run("docker", "run", *options, image, "-c", ELSEWHERE).split()[-1] == "1.0"
+    assert proxied.run("docker", "run", *options, image_of(proxied, "mlflow"), "-c", ELSEWHERE).split()[-1] == "1.0"
