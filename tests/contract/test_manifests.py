@@ -204,12 +204,12 @@ def test_what_is_changed_of_an_operator_is_what_kubernetes_knows(folder, kuberne
             kubernetes_schema(changed)
 
 
-def test_kueue_is_told_to_share_fairly_and_to_leave_other_namespaces_alone():
+def test_kueue_is_told_not_to_stop_jobs_by_shares_and_to_leave_other_namespaces_alone():
     file = MANIFESTS / "operators/kueue/kueue-manager-config-configmap.yaml"
     text = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["controller_manager_config.yaml"]
     config = yaml.safe_load(text)
 
-    assert "fairSharing" not in config, "with the flavors of the teams' queues, jobs stop one another without an end"
+    assert "fairSharing" not in config, "with more than one flavor, jobs stop one another in vain"
     assert {"pod", "ray.io/rayjob"} <= set(config["integrations"]["frameworks"])
     (expression,) = config["managedJobsNamespaceSelector"]["matchExpressions"]
     assert expression == {"key": team_manifests.TEAM_LABEL, "operator": "Exists"}

@@ -21,8 +21,6 @@ pytestmark = [
     pytest.mark.skipif(bool(clusters.why_none()), reason=clusters.why_none()),
     pytest.mark.timeout(600),
 ]
-RESTLESS_S = 90
-"""How long jobs that stop one another are watched."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,36 +80,12 @@ def test_the_more_urgent_goes_first_and_stops_nobody():
         assert queues.agree() == {"a-urgent"}
 
 
-def test_jobs_stop_one_another_without_end_where_urgency_stops_jobs_too():
-    """Why the queues have `withinClusterQueue: Never`: with `LowerPriority` three of these four never rest."""
-    with clusters.queues("LowerPriority", a=(4, 2), b=(2, 4)) as queues:
-        queues.submit("a-runs", "a", 2, "high")
-        queues.submit("b-large", "b", 4, "high")
-        queues.submit("a-urgent", "a", 3, "high")
-        wait_until(lambda: queues.admitted() == {"a-runs", "b-large"}, 60)
-        queues.submit("a-own", "a", 2)
-
-        wait_until(lambda: min(evictions(queues).get(name, 0) for name in ("b-large", "a-own")) >= 2, RESTLESS_S, 1)
-
-
 def reasons(queues, team):
     """Return why each job of a team that waits does so, as `runs show` says it."""
     return {
         waiting.job_of(one)[1]: waiting.waits(one, None, None).reason
         for one in queues.workloads(team)
         if waiting.is_waiting(one)
-    }
-
-
-def evictions(queues):
-    """Return how often each job was stopped, of those that were."""
-    return {
-        one["metadata"]["ownerReferences"][0]["name"]: sum(
-            item["count"] for item in one["status"]["schedulingStats"]["evictions"]
-        )
-        for team in ("a", "b")
-        for one in queues.workloads(team)
-        if one.get("status", {}).get("schedulingStats", {}).get("evictions")
     }
 
 

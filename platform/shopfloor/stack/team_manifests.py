@@ -174,9 +174,8 @@ def _cluster_queue(team: Team, others: Sequence[Team], pool: Mapping[str, Flavor
     need no GPU, do not end up on nodes that have some.
 
     Jobs are stopped for one reason alone: another team takes back what is its own. A second reason, such as urgency
-    within the team, makes circles: the borrower yields to the owner's small job, that to the owner's urgent large one,
-    which then lacks what the borrower, back again, has taken. On Kueue 0.19 three such jobs stopped one another for as
-    long as they were watched (`tests/e2e/test_cluster_queue.py`).
+    within the team, can make circles: a borrower yields to the owner's small job, that to the owner's urgent large one,
+    which then lacks what the borrower, back again, has taken (`tests/simulation/test_circles.py`).
     """
     without, covered = [name for name in pool if not pool[name].gpu], ["cpu", "memory", "nvidia.com/gpu"]
     order = sorted(team.quota, key=lambda name: name not in without)
