@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.base import component
 
-READS = ("features", "features.py")
+READS = ("task", "features", "features.py")
 
 
 @component

@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.base import component
 
-READS = ("evaluation", "gates", "model.py")
+READS = ("task", "evaluation", "gates", "model.py", "metrics.py")
 
 
 @component

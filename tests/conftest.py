@@ -26,6 +26,7 @@ ONE_CLUSTER = {
     "test_rollout.py",
     "test_serving.py",
     "test_shadow.py",
+    "test_tasks.py",
     "test_traffic.py",
 }
 """Modules that need a Ray cluster with endpoints, most of them the same; one after the other too."""

@@ -66,6 +66,8 @@ class FeatureSet(Record):
     optional: list[str]
     """Features that may be missing in a row."""
     target: str
+    classes: list[int | str] = []
+    """Labels of a multiclass task in the training set, sorted: the order of a model's probabilities."""
     entities: list[str]
     """Columns that identify and slice a row, not the model's inputs."""
     rows: dict[str, int]
@@ -155,7 +157,7 @@ class Line(Record):
 
 
 class Curve(Record):
-    """A picture of how a model predicts: lines in the unit square or less, the diagonal for comparison."""
+    """A picture of how a model predicts: points, joined or not, and what they are to be compared with."""
 
     title: str
     x: str
@@ -165,11 +167,27 @@ class Curve(Record):
     """The model's, and where there is one the champion's on the same rows."""
     marks: bool = False
     """Whether the points themselves show."""
+    joined: bool = True
+    """Whether a line goes through the points."""
+    within: Literal["unit", "data"] = "unit"
+    """Part of the plane: the unit square, or less of it from 0 on, or as far as the points go."""
+    reference: Literal["diagonal", "zero"] = "diagonal"
+    """The dashed line of a perfect model: x = y, or y = 0."""
+
+
+class Confusion(Record):
+    """How often a class was taken for which."""
+
+    classes: list[int | str]
+    counts: list[list[int]]
+    """A row for each class that is true, a column for each that was predicted."""
 
 
 class Evaluation(Record):
     """What the model is worth on the test set."""
 
+    task: str = "binary"
+    """What the model predicts, as use_case.yaml says it."""
     rows: int
     metrics: dict[str, float]
     """Values by the names of `judging.metrics`; one that is not defined on these rows is absent."""
@@ -184,6 +202,8 @@ class Evaluation(Record):
     titles: dict[str, str] = {}
     """Metric to its name for a person."""
     curves: list[Curve] = []
+    confusion: Confusion | None = None
+    """Of a multiclass task."""
     importance: dict[str, float]
     """Feature name to gain, summing to 1."""
 

@@ -10,6 +10,7 @@ import datetime as dt
 import importlib
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -29,6 +30,9 @@ FUNCTIONS = {
 NAME = r"^[a-z][a-z0-9_]*$"
 """A name of a use case: of its folder, its registered model, its application and its Python package."""
 Interval = tuple[dt.date, dt.date]
+Task = Literal["binary", "multiclass", "regression"]
+"""What a model predicts: the probability of label 1 of 0 and 1 (`binary`), one of several classes (`multiclass`), or a
+number (`regression`)."""
 
 
 class _Section(BaseModel):
@@ -267,6 +271,7 @@ class UseCase(_Section):
 
     name: str = Field(pattern=NAME)
     description: str = ""
+    task: Task = "binary"
     data: DataSection
     features: FeaturesSection
     search: SearchSection
@@ -348,8 +353,6 @@ def load_use_case(settings: Settings, name: str) -> UseCase:
         NotFoundError: There is no use case of that name.
         UsageError: It is no name, or the file is broken; the message names file, line and key.
     """
-    import yaml
-
     require_name(name)
     file = settings.project_root / "pipelines" / name / FILE_NAME
     if not file.is_file():
@@ -359,16 +362,7 @@ def load_use_case(settings: Settings, name: str) -> UseCase:
     if root not in sys.path:  # the use case's modules are imported from the project, wherever the command was started
         sys.path.insert(0, root)
     place = file.relative_to(settings.project_root)
-    try:
-        # libyaml, where PyYAML has it, is ten times as fast.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(file.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        content = None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UsageError(f"{place}:{line}: {problem}.", "Mend the file.") from error
+    node, content = _read(file, place)
     try:
         use_case = UseCase.model_validate(content)
     except ValidationError as error:
@@ -381,9 +375,48 @@ def load_use_case(settings: Settings, name: str) -> UseCase:
     return use_case
 
 
+def where(settings: Settings, name: str, *key: str) -> str:
+    """Return where a key of a valid `use_case.yaml` stands, as `file:line: key`, for an error that names it.
+
+    Args:
+        settings: Say where the project is.
+        name: The use case's name.
+        key: Parts of the key, from the outermost on.
+    """
+    file = settings.project_root / "pipelines" / name / FILE_NAME
+    place = file.relative_to(settings.project_root)
+    return _place(place, _read(file, place)[0], key)
+
+
+def _read(file: Path, place: Path) -> tuple[Any, Any]:
+    """Return the YAML node of a file, which knows its lines, and what it holds.
+
+    Raises:
+        UsageError: It is not YAML.
+    """
+    import yaml
+
+    try:
+        # libyaml, where PyYAML has it, is ten times as fast.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(file.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UsageError(f"{place}:{line}: {problem}.", "Mend the file.") from error
+
+
 def _describe(file: Path, node: Any, problem: Any) -> str:
     """Return `file:line: key: what is wrong` for one pydantic error."""
     location = [part for part in problem["loc"] if part not in {"int", "float", "choice"}]
+    message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+    return f"{_place(file, node, location)}: {message}."
+
+
+def _place(file: Path, node: Any, location: Sequence[str | int]) -> str:
+    """Return `file:line: key`, with the line of the last part of the key that is there."""
     line = node.start_mark.line + 1 if node else 1
     for part in location:
         children = getattr(node, "value", None)
@@ -397,5 +430,4 @@ def _describe(file: Path, node: Any, problem: Any) -> str:
                 break
             line, node = match[0][0].start_mark.line + 1, match[0][1]
     key = ".".join(str(part) for part in location) or "(file)"
-    message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-    return f"{file}:{line}: {key}: {message}."
+    return f"{file}:{line}: {key}"

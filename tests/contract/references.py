@@ -254,7 +254,10 @@ def _endpoint_document():
     from shopfloor.serving.replica.documents import openapi
 
     rows = RowSchema((Column("amount", "double", True),))
-    model = SimpleNamespace(name="<use_case>", version="1", rows=rows, example={"amount": 1.5})
+    # What a prediction looks like depends on the model; this page says what holds for all.
+    model = SimpleNamespace(
+        name="<use_case>", version="1", rows=rows, example={"amount": 1.5}, classes=(), example_answer=None
+    )
     config = Config(use_case="<use_case>", tracking_uri="")
     return openapi(model, "/<use_case>", {"amount": 1.5}, None, config)
 

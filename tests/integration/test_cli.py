@@ -303,7 +303,7 @@ def test_the_command_that_asks_a_new_endpoint_is_one_of_the_shell_whatever_its_e
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/flights/predict"
-        outcome = {"message": "", "state": "succeeded", "metrics": {}, "links": {}, "endpoint": url}
+        outcome = {"message": "", "state": "succeeded", "metrics": {}, "headlines": [], "links": {}, "endpoint": url}
         submit._show(Settings(project_root=tmp_path), types.SimpleNamespace(**outcome))
         server.shutdown()
     command = capsys.readouterr().out.strip().splitlines()[-1]

@@ -1,15 +1,22 @@
 """Gates: direction, equality at the bound, the worst slice, the champion."""
 
+from pathlib import Path
+
 import pytest
 from shopfloor.errors import UsageError
-from shopfloor.judging.gates import judge, judge_signature
+from shopfloor.judging.gates import judge, judge_signature, require_known
+from shopfloor.judging.metrics import of_task
 from shopfloor.judging.signature import Input
 from shopfloor.records import SliceResult
-from shopfloor.use_case import GatesSection
+from shopfloor.settings import Settings
+from shopfloor.use_case import GatesSection, load_use_case
+
+GOOD = (Path(__file__).resolve().parents[2] / "pipelines/flight_delays/use_case.yaml").read_text()
 
 
-def verdicts(gates, metrics, slices=(), champion=None, champion_metrics=None):
-    return judge(GatesSection.model_validate(gates), metrics, slices, champion, champion_metrics or {})
+def verdicts(gates, metrics, slices=(), champion=None, champion_metrics=None, task="binary"):
+    section = GatesSection.model_validate(gates)
+    return judge(section, of_task(task), metrics, slices, champion, champion_metrics or {})
 
 
 @pytest.mark.parametrize(("value", "passed"), [(0.7, True), (0.71, True), (0.69, False), (float("nan"), False)])
@@ -60,6 +67,46 @@ def test_without_a_champion_its_gates_are_met_and_with_one_that_cannot_be_scored
 def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"'auc', which is no metric. Known metrics: .*roc_auc"):
         verdicts({"metrics": {"auc": {"min": 0.7}}}, {})
+
+
+@pytest.mark.parametrize(("mine", "passed"), [(10.4, True), (10.6, False), (2, True)])
+def test_errors_of_a_regression_are_bounded_from_above_and_a_champion_is_lost_to_by_more(mine, passed):
+    gates = {"metrics": {"mae": {"max": 10.5}}, "champion": {"mae": {"max_loss": 0.5}}}
+    results = verdicts(gates, {"mae": mine}, (), "3", {"3": {"mae": 10}}, task="regression")
+    assert [result.passed for result in results] == [passed, passed]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            "log_loss: {max: 0.45}",
+            "mae: {max: 3}",
+            r"use_case.yaml:46: gates.metrics.mae: .*another task \(regression\)",
+        ),
+        (
+            "log_loss: {max: 0.45}",
+            "auc: {min: 1}",
+            r"use_case.yaml:46: gates.metrics.auc: .*no metric. Known.* roc_auc",
+        ),
+        (
+            "    roc_auc: {min: 0.60, min_rows: 500}",
+            "    p99_ms: {max: 1}",
+            "use_case.yaml:49: gates.slices.p99_ms: .*which real requests alone show",
+        ),
+        ("    log_loss: {max_loss: 0.005}", "    r2: {max_loss: 0.1}", "use_case.yaml:52: gates.champion.r2: "),
+        ("p99_ms: {max: 50}", "p98_ms: {max: 50}", "use_case.yaml:58: gates.live.metrics.p98_ms: "),
+        ("name: flight_delays", "name: flight_delays\ntask: regression", "use_case.yaml:46: gates.metrics.roc_auc: "),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_one_line_with_file_line_and_key(tmp_path, old, new, why):
+    folder = tmp_path / "pipelines" / "flight_delays"
+    folder.mkdir(parents=True)
+    assert old in GOOD
+    (folder / "use_case.yaml").write_text(GOOD.replace(old, new))
+    settings = Settings(project_root=tmp_path)
+    with pytest.raises(UsageError, match=why):
+        require_known(settings, load_use_case(settings, "flight_delays"))
 
 
 def test_a_loss_is_measured_against_the_best_of_the_champions_so_that_quality_does_not_sink_run_by_run():

@@ -7,6 +7,7 @@ import pytest
 from shopfloor.errors import UsageError
 from shopfloor.judging.gates import judge_live
 from shopfloor.judging.live import live_numbers
+from shopfloor.judging.metrics import of_task
 from shopfloor.records import LiveNumbers
 from shopfloor.use_case import LiveGates
 
@@ -35,9 +36,9 @@ def feedback(**outcomes):
     return pd.DataFrame(rows, columns=["request_id", "outcome"])
 
 
-def numbers(predictions, outcomes=None, version="2", tolerance=0.1, cost_per_hour=None):
+def numbers(predictions, outcomes=None, version="2", tolerance=0.1, cost_per_hour=None, task="binary"):
     feedback_rows = feedback() if outcomes is None else outcomes
-    return live_numbers(predictions, feedback_rows, version, "1", tolerance, cost_per_hour)
+    return live_numbers(predictions, feedback_rows, version, "1", tolerance, cost_per_hour, task, of_task(task))
 
 
 def test_errors_are_the_versions_own_not_the_clients():
@@ -99,6 +100,48 @@ def test_feedback_gives_the_metrics_of_the_evaluation():
     assert values.counts["roc_auc"] == 4
 
 
+def test_feedback_of_a_regression_is_a_number_and_what_is_none_says_nothing():
+    outcomes = feedback(r1=10, r2=22.5, r3="much", r4=True, r5=1e400)
+    predictions = log(
+        *(answer(i, "2", "canary", prediction=p) for i, p in ((1, 12), (2, 22.5), (3, 1), (4, 1), (5, 1)))
+    )
+    values = numbers(predictions, outcomes, task="regression")
+    assert (values.metrics["mae"], values.counts["mae"]) == (1, 2)
+    assert "roc_auc" not in values.metrics
+
+
+def chances(most, **probabilities):
+    return {"class": most, "probabilities": probabilities}
+
+
+def test_feedback_of_a_multiclass_task_is_a_class_and_another_one_says_nothing():
+    outcomes = feedback(r1="a", r2="b", r3="a", r4="z", r5=1)
+    given = [chances("a", a=0.9, b=0.1), chances("b", a=0.2, b=0.8), chances("b", a=0.4, b=0.6)]
+    predictions = log(*(answer(i, "2", "canary", prediction=p) for i, p in enumerate([*given, given[0], given[0]], 1)))
+    values = numbers(predictions, outcomes, task="multiclass")
+    assert (values.metrics["accuracy"], values.counts["accuracy"]) == (pytest.approx(2 / 3), 3)
+    assert {"log_loss", "roc_auc_ovr"} <= values.metrics.keys()
+
+
+def test_feedback_to_classes_without_probabilities_gives_the_metrics_of_classes():
+    predictions = log(*(answer(i, "2", "canary", prediction=p) for i, p in ((1, 7), (2, 3), (3, 3))))
+    values = numbers(predictions, feedback(r1=7, r2=7, r3=3), task="multiclass")
+    assert values.metrics["accuracy"] == pytest.approx(2 / 3)
+    assert "log_loss" not in values.metrics
+
+
+def test_versions_agree_on_a_class_whatever_its_probability():
+    values = numbers(
+        log(
+            answer(1, "1", prediction=chances("a", a=0.9, b=0.1)),
+            answer(1, "2", "shadow", prediction=chances("a", a=0.6, b=0.4)),
+            answer(2, "1", prediction=chances("a", a=0.9, b=0.1)),
+            answer(2, "2", "shadow", prediction=chances("b", a=0.4, b=0.6)),
+        )
+    )
+    assert (values.metrics["agreement"], values.counts["agreement"]) == (0.5, 2)
+
+
 def test_cost_is_that_of_the_time_spent():
     values = numbers(log(answer(1, "2", "canary", latency_ms=3.6)), cost_per_hour=1000)
     assert values.metrics["cost_per_1000"] == pytest.approx(1.0)
@@ -126,20 +169,22 @@ def measured(version="2", count=100, **metrics):
 
 def test_met_missed_and_undecided_are_three_verdicts():
     good = measured(p99_ms=4, error_rate=0, agreement=0.95)
-    assert [g.passed for g in judge_live(GATES, good, measured("1", p99_ms=3))] == [True] * 4
+    assert [g.passed for g in judge_live(GATES, of_task("binary"), good, measured("1", p99_ms=3))] == [True] * 4
     slow = measured(p99_ms=12, error_rate=0, agreement=0.95)
-    p99, *_, against = judge_live(GATES, slow, measured("1", p99_ms=3))
+    p99, *_, against = judge_live(GATES, of_task("binary"), slow, measured("1", p99_ms=3))
     assert (p99.passed, p99.missed_by, against.passed) == (False, 2, False)
-    few = judge_live(GATES, measured(count=99, p99_ms=4, error_rate=0), measured("1", p99_ms=3))
+    few = judge_live(GATES, of_task("binary"), measured(count=99, p99_ms=4, error_rate=0), measured("1", p99_ms=3))
     assert all(result.undecided and not result.passed for result in few)
     assert few[0].note == "not enough data: version 2 has 99 of 100 answers"
 
 
 def test_the_champion_is_judged_by_the_bounds_that_concern_it_alone():
-    gates = [result.gate for result in judge_live(GATES, measured("1", p99_ms=4, error_rate=0), None)]
+    gates = [
+        result.gate for result in judge_live(GATES, of_task("binary"), measured("1", p99_ms=4, error_rate=0), None)
+    ]
     assert gates == ["p99_ms", "error_rate"]
 
 
 def test_an_unknown_metric_is_one_line():
     with pytest.raises(UsageError, match="'speed', which is no metric. Known metrics: agreement"):
-        judge_live(LiveGates.model_validate({"metrics": {"speed": {"min": 1}}}), measured(), None)
+        judge_live(LiveGates.model_validate({"metrics": {"speed": {"min": 1}}}), of_task("binary"), measured(), None)

@@ -249,10 +249,9 @@ def latest_count(log: Path) -> str:
 def _show(settings: Settings, outcome: Any) -> None:
     render.out.print()
     render.out.print(outcome.message, markup=False, style="bold" if outcome.state == "succeeded" else "bold red")
-    from shopfloor.judging.metrics import headlines
     from shopfloor.settings import NO_TOKENS
 
-    for name in headlines("binary"):
+    for name in outcome.headlines:
         if name in outcome.metrics:
             text = f"  {name:<18}{outcome.metrics[name]:.4f}"
             if name in outcome.champion_metrics:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shopfloor.errors import DataError, UsageError
-from shopfloor.use_case import UseCase
+from shopfloor.use_case import Task, UseCase
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,16 +25,17 @@ _LARGEST = 2**63 - 1
 _ZONE = "Say which zone it is in, such as frame[...].dt.tz_localize('UTC')."
 
 
-def require_rows(rows: pd.DataFrame, target: str) -> pd.DataFrame:
+def require_rows(rows: pd.DataFrame, target: str, task: Task) -> pd.DataFrame:
     """Return what `rows` of a features.py returned, of that the rows with a time; how many have none is said.
 
     Args:
         rows: With the time of each row and its label.
         target: Name of the label.
+        task: What the use case's models predict, which says what a label may be.
 
     Raises:
         UsageError: A column is not there, or the times have no zone.
-        DataError: The labels are no numbers, or some are missing.
+        DataError: A label is missing, or is none of the task.
     """
     import pandas as pd
 
@@ -48,13 +49,70 @@ def require_rows(rows: pd.DataFrame, target: str) -> pd.DataFrame:
         raise DataError(
             f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave them out of rows()."
         )
-    labels = as_numbers(rows[target], "label")
-    if rows[target].dtype.kind not in "biuf":
-        rows = rows.assign(**{target: labels})
+    if task == "multiclass":
+        _require_classes(rows[target])
+    else:
+        rows = _with_numbers(rows, target, task)
     if timeless := int(rows[TIME].isna().sum()):
         logger.warning("%s of %s rows have no %s and are left out", f"{timeless:,}", f"{len(rows):,}", TIME)
         return rows[rows[TIME].notna()]
     return rows
+
+
+def _require_classes(labels: pd.Series[Any]) -> None:
+    """Check that labels are classes: all of them texts, or all whole numbers.
+
+    Raises:
+        DataError: One is neither, or there are both.
+    """
+    labels_there = labels.unique().tolist()
+    if labels.dtype.kind in "iu" or {type(label) for label in labels_there} == {str}:
+        return
+    wrong = next(label for label in labels_there if not isinstance(label, str))
+    raise DataError(
+        f"The label {labels.name!r} is {wrong!r} in some rows; where task is multiclass, all are texts or all whole "
+        "numbers.",
+        "Mend rows() of features.py, or task in use_case.yaml.",
+    )
+
+
+def _with_numbers(rows: pd.DataFrame, target: str, task: Task) -> pd.DataFrame:
+    """Return rows with labels that are numbers.
+
+    Raises:
+        DataError: One is none, or none of the task.
+    """
+    labels = as_numbers(rows[target], "label")
+    wrong = labels[~labels.isin([0, 1])] if task == "binary" else labels[labels.abs() == float("inf")]
+    if len(wrong):
+        what = "0 or 1 where task is binary" if task == "binary" else "a finite number where task is regression"
+        raise DataError(
+            f"The label {target!r} is {wrong.iloc[0]:g} in {len(wrong)} of {len(rows)} rows; it is {what}.",
+            "Mend rows() of features.py, or task in use_case.yaml.",
+        )
+    if rows[target].dtype.kind not in "biuf":
+        return rows.assign(**{target: labels})
+    return rows
+
+
+def classes_of(splits: Mapping[str, pd.DataFrame], target: str) -> list[int | str]:
+    """Return the classes of the training set, sorted.
+
+    Args:
+        splits: Name to rows; those of `train` have every class.
+        target: Name of the label.
+
+    Raises:
+        DataError: Another split has one that the training set lacks: no model would know it.
+    """
+    classes: list[int | str] = sorted(splits["train"][target].unique().tolist())
+    for name, rows in splits.items():
+        if strangers := sorted(set(rows[target].unique().tolist()) - set(classes)):
+            raise DataError(
+                f"Split {name!r} has rows of class {strangers[0]!r}, split 'train' has none.",
+                "Leave them out of rows(), or mend features.split in use_case.yaml.",
+            )
+    return classes
 
 
 def as_numbers(column: pd.Series[Any], what: str = "feature", where: str = "") -> pd.Series[Any]:

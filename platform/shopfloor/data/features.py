@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.data.contract import TIME, as_numbers, require_names, require_rows, require_view
+from shopfloor.data.contract import TIME, as_numbers, classes_of, require_names, require_rows, require_view
 from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import ConflictError, DataError, UsageError, first_line
 from shopfloor.records import FeatureSet
@@ -61,7 +61,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         metrics: Gets the rows of each split, those without a time, and the number of features.
 
     Raises:
-        DataError: A split has no rows, or a feature or a label is no number.
+        DataError: A split has no rows, a feature is no number, or a label is none of the task.
         UsageError: `features.py` does not keep to its contract; the view and the column are named.
     """
     use_case = load_use_case(settings, use_case_name)
@@ -69,7 +69,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     tables = local_copy(settings, tables_uri)
     with scratch(settings.private_state_dir()) as source_files:
         everything = code.rows(tables)
-        rows = require_rows(everything, use_case.features.target)
+        rows = require_rows(everything, use_case.features.target, use_case.task)
         code.source_tables(tables, source_files)
         sources = keep_sources(settings, use_case, source_files)
         frame, names = _join(settings, use_case, code, sources, source_files, rows)
@@ -82,6 +82,7 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
         features={name: "int" if frame[name].dtype.kind in "iu" else "float" for name in names},
         optional=optional,
         target=target,
+        classes=classes_of(splits, target) if use_case.task == "multiclass" else [],
         entities=entities,
         rows={name: len(part) for name, part in splits.items()},
     )

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.judging import gates
 from shopfloor.judging.live import COLUMNS, live_numbers
+from shopfloor.judging.metrics import of_use_case
 from shopfloor.records import GateResult, LiveNumbers, Record
 from shopfloor.registry import compatibility
 from shopfloor.runs.mlflow import Mlflow, version_of
@@ -168,6 +169,7 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
         ServiceError: Ray does not answer.
     """
     case = load_use_case(settings, use_case)
+    gates.require_known(settings, case)
     assignment = assignments.read(rollout.registry(settings), use_case).assignment
     present, challenger = assignment.champion, assignment.challenger
     log = _read(settings, use_case, since)
@@ -175,10 +177,10 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
     numbers = {version: _numbers(case, log, version, present) for version in (present, challenger) if version}
     percent = rollout.live_share(settings, use_case) if challenger else 0.0
     if present:
-        verdicts = gates.judge_live(case.gates.live, numbers[present], None)
+        verdicts = gates.judge_live(case.gates.live, of_use_case(case), numbers[present], None)
         versions.append(_verdict(present, "champion", 100 - percent, numbers[present], verdicts))
     if challenger:
-        verdicts = gates.judge_live(case.gates.live, numbers[challenger], numbers.get(present or ""))
+        verdicts = gates.judge_live(case.gates.live, of_use_case(case), numbers[challenger], numbers.get(present or ""))
         versions.append(_verdict(challenger, "challenger", percent, numbers[challenger], verdicts))
     return RolloutStatus(use_case=use_case, since=since, shadow=assignment.shadow, versions=versions)
 
@@ -209,6 +211,7 @@ def run(
         ServiceError: MLflow or Ray does not answer; the same command goes on.
     """
     case = load_use_case(settings, use_case)
+    gates.require_known(settings, case)
     _require_sense(case, stages)
     mlflow = rollout.registry(settings)
     start = dt.datetime.now(dt.UTC)
@@ -268,6 +271,7 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
         ServiceError: MLflow, Ray or the log of predictions does not answer, at the first look or at the last one.
     """
     case = load_use_case(settings, use_case)
+    gates.require_known(settings, case)
     mlflow = rollout.registry(settings)
     version = assignments.read(mlflow, use_case).assignment.champion
     if version is None:
@@ -282,7 +286,7 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
             if entry.assignment.champion != version:
                 return None
             numbers = _numbers(case, _read(settings, use_case, start), version, version)
-            verdicts = gates.judge_live(case.gates.live, numbers, None)
+            verdicts = gates.judge_live(case.gates.live, of_use_case(case), numbers, None)
             if missed := _missed(verdicts):
                 bound = f"the bound is {missed[0].bound}"
                 reason = f"after its promotion {missed[0].gate} is {missed[0].value:.6g}, {bound}"
@@ -349,6 +353,7 @@ def _watch(
         recent = tuple(frame[frame["time"] >= stage_begun] for frame in log)
         verdicts = gates.judge_live(
             case.gates.live,
+            of_use_case(case),
             _merged(case, log, recent, version, present),
             _numbers(case, log, present, None) if present else None,
         )
@@ -377,8 +382,8 @@ def _merged(case: UseCase, log: Any, recent: Any, version: str, present: str | N
 
 def _numbers(case: UseCase, log: Any, version: str, present: str | None) -> LiveNumbers:
     predictions, feedback = log
-    tolerance = case.gates.live.tolerance
-    return live_numbers(predictions, feedback, version, present, tolerance, case.serving.cost_per_hour)
+    tolerance, cost_per_hour = case.gates.live.tolerance, case.serving.cost_per_hour
+    return live_numbers(predictions, feedback, version, present, tolerance, cost_per_hour, case.task, of_use_case(case))
 
 
 def _read(settings: Settings, use_case: str, since: dt.datetime) -> tuple[Any, Any]:

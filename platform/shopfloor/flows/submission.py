@@ -56,7 +56,7 @@ def read(
         arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
     require_parameters(compiled, arguments)
     if "use_case" in arguments:
-        require_known(load_use_case(settings, arguments["use_case"]).gates)
+        require_known(settings, load_use_case(settings, arguments["use_case"]))
     return compiled, arguments
 
 

@@ -44,6 +44,8 @@ class Outcome(Record):
     version: str | None
     """The version that is the champion because of this run."""
     metrics: dict[str, float]
+    headlines: list[str]
+    """Names of those of the metrics that tell most."""
     champion: str | None
     champion_metrics: dict[str, float]
     endpoint: str | None
@@ -255,6 +257,7 @@ class _Run:
             use_case=report.use_case,
             version=self._version,
             metrics=evaluation.metrics if evaluation else {},
+            headlines=evaluation.headlines if evaluation else [],
             champion=evaluation.champion if evaluation else None,
             champion_metrics=evaluation.champion_metrics if evaluation else {},
             endpoint=report.endpoint,

@@ -3,52 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from shopfloor.judging.metrics import Metric, Task, metric_named, of_requests, of_test_set
+from shopfloor.errors import UsageError
+from shopfloor.judging.metrics import Metric, metric_named, of_requests, of_test_set, of_use_case
 from shopfloor.judging.signature import Inputs, incompatibility
 from shopfloor.records import GateResult, LiveNumbers, SliceResult
-from shopfloor.use_case import Bound, GatesSection, LiveGates
+from shopfloor.settings import Settings
+from shopfloor.use_case import Bound, GatesSection, LiveGates, UseCase, where
 
 
-def require_known(gates: GatesSection, task: Task = "binary") -> None:
-    """Check that every gate bounds a metric that there is.
+def require_known(settings: Settings, use_case: UseCase) -> tuple[Metric, ...]:
+    """Return a use case's metrics; every gate bounds one of them, or what real requests show.
 
     Raises:
-        UsageError: One does not.
+        UsageError: One does not; the message names file, line and key. Or `metrics.py` is broken.
     """
-    for name in (*gates.metrics, *gates.slices, *gates.champion):
-        metric_named(name, of_test_set(task))
-    for name in (*gates.live.metrics, *gates.live.champion):
-        metric_named(name, of_requests(task))
+    metrics, gates = of_use_case(use_case), use_case.gates
+    sections: list[tuple[str, Iterable[str], tuple[Metric, ...]]] = [
+        ("gates.metrics", gates.metrics, of_test_set(metrics)),
+        ("gates.slices", gates.slices, of_test_set(metrics)),
+        ("gates.champion", gates.champion, of_test_set(metrics)),
+        ("gates.live.metrics", gates.live.metrics, of_requests(metrics)),
+        ("gates.live.champion", gates.live.champion, of_requests(metrics)),
+    ]
+    for section, names, choice in sections:
+        for name in names:
+            try:
+                metric_named(name, choice)
+            except UsageError as error:
+                place = where(settings, use_case.name, *section.split("."), name)
+                raise UsageError(f"{place}: {error.message}", error.remedy) from None
+    return metrics
 
 
 def judge(
     gates: GatesSection,
+    known: Sequence[Metric],
     metrics: Mapping[str, float],
     slices: Sequence[SliceResult],
     champion: str | None,
     champion_metrics: Mapping[str, Mapping[str, float]],
     champion_note: str = "",
-    task: Task = "binary",
 ) -> list[GateResult]:
     """Return the verdict of every gate.
 
     Args:
         gates: The bounds.
+        known: Metrics of the use case.
         metrics: The model's metrics on all test rows.
         slices: Its metrics by slice.
         champion: The champion's version, `None` where there is none: then its gates are met.
         champion_metrics: Version to its metrics on the same rows, of the champion and the champions before it that
             count; without the champion where it could not be scored.
         champion_note: Why it could not.
-        task: What the model predicts.
 
     Raises:
         UsageError: A gate bounds an unknown metric.
     """
     names = (*gates.metrics, *gates.slices, *gates.champion)
-    bounded = {name: metric_named(name, of_test_set(task)) for name in names}
+    bounded = {name: metric_named(name, of_test_set(known)) for name in names}
     results = [_bounded(name, bound, metrics.get(name)) for name, bound in gates.metrics.items()]
     for name, slice_bound in gates.slices.items():
         judged = [
@@ -60,7 +74,7 @@ def judge(
             # The worst slice stands for all: whether any is missed, and by how much.
             results.append(max(judged, key=lambda result: (result.missed_by, -_margin(result, slice_bound))))
         else:
-            note = f"no slice has {slice_bound.min_rows} rows of both kinds"
+            note = f"no slice has {slice_bound.min_rows} rows on which it is defined"
             results.append(
                 GateResult(gate=f"{name} by slice", bound=_words(slice_bound), value=None, passed=True, note=note)
             )
@@ -73,18 +87,21 @@ def judge(
     return results
 
 
-def judge_live(gates: LiveGates, numbers: LiveNumbers, champion: LiveNumbers | None) -> list[GateResult]:
+def judge_live(
+    gates: LiveGates, known: Sequence[Metric], numbers: LiveNumbers, champion: LiveNumbers | None
+) -> list[GateResult]:
     """Return the verdict of every gate on what a version did for real requests.
 
     Args:
         gates: The bounds.
+        known: Metrics of the use case.
         numbers: The version's.
         champion: The champion's over the same time; `None` where the version is champion itself.
 
     Raises:
         UsageError: A gate bounds an unknown metric.
     """
-    bounded = {name: metric_named(name, of_requests("binary")) for name in (*gates.metrics, *gates.champion)}
+    bounded = {name: metric_named(name, of_requests(known)) for name in (*gates.metrics, *gates.champion)}
     results = []
     for name, bound in gates.metrics.items():
         missing = _too_few(gates, name, numbers)

@@ -7,6 +7,7 @@ asked them too. The file is plain JSON, strictly checked: whoever may write to t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ FOLDER = "extra_files"
 """Folder of a model in MLflow for what is logged with it beside its own files."""
 MAX_BYTES = 16 * 2**20
 TOLERANCE = 1e-6
-"""Distance that an answer may have from the offline one."""
+"""Distance that an answer may have from the offline one; for numbers beyond 1, as a part of the offline one."""
 
 
 class Golden(BaseModel):
@@ -28,7 +29,27 @@ class Golden(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: list[dict[str, bool | int | FiniteFloat | str | None]] = Field(min_length=1)
-    predictions: list[FiniteFloat | list[FiniteFloat]]
+    predictions: list[FiniteFloat | str | list[FiniteFloat] | dict[str, FiniteFloat | str | dict[str, FiniteFloat]]]
+
+
+def classified(answers: Any, classes: Sequence[int | str]) -> Any:
+    """Return what a multiclass model answers as an endpoint sends it: `{"class": ..., "probabilities": {...}}` a row.
+
+    Args:
+        answers: Probabilities, shape (rows, classes), or a class a row, which stays as it is.
+        classes: All there are, in the order of the probabilities.
+    """
+    import numpy as np
+
+    table = np.asarray(answers)
+    if table.ndim != 2 or table.shape[1] != len(classes):
+        return answers
+    names = [str(one) for one in classes]
+    rows = zip(table.argmax(axis=1).tolist(), table.tolist(), strict=True)
+    return [
+        {"class": classes[most], "probabilities": dict(zip(names, probabilities, strict=True))}
+        for most, probabilities in rows
+    ]
 
 
 def write(golden: Golden, directory: Path) -> Path:
@@ -75,7 +96,8 @@ def read(directory: Path) -> Golden | None:
 def difference(answer: Any, expected: Any) -> float:
     """Return how far two predictions are apart, infinite where they are not alike at all.
 
-    A prediction is a number, a text, or a list or an object of them. MLflow answers {"0": 0.5} for some libraries: 0.5.
+    Of numbers beyond 1 it is the distance as a part of the expected one. A prediction is a number, a text, or a list or
+    an object of them. MLflow answers {"0": 0.5} for some libraries: 0.5.
     """
     ours, theirs = _leaves(answer), _leaves(expected)
     if len(ours) != len(theirs):
@@ -93,6 +115,6 @@ def _leaves(prediction: Any) -> list[Any]:
 
 def _apart(one: Any, other: Any) -> float:
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
-        distance = abs(one - other)
+        distance = abs(one - other) / max(1.0, abs(other))
         return distance if math.isfinite(distance) else math.inf
     return 0.0 if one == other else math.inf

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.judging.metrics import measure
+from shopfloor.judging.metrics import Classified, Metric, Predictions, measure, of_test_set
 from shopfloor.records import LiveNumbers
+from shopfloor.use_case import Task
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 COLUMNS = ["request_id", "time", "version", "role", "route", "status", "failed", "latency_ms", "output"]
@@ -28,6 +31,8 @@ def live_numbers(
     champion: str | None,
     tolerance: float,
     cost_per_hour: float | None,
+    task: Task,
+    known: Sequence[Metric],
 ) -> LiveNumbers:
     """Return what `version` did.
 
@@ -38,6 +43,8 @@ def live_numbers(
         champion: Whose answers to the same requests its own are to agree with.
         tolerance: Two numeric predictions that differ by no more agree.
         cost_per_hour: Of a replica; `None` where nobody knows.
+        task: What the use case's models predict: which outcomes say something of them.
+        known: Metrics of the use case.
     """
     # Who asks for a version by name (a test, a golden request, a person) decides nothing about it.
     predictions = predictions[predictions["role"] != "asked"]
@@ -62,7 +69,7 @@ def live_numbers(
         counts["cost_per_1000"] = len(good)
     if champion is not None and champion != version:
         _add_agreement(metrics, counts, predictions, shadows, champion, tolerance)
-    _add_quality(metrics, counts, ours[ours["status"] < 400], feedback)
+    _add_quality(metrics, counts, ours[ours["status"] < 400], feedback, task, known)
     return LiveNumbers(version=version, requests=len(answered), shadows=len(shadows), metrics=metrics, counts=counts)
 
 
@@ -89,24 +96,70 @@ def _add_agreement(
 
 
 def _add_quality(
-    metrics: dict[str, float], counts: dict[str, int], answers: pd.DataFrame, feedback: pd.DataFrame
+    metrics: dict[str, float],
+    counts: dict[str, int],
+    answers: pd.DataFrame,
+    feedback: pd.DataFrame,
+    task: Task,
+    known: Sequence[Metric],
 ) -> None:
-    """Add the evaluation's metrics where the outcomes are yes or no and both occur."""
+    """Add the evaluation's metrics where outcomes of the task's kind came, and differ."""
     outcomes = answers.drop_duplicates("request_id").merge(
         feedback.drop_duplicates("request_id", keep="last"), on="request_id"
     )
-    truth, scores = [], []
-    for output, outcome in zip(outcomes["output"], outcomes["outcome"], strict=True):
-        score, label = _prediction(output), json.loads(outcome)
-        if isinstance(score, int | float) and label in (0, 1):
-            scores.append(float(score))
-            truth.append(int(label))
-    if len(set(truth)) == 2:
-        import numpy as np
-
-        numbers = measure(np.array(truth), np.array(scores))
-        metrics.update({name: value for name, value in numbers.items() if name != "base_rate"})
+    pairs = [
+        (_prediction(output), json.loads(outcome))
+        for output, outcome in zip(outcomes["output"], outcomes["outcome"], strict=True)
+    ]
+    truth: np.ndarray
+    predictions: Predictions
+    truth, predictions = _classes(pairs) if task == "multiclass" else _numbers(pairs, task)
+    if len(set(truth.tolist())) > 1:
+        numbers = measure(truth, predictions, of_test_set(known))
+        metrics.update(numbers)
         counts.update(dict.fromkeys(numbers, len(truth)))
+
+
+def _numbers(pairs: list[tuple[Any, Any]], task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return outcomes that are a label or a number, and the predictions of them."""
+    import numpy as np
+
+    truth, predictions = [], []
+    for prediction, became in pairs:
+        if _is_number(prediction) and (became in (0, 1) if task == "binary" else _is_number(became)):
+            truth.append(int(became) if task == "binary" else float(became))
+            predictions.append(float(prediction))
+    return np.array(truth), np.array(predictions)
+
+
+def _classes(pairs: list[tuple[Any, Any]]) -> tuple[np.ndarray, Classified]:
+    """Return outcomes that are a class, and the predictions of them; the endpoint names all classes in each answer."""
+    import numpy as np
+
+    probabilities: list[dict[str, float]] = [
+        prediction["probabilities"] for prediction, _ in pairs if isinstance(prediction, dict) and "class" in prediction
+    ]
+    labels = [_class_of(prediction) for prediction, _ in pairs]
+    if len(probabilities) == len(pairs) and pairs:
+        kind = int if all(isinstance(label, int) for label in labels) else str
+        names: list[Any] = [kind(name) for name in probabilities[0]]
+    else:
+        probabilities, names = [], sorted({became for _, became in pairs} | set(labels), key=str)
+    kept = [number for number, (_, became) in enumerate(pairs) if became in names and not isinstance(became, bool)]
+    table = np.array([list(probabilities[number].values()) for number in kept]) if probabilities else None
+    return (
+        np.array([pairs[number][1] for number in kept]),
+        Classified(tuple(names), np.array([labels[number] for number in kept]), table),
+    )
+
+
+def _class_of(prediction: Any) -> Any:
+    """Return the class of a prediction that names one with its probabilities; any other prediction as it is."""
+    return prediction.get("class", prediction) if isinstance(prediction, dict) else prediction
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _prediction(output: str | None) -> Any:
@@ -117,5 +170,6 @@ def _prediction(output: str | None) -> Any:
 
 
 def _agree(one: Any, other: Any, tolerance: float) -> bool:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (one, other))
+    one, other = _class_of(one), _class_of(other)
+    numbers = _is_number(one) and _is_number(other)
     return math.isclose(one, other, rel_tol=0, abs_tol=tolerance) if numbers else one is not None and one == other

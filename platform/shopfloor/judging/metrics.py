@@ -2,28 +2,46 @@
 
 What evaluates, bounds or shows a model asks here. scikit-learn computes what it has; the calibration error is the
 expected calibration error over bins of equal count (Guo et al., On Calibration of Modern Neural Networks, 2017, with
-the equal-count bins of Nixon et al., 2019). A metric of another task is one more `Metric`, one more task its curves.
+the equal-count bins of Nixon et al., 2019). A use case's own metrics stand in its `metrics.py`, and count like these.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from shopfloor.errors import ShopfloorError, UsageError
-from shopfloor.records import Curve, Line
+from shopfloor.errors import NotFoundError, ShopfloorError, UsageError, first_line
+from shopfloor.use_case import Task, UseCase
 
 if TYPE_CHECKING:
     import numpy as np
 
-Task = Literal["binary"]
-"""What a model predicts; `binary`: the probability of label 1 of 0 and 1."""
-Compute = Callable[["np.ndarray", "np.ndarray"], float]
-"""Function of labels and predictions, both of shape (rows,)."""
+Compute = Callable[["np.ndarray", Any], float]
+"""Function of what is true (labels, or numbers), of shape (rows,), and of `Predictions`."""
 CALIBRATION_BINS = 10
-CURVE_POINTS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """Predictions of a multiclass task."""
+
+    classes: tuple[int | str, ...]
+    """All there are, sorted."""
+    labels: np.ndarray
+    """The class that each row is taken for, shape (rows,)."""
+    probabilities: np.ndarray | None
+    """Of each class, shape (rows, classes); `None` where the model answers a class alone."""
+
+    def __getitem__(self, rows: Any) -> Classified:
+        """Return the predictions of some rows."""
+        part = None if self.probabilities is None else self.probabilities[rows]
+        return Classified(self.classes, self.labels[rows], part)
+
+
+Predictions: TypeAlias = "np.ndarray | Classified"
+"""A number a row, shape (rows,); in a multiclass task classes."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +57,21 @@ class Metric:
     tasks: frozenset[Task] = frozenset()
     """Tasks on whose test set it is computed; none where only real requests give it."""
     compute: Compute | None = None
-    needs_every_label: bool = False
-    """Whether it is defined only where each label occurs."""
+    needs_two_values: bool = False
+    """Whether it is defined only where what is true differs from row to row: with one label there is no ROC curve."""
     headline: bool = False
     """Whether a command shows it after a run; the first of a task is drawn by slice."""
 
 
-def _roc_auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn import metrics as sk
+def _sklearn(name: str, **options: object) -> Compute:
+    """Return scikit-learn's metric of that name."""
 
-    return float(sk.roc_auc_score(truth, scores))
+    def compute(truth: np.ndarray, predictions: np.ndarray) -> float:
+        from sklearn import metrics
 
+        return float(getattr(metrics, name)(truth, predictions, **options))
 
-def _pr_auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn import metrics as sk
-
-    return float(sk.average_precision_score(truth, scores))
-
-
-def _log_loss(truth: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn import metrics as sk
-
-    return float(sk.log_loss(truth, scores, labels=[0, 1]))
-
-
-def _brier(truth: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn import metrics as sk
-
-    return float(sk.brier_score_loss(truth, scores, pos_label=1))
+    return compute
 
 
 def _calibration_error(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -78,38 +83,149 @@ def _base_rate(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(truth.mean())
 
 
+def _relative_error(truth: np.ndarray, predictions: np.ndarray) -> float:
+    """Return the mean of |error| / |truth|, which nobody can say where something true is 0."""
+    return math.nan if (truth == 0).any() else _sklearn("mean_absolute_percentage_error")(truth, predictions)
+
+
+def _of_labels(name: str, **options: object) -> Compute:
+    """Return scikit-learn's metric of that name of the classes that rows are taken for."""
+    compute = _sklearn(name, **options)
+    return lambda truth, predictions: compute(truth, predictions.labels)
+
+
+def _of_probabilities(name: str, **options: object) -> Compute:
+    """Return scikit-learn's metric of that name of the classes' probabilities."""
+
+    def compute(truth: np.ndarray, predictions: Classified) -> float:
+        if predictions.probabilities is None:
+            return math.nan
+        return _sklearn(name, labels=list(predictions.classes), **options)(truth, predictions.probabilities)
+
+    return compute
+
+
+def _top(k: int) -> Compute:
+    """Return the share of rows whose class is among the k most probable ones; of k classes it would say nothing."""
+    compute = _of_probabilities("top_k_accuracy_score", k=k)
+    return lambda truth, predictions: compute(truth, predictions) if k < len(predictions.classes) else math.nan
+
+
+def _roc_auc_ovr(truth: np.ndarray, predictions: Classified) -> float:
+    if predictions.probabilities is None or len(set(truth.tolist())) < len(predictions.classes):
+        return math.nan
+    from sklearn import metrics
+
+    columns = predictions.probabilities.T
+    areas = [
+        metrics.roc_auc_score(truth == one, column) for one, column in zip(predictions.classes, columns, strict=True)
+    ]
+    return float(sum(areas) / len(areas))
+
+
 _BINARY: frozenset[Task] = frozenset({"binary"})
+_MULTICLASS: frozenset[Task] = frozenset({"multiclass"})
+_REGRESSION: frozenset[Task] = frozenset({"regression"})
 METRICS: tuple[Metric, ...] = (
-    Metric("roc_auc", "ROC AUC", True, _BINARY, _roc_auc, needs_every_label=True, headline=True),
-    Metric("pr_auc", "PR AUC", True, _BINARY, _pr_auc, needs_every_label=True, headline=True),
-    Metric("log_loss", "log loss", False, _BINARY, _log_loss, headline=True),
-    Metric("brier", "Brier score", False, _BINARY, _brier, needs_every_label=True),
+    Metric("roc_auc", "ROC AUC", True, _BINARY, _sklearn("roc_auc_score"), needs_two_values=True, headline=True),
+    Metric(
+        "pr_auc", "PR AUC", True, _BINARY, _sklearn("average_precision_score"), needs_two_values=True, headline=True
+    ),
+    Metric("log_loss", "log loss", False, _BINARY, _sklearn("log_loss", labels=[0, 1]), headline=True),
+    Metric("brier", "Brier score", False, _BINARY, _sklearn("brier_score_loss", pos_label=1), needs_two_values=True),
     Metric("calibration_error", "calibration error", False, _BINARY, _calibration_error, headline=True),
     Metric("base_rate", "rate of label 1", None, _BINARY, _base_rate),
+    Metric("accuracy", "accuracy", True, _MULTICLASS, _of_labels("accuracy_score"), headline=True),
+    Metric("balanced_accuracy", "balanced accuracy", True, _MULTICLASS, _of_labels("recall_score", average="macro")),
+    Metric(
+        "f1_macro", "F1, mean of the classes", True, _MULTICLASS, _of_labels("f1_score", average="macro"), headline=True
+    ),
+    Metric("f1_weighted", "F1, weighted by rows", True, _MULTICLASS, _of_labels("f1_score", average="weighted")),
+    Metric("log_loss", "log loss", False, _MULTICLASS, _of_probabilities("log_loss"), headline=True),
+    Metric("roc_auc_ovr", "ROC AUC, one class against the rest", True, _MULTICLASS, _roc_auc_ovr, headline=True),
+    *(Metric(f"top_{k}_accuracy", f"accuracy of the top {k}", True, _MULTICLASS, _top(k)) for k in (2, 3, 5)),
+    Metric("mae", "mean absolute error", False, _REGRESSION, _sklearn("mean_absolute_error"), headline=True),
+    Metric("rmse", "root mean squared error", False, _REGRESSION, _sklearn("root_mean_squared_error"), headline=True),
+    Metric("median_ae", "median absolute error", False, _REGRESSION, _sklearn("median_absolute_error")),
+    Metric("mape", "mean absolute percentage error", False, _REGRESSION, _relative_error),
+    Metric("r2", "R2", True, _REGRESSION, _sklearn("r2_score"), needs_two_values=True, headline=True),
     Metric("agreement", "agreement with the champion", True),
     Metric("p99_ms", "99th percentile of the latency, ms", False),
     Metric("error_rate", "rate of errors", False),
     Metric("cost_per_1000", "cost of 1,000 answers", False),
 )
-"""All of them, in the order in which they are shown."""
+"""All of the platform's, in the order in which they are shown."""
 
 
-def of_test_set(task: Task) -> tuple[Metric, ...]:
-    """Return the metrics of a task that a gate on the test set can bound."""
-    return tuple(metric for metric in METRICS if task in metric.tasks and metric.higher_is_better is not None)
+def of_task(task: Task) -> tuple[Metric, ...]:
+    """Return the metrics that are computed for a task."""
+    return tuple(metric for metric in METRICS if task in metric.tasks)
 
 
-def of_requests(task: Task) -> tuple[Metric, ...]:
-    """Return the metrics that a gate on real requests can bound: those of answers, and with feedback the task's own."""
-    return (*of_test_set(task), *(metric for metric in METRICS if not metric.tasks))
+def of_use_case(use_case: UseCase) -> tuple[Metric, ...]:
+    """Return the metrics that are computed for a use case: those of its task, and those of its `metrics.py`.
+
+    That defines `METRICS`, the name of each of its functions to `min` or `max`, which way is better. A function takes
+    what is true and the predictions (of a multiclass task the classes), as arrays of shape (rows,), and returns a
+    number; NaN where it is not defined.
+
+    Raises:
+        UsageError: `metrics.py` does not import, or defines something else.
+    """
+    file = f"pipelines/{use_case.name}/metrics.py"
+    try:
+        code = use_case.code("metrics")
+    except NotFoundError:
+        return of_task(use_case.task)
+    except Exception as error:  # whatever the use case's code raises
+        raise UsageError(f"{file} fails: {type(error).__name__}: {first_line(error)}", "Mend it.") from error
+    directions = getattr(code, "METRICS", None)
+    if not isinstance(directions, Mapping) or not set(directions.values()) <= {"min", "max"}:
+        raise UsageError(
+            f"{file} has no METRICS that says `min` or `max` of each.", 'Write METRICS = {"name_of_a_function": "min"}.'
+        )
+    taken = {metric.name for metric in METRICS}
+    for name in directions:
+        if not callable(getattr(code, name, None)):
+            raise UsageError(f"{file}: METRICS names {name!r}, which is no function there.", "Write it.")
+        if name in taken:
+            raise UsageError(f"{file}: {name!r} is a metric of the platform's.", "Give yours another name.")
+    own = (
+        Metric(
+            name, name.replace("_", " "), direction == "max", compute=_guarded(file, getattr(code, name)), headline=True
+        )
+        for name, direction in directions.items()
+    )
+    return (*of_task(use_case.task), *own)
 
 
-def headlines(task: Task) -> list[str]:
-    """Return the names of the metrics that a command shows after a run, the most telling one first."""
-    return [metric.name for metric in METRICS if task in metric.tasks and metric.headline]
+def _guarded(file: str, function: Compute) -> Compute:
+    """Return a use case's function as one whose mistakes are told in one line."""
+
+    def compute(truth: np.ndarray, predictions: Predictions) -> float:
+        try:
+            return float(function(truth, predictions.labels if isinstance(predictions, Classified) else predictions))
+        except Exception as error:  # whatever the use case's code raises
+            name = getattr(function, "__name__", "a metric")
+            raise UsageError(
+                f"{name} of {file} fails on {len(truth)} rows: {type(error).__name__}: {first_line(error)}",
+                "Where it is not defined, let it return NaN.",
+            ) from error
+
+    return compute
 
 
-def metric_named(name: str, choice: tuple[Metric, ...]) -> Metric:
+def of_test_set(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """Return those of a use case's metrics that a gate on the test set can bound."""
+    return tuple(metric for metric in metrics if metric.higher_is_better is not None)
+
+
+def of_requests(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """Return what a gate on real requests can bound: what answers alone say, and with feedback a use case's metrics."""
+    return (*of_test_set(metrics), *(metric for metric in METRICS if not metric.tasks))
+
+
+def metric_named(name: str, choice: Sequence[Metric]) -> Metric:
     """Return the metric of that name.
 
     Raises:
@@ -118,51 +234,96 @@ def metric_named(name: str, choice: tuple[Metric, ...]) -> Metric:
     for metric in choice:
         if metric.name == name:
             return metric
+    namesakes = [metric for metric in METRICS if metric.name == name]
+    tasks = ", ".join(sorted(task for metric in namesakes for task in metric.tasks))
+    why = "which real requests alone show" if namesakes else "which is no metric"
+    if tasks:
+        why = f"which is a metric of another task ({tasks})"
     names = ", ".join(sorted(metric.name for metric in choice))
-    raise UsageError(f"A gate bounds {name!r}, which is no metric.", f"Known metrics: {names}.")
+    raise UsageError(f"A gate bounds {name!r}, {why}.", f"Known metrics: {names}.")
 
 
-def scores_of(predictions: object, rows: int, who: str = "The model") -> np.ndarray:
-    """Return the scores, shape (rows,): of the probabilities of both labels that of label 1.
+def predictions_of(
+    task: Task, answers: object, rows: int, who: str = "The model", classes: Sequence[int | str] = ()
+) -> Predictions:
+    """Return predictions: where a model answers the probabilities of both labels of a binary task, that of label 1.
 
     Args:
-        predictions: What a model answered to the rows.
+        task: What the model predicts.
+        answers: What it answered to the rows.
         rows: How many were asked.
         who: Names the model in an error.
+        classes: Those of a multiclass task, sorted.
 
     Raises:
-        ShopfloorError: It is not one finite number a row.
+        ShopfloorError: It is not one finite number a row, or in a multiclass task not a class or the probabilities of
+            all.
     """
+    if task == "multiclass":
+        return _classified(answers, rows, who, tuple(classes))
     import numpy as np
 
-    scores = np.asarray(predictions, dtype=np.float64)
-    if scores.ndim == 2 and scores.shape[1] <= 2:
-        scores = scores[:, -1]
-    if scores.shape != (rows,):
+    try:
+        predictions = np.asarray(answers, dtype=np.float64)
+    except (ValueError, TypeError) as error:
         raise ShopfloorError(
-            f"{who} answers predictions of shape {scores.shape} to {rows} rows.", "Let `predict` answer a number a row."
+            f"{who} answers what is no number: {first_line(error)}.", "Let `predict` answer a number a row."
+        ) from error
+    if predictions.ndim == 2 and predictions.shape[1] <= (2 if task == "binary" else 1):
+        predictions = predictions[:, -1]
+    if predictions.shape != (rows,):
+        raise ShopfloorError(
+            f"{who} answers predictions of shape {predictions.shape} to {rows} rows.",
+            "Let `predict` answer a number a row.",
         )
-    wrong = int((~np.isfinite(scores)).sum())
+    wrong = int((~np.isfinite(predictions)).sum())
     if wrong:
         raise ShopfloorError(
             f"{who} answers {wrong} of {rows} rows with no finite number.", "Mend `predict` in model.py."
         )
-    return scores
+    return predictions
 
 
-def measure(truth: np.ndarray, scores: np.ndarray, task: Task = "binary") -> dict[str, float]:
+def _classified(answers: object, rows: int, who: str, classes: tuple[int | str, ...]) -> Classified:
+    import numpy as np
+
+    array = np.asarray(answers)
+    if array.shape == (rows,):
+        strangers = sorted(set(array.tolist()) - set(classes), key=str)
+        if strangers:
+            raise ShopfloorError(
+                f"{who} answers {strangers[0]!r}, which is none of the {len(classes)} classes of the training set.",
+                "Let `predict` answer a class a row, or the probabilities of all, in sorted order.",
+            )
+        return Classified(classes, array, None)
+    if array.shape != (rows, len(classes)):
+        raise ShopfloorError(
+            f"{who} answers predictions of shape {array.shape} to {rows} rows of {len(classes)} classes.",
+            "Let `predict` answer a class a row, or the probabilities of all, in sorted order.",
+        )
+    probabilities = array.astype(np.float64)
+    wrong = int((~(np.abs(probabilities.sum(axis=1) - 1) < 1e-3) | (probabilities < 0).any(axis=1)).sum())
+    if wrong:
+        raise ShopfloorError(
+            f"{who} answers {wrong} of {rows} rows with probabilities that are negative or do not sum to 1.",
+            "Mend `predict` in model.py.",
+        )
+    return Classified(classes, np.array(classes)[probabilities.argmax(axis=1)], probabilities)
+
+
+def measure(truth: np.ndarray, predictions: Predictions, metrics: Sequence[Metric]) -> dict[str, float]:
     """Return the metrics of predictions; one that is not defined on these rows, or no finite number, is left out.
 
     Args:
-        truth: Labels, shape (rows,).
-        scores: Predictions, shape (rows,).
-        task: What the model predicts.
+        truth: Labels or numbers, shape (rows,).
+        predictions: Of the same rows.
+        metrics: Those of the use case.
     """
     numbers: dict[str, float] = {}
-    every_label = len(set(truth.tolist())) > 1
-    for metric in METRICS:
-        if task in metric.tasks and metric.compute and (every_label or not metric.needs_every_label):
-            value = metric.compute(truth, scores)
+    two_values = len(set(truth.tolist())) > 1
+    for metric in metrics:
+        if metric.compute and (two_values or not metric.needs_two_values):
+            value = metric.compute(truth, predictions)
             if math.isfinite(value):
                 numbers[metric.name] = value
     return numbers
@@ -175,34 +336,3 @@ def calibration(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float, floa
     order = np.argsort(scores, kind="stable")
     bins = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
     return [(float(scores[part].mean()), float(truth[part].mean()), len(part)) for part in bins]
-
-
-def curves(truth: np.ndarray, models: dict[str, np.ndarray]) -> list[Curve]:
-    """Return the pictures of a binary classification.
-
-    Args:
-        truth: Labels, shape (rows,).
-        models: Name of a model to its scores on the same rows, shape (rows,).
-    """
-    pictures = []
-    if len(set(truth.tolist())) > 1:
-        lines = [
-            Line(name=f"{name}, area {_roc_auc(truth, scores):.4f}", points=_roc(truth, scores))
-            for name, scores in models.items()
-        ]
-        pictures.append(Curve(title="ROC curve", x="false positive rate", y="true positive rate", lines=lines))
-    lines = [
-        Line(name=name, points=[(predicted, observed) for predicted, observed, _ in calibration(truth, scores)])
-        for name, scores in models.items()
-    ]
-    title = f"Calibration, {CALIBRATION_BINS} bins of equal count"
-    return [*pictures, Curve(title=title, x="mean prediction", y="observed rate", lines=lines, marks=True)]
-
-
-def _roc(truth: np.ndarray, scores: np.ndarray) -> list[tuple[float, float]]:
-    import numpy as np
-    from sklearn import metrics as sk
-
-    false_positive, true_positive, _ = sk.roc_curve(truth, scores)
-    at = np.linspace(0, len(false_positive) - 1, min(CURVE_POINTS, len(false_positive))).astype(int)
-    return [(float(false_positive[i]), float(true_positive[i])) for i in at]

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import ShopfloorError
-from shopfloor.judging.golden import Golden
+from shopfloor.judging.golden import Golden, classified
 from shopfloor.records import FeatureSet
 from shopfloor.settings import Settings
 from shopfloor.storage import local_copy
@@ -35,7 +35,10 @@ def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model:
     features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
     test = pd.read_parquet(directory / "test.parquet", columns=list(features.features))
     sample = _choose(test, use_case.evaluation.golden_rows)
-    answers = np.asarray(use_case.code("model").predict(model, sample), dtype=np.float64)
+    answers = np.asarray(use_case.code("model").predict(model, sample))
+    if features.classes and len(answers) == len(sample):
+        return Golden(rows=_rows(sample, features), predictions=list(classified(answers, features.classes)))
+    answers = answers.astype(np.float64)
     if len(answers) != len(sample) or not np.isfinite(answers).all():
         raise ShopfloorError(
             f"The model answers {len(answers)} of {len(sample)} golden rows, or one of them with no finite number.",
@@ -43,9 +46,11 @@ def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model:
         )
     table = answers.reshape(len(sample), -1)  # a column of single numbers is the same as single numbers
     predictions = table[:, 0] if table.shape[1] == 1 else table
-    return Golden(
-        rows=[_plain(row, features) for row in sample.to_dict("records")], predictions=list(predictions.tolist())
-    )
+    return Golden(rows=_rows(sample, features), predictions=list(predictions.tolist()))
+
+
+def _rows(sample: pd.DataFrame, features: FeatureSet) -> list[dict[str, Any]]:
+    return [_plain(row, features) for row in sample.to_dict("records")]
 
 
 def _choose(test: pd.DataFrame, count: int) -> pd.DataFrame:

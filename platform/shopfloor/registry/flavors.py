@@ -73,21 +73,28 @@ def _method(model: Any, example: pd.DataFrame, answers: np.ndarray) -> str:
     """Return the estimator's method that answers as `predict` of model.py: of two probabilities the second counts."""
     import numpy as np
 
-    expected = np.asarray(answers, dtype=np.float64)
+    expected = np.asarray(answers)
     for method in _METHODS:
         if not hasattr(model, method):
             continue
         own = np.asarray(getattr(model, method)(example))
-        if own.dtype.kind not in "biuf":
-            continue
         if own.ndim == 2 and own.shape[1] == 2 and expected.ndim == 1:
             own = own[:, 1]
-        if own.shape == expected.shape and np.allclose(own, expected, rtol=0, atol=1e-9, equal_nan=True):
+        if own.shape == expected.shape and _alike(own, expected):
             return method
     raise UsageError(
         f"predict in model.py answers otherwise than {' and '.join(_METHODS)} of {type(model).__name__}.",
         "Let it answer what one of them does: what else it computes belongs into the estimator, e.g. by a Pipeline.",
     )
+
+
+def _alike(own: np.ndarray, expected: np.ndarray) -> bool:
+    """Tell whether both are the same numbers, or the same texts."""
+    import numpy as np
+
+    if own.dtype.kind in "biuf" and expected.dtype.kind in "biuf":
+        return np.allclose(own, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+    return bool((own == expected).all())
 
 
 def _trusted_types(model: Any, trusted: list[str]) -> list[str]:

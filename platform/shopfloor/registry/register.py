@@ -19,7 +19,7 @@ from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passp
 from shopfloor.registry import flavors
 from shopfloor.registry.passport import FILE, find_passport, write_passport
 from shopfloor.runs import index as run_records
-from shopfloor.runs.mlflow import RUN_KEY, connect
+from shopfloor.runs.mlflow import CLASSES, RUN_KEY, connect
 from shopfloor.runs.versions import CHALLENGER, INPUTS, MODEL_HASH, tagged
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, EFFECT, Artifact, local_copy, publish
@@ -100,6 +100,7 @@ def _make_version(
     )
     requests = offline.ask_offline(settings, use_case, made_of["features"].uri, model)
     trial = Trial.model_validate_json(_text(settings, made_of["model"], "best_trial.json"))
+    classes = FeatureSet.model_validate_json(_text(settings, made_of["features"], "feature_set.json")).classes
     with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = flavors.module(use_case.model.flavor).log_model(
             model,
@@ -108,6 +109,7 @@ def _make_version(
             signature=infer_signature(example, answers),
             input_example=example.head(1),
             pip_requirements=flavors.requirements(use_case.model.flavor),
+            metadata={CLASSES: classes} if classes else None,
             extra_files=[str(golden.write(requests, Path(directory)))],
             **flavors.options(use_case.model, model, example, answers),
         )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from shopfloor.records import Curve, Evaluation, Search, StepRecord
+from shopfloor.records import Confusion, Curve, Evaluation, Search, StepRecord
 
 COLOURS = {
     "succeeded": "#2e9e5b",
@@ -22,6 +22,8 @@ INK = "#7d8590"
 """Legible on a light page and on a dark one."""
 LINE_COLOURS = ("#2a8fbd", "#e07a1f")
 """The model's and the champion's."""
+LEGIBLE_CLASSES = 20
+"""Classes of a confusion matrix that can be named, and whose numbers can be read."""
 
 
 def dag(steps: list[StepRecord], edges: list[tuple[str, str]]) -> str:
@@ -104,16 +106,59 @@ def curve(picture: Curve) -> str:
     """Return a picture of how the model predicts, beside the champion where there is one."""
 
     def draw(axes: Any) -> None:
-        top = max([1e-9, *(max(point) for line in picture.lines for point in line.points)])
-        top = 1.0 if top > 0.5 else top * 1.1
-        axes.plot([0, top], [0, top], color=INK, lw=0.8, ls="--")
+        (left, right), (bottom, top) = _limits(picture)
+        ends = (0.0, 0.0) if picture.reference == "zero" else (left, right)
+        axes.plot([left, right], ends, color=INK, lw=0.8, ls="--")
+        style = ("o" if picture.marks else "") + ("-" if picture.joined else "")
+        size, alpha = (4, 1.0) if picture.joined else (3, 0.6)
         for line, color in zip(picture.lines, LINE_COLOURS, strict=False):
-            style = "o-" if picture.marks else "-"
-            axes.plot(*zip(*line.points, strict=True), style, color=color, lw=2, ms=4, label=_plain(line.name))
-        axes.set(xlabel=picture.x, ylabel=picture.y, xlim=(0, top), ylim=(0, top))
+            axes.plot(
+                *zip(*line.points, strict=True), style, color=color, lw=2, ms=size, alpha=alpha, label=_plain(line.name)
+            )
+        axes.set(xlabel=picture.x, ylabel=picture.y, xlim=(left, right), ylim=(bottom, top))
         axes.legend(fontsize=7, frameon=False)
 
     return _svg(draw, (4, 3.6), picture.title)
+
+
+def confusion(matrix: Confusion) -> str:
+    """Return the confusion matrix: the darker, the larger the part of what is truly of the row's class."""
+    names = [_plain(str(one)) for one in matrix.classes]
+    shares = [[count / (sum(row) or 1) for count in row] for row in matrix.counts]
+
+    def draw(axes: Any) -> None:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if len(names) <= LEGIBLE_CLASSES:
+            for true, row in enumerate(matrix.counts):
+                for predicted, count in enumerate(row):
+                    color = "white" if shares[true][predicted] > 0.5 else INK
+                    axes.text(predicted, true, str(count), ha="center", va="center", fontsize=7, color=color)
+        ticks = range(0, len(names), -(-len(names) // LEGIBLE_CLASSES))
+        axes.set_xticks(ticks, [names[tick] for tick in ticks], fontsize=7, rotation=45)
+        axes.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=7)
+        axes.set(xlabel="predicted", ylabel="true")
+
+    return _svg(draw, (4.4, 4), "Confusion matrix, rows of the test set")
+
+
+def _limits(picture: Curve) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the ends of both axes; where x is compared with y, both are the same."""
+    across, up = ([point[axis] for line in picture.lines for point in line.points] for axis in (0, 1))
+    if picture.within == "unit":
+        top = max([1e-9, *across, *up])
+        top = 1.0 if top > 0.5 else top * 1.1
+        return (0.0, top), (0.0, top)
+    if picture.reference == "diagonal":
+        both = _span(across + up)
+        return both, both
+    return _span(across), _span([0.0, *up])
+
+
+def _span(values: list[float]) -> tuple[float, float]:
+    """Return the lowest and the highest value, with a margin."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def importance(evaluation: Evaluation) -> str:

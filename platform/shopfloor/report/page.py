@@ -72,6 +72,8 @@ def render(run: RunReport) -> str:
         pictures["search"] = lambda: charts.parallel_coordinates(search)
     figures: list[tuple[str, Callable[[], str]]] = []
     if evaluation is not None:
+        if evaluation.confusion is not None:
+            figures.append(("Confusion matrix", functools.partial(charts.confusion, evaluation.confusion)))
         figures += [(picture.title, functools.partial(charts.curve, picture)) for picture in evaluation.curves]
         telling = next((name for name in evaluation.headlines if name in evaluation.metrics), None)
         if telling is not None and any(telling in item.metrics for item in evaluation.slices):

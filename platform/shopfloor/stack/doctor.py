@@ -305,7 +305,7 @@ def _use_cases(settings: Settings) -> Iterator[Finding]:
         yield Finding(subject="use cases", verdict="warn", message=message, remedy="Write a use_case.yaml.")
     for name in names:
         try:
-            require_known(load_use_case(settings, name).gates)
+            require_known(settings, load_use_case(settings, name))
         except ShopfloorError as error:
             message = error.message if name in error.message else f"{name}: {error.message}"
             yield Finding(subject="use cases", verdict="fail", message=message, remedy=error.remedy)

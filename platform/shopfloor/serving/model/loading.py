@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
+from shopfloor.runs.mlflow import CLASSES
 from shopfloor.serving.errors import BadRequest, NoRowSchema
 from shopfloor.serving.model.native import (
     Matrix,
@@ -76,6 +77,10 @@ class ServedModel:
     """Way of rows around the DataFrame, where there is one."""
     quick: bool
     """Whether a row is answered so quickly that it needs no thread of its own."""
+    classes: tuple[int | str, ...] = ()
+    """Classes of a multiclass model, sorted."""
+    example_answer: Any = None
+    """Prediction of the example."""
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the values of the JSON object of one row.
@@ -165,6 +170,9 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     pyfunc = mlflow.pyfunc.load_model(str(directory))
     if answers_one_of_two(pyfunc):
         pyfunc = _OfLabel1(pyfunc)
+    classes = tuple((pyfunc.metadata.metadata or {}).get(CLASSES, ()))
+    if classes:
+        pyfunc = _OfClasses(pyfunc, classes)
     try:
         columns = columns_of(pyfunc.metadata.signature)
     except NoRowSchema as error:
@@ -175,7 +183,7 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     through_pyfunc = _pyfunc_rows(pyfunc, columns)
     expected = through_pyfunc([values])[0]
     requests = golden.read(directory)
-    way = _quick_way(pyfunc, columns, directory, values, expected)
+    way = _quick_way(pyfunc, columns, directory, values, expected, classes)
     if way is not None and requests is not None:
         try:
             _require_offline_answers(requests, rows, way.one, _many(way.matrix))
@@ -190,7 +198,9 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
     quick = way is not None and _took_s(predictor, values) <= QUICK_S
-    return ServedModel(name, version, pyfunc, rows, "", example, predictor, many, way, quick)
+    return ServedModel(
+        name, version, pyfunc, rows, "", example, predictor, many, way, quick, classes=classes, example_answer=expected
+    )
 
 
 class _OfLabel1:
@@ -201,6 +211,20 @@ class _OfLabel1:
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
         return self._pyfunc.predict(data, params=params)[:, 1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pyfunc, name)
+
+
+class _OfClasses:
+    """A model of MLflow's whose prediction is a class, with the probabilities of all where it answers those."""
+
+    def __init__(self, pyfunc: PyFuncModel, classes: tuple[int | str, ...]) -> None:
+        self._pyfunc = pyfunc
+        self._classes = classes
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        return golden.classified(answers_of(self._pyfunc.predict(data, params=params)), self._classes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pyfunc, name)
@@ -309,11 +333,18 @@ def _one(many: Many) -> Predictor:
 
 
 def _quick_way(
-    pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path, values: list[Value], expected: Any
+    pyfunc: PyFuncModel,
+    columns: tuple[Column, ...],
+    directory: Path,
+    values: list[Value],
+    expected: Any,
+    classes: tuple[int | str, ...],
 ) -> Native | None:
     """Return the quick way into a model, where there is one and it answers the example as pyfunc does."""
     try:
         way = native(pyfunc, columns, directory)
+        if way is not None and classes:
+            way = way.classified(classes)
         if way is None or any(difference(one(values), expected) > TOLERANCE for one in (way.one, one_of(way.matrix))):
             return None
         return way

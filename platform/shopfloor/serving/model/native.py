@@ -10,11 +10,12 @@ import functools
 import json
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shopfloor.judging.golden import classified
 from shopfloor.serving.model.row import Column, Value
 
 if TYPE_CHECKING:
@@ -42,10 +43,33 @@ class Native:
     record: Callable[[Any], dict[str, Any]] | None = None
     """Makes of a prediction the record that MLflow answers instead, where it wraps the library in a frame."""
 
+    def classified(self, classes: Sequence[int | str]) -> Native:
+        """Return the same way, with classes for an answer where it has a probability for each."""
+        matrix = _Classified(self.matrix, tuple(classes))
+        return replace(self, matrix=matrix, one=one_of(matrix), record=None)
+
     def as_mlflow(self, rows: np.ndarray) -> list[Any]:
         """Return the predictions of rows in the form in which MLflow's scoring server answers them."""
         answers: list[Any] = self.matrix(rows).tolist()
         return [self.record(answer) for answer in answers] if self.record else answers
+
+
+class _Classified:
+    """A way of many rows to their classes; a class of a module, so that it can be pickled where the way within can."""
+
+    def __init__(self, matrix: Matrix, classes: tuple[int | str, ...]) -> None:
+        self._matrix = matrix
+        self._classes = classes
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        answers = classified(self._matrix(rows), self._classes)
+        if isinstance(answers, list):
+            table = np.empty(len(answers), dtype=object)
+            table[:] = answers
+            return table
+        return np.asarray(answers)
 
 
 def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) -> Native | None:

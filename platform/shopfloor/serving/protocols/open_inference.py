@@ -102,8 +102,11 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
             {"name": output["name"], "datatype": output["datatype"], "shape": [-1, *output["shape"][1:]]}
             for output in _outputs(predictions(model, rows))
         ]
+    outputs = _OUTPUTS_OF[model]
+    if model.classes:
+        outputs = [one | {"parameters": {"classes": list(model.classes)}} for one in outputs]
     description = {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs}
-    return description | {"outputs": _OUTPUTS_OF[model]}
+    return description | {"outputs": outputs}
 
 
 def example(model: ServedModel, row: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -282,10 +285,17 @@ def _tensors(request: dict[str, Any], types: Mapping[str, str], tail: bytes) -> 
 
 
 def _outputs(predictions: list[Any]) -> list[dict[str, Any]]:
-    """Return predictions as tensors: one, or one for each key where a prediction has several."""
+    """Return predictions as tensors: one, or one for each key where a prediction has several.
+
+    What a prediction says by name itself, as the probabilities of classes, is a row of one tensor in the same order.
+    """
     if predictions and isinstance(predictions[0], dict):
-        return [_output(name, [row[name] for row in predictions]) for name in predictions[0]]
+        return [_output(name, [_unnamed(row[name]) for row in predictions]) for name in predictions[0]]
     return [_output("prediction", predictions)]
+
+
+def _unnamed(value: Any) -> Any:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _output(name: str, values: list[Any]) -> dict[str, Any]:

@@ -68,12 +68,14 @@ def openapi(
         "type": "object",
         "required": ["prediction", "model", "version"],
         "properties": {
-            "prediction": {"description": _meaning(config)},
+            "prediction": _prediction(model) | {"description": _meaning(config)},
             "model": {"type": "string"},
             "version": {"type": "string"},
             "inputs": {"type": "object", "description": "With `explain_inputs`: each input's value and source."},
         },
     }
+    # Some libraries answer MLflow's requests with a frame, in a form of its own.
+    items = _prediction(model) if model.classes else {}
     batch = {
         "type": "object",
         "description": "One of MLflow's formats; see the documentation of MLflow's scoring server.",
@@ -90,7 +92,7 @@ def openapi(
     invocations = _operation(
         "Answer rows as MLflow's scoring server does",
         _json(batch, {"dataframe_records": [example]}) | {"text/csv": {"schema": {"type": "string"}}},
-        _json({"type": "object", "properties": {"predictions": {"type": "array", "items": {}}}}),
+        _json({"type": "object", "properties": {"predictions": {"type": "array", "items": items}}}),
         versions,
     )
     status = {"summary": "Versions loaded and errors", "responses": {"200": {"description": "The endpoint's state."}}}
@@ -220,6 +222,43 @@ def page(model: ServedModel, prefix: str, base_url: str, example: Mapping[str, A
         note=html.escape(f"This version answers /invocations only: {model.reason}." if model.reason else ""),
         header=VERSION_HEADER,
     )
+
+
+def _prediction(model: ServedModel) -> dict[str, Any]:
+    """Return the schema of a prediction: of classes all are named, any other is like that of the example."""
+    if not model.classes:
+        return {} if model.rows is None else _like(model.example_answer)
+    one = {"enum": list(model.classes)}
+    if not isinstance(model.example_answer, dict):
+        return one
+    names = [str(name) for name in model.classes]
+    probabilities = {
+        "type": "object",
+        "required": names,
+        "properties": {name: {"type": "number", "minimum": 0, "maximum": 1} for name in names},
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "required": ["class", "probabilities"],
+        "properties": {"class": one, "probabilities": probabilities},
+        "additionalProperties": False,
+    }
+
+
+def _like(answer: Any) -> dict[str, Any]:
+    """Return the schema of an answer of the same kind."""
+    if isinstance(answer, dict):
+        return {
+            "type": "object",
+            "required": list(answer),
+            "properties": {name: _like(value) for name, value in answer.items()},
+        }
+    if isinstance(answer, list):
+        return {"type": "array", "items": _like(answer[0]) if answer else {}}
+    if answer is None:
+        return {}
+    return {"type": "boolean" if isinstance(answer, bool) else "string" if isinstance(answer, str) else "number"}
 
 
 def _meaning(config: Config) -> str:
