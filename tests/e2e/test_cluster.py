@@ -41,7 +41,10 @@ NOT_ON_A_CLUSTER = {
     "container_io": "its program is in nobody's image",
     "container_with_concat_placeholder": "its program is in nobody's image",
     "container_with_placeholder_in_fstring": "its program is in nobody's image",
+    "local_execution_pipeline_with_k8s_only_methods": "asks for a GPU",
     "local_execution_pipeline_with_retry": "counts its attempts in a file of one machine",
+    "parameters_simple": "its program is in nobody's image",
+    "pipeline_with_string_machine_fields_task_output": "asks for what is no resource of Kubernetes",
 }
 
 
