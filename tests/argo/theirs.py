@@ -40,13 +40,13 @@ NOT_RUN = {
     "pipeline_with_importer_and_gcpc_types": "imports from gs://; refused",
     "pipeline_with_importer_workspace": "imports into the workspace; refused",
     "pipeline_with_metadata_fields": "needs an artifact from outside; refused",
-    "pipeline_with_secret_as_volume": "reads a volume at a path that is fixed in its source",
+    "pipeline_with_secret_as_volume": "reads a volume at a path that is fixed in its source, and wants one value in it",
     "pipeline_with_volume": "reads a volume at a path that is fixed in its source",
     "pythonic_artifact_with_single_return": "imports from gs://; refused",
     "sequential_v2": "downloads with gsutil",
     "upload_download_compiled": "talks to an object store",
 }
-ON_A_CLUSTER_ALONE = ("pipeline_with_secret_as_volume", "pipeline_with_volume")
+ON_A_CLUSTER_ALONE = ("pipeline_with_volume",)
 """Of those, what runs where volumes are mounted at the paths that its steps read."""
 ARGUMENTS = {
     "pipeline_with_parallelfor_parallelism": {"loop_parameter": ["a", TRICKY, ""]},
