@@ -21,7 +21,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8
 
 
 def services(local):
-    """Return the services by namespace and name, each with its ports; KubeRay makes two of a RayCluster."""
+    """Return the services by namespace and name, each with its ports; KubeRay makes one of a RayCluster."""
     names = {}
     for one in local:
         kind, namespace, name = key_of(one)
@@ -30,9 +30,7 @@ def services(local):
         elif kind == "RayCluster":
             (head,) = one["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
             ports = {port["name"]: port["containerPort"] for port in head["ports"]}
-            assert one["metadata"]["annotations"]["ray.io/enable-serve-service"] == "true"
             names[namespace, f"{name}-head-svc"] = set(ports.values())
-            names[namespace, f"{name}-serve-svc"] = {ports["serve"]}
     return names
 
 

@@ -61,12 +61,7 @@ def test_a_member_finds_every_service_and_is_let_in(flights):
 
 def test_a_team_trains_by_a_search_that_kueue_admits_and_its_champion_answers(flights, first):
     assert first["state"] == "succeeded", first
-    admitted = {
-        owner["kind"]: workload["status"]["admission"]["clusterQueue"]
-        for workload in objects("workloads", "flights")
-        for owner in workload["metadata"]["ownerReferences"]
-    }
-    assert admitted["RayJob"] == "flights"
+    assert "RayJob flights/" in flights.shopfloor("runs", "logs", first["run_id"], "tune")
     assert flights.champion() == "1"
     assert requests.post(f"{flights.endpoint()}/predict", json={}, timeout=10).status_code == 401
 
@@ -74,7 +69,8 @@ def test_a_team_trains_by_a_search_that_kueue_admits_and_its_champion_answers(fl
 def test_a_team_sees_nothing_of_another(flights, vision, first):
     assert vision.answer("runs", "list")["runs"] == []
     assert vision.answer("models", "list") == []
-    assert requests.get(f"{flights.endpoint()}/openapi.json", timeout=10, headers=vision.bearer()).status_code == 401
+    theirs = requests.post(f"{flights.endpoint()}/predict", json={}, timeout=10, headers=vision.bearer())
+    assert theirs.status_code == 401
     for place in ("workflows", "secrets", "pods", "rayclusters"):
         assert not vision.may("list", place, "flights")
     assert vision.may("list", "workflows", "vision")
