@@ -46,8 +46,6 @@ NOT_RUN = {
     "sequential_v2": "downloads with gsutil",
     "upload_download_compiled": "talks to an object store",
 }
-ON_A_CLUSTER_ALONE = ("pipeline_with_volume",)
-"""Of those, what runs where volumes are mounted at the paths that its steps read."""
 ARGUMENTS = {
     "pipeline_with_parallelfor_parallelism": {"loop_parameter": ["a", TRICKY, ""]},
     "take_nap_pipeline_root_compiled": {"naptime_secs": 0},
