@@ -135,7 +135,7 @@ def test_what_is_our_own_is_none(code):
 
 DOCUMENTED = {
     *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
-    "RAY_USAGE_STATS_ENABLED",
+    *("RAY_LOG_TO_STDERR", "RAY_USAGE_STATS_ENABLED"),
 }
 """Variables that Ray's own documentation names."""
 SETTINGS = {"RAY_TOKEN_FILE", "RAY_DASHBOARD_URL", "RAY_DASHBOARD_PORT"}
