@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -94,7 +95,8 @@ def test_a_use_case_that_lacks_a_function_or_bounds_no_metric_is_named(project):
     text = (folder / "use_case.yaml").read_text()
     (folder / "use_case.yaml").write_text(text.replace("log_loss: {max: 0.45}", "logloss: {max: 0.45}"))
     broken = found("use cases", "fail")
-    assert broken.message == "flight_delays: A gate bounds 'logloss', which is no metric."
+    place = r"pipelines/flight_delays/use_case\.yaml:\d+: gates\.metrics\.logloss"
+    assert re.fullmatch(f"{place}: A gate bounds 'logloss', which is no metric\\.", broken.message)
     assert "Known metrics: " in broken.remedy
 
 

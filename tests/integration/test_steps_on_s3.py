@@ -113,6 +113,7 @@ def ray_head(s3):
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}",
             "RAY_START_HOOK": "shopfloor.stack.ray_head.start_hook",
+            "RAY_AUTH_MODE": "disabled",  # a head asks for a token where ~/.ray has one
         },
         start_new_session=True,
     )

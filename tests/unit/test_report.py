@@ -67,16 +67,21 @@ def test_a_run_that_failed_at_its_second_step_says_where_and_why():
 
 
 def test_everything_from_the_data_is_escaped():
-    trial = Trial(trial_id="t", params={HOSTILE: HOSTILE}, metrics={"m": 1}, rounds=1, seconds=1, status="finished")
     page = render(
         run(
             outcome=HOSTILE,
             steps=[StepRecord(name=HOSTILE, state="failed", error=HOSTILE)],
             parameters={HOSTILE: HOSTILE},
             evaluation=evaluation(),
-            search=Search(metric="m", mode="min", best_trial_id="t", trials=[trial]),
         )
     )
+    assert "<script" not in page
+    assert "alert(" in page
+
+
+def test_everything_from_a_search_is_escaped():
+    trial = Trial(trial_id="t", params={HOSTILE: HOSTILE}, metrics={"m": 1}, rounds=1, seconds=1, status="finished")
+    page = render(run(search=Search(metric="m", mode="min", best_trial_id="t", trials=[trial])))
     assert "<script" not in page
     assert "alert(" in page
 
