@@ -276,7 +276,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
 
     output = capsys.readouterr().out
     done = int(re.search(r"Going on with the search that was stopped: (\d) trials are done", output)[1])
-    assert 3 <= done <= 4  # one may have finished while the third was read here
+    assert 3 <= done <= 5  # some may have finished while the third was read here
     assert output.count("trial ") == 6 - done
     assert len(found.trials) == len({trial.trial_id for trial in found.trials}) == 6
     assert len({json.dumps(trial.params, sort_keys=True) for trial in found.trials}) == 6
