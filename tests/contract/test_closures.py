@@ -18,7 +18,7 @@ from shopfloor.settings import Settings
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARY = PROJECT / "platform" / "shopfloor"
 COMPONENTS = sorted(file.stem for file in (PROJECT / "components").glob("[a-z]*.py") if file.stem != "base")
-MOST_MODULES = 17
+MOST_MODULES = 15
 MOST_ROOMS = 24
 MOST_FLOORS = 7
 

@@ -199,7 +199,7 @@ def test_the_example_of_a_scikit_learn_model_does_what_a_search_asks_of_it():
     import numpy as np
     import pandas as pd
     from shopfloor.settings import Settings
-    from shopfloor.training.contract import try_contract
+    from shopfloor.training.trial import try_contract
     from shopfloor.use_case import load_use_case
 
     text = (PROJECT / "docs/how-to/add-a-use-case.md").read_text()

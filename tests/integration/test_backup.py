@@ -20,7 +20,7 @@ from shopfloor.flows import backup as flow
 from shopfloor.flows import upgrade
 from shopfloor.flows.changeover import Part
 from shopfloor.judging import golden
-from shopfloor.runs import index
+from shopfloor.runs import owner
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
@@ -446,7 +446,7 @@ def test_what_is_registered_meanwhile_is_whole_in_a_backup_or_absent(live, copy)
 
 def test_an_upgrade_waits_for_a_run_that_goes_on_and_names_it(live):
     mlflow = Mlflow(live.tracking_uri, 60)
-    tags = {"shopfloor.state": "running", "shopfloor.pipeline": "training", "shopfloor.process": index.this_process()}
+    tags = {"shopfloor.state": "running", "shopfloor.pipeline": "training", "shopfloor.process": owner.this_process()}
     listed = [{"key": name, "value": value} for name, value in tags.items()]
     run_id = mlflow.post("runs/create", {"experiment_id": "0", "tags": listed})["run"]["info"]["run_id"]
     parts = [Part(name="MLflow", present="3", wanted="4")]

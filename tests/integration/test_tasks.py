@@ -16,7 +16,7 @@ from shopfloor.report import charts
 from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
-from shopfloor.training.contract import try_contract
+from shopfloor.training.trial import try_contract
 from shopfloor.use_case import load_use_case
 
 from tests.support.artifacts import Recorder

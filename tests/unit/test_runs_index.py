@@ -6,7 +6,7 @@ import psutil
 import pytest
 from shopfloor import processes
 from shopfloor.errors import NotFoundError
-from shopfloor.runs import index
+from shopfloor.runs import index, owner
 
 
 def run(process):
@@ -14,25 +14,25 @@ def run(process):
 
 
 def test_a_clock_that_is_set_ends_no_run(monkeypatch):
-    name = index.this_process()
+    name = owner.this_process()
 
     monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: 1.0)
 
-    assert index._process_lives(name)
-    assert index.find_process(run(name)).pid == processes.identify().pid
+    assert owner._process_lives(name)
+    assert owner.find_process(run(name)).pid == processes.identify().pid
 
 
 def test_a_machine_that_was_started_anew_has_ended_its_runs_and_of_another_one_nobody_can_tell():
-    host, pid, boot, ticks = index.this_process().split()
+    host, pid, boot, ticks = owner.this_process().split()
     before = f"{host} {pid} another-boot/1 {ticks}"
     elsewhere = f"other {pid} another-boot/1 {ticks}"
     container = f"{host} {pid} {boot.partition('/')[0]}/1 {ticks}"
 
-    assert not index._process_lives(before)
-    assert index.find_process(run(before)) is None
-    assert not index._process_lives("written by an older version")
+    assert not owner._process_lives(before)
+    assert owner.find_process(run(before)) is None
+    assert not owner._process_lives("written by an older version")
     for name in (elsewhere, container):
-        assert index._process_lives(name)
+        assert owner._process_lives(name)
         with pytest.raises(NotFoundError, match="belongs to a process on"):
-            index.find_process(run(name))
+            owner.find_process(run(name))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from shopfloor.errors import DataError, UsageError
 from shopfloor.settings import Settings
-from shopfloor.training.contract import try_contract
+from shopfloor.training.trial import try_contract
 from shopfloor.use_case import UseCase, load_use_case
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from shopfloor.engines.base import GOING, RunState
-from shopfloor.runs import index
+from shopfloor.runs import index, owner
 from shopfloor.runs.mlflow import client_of, lookup
 from shopfloor.settings import Settings
 
@@ -36,7 +36,7 @@ class LocalEngine:
             ServiceError: MLflow does not answer.
         """
         run = self._run(engine_run)
-        return "killed" if index.is_dead(run) else cast(RunState, run.data.tags.get(index.STATE, "running"))
+        return "killed" if owner.is_dead(run) else cast(RunState, run.data.tags.get(index.STATE, "running"))
 
     def why(self, engine_run: str) -> str:
         """Return what the run itself recorded of its end.
@@ -81,7 +81,7 @@ class LocalEngine:
             NotFoundError: MLflow has no such run, or it is on another machine.
             ServiceError: MLflow does not answer.
         """
-        process = index.find_process(self._run(engine_run))
+        process = owner.find_process(self._run(engine_run))
         if process is not None:
             process.terminate()
 

@@ -21,7 +21,7 @@ from shopfloor.flows.submission import Submission
 from shopfloor.flows.submit import Outcome, View, submit
 from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
 from shopfloor.records import Record
-from shopfloor.runs import conclude
+from shopfloor.runs import conclude, owner
 from shopfloor.runs import index as run_records
 from shopfloor.runs import recorder as tracking
 from shopfloor.serving.assignment import AT_CHAMPION
@@ -132,7 +132,7 @@ def _hand_over(settings: Settings, runner: TakesJobs, request: Submission, cron:
     tags = {
         run_records.ENGINE: engine,
         run_records.ENGINE_URL: engine_url(settings, engine),
-        run_records.SUBMITTER: run_records.this_process(),
+        run_records.SUBMITTER: owner.this_process(),
         **({run_records.TEAM: settings.cluster.namespace} if engine in {"argo", "kfp"} else {}),
         **submission.origin(settings, key, request),
     }

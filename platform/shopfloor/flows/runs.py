@@ -32,7 +32,7 @@ from shopfloor.flows.dispatch import Submitted, engine_of, start, submitted
 from shopfloor.flows.submission import Submission
 from shopfloor.flows.submit import Outcome, View
 from shopfloor.records import StepRecord
-from shopfloor.runs import conclude
+from shopfloor.runs import conclude, owner
 from shopfloor.runs import index as run_records
 from shopfloor.runs.mlflow import lookup
 from shopfloor.settings import Settings
@@ -159,7 +159,7 @@ def _retry_elsewhere(settings: Settings, client: Any, run: Any, engine: TakesJob
     run_records.reopen(
         client,
         run,
-        {run_records.SUBMITTER: run_records.this_process()},
+        {run_records.SUBMITTER: owner.this_process()},
         forget=(run_records.PROCESS, run_records.ENGINE_RUN),
     )
     try:

@@ -28,7 +28,7 @@ from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
 from shopfloor.records import Record, Scored, Search, StepRecord
 from shopfloor.runs import conclude as endings
 from shopfloor.runs import recorder as tracking
-from shopfloor.runs.index import this_process
+from shopfloor.runs.owner import this_process
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, local_copy
 

@@ -19,8 +19,9 @@ from shopfloor.errors import ConflictError, ShopfloorError, UsageError, whole
 from shopfloor.flows.backup import Answers, Progress, Restoration, ask_champions, drill
 from shopfloor.flows.changeover import Changeover, Containers, Packages, Part
 from shopfloor.records import Record
-from shopfloor.runs.index import PIPELINE, is_dead, open_runs
+from shopfloor.runs.index import PIPELINE, open_runs
 from shopfloor.runs.mlflow import client_of
+from shopfloor.runs.owner import is_dead
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy import rollout
 from shopfloor.settings import Settings

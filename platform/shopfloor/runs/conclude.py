@@ -30,7 +30,7 @@ from shopfloor.records import (
     StepRecord,
 )
 from shopfloor.report.page import RunReport, render
-from shopfloor.runs import index
+from shopfloor.runs import index, owner
 from shopfloor.runs.mlflow import add_params
 from shopfloor.runs.recorder import log_values
 from shopfloor.settings import Settings
@@ -243,7 +243,7 @@ def close_dead_runs(settings: Settings, client: Any) -> None:
     """Mark runs whose process is gone (a kill -9, a reboot) as killed, with their steps."""
     for run in index.open_runs(client):
         # A process may have written its run's end, and gone, since the runs were listed.
-        if index.is_dead(run) and index.is_dead(client.get_run(run.info.run_id)):
+        if owner.is_dead(run) and owner.is_dead(client.get_run(run.info.run_id)):
             close(settings, client, run, "killed", "The process of the run was killed.")
 
 

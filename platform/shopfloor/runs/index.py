@@ -9,17 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import psutil
-
-from shopfloor import processes
 from shopfloor.attempts import Attempt
 from shopfloor.errors import AccessError, Failure, NotFoundError
-from shopfloor.processes import ProcessId
 from shopfloor.records import Cost, StepRecord, Usage
 from shopfloor.runs.mlflow import JOB_USAGE, POD_USAGE, lookup
 from shopfloor.runs.mlflow import PARENT as PARENT
@@ -137,23 +132,6 @@ def run_url(settings: Settings, experiment_id: str, run_id: str) -> str:
     return f"{settings.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def this_process() -> str:
-    """Return what names this process for as long as it runs: its host, and what no clock moves."""
-    return f"{socket.gethostname()} {processes.identify()}"
-
-
-def find_process(run: Any) -> psutil.Process | None:
-    """Return the process that records a run; `None` where it is gone or none was recorded.
-
-    Raises:
-        NotFoundError: It is on another machine.
-    """
-    host, process = _parts(run.data.tags.get(PROCESS, ""))
-    if process is not None and _is_elsewhere(host, process):
-        raise NotFoundError(f"Run {run.info.run_id} belongs to a process on {host}.", "Ask for it there.")
-    return processes.find(process) if process else None
-
-
 def reopen(client: Any, run: Any, tags: Mapping[str, str], forget: tuple[str, ...] = ()) -> None:
     """Mark a run as running again, with further tags and without those to forget."""
     from mlflow.entities import RunTag
@@ -169,13 +147,6 @@ def open_runs(client: Any) -> list[Any]:
     """Return the runs whose record says that they go on."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, f"tags.`{STATE}` = 'running' and tags.`{PIPELINE}` LIKE '%'"))
-
-
-def is_dead(run: Any) -> bool:
-    """Tell whether a run's record says that it goes on and whose process is gone; without a process nobody can tell."""
-    tags = run.data.tags
-    process = tags.get(PROCESS) or ("" if ENGINE_RUN in tags else tags.get(SUBMITTER, ""))
-    return tags.get(STATE) == "running" and process != "" and not _process_lives(process)
 
 
 def engine_run_of(run: Any) -> str | None:
@@ -329,22 +300,3 @@ def experiment(client: Any, name: str) -> str:
         if again is None:
             raise
         return str(again.experiment_id)
-
-
-def _parts(text: str) -> tuple[str, ProcessId | None]:
-    """Return the host and the process in what `this_process` gave; no process where it cannot be read."""
-    host, _, process = text.partition(" ")
-    return host, ProcessId.parse(process)
-
-
-def _is_elsewhere(host: str, process: ProcessId) -> bool:
-    """Tell whether nobody here can see the process: it is no process of this machine, however often it was started."""
-    machine = processes.boot_id().partition("/")[0]
-    rebooted = host == socket.gethostname() and not process.boot.startswith(machine)
-    return not process.is_here and not rebooted
-
-
-def _process_lives(text: str) -> bool:
-    """Tell whether a run's process lives; one on another machine is given the benefit of the doubt."""
-    host, process = _parts(text)
-    return process is not None and (_is_elsewhere(host, process) or processes.alive(process))

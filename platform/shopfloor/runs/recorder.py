@@ -33,10 +33,10 @@ from shopfloor.runs.index import (
     reopen,
     run_url,
     steps_of,
-    this_process,
 )
 from shopfloor.runs.mlflow import add_params, denied
 from shopfloor.runs.mlflow import connect as connect
+from shopfloor.runs.owner import this_process
 from shopfloor.settings import Settings
 from shopfloor.storage import EFFECT
 

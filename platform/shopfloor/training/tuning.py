@@ -46,10 +46,10 @@ from shopfloor.storage import (
     write_atomically,
 )
 from shopfloor.training import cluster as ray_cluster
-from shopfloor.training import rayjob, rayjob_run, trial, trial_runs
-from shopfloor.training.contract import try_contract
+from shopfloor.training import finished as finished_trials
+from shopfloor.training import rayjob, rayjob_run, trial
 from shopfloor.training.finished import FinishedTrials
-from shopfloor.training.trial import FAILURE, reason
+from shopfloor.training.trial import FAILURE, reason, try_contract
 from shopfloor.use_case import Choice, FloatRange, IntRange, SearchSection, UseCase, Workers, load_use_case
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def tune(
                 (target / "best_trial.json").write_text(best.model_dump_json(indent=1), encoding="utf-8")
     with publish(settings, search, "tune-search") as target:
         (target / "search.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    trial_runs.record(settings, result)
+    finished_trials.record(settings, result)
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
     metrics.log_metric("trials", len(result.trials))
@@ -146,7 +146,7 @@ def _tune_on_a_cluster_of_its_own(
         artifact.uri = output["uri"]
         artifact.metadata.update(output["metadata"])
     text = (local_copy(settings, search.uri) / "search.json").read_text(encoding="utf-8")
-    trial_runs.record(settings, Search.model_validate_json(text))
+    finished_trials.record(settings, Search.model_validate_json(text))
     for metric, value in result["metrics"].items():
         metrics.log_metric(metric, value)
 
