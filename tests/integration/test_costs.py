@@ -4,6 +4,7 @@ import datetime as dt
 import json
 
 import pytest
+from shopfloor.errors import NotFoundError
 from shopfloor.flows import costs
 from shopfloor.records import Usage
 from shopfloor.runs import conclude
@@ -96,6 +97,11 @@ def test_costs_are_summed_by_team_use_case_and_version(settings, client):
     assert len(by["run"].lines) == 3
     assert by["run"].total.amount == pytest.approx(3 * one)
     assert costs.summary(settings, "team", "costs_d", dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)).lines == []
+
+
+def test_a_use_case_that_never_ran_is_said_to_have_no_runs(settings, client):
+    with pytest.raises(NotFoundError, match="Use case 'costs_nobody' has no runs"):
+        costs.summary(settings, "team", "costs_nobody", None)
 
 
 def test_what_has_no_price_is_named(settings, client):

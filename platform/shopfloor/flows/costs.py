@@ -88,11 +88,14 @@ def summary(settings: Settings, by: By, use_case: str | None, since: dt.datetime
         since: Only runs that began then or later.
 
     Raises:
+        NotFoundError: The use case has no run.
         ServiceError: MLflow does not answer, or refuses.
     """
     mlflow = Mlflow(settings.tracking_uri, settings.request_timeout_s)
     experiments = mlflow.search("experiments/search", "experiments", max_results=PAGE)
     ids = [one["experiment_id"] for one in experiments if use_case in {None, one["name"]}]
+    if use_case is not None and not ids:
+        raise NotFoundError(f"Use case {use_case!r} has no runs.", "`shopfloor runs list` shows all runs.")
     runs: dict[str, Any] = {}
     usages: dict[str, list[Usage]] = {}
     uncounted: dict[str, set[str]] = {}

@@ -98,13 +98,7 @@ class QueueApi:
         Raises:
             ServiceError: The cluster does not answer, or lets nobody see them.
         """
-        answer = self._ask(
-            "list workloads",
-            lambda: self._custom.list_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, "workloads", _request_timeout=self._timeout_s
-            ),
-        )
-        return list(answer.get("items", []))
+        return self._objects(GROUP, VERSION, "workloads")
 
     def jobs(self) -> list[Json]:
         """Return the RayJobs of the namespace that belong to runs.
@@ -112,13 +106,7 @@ class QueueApi:
         Raises:
             ServiceError: The cluster does not answer, or lets nobody see them.
         """
-        answer = self._ask(
-            "list rayjobs",
-            lambda: self._custom.list_namespaced_custom_object(
-                "ray.io", "v1", self._namespace, "rayjobs", label_selector=RUN_LABEL, _request_timeout=self._timeout_s
-            ),
-        )
-        return list(answer.get("items", []))
+        return self._objects("ray.io", "v1", "rayjobs", label_selector=RUN_LABEL)
 
     def pods(self) -> list[Json]:
         """Return the pods of the namespace that belong to runs.
@@ -126,15 +114,7 @@ class QueueApi:
         Raises:
             ServiceError: The cluster does not answer, or lets nobody see them.
         """
-        answer = self._ask(
-            "list pods",
-            lambda: json.loads(
-                self._core.list_namespaced_pod(
-                    self._namespace, label_selector=RUN_LABEL, _preload_content=False, _request_timeout=self._timeout_s
-                ).data
-            ),
-        )
-        return list(answer.get("items", []))
+        return self._core_objects("pods", self._core.list_namespaced_pod, label_selector=RUN_LABEL)
 
     def limit_ranges(self) -> list[Json]:
         """Return the namespace's LimitRanges.
@@ -142,15 +122,26 @@ class QueueApi:
         Raises:
             ServiceError: The cluster does not answer, or lets nobody see them.
         """
-        answer = self._ask(
-            "list limitranges",
-            lambda: json.loads(
-                self._core.list_namespaced_limit_range(
-                    self._namespace, _preload_content=False, _request_timeout=self._timeout_s
-                ).data
-            ),
-        )
-        return list(answer.get("items", []))
+        return self._core_objects("limitranges", self._core.list_namespaced_limit_range)
+
+    def _objects(self, group: str, version: str, plural: str, **options: str) -> list[Json]:
+        """Return custom objects of the namespace."""
+
+        def list_() -> Any:
+            return self._custom.list_namespaced_custom_object(
+                group, version, self._namespace, plural, _request_timeout=self._timeout_s, **options
+            )
+
+        return list(self._ask(f"list {plural}", list_).get("items", []))
+
+    def _core_objects(self, plural: str, list_: Callable[..., Any], **options: str) -> list[Json]:
+        """Return objects of the namespace as the API writes them: the client's own are of classes."""
+
+        def read() -> Any:
+            answer = list_(self._namespace, _preload_content=False, _request_timeout=self._timeout_s, **options)
+            return json.loads(answer.data)
+
+        return list(self._ask(f"list {plural}", read).get("items", []))
 
     def _pending(self, queue: str, notes: list[str]) -> list[Json] | None:
         """Return what waits in a LocalQueue as Kueue itself lists it; `None`, and a note, where it does not."""
