@@ -44,6 +44,7 @@ _LEFT_ALONE = (
     "runs and versions that are deleted in MLflow, which `mlflow gc` removes",
     "the cache of DVC in this clone, which `dvc gc` removes",
 )
+_IMAGES = "images and what builds left, which `docker image prune` and `docker builder prune` remove"
 
 
 class Share(Record):
@@ -93,6 +94,8 @@ def sweep(settings: Settings, older_than: dt.timedelta, apply: bool = False) -> 
             left_alone.append("sources of features, as Feast's registry is a database")
         if DATA not in places:
             left_alone.append("data versions, as DVC's remote is not this stack's own")
+        if settings.profile != EMBEDDED:
+            left_alone.append(_IMAGES)
         others = {
             "what is new": {
                 name for name, unit in known.items() if unit.changed_s >= began_s - older_than.total_seconds()
