@@ -4,6 +4,7 @@
 """
 
 import json
+import subprocess
 
 import pytest
 import requests
@@ -64,6 +65,32 @@ def test_a_command_within_the_head_has_its_secrets_and_finds_the_data(stack, fir
     within = ("exec", "-T", "ray-head", "shopfloor")
     assert json.loads(stack.compose(*within, "rollout", "status", "flight_delays", "--json"))
     assert "weather" in stack.compose(*within, "features", "materialize", "flight_delays")
+
+
+def test_a_database_that_refuses_is_named_and_used_again_when_it_does_not(stack, first):
+    def let_in_with(password: str) -> None:
+        order = f"psql -U postgres -q -v password={password} <<< \"ALTER ROLE feast PASSWORD :'password'\""
+        stack.compose("exec", "-T", "postgres", "bash", "-c", order)
+
+    materialize = ("docker", "compose", "exec", "-T", "ray-head", "shopfloor", "features", "materialize")
+    let_in_with("another")
+    try:
+        done = subprocess.run(
+            [*materialize, "flight_delays"],
+            cwd=stack.root,
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+            timeout=RUN_S,
+            check=False,
+        )
+    finally:
+        let_in_with('"$(cat /run/secrets/feast_db_password)"')
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: Feast's registry postgresql")
+    assert "password authentication failed" in told
+    stack.run(*materialize, "flight_delays")
 
 
 def test_a_backup_is_whole_and_its_champion_answers_exactly_in_a_stack_beside_this_one(stack, first, tmp_path):

@@ -1,15 +1,17 @@
 """What a use case's features.py may do wrong, through the real Feast: it works, or is named."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from shopfloor.data import features
-from shopfloor.errors import DataError, ShopfloorError, UsageError
+from shopfloor.errors import DataError, ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
 from tests.support.artifacts import Recorder
 from tests.support.orders import CODE, SPLIT, N, orders, project
+from tests.support.waiting import free_port
 
 
 @pytest.fixture
@@ -141,3 +143,24 @@ def test_a_shared_registry_serves_features_while_they_are_materialized(tmp_path)
         online_store=str(tmp_path / "online.db"),
     )
     assert features.feature_store(settings, "tiny").registry.serve_features_while_materializing
+
+
+@pytest.mark.parametrize(
+    ("registry", "reason"),
+    [
+        ("postgresql+psycopg2://feast@127.0.0.1:{port}/feast", "Connection refused"),
+        ("s3://models/registry.db", "127.0.0.1:{port}"),
+    ],
+)
+def test_a_registry_that_takes_nothing_is_named(tmp_path, monkeypatch, registry, reason):
+    port = free_port()
+    monkeypatch.setenv("FEAST_S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    place = registry.format(port=port)
+    settings = Settings(project_root=tmp_path, state_dir=tmp_path / "state", feature_registry=place)
+
+    with pytest.raises(ServiceError, match=rf"^Feast's registry {re.escape(place)} takes no definitions: ") as raised:
+        features.register_definitions(settings, "tiny", [])
+    assert reason.format(port=port) in str(raised.value)
+    assert "\n" not in str(raised.value)

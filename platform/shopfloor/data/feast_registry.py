@@ -31,7 +31,7 @@ class PrefixRegistryStore(S3RegistryStore):  # type: ignore[misc]
             S3RegistryBucketNotExist: Nor is there the bucket.
             S3RegistryBucketForbiddenAccess: The store does not let us.
         """
-        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+        from botocore.exceptions import ClientError
 
         client = self.s3_client.meta.client
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shopfloor.data.contract import TIME, as_numbers, classes_of, require_names, require_rows, require_view
 from shopfloor.environment import NO_REPORTS
-from shopfloor.errors import ConflictError, DataError, UsageError, first_line
+from shopfloor.errors import ConflictError, DataError, ServiceError, UsageError, first_line
 from shopfloor.records import FeatureSet
 from shopfloor.settings import Settings
 from shopfloor.storage import (
@@ -146,6 +146,38 @@ def feature_store(settings: Settings, project: str, registry: str | None = None,
     )
 
 
+def register_definitions(settings: Settings, project: str, definitions: list[Any]) -> Any:
+    """Write definitions into Feast's registry, one process of this machine at a time.
+
+    Args:
+        settings: Say where the registry is.
+        project: Feast's project.
+        definitions: Feast's objects.
+
+    Returns:
+        Feast's store over the registry.
+
+    Raises:
+        ServiceError: The database, bucket or file does not take them.
+        ConflictError: Another process has written for minutes.
+    """
+    with locked(settings, "feast-registry"):
+        try:
+            store = feature_store(settings, project)
+            store.apply(definitions)
+        except Exception as error:
+            from botocore.exceptions import BotoCoreError, ClientError
+            from sqlalchemy.exc import SQLAlchemyError
+
+            if not isinstance(error, (BotoCoreError, ClientError, OSError, SQLAlchemyError)):
+                raise
+            raise ServiceError(
+                f"Feast's registry {settings.feature_registry} takes no definitions: {first_line(error, 300)}.",
+                "See that it answers and lets you in, then do it again.",
+            ) from error
+    return store
+
+
 def feature_service(store: Any, use_case: UseCase, purpose: str = "") -> Any:
     """Return the Feast feature service of a use case.
 
@@ -178,9 +210,8 @@ def _join(
     """Register the definitions and return the joined rows and the names of the features, in the service's order."""
     import pandas as pd
 
-    with locked(settings, "feast-registry"):
-        store = feature_store(settings, use_case.name)
-        store.apply(code.definitions(lambda name: join(sources, f"{name}.parquet")))
+    definitions = code.definitions(lambda name: join(sources, f"{name}.parquet"))
+    store = register_definitions(settings, use_case.name, definitions)
     if is_remote(sources):
         # DuckDB's wheel reads no S3, so the join reads the files that were just made; the registry keeps the S3 places.
         store = store_over(settings, use_case, directory)

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shopfloor.attempts import require_newest
-from shopfloor.data.features import feature_service, feature_store, keep_sources, locked
+from shopfloor.data.features import feature_service, feature_store, keep_sources, locked, register_definitions
 from shopfloor.data.versions import tables_of
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.records import Record
@@ -152,8 +152,7 @@ def materialize_tables(settings: Settings, use_case_name: str, tables: Path) -> 
                 _let_read_while_written(settings.online_store)
                 require_newest(settings)
                 writer.materialize(_EARLIEST, dt.datetime.now(dt.UTC), [view.name for view in views])
-                with locked(settings, "feast-registry"):
-                    feature_store(settings, project).apply(definitions(lambda name: join(sources, f"{name}.parquet")))
+                register_definitions(settings, project, definitions(lambda name: join(sources, f"{name}.parquet")))
                 record = Materialized(
                     use_case=use_case.name,
                     project=project,
