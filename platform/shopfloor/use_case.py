@@ -266,19 +266,19 @@ class ServingSection(_Section):
     """Features that the endpoint looks up."""
 
 
-class UseCase(_Section):
-    """A validated `use_case.yaml`."""
+class ServedCase(_Section):
+    """What every `use_case.yaml` says, wherever its models come from: how they answer, and what bounds them."""
 
     name: str = Field(pattern=NAME)
     description: str = ""
     task: Task = "binary"
-    data: DataSection
-    features: FeaturesSection
-    search: SearchSection
-    model: ModelSection
-    evaluation: EvaluationSection = EvaluationSection()
     gates: GatesSection = GatesSection()
     serving: ServingSection = ServingSection()
+
+    @property
+    def target(self) -> str:
+        """Name of what is predicted; empty where the file does not say."""
+        return ""
 
     def code(self, module: str) -> ModuleType:
         """Import the use case's own module (`features`, `model`, `expectations`).
@@ -287,6 +287,37 @@ class UseCase(_Section):
             NotFoundError: The use case has no such module.
         """
         return import_code(self.name, module)
+
+
+class ImportedCase(ServedCase):
+    """A validated `use_case.yaml` of models that were trained elsewhere: it has no data, no features and no search."""
+
+    imported: Literal[True]
+    """In the place of `data`, `features`, `search`, `model` and `evaluation`."""
+
+    @model_validator(mode="after")
+    def _judged_by_requests_alone(self) -> ImportedCase:
+        for name in ("metrics", "slices", "champion"):
+            if getattr(self.gates, name):
+                raise ValueError(f"gates.{name} bounds a test set, and an imported model brings none; give gates.live")
+        if self.serving.online is not None:
+            raise ValueError("serving.online looks features up, and an imported model has no features.py")
+        return self
+
+
+class UseCase(ServedCase):
+    """A validated `use_case.yaml` whose models are trained here."""
+
+    data: DataSection
+    features: FeaturesSection
+    search: SearchSection
+    model: ModelSection
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def target(self) -> str:
+        """Name of what is predicted."""
+        return self.features.target
 
 
 def import_code(use_case: str, module: str) -> ModuleType:
@@ -347,7 +378,26 @@ def require_name(name: str) -> None:
 
 
 def load_use_case(settings: Settings, name: str) -> UseCase:
-    """Read and validate `pipelines/<name>/use_case.yaml`.
+    """Read and validate `pipelines/<name>/use_case.yaml`, of a use case whose models are trained here.
+
+    Raises:
+        NotFoundError: There is no use case of that name.
+        UsageError: It is no name, its models are imported, or the file is broken; the message names file, line and key.
+    """
+    case = load_served_case(settings, name)
+    if not isinstance(case, UseCase):
+        raise UsageError(
+            f"{where(settings, name, 'imported')}: models of {name} are imported: there is no data to train on.",
+            "`shopfloor models import` brings the next version; a use case of another name can train its own.",
+        )
+    return case
+
+
+def load_served_case(settings: Settings, name: str) -> ServedCase:
+    """Read and validate `pipelines/<name>/use_case.yaml`, wherever its models come from.
+
+    Returns:
+        A `UseCase`, or an `ImportedCase`.
 
     Raises:
         NotFoundError: There is no use case of that name.
@@ -363,8 +413,9 @@ def load_use_case(settings: Settings, name: str) -> UseCase:
         sys.path.insert(0, root)
     place = file.relative_to(settings.project_root)
     node, content = _read(file, place)
+    kind = ImportedCase if isinstance(content, dict) and "imported" in content else UseCase
     try:
-        use_case = UseCase.model_validate(content)
+        use_case: ServedCase = kind.model_validate(content)
     except ValidationError as error:
         raise UsageError(
             "\n".join(_describe(place, node, problem) for problem in error.errors()),

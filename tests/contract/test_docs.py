@@ -14,9 +14,10 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from pydantic import TypeAdapter
 from shopfloor.cli.main import _global_options_first, app
 from shopfloor.settings import ClusterSettings, Settings
-from shopfloor.use_case import UseCase
+from shopfloor.use_case import ImportedCase, UseCase
 
 from tests.contract import references
 
@@ -92,6 +93,11 @@ def test_every_target_of_make_in_the_docs_exists():
         assert used <= targets, page
 
 
+def whole_schema():
+    """Return the JSON Schema of a use case: of one that trains its models, or of one whose models are imported."""
+    return TypeAdapter(UseCase | ImportedCase).json_schema(by_alias=True)
+
+
 def leaves(schema, part, path=""):
     """Yield the path of every key; one below a key that the user names follows that key's parent."""
     if "$ref" in part:
@@ -120,14 +126,14 @@ def documented_keys():
 
 
 def test_every_key_of_a_use_case_is_in_its_reference():
-    schema, rows = UseCase.model_json_schema(by_alias=True), documented_keys()
+    schema, rows = whole_schema(), documented_keys()
     for key in leaves(schema, schema):
         parent, _, name = key.rpartition(".")
         assert key in rows or re.search(rf"\b{name}\b", rows.get(parent, "")), key
 
 
 def test_every_key_of_the_reference_is_one_of_a_use_case():
-    schema = UseCase.model_json_schema(by_alias=True)
+    schema = whole_schema()
     keys = leaves(schema, schema)
     for key in documented_keys():
         assert any(one == key or one.startswith(f"{key}.") for one in keys), key
@@ -178,7 +184,7 @@ def test_every_status_that_a_request_is_refused_with_is_a_clients_or_503_and_doc
 
 
 def schema_text():
-    return json.dumps(UseCase.model_json_schema(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(whole_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def test_the_schema_of_a_use_case_is_the_models():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.settings import Settings
-from shopfloor.use_case import list_use_cases, load_use_case
+from shopfloor.use_case import list_use_cases, load_served_case, load_use_case
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = (PROJECT / "pipelines/flight_delays/use_case.yaml").read_text()
@@ -47,3 +47,33 @@ def test_a_broken_file_gets_a_line_that_names_file_line_and_key(tmp_path, old, n
     settings = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(UsageError, match=message):
         load_use_case(settings, "flight_delays")
+
+
+IMPORTED = """
+name: flight_delays
+imported: true
+gates: {live: {metrics: {error_rate: {max: 0.01}}}}
+"""
+
+
+def test_a_use_case_of_imported_models_serves_and_trains_nothing(tmp_path):
+    settings = write(tmp_path, IMPORTED)
+    case = load_served_case(settings, "flight_delays")
+    assert (case.target, case.serving.replicas, case.gates.live.metrics["error_rate"].max) == ("", 1, 0.01)
+    with pytest.raises(UsageError, match=r"use_case.yaml:3: imported: models of flight_delays are imported"):
+        load_use_case(settings, "flight_delays")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("search: {trials: 3}", r"use_case.yaml:5: search: unknown key"),
+        ("imported: false", r"imported: Input should be True"),
+        ("gates: {metrics: {roc_auc: {min: 0.7}}}", r"gates.metrics bounds a test set"),
+        ("serving: {online: {entities: {origin: string}}}", r"serving.online looks features up"),
+    ],
+)
+def test_what_an_imported_model_cannot_have_is_refused(tmp_path, more, message):
+    settings = write(tmp_path, IMPORTED + more)
+    with pytest.raises(UsageError, match=message):
+        load_served_case(settings, "flight_delays")

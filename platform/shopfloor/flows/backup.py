@@ -28,7 +28,7 @@ from shopfloor.settings import Settings
 from shopfloor.stack import lifecycle, secrets, services, versions
 from shopfloor.stack import state as states
 from shopfloor.storage import join, write_atomically
-from shopfloor.use_case import list_use_cases, load_use_case
+from shopfloor.use_case import list_use_cases, load_served_case
 
 _PUBLISHED = {
     "tracking_uri": ("MLFLOW_PORT", 5000),
@@ -104,7 +104,7 @@ def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None,
         versions.migrate(settings)
     champions = ask_champions(*start(settings, progress), store, manifest)
     within = "docker compose exec ray-head " if settings.in_containers else ""
-    online = [case for case in list_use_cases(settings) if load_use_case(settings, case).serving.online]
+    online = [case for case in list_use_cases(settings) if load_served_case(settings, case).serving.online]
     return Restoration(
         id=name,
         created=manifest.created,

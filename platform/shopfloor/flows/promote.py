@@ -15,7 +15,7 @@ from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, champion, rollout
 from shopfloor.settings import EMBEDDED, Settings
-from shopfloor.use_case import list_use_cases, load_use_case
+from shopfloor.use_case import list_use_cases, load_served_case
 
 _AT_ONCE = 8
 """Endpoints that are waited for at a time."""
@@ -157,7 +157,7 @@ def restore(settings: Settings, progress: Callable[[str], None]) -> Restored:
 def _declared_anew(settings: Settings, use_case: str, entry: Entry, is_own: bool) -> Entry:
     """Return the entry with what Serve is to run as this project and these settings have it now."""
     if is_own:
-        application = applications.build(settings, load_use_case(settings, use_case), entry)
+        application = applications.build(settings, load_served_case(settings, use_case), entry)
     else:
         application = applications.readdressed(settings, entry.application or {})
     if application == entry.application and entry.place == applications.place(settings):

@@ -28,7 +28,7 @@ from shopfloor.serving.deploy import applications, champion, jobs, rollout
 from shopfloor.serving.deploy.rollout import Traffic
 from shopfloor.serving.log_files import read_log
 from shopfloor.settings import Settings
-from shopfloor.use_case import UseCase, load_use_case
+from shopfloor.use_case import ServedCase, load_served_case
 
 TAG = "shopfloor.rollout"
 """Tag of a version: how its trial ended, and why."""
@@ -96,7 +96,7 @@ def introduce(
         ServiceError: MLflow or Ray does not answer.
         ShopfloorError: It does not load; what answered before still answers.
     """
-    case = load_use_case(settings, use_case)
+    case = load_served_case(settings, use_case)
     mlflow = rollout.registry(settings)
     version_of(mlflow, use_case, version)
     entry = champion.current(mlflow, use_case, before)
@@ -168,7 +168,7 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
         UsageError: A gate bounds an unknown metric.
         ServiceError: Ray does not answer.
     """
-    case = load_use_case(settings, use_case)
+    case = load_served_case(settings, use_case)
     gates.require_known(settings, case)
     assignment = assignments.read(rollout.registry(settings), use_case).assignment
     present, challenger = assignment.champion, assignment.challenger
@@ -210,7 +210,7 @@ def run(
         ConflictError: Somebody else changed who answers; says who.
         ServiceError: MLflow or Ray does not answer; the same command goes on.
     """
-    case = load_use_case(settings, use_case)
+    case = load_served_case(settings, use_case)
     gates.require_known(settings, case)
     _require_sense(case, stages)
     mlflow = rollout.registry(settings)
@@ -249,7 +249,7 @@ def detach(settings: Settings, use_case: str, version: str, stages: Sequence[flo
         UsageError: As `run` says.
         ServiceError: MLflow or Ray does not answer.
     """
-    _require_sense(load_use_case(settings, use_case), stages)
+    _require_sense(load_served_case(settings, use_case), stages)
     version_of(rollout.registry(settings), use_case, version)
     percents = ",".join(f"{stage:g}" for stage in stages)
     options = ("--stages", percents, "--stage-timeout", f"{stage_timeout_s:g}s")
@@ -270,7 +270,7 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
     Raises:
         ServiceError: MLflow, Ray or the log of predictions does not answer, at the first look or at the last one.
     """
-    case = load_use_case(settings, use_case)
+    case = load_served_case(settings, use_case)
     gates.require_known(settings, case)
     mlflow = rollout.registry(settings)
     version = assignments.read(mlflow, use_case).assignment.champion
@@ -315,7 +315,7 @@ def _lease(mlflow: Mlflow, use_case: str, entry: Entry) -> Any:
 def _watch(
     settings: Settings,
     mlflow: Mlflow,
-    case: UseCase,
+    case: ServedCase,
     entry: Entry,
     version: str,
     start: dt.datetime,
@@ -366,7 +366,7 @@ def _missed(verdicts: Sequence[GateResult]) -> list[GateResult]:
     return [result for result in verdicts if not result.passed and not result.undecided]
 
 
-def _merged(case: UseCase, log: Any, recent: Any, version: str, present: str | None) -> LiveNumbers:
+def _merged(case: ServedCase, log: Any, recent: Any, version: str, present: str | None) -> LiveNumbers:
     """Return what a version did in this stage; agreement and quality rest on the whole trial, for they need more."""
     whole, stage = _numbers(case, log, version, present), _numbers(case, recent, version, present)
     own = {"p99_ms", "error_rate", "cost_per_1000"}
@@ -380,7 +380,7 @@ def _merged(case: UseCase, log: Any, recent: Any, version: str, present: str | N
     )
 
 
-def _numbers(case: UseCase, log: Any, version: str, present: str | None) -> LiveNumbers:
+def _numbers(case: ServedCase, log: Any, version: str, present: str | None) -> LiveNumbers:
     predictions, feedback = log
     tolerance, cost_per_hour = case.gates.live.tolerance, case.serving.cost_per_hour
     return live_numbers(predictions, feedback, version, present, tolerance, cost_per_hour, case.task, of_use_case(case))
@@ -409,7 +409,7 @@ def _verdict(
     return VersionVerdict(version=version, role=role, percent=percent, numbers=numbers, gates=verdicts)
 
 
-def _require_sense(case: UseCase, stages: Sequence[float]) -> None:
+def _require_sense(case: ServedCase, stages: Sequence[float]) -> None:
     if not stages or list(stages) != sorted(set(stages)) or stages[0] <= 0 or stages[-1] > 100:
         raise UsageError(f"The stages {list(stages)} do not rise from above 0 to at most 100.", "--stages 5,25,50,100")
     if not case.gates.live.metrics and not case.gates.live.champion:
@@ -422,7 +422,7 @@ def _require_sense(case: UseCase, stages: Sequence[float]) -> None:
 
 def _ended(
     mlflow: Mlflow,
-    case: UseCase,
+    case: ServedCase,
     version: str,
     outcome: Ending,
     percent: float,

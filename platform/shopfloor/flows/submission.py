@@ -18,7 +18,7 @@ from shopfloor.runs.code_version import code_version
 from shopfloor.runs.mlflow import RUN_KEY, Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.settings import Settings
-from shopfloor.use_case import load_use_case
+from shopfloor.use_case import load_served_case
 
 
 class Submission(Record):
@@ -56,7 +56,7 @@ def read(
         arguments |= parse_parameters(compiled, [f"use_case={use_case}"])
     require_parameters(compiled, arguments)
     if "use_case" in arguments:
-        require_known(settings, load_use_case(settings, arguments["use_case"]))
+        require_known(settings, load_served_case(settings, arguments["use_case"]))
     return compiled, arguments
 
 

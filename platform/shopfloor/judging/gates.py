@@ -10,10 +10,10 @@ from shopfloor.judging.metrics import Metric, metric_named, of_requests, of_test
 from shopfloor.judging.signature import Inputs, incompatibility
 from shopfloor.records import GateResult, LiveNumbers, SliceResult
 from shopfloor.settings import Settings
-from shopfloor.use_case import Bound, GatesSection, LiveGates, UseCase, where
+from shopfloor.use_case import Bound, GatesSection, LiveGates, ServedCase, where
 
 
-def require_known(settings: Settings, use_case: UseCase) -> tuple[Metric, ...]:
+def require_known(settings: Settings, use_case: ServedCase) -> tuple[Metric, ...]:
     """Return a use case's metrics; every gate bounds one of them, or what real requests show.
 
     Raises:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError, first_line
-from shopfloor.use_case import Task, UseCase
+from shopfloor.use_case import ServedCase, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +162,7 @@ def of_task(task: Task) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS if task in metric.tasks)
 
 
-def of_use_case(use_case: UseCase) -> tuple[Metric, ...]:
+def of_use_case(use_case: ServedCase) -> tuple[Metric, ...]:
     """Return the metrics that are computed for a use case: those of its task, and those of its `metrics.py`.
 
     That defines `METRICS`, the name of each of its functions to `min` or `max`, which way is better. A function takes

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from shopfloor.errors import UsageError
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, file_stamp, remembered
-from shopfloor.use_case import FILE_NAME, UseCase, load_use_case
+from shopfloor.use_case import FILE_NAME, ServedCase, UseCase, load_served_case
 
 _PACKAGES = {"shopfloor": "platform/shopfloor", "components": "components", "pipelines": "pipelines"}
 _LOADERS = {
@@ -156,10 +156,10 @@ def _use_case_parts(settings: Settings, name: str, reads: Iterable[str] | None) 
     """Return the hashes of the sections of a use case that a step reads; all of them where nobody says which."""
     use_case = _use_case(settings, name)
     for part in reads or ():
-        if not part.endswith(".py") and part not in type(use_case).model_fields:
+        if not part.endswith(".py") and part not in UseCase.model_fields:
             raise UsageError(
                 f"A component's READS names {part!r}, which is no section of {FILE_NAME}.",
-                f"Name one of {', '.join(type(use_case).model_fields)}, or a file such as model.py.",
+                f"Name one of {', '.join(UseCase.model_fields)}, or a file such as model.py.",
             )
     sections = [section for section in type(use_case).model_fields if reads is None or section in reads]
     return {
@@ -179,15 +179,15 @@ def _use_case_code(settings: Settings, name: str, reads: Iterable[str] | None) -
     return {f"{package}.{part.removesuffix('.py')}" for part in reads if part.endswith(".py")}
 
 
-def _use_case(settings: Settings, name: str) -> UseCase:
+def _use_case(settings: Settings, name: str) -> ServedCase:
     """Return a use case, read again only when its file changed."""
     file = settings.project_root / "pipelines" / name / "use_case.yaml"
     return _use_case_at(settings, name, str(file_stamp(file)) if file.is_file() else "")
 
 
 @functools.lru_cache(maxsize=64)
-def _use_case_at(settings: Settings, name: str, stamp: str) -> UseCase:
-    return load_use_case(settings, name)
+def _use_case_at(settings: Settings, name: str, stamp: str) -> ServedCase:
+    return load_served_case(settings, name)
 
 
 def _reads(settings: Settings, function: str) -> tuple[str, ...] | None:

@@ -19,7 +19,7 @@ from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.serving.data_set import Part, parts_of, with_partition
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, exists, filesystem, join, publish, scratch
-from shopfloor.use_case import UseCase, load_use_case
+from shopfloor.use_case import UseCase, load_served_case
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,19 +48,21 @@ def complete(settings: Settings, use_case_name: str, data: str, data_rev: str, c
         DataError: The revision's tables are nowhere, or Feast cannot join them.
         UsageError: A file is no parquet, or has times without a zone; `features.py` does not keep to its contract.
     """
-    use_case = load_use_case(settings, use_case_name)
+    use_case = load_served_case(settings, use_case_name)
     parts = parts_of(settings, data, "", "", (), ROWS_PER_PART) if exists(settings, data) else []
     files = {part.file: part for part in parts}.values()
     timed = [columns for columns in (_columns(settings, part) for part in files) if TIME in columns]
-    needed = bool(timed) and _lack_features(use_case, timed)
+    # A model that was imported has no features of ours.
+    lacking = use_case if isinstance(use_case, UseCase) and timed and _lack_features(use_case, timed) else None
     with publish(settings, completed, "complete") as directory:
         rows = directory / "rows"
-        if needed:
+        if lacking is not None:
             rows.mkdir()
-            with tables_of(settings, use_case, data_rev) as tables:
-                _complete(settings, use_case, tables, parts, rows)
-        (directory / "completed.json").write_text(json.dumps({"data": data, "completed": needed}), encoding="utf-8")
-    return join(completed.uri, "rows") if needed else data
+            with tables_of(settings, lacking, data_rev) as tables:
+                _complete(settings, lacking, tables, parts, rows)
+        record = {"data": data, "completed": lacking is not None}
+        (directory / "completed.json").write_text(json.dumps(record), encoding="utf-8")
+    return join(completed.uri, "rows") if lacking is not None else data
 
 
 def _columns(settings: Settings, part: Part) -> set[str]:

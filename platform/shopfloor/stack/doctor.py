@@ -297,7 +297,7 @@ def _configuration(settings: Settings, overridden: list[str]) -> Iterator[Findin
 
 def _use_cases(settings: Settings) -> Iterator[Finding]:
     from shopfloor.judging.gates import require_known
-    from shopfloor.use_case import list_use_cases, load_use_case, missing_code
+    from shopfloor.use_case import UseCase, list_use_cases, load_served_case, missing_code
 
     names = list_use_cases(settings)
     if not names:
@@ -305,12 +305,13 @@ def _use_cases(settings: Settings) -> Iterator[Finding]:
         yield Finding(subject="use cases", verdict="warn", message=message, remedy="Write a use_case.yaml.")
     for name in names:
         try:
-            require_known(settings, load_use_case(settings, name))
+            case = load_served_case(settings, name)
+            require_known(settings, case)
         except ShopfloorError as error:
             message = error.message if name in error.message else f"{name}: {error.message}"
             yield Finding(subject="use cases", verdict="fail", message=message, remedy=error.remedy)
             continue
-        missing = missing_code(settings, name)
+        missing = missing_code(settings, name) if isinstance(case, UseCase) else []
         yield Finding(
             subject="use cases",
             verdict="fail" if missing else "ok",

@@ -26,7 +26,7 @@ from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
 from shopfloor.settings import NO_TOKENS, Settings
 from shopfloor.storage import is_remote, join
-from shopfloor.use_case import ServingSection, UseCase
+from shopfloor.use_case import ServedCase, ServingSection, UseCase
 
 SPARE_REQUESTS = 1000
 """Requests that Serve lets into a replica beyond those that it answers: it waits for their bodies, or refuses them."""
@@ -60,7 +60,7 @@ def place(settings: Settings) -> str:
     return socket.gethostname() if is_loopback(address.hostname) else f"{address.hostname}:{address.port}"
 
 
-def build(settings: Settings, case: UseCase, entry: Entry) -> dict[str, Any]:
+def build(settings: Settings, case: ServedCase, entry: Entry) -> dict[str, Any]:
     """Return the declaration of a use case's application.
 
     Args:
@@ -82,7 +82,7 @@ def build(settings: Settings, case: UseCase, entry: Entry) -> dict[str, Any]:
         log_max_bytes=int(serving.log_max_gb * 1024**3),
         hosts=_hosts(settings),
         description=case.description,
-        target=case.features.target,
+        target=case.target,
         max_in_flight=serving.max_in_flight,
         timeout_s=serving.timeout_s,
         batch_rows=serving.batching.max_rows if serving.batching else 0,
@@ -174,14 +174,14 @@ def _replicas(serving: ServingSection) -> dict[str, Any]:
     }
 
 
-def _code_hash(settings: Settings, case: UseCase) -> str:
+def _code_hash(settings: Settings, case: ServedCase) -> str:
     digest = hashlib.sha256()
     for _, file in sorted(replica_code(settings, case).items()):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def replica_code(settings: Settings, case: UseCase) -> dict[str, Path]:
+def replica_code(settings: Settings, case: ServedCase) -> dict[str, Path]:
     """Return what a replica imports of this repository, module to file; new code needs new replicas.
 
     Args:
@@ -226,10 +226,10 @@ def _config(application: Any) -> dict[str, Any]:
     return config
 
 
-def online_config(settings: Settings, case: UseCase) -> OnlineConfig | None:
+def online_config(settings: Settings, case: ServedCase) -> OnlineConfig | None:
     """Return what a replica needs to read features; `None` for a use case whose requests send them all."""
     online = case.serving.online
-    if online is None:
+    if online is None or not isinstance(case, UseCase):
         return None
     return OnlineConfig(
         use_case=case.name,

@@ -29,7 +29,7 @@ from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.deploy import applications, jobs, rollout
 from shopfloor.settings import Settings
-from shopfloor.use_case import load_use_case
+from shopfloor.use_case import load_served_case
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def promote_version(
         ServiceError: MLflow or Ray does not answer.
         ShopfloorError: The version does not load; the champion before is champion still.
     """
-    case = load_use_case(settings, use_case)
+    case = load_served_case(settings, use_case)
     mlflow = rollout.registry(settings)
     run_id = version_of(mlflow, use_case, version).get("run_id", "")
     entry = current(mlflow, use_case, before)
@@ -100,7 +100,7 @@ def roll_back(settings: Settings, use_case: str, reason: str = "", before: Entry
         ServiceError: MLflow or Ray does not answer.
         ShopfloorError: The version before does not load; the champion stays.
     """
-    load_use_case(settings, use_case)
+    load_served_case(settings, use_case)
     mlflow = rollout.registry(settings)
     entry = current(mlflow, use_case, before)
     project(mlflow, use_case, entry)
@@ -218,7 +218,7 @@ def _switch(
         shadow=False,
         before=before,
         replaced=replaced,
-        application=applications.build(settings, load_use_case(settings, use_case), entry),
+        application=applications.build(settings, load_served_case(settings, use_case), entry),
         place=applications.place(settings),
         action=action,
         reason=reason,

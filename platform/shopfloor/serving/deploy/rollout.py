@@ -21,7 +21,7 @@ from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import DEPLOYMENT, LEASE_KEPT, LEASE_S, Action, Config
 from shopfloor.serving.deploy import applications
 from shopfloor.settings import Settings
-from shopfloor.use_case import load_use_case
+from shopfloor.use_case import load_served_case
 
 DEPLOY_TIMEOUT_S = 180.0
 STATUS_TIMEOUT_S = 2.0
@@ -111,7 +111,7 @@ def deploy(
         ShopfloorError: A version does not load; what was assigned before is assigned again.
         ConflictError: Another deployment of the same use case came in between.
     """
-    case = load_use_case(settings, use_case)
+    case = load_served_case(settings, use_case)
     mlflow = registry(settings)
     deadline = time.monotonic() + timeout_s
     before = before or assignments.read(mlflow, use_case)
