@@ -5,6 +5,7 @@ Nothing here asks a cluster: docs/how-to/install-on-a-cluster.md says what was r
 
 import json
 import re
+import shutil
 import tomllib
 
 import pytest
@@ -215,11 +216,75 @@ def test_kueue_is_told_not_to_stop_jobs_by_shares_and_to_leave_other_namespaces_
     assert expression == {"key": team_manifests.TEAM_LABEL, "operator": "Exists"}
 
 
-def test_a_shared_gpu_has_a_name_of_its_own():
-    file = MANIFESTS / "components/gpu-time-slicing/nvidia-device-plugin-configs-configmap.yaml"
-    data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
-    configs = {name: yaml.safe_load(text) for name, text in data.items()}
+PLUGIN = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: plugin, namespace: kube-system}
+spec:
+  selector: {matchLabels: {name: plugin}}
+  template:
+    metadata: {labels: {name: plugin}}
+    spec:
+      containers:
+        - name: plugin
+          image: example.org/plugin:v1
+          env: [{name: FAIL_ON_INIT_ERROR, value: "false"}]
+          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+          volumeMounts: [{name: devices, mountPath: /var/lib/kubelet/device-plugins}]
+      volumes: [{name: devices, hostPath: {path: /var/lib/kubelet/device-plugins}}]
+"""
+"""What the release of NVIDIA's plug-in has of what is changed."""
 
-    assert configs["default"] == {"version": "v1"}
-    slicing = configs["shared"]["sharing"]["timeSlicing"]
-    assert slicing["renameByDefault"] is slicing["failRequestsGreaterThanOne"] is True
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory):
+    """Give what the plug-in and the ways to share a GPU build, the release's file put in the place of its address."""
+    root = tmp_path_factory.mktemp("plugins")
+    for folder in ("operators/nvidia-device-plugin", "components"):
+        shutil.copytree(MANIFESTS / folder, root / folder)
+    file = root / "operators/nvidia-device-plugin/kustomization.yaml"
+    file.write_text(REMOTE.sub("release.yml", file.read_text(encoding="utf-8")), encoding="utf-8")
+    (file.parent / "release.yml").write_text(PLUGIN, encoding="utf-8")
+    folders = {"whole": file.parent} | {name: root / "components" / f"gpu-{name}" for name in ("time-slicing", "mig")}
+    return {name: manifests.build(folder) for name, folder in folders.items()}
+
+
+def test_each_way_to_share_a_gpu_has_a_plug_in_of_its_own_on_nodes_of_its_own(plugins, kubernetes_schema):
+    names, wanted = set(), {}
+    for way, objects in plugins.items():
+        (plugin,) = (one for one in objects if one["kind"] == "DaemonSet")
+        kubernetes_schema(plugin)
+        names.add((plugin["metadata"]["name"], *plugin["spec"]["selector"]["matchLabels"].values()))
+        assert plugin["spec"]["selector"]["matchLabels"] == plugin["spec"]["template"]["metadata"]["labels"]
+        affinity = plugin["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        wanted[way] = term["matchExpressions"]
+        assert wanted[way][0] == {"key": "nvidia.com/gpu.present", "operator": "In", "values": ["true"]}
+
+    assert len(names) == 3
+    key = "shopfloor.io/gpu-sharing"
+    assert {way: expressions[1] for way, expressions in wanted.items()} == {
+        "whole": {"key": key, "operator": "DoesNotExist"},
+        "time-slicing": {"key": key, "operator": "In", "values": ["time-slicing"]},
+        "mig": {"key": key, "operator": "In", "values": ["mig"]},
+    }
+
+
+@pytest.mark.parametrize("way", ["time-slicing", "mig"])
+def test_a_plug_in_that_shares_reads_its_own_file(plugins, way):
+    (config,) = (one for one in plugins[way] if one["kind"] == "ConfigMap")
+    (plugin,) = (one for one in plugins[way] if one["kind"] == "DaemonSet")
+    pod = plugin["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    volumes = {volume["name"]: volume.get("configMap", {}).get("name") for volume in pod["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    (file,) = (variable["value"] for variable in container["env"] if variable["name"] == "CONFIG_FILE")
+
+    place, _, name = file.rpartition("/")
+    assert mounted[place] == config["metadata"]["name"]
+    content = yaml.safe_load(config["data"][name])
+    if way == "mig":
+        assert content == {"version": "v1", "flags": {"migStrategy": "mixed"}}
+    else:
+        slicing = content["sharing"]["timeSlicing"]
+        assert slicing["renameByDefault"] is slicing["failRequestsGreaterThanOne"] is True
