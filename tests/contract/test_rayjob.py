@@ -15,8 +15,8 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import ClusterSettings, Settings
-from shopfloor.training import rayjob_run
-from shopfloor.training.rayjob import Workers, body, job_name
+from shopfloor.training import job_guard, rayjob_run
+from shopfloor.training.rayjob import GUARD, STEP_NAMESPACE, STEP_POD, STEP_POD_UID, Workers, body, job_name
 
 from tests.contract import kuberay
 from tests.contract.test_argo_translation import strict
@@ -278,6 +278,48 @@ def test_in_a_pod_the_job_belongs_to_the_pod(server, monkeypatch):
     [owner] = server.requests("POST", JOBS)[0].body["metadata"]["ownerReferences"]
     # A controller's reference would make it a part of a pod that Kueue manages.
     assert owner == {"apiVersion": "v1", "kind": "Pod", "name": "step-pod", "uid": "u2"}
+
+
+@pytest.mark.parametrize(
+    ("pods", "code"),
+    [
+        ([("u2", "Running")], 3),
+        ([("u2", "Running"), ("u2", "Failed")], 1),
+        ([("u2", "Running"), ("another", "Running")], 1),
+        ([("u2", "Failed")], 1),
+    ],
+)
+def test_the_command_of_a_job_ends_with_the_pod_of_the_step(server, monkeypatch, capfd, pods, code):
+    """A command that ends by itself with 3, or goes on; in turn what the cluster says of the pod."""
+    monkeypatch.setattr(job_guard, "LOOK_EVERY_S", 0.1)
+    for name, value in ((STEP_POD, "step-pod"), (STEP_POD_UID, "u2"), (STEP_NAMESPACE, "team-a")):
+        monkeypatch.setenv(name, value)
+    answers = [
+        {"metadata": {"name": "step-pod", "uid": uid}, "spec": {"containers": []}, "status": {"phase": phase}}
+        for uid, phase in pods
+    ]
+    listed = [Answer(body={"kind": "PodList", "apiVersion": "v1", "items": [one]}) for one in answers]
+    server.on("GET", PODS, *listed, *([Answer(503)] if code == 3 else []))
+
+    program = "import sys, time; time.sleep(0.5); sys.exit(3)" if code == 3 else "import time; time.sleep(600)"
+    assert job_guard.main([sys.executable, "-c", program]) == code
+
+    assert ("step-pod has ended" in capfd.readouterr().err) == (code == 1)
+    assert {one.query for one in server.requests("GET", PODS)} == {"fieldSelector=metadata.name%3Dstep-pod"}
+
+
+def test_a_job_that_belongs_to_a_pod_runs_under_the_guard(monkeypatch):
+    assert job_guard.__name__ == GUARD
+    assert "job_guard" not in json.dumps(body(settings(), NAME, "python -m x", ONE))
+    monkeypatch.setenv("SHOPFLOOR_POD", "step-pod")
+    monkeypatch.setenv("SHOPFLOOR_POD_UID", "u2")
+
+    job = body(settings(), NAME, "python -m x", ONE)["spec"]
+
+    assert job["entrypoint"].endswith(f" python -m {GUARD} python -m x")
+    [head] = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    told = {one["name"]: one["value"] for one in head["env"]}
+    assert (told[STEP_POD], told[STEP_POD_UID], told[STEP_NAMESPACE]) == ("step-pod", "u2", "team-a")
 
 
 @pytest.mark.parametrize("end", [("Complete", "SUCCEEDED"), ("Failed", "FAILED")])

@@ -151,3 +151,8 @@ while "#1#" in os.environ["SHOPFLOOR_ATTEMPT"]:
 @dsl.pipeline(name="ray-job-tried-again")
 def ray_job_tried_again():
     on_ray(program=LONG_AT_FIRST + SAID_BY_A_WORKER).set_retry(2)
+
+
+@dsl.pipeline(name="ray-job-without-end")
+def ray_job_without_end():
+    on_ray(program="import time\nprint('on', flush=True)\nwhile True:\n    time.sleep(1)\n")

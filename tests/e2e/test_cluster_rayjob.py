@@ -77,3 +77,22 @@ def test_a_job_whose_step_is_killed_goes_with_it_and_the_next_attempt_has_its_ow
     assert "attempt 2" in logs["driver"]
     assert [step["state"] for step in member.show(run)["steps"]] == ["succeeded"]
     assert jobs(member) == {}
+
+
+def test_a_job_whose_step_dies_without_a_word_ends_while_the_pod_stays_to_be_looked_at(member):
+    run = member.submit("ray_job_without_end")
+    pod = member.pod(run)
+    namespace = member.cluster.namespace
+
+    def status(name=None):
+        return next((job.get("status", {}) for key, job in jobs(member).items() if name in (None, key)), {})
+
+    wait_until(lambda: status().get("jobStatus") == "RUNNING", clusters.RUN_S, every_s=1)
+    [name] = jobs(member)
+    killed = ("sh", "-c", "kill -9 $(pgrep -f kfp.dsl.executor_main)")
+    clusters.kubectl("-n", namespace, "exec", pod, "-c", "main", "--", *killed)
+
+    wait_until(lambda: member.state(run) == "failed", clusters.RUN_S, every_s=2)
+    assert "Failed" in clusters.kubectl("-n", namespace, "get", "pod", pod, "-o", "jsonpath={.status.phase}")
+    wait_until(lambda: status(name).get("jobDeploymentStatus") == "Failed", 180, every_s=2)
+    clusters.kubectl("-n", namespace, "delete", "rayjob", name)

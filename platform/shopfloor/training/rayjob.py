@@ -1,6 +1,7 @@
 """A KubeRay RayJob in the team's namespace, admitted by Kueue, as a step asks for it; `rayjob_run` runs it.
 
-Each attempt at the step has a job of its own name, which belongs to the attempt's pod and goes with it.
+Each attempt at the step has a job of its own name, which belongs to the attempt's pod and goes with it. Its command
+runs under `job_guard`, which ends it when that pod has ended.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ NAME_LENGTH = 40
 """KubeRay appends to it, and a name holds 63 characters at most."""
 TTL_S = 60
 """How long a finished job's cluster stays whose step is gone: Kueue counts its GPUs as free by then."""
+GUARD = "shopfloor.training.job_guard"
+"""Module that runs a job's command; the job's process imports it, the step's does not."""
+STEP_POD, STEP_POD_UID, STEP_NAMESPACE = "SHOPFLOOR_STEP_POD", "SHOPFLOOR_STEP_POD_UID", "SHOPFLOOR_STEP_NAMESPACE"
+"""Variables of the job with the step's pod, its UID and its namespace."""
 _IN_POD_LOGS = "RAY_LOG_TO_STDERR"
 RESTRICTED = {
     "runAsNonRoot": True,
@@ -93,6 +98,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
     """
     cluster = settings.cluster
     replicas, cpus, gpus = workers.pods()
+    belongs_to = owners()
     labels = {"app.kubernetes.io/managed-by": "shopfloor"}
     if settings.run_id:
         labels["shopfloor/run-id"] = settings.run_id
@@ -105,6 +111,9 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
         # What trials print is then in the pods' own logs, from where it is kept.
         _IN_POD_LOGS: "1",
     }
+    for pod in belongs_to:
+        environment |= {STEP_POD: pod["name"], STEP_POD_UID: pod["uid"], STEP_NAMESPACE: cluster.namespace}
+        entrypoint = f"python -m {GUARD} {entrypoint}"
     container: dict[str, Any] = {
         "image": cluster.image,
         "env": [{"name": key, "value": value} for key, value in sorted(environment.items())],
@@ -136,7 +145,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
             "name": name,
             "namespace": cluster.namespace,
             "labels": labels | {key: value for key, value in queue.items() if value},
-            **({"ownerReferences": belongs_to} if (belongs_to := owners()) else {}),
+            **({"ownerReferences": belongs_to} if belongs_to else {}),
         },
         "spec": {
             # The driver's log is what it prints, not what Ray has to say of itself.
