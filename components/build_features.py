@@ -1,4 +1,4 @@
-"""Join the features of every row as of its time, through Feast."""
+"""Join the features of every row as of its time, through Feast, or take them from a table; split the rows."""
 
 from kfp import dsl
 
@@ -16,7 +16,7 @@ def build_features(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Make the splits; `checks` is here so that nothing is built from data that the gate refused."""
-    from shopfloor.data.features import build
+    from shopfloor.data.building import build
     from shopfloor.settings import load_settings
 
     build(load_settings(), use_case, tables.uri, features, metrics)

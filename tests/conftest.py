@@ -16,6 +16,7 @@ OWN_CLUSTERS = {
 """Modules that start Ray clusters of their own, one after the other."""
 ONE_CLUSTER = {
     "test_batch_scoring.py",
+    "test_columns.py",
     "test_costs.py",
     "test_engine_step_records.py",
     "test_golden_requests.py",

@@ -57,14 +57,23 @@ class Checks(Record):
     checks: list[Check]
 
 
+Kind = Literal["int", "float", "bool", "str", "datetime"]
+"""What a column of features holds. In a frame a time is in UTC and without a zone, and a whole number or a yes or no
+that may be missing is a floating-point number, since NumPy has no other that can be."""
+_MLFLOW_TYPES = {"int": "long", "float": "double", "bool": "boolean", "str": "string", "datetime": "datetime"}
+
+
 class FeatureSet(Record):
     """What stands beside the built features."""
 
     feature_service: str
-    features: dict[str, str]
-    """Feature name to `float` or `int`; the model's inputs, in order."""
+    """Feast's feature service, or `table <name>` where rows are learnt from as they stand in one."""
+    features: dict[str, Kind]
+    """Feature name to its kind; the model's inputs, in order."""
     optional: list[str]
     """Features that may be missing in a row."""
+    values: dict[str, list[str]] = {}
+    """Text feature to its values in the training set, sorted, where those are few."""
     target: str
     classes: list[int | str] = []
     """Labels of a multiclass task in the training set, sorted: the order of a model's probabilities."""
@@ -72,6 +81,11 @@ class FeatureSet(Record):
     """Columns that identify and slice a row, not the model's inputs."""
     rows: dict[str, int]
     """Rows per split."""
+
+    def mlflow_type(self, name: str) -> str:
+        """Return MLflow's name of a feature's type, as it is in a frame."""
+        kind = self.features[name]
+        return "double" if kind in {"int", "bool"} and name in self.optional else _MLFLOW_TYPES[kind]
 
 
 class Trial(Record):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.settings import Settings
@@ -48,7 +48,7 @@ class DataSection(_Section):
     """Each is the file `<path>/<table>.parquet`."""
 
 
-class Split(_Section):
+class TimeSplit(_Section):
     """Half-open intervals [from, to) of the event timestamp, UTC."""
 
     train: Interval
@@ -57,7 +57,7 @@ class Split(_Section):
     monitor: Interval | None = None
 
     @model_validator(mode="after")
-    def _in_order(self) -> Split:
+    def _in_order(self) -> TimeSplit:
         ends: list[dt.date] = []
         for begin, end in filter(None, (self.train, self.validate_, self.test, self.monitor)):
             if begin >= end:
@@ -73,13 +73,85 @@ class Split(_Section):
         return intervals | ({"monitor": self.monitor} if self.monitor else {})
 
 
+class RandomSplit(_Section):
+    """Parts of the rows, drawn by a seed; of each class the same part where the task is a classification."""
+
+    by: Literal["random"]
+    validate_: float = Field(default=0.2, alias="validate", gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> RandomSplit:
+        if self.validate_ + self.test >= 1:
+            raise ValueError(
+                f"validate and test are {self.validate_ + self.test:g} of the rows: none are left to train on"
+            )
+        return self
+
+
+class GroupSplit(RandomSplit):
+    """The same of whole groups: rows that share a value of `column` stay together."""
+
+    by: Literal["group"]  # type: ignore[assignment]
+    column: str
+
+
+class ColumnSplit(_Section):
+    """The split of each row, in a column that says `train`, `validate`, `test` or `monitor`."""
+
+    by: Literal["column"]
+    column: str
+
+
+def _kind_of_split(split: Any) -> str:
+    """Return how rows are split: by time where nothing else is said."""
+    kind = split.get("by", "time") if isinstance(split, dict) else getattr(split, "by", "time")
+    return str(kind)
+
+
+Split = Annotated[
+    Annotated[TimeSplit, Tag("time")]
+    | Annotated[RandomSplit, Tag("random")]
+    | Annotated[GroupSplit, Tag("group")]
+    | Annotated[ColumnSplit, Tag("column")],
+    Discriminator(
+        _kind_of_split,
+        custom_error_type="split",
+        custom_error_message="by must be random, group or column; without it, train, validate and test are intervals",
+    ),
+]
+
+
 class FeaturesSection(_Section):
     """Which features a row has, and how rows are split."""
 
-    service: str
+    service: str | None = None
     """Name of the Feast feature service."""
+    source: str | None = None
+    """Name of the table whose rows are learnt from as they stand, in place of a feature service."""
+    time: str | None = None
+    """Column of `source` with the time of a row."""
+    inputs: list[str] = []
+    """Columns of `source` that the model gets; none: all that have no other use."""
+    leave_out: list[str] = []
+    """Columns of `source` that the model does not get; `evaluation.slices` may name them."""
     target: str
     split: Split
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> FeaturesSection:
+        if (self.service is None) == (self.source is None):
+            raise ValueError("give either service, of Feast, or source, a table")
+        if self.service is not None and (self.time or self.inputs or self.leave_out):
+            raise ValueError("time, inputs and leave_out go with source; of a feature service features.py says them")
+        if self.inputs and self.leave_out:
+            raise ValueError("give either inputs or leave_out")
+        if self.source is not None and self.time is None and isinstance(self.split, TimeSplit):
+            raise ValueError("a split by time needs time, the column that has it; or split by random, group or column")
+        if self.target in self.inputs:
+            raise ValueError(f"{self.target!r} is the target, and no input")
+        return self
 
 
 class IntRange(_Section):
@@ -314,6 +386,15 @@ class UseCase(ServedCase):
     model: ModelSection
     evaluation: EvaluationSection = EvaluationSection()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> UseCase:
+        source = self.features.source
+        if source is not None and source not in self.data.tables:
+            raise ValueError(f"features.source is {source!r}, which data.tables lacks: {', '.join(self.data.tables)}")
+        if source is not None and self.serving.online is not None:
+            raise ValueError("serving.online looks features up in Feast, and features.source has none there")
+        return self
+
     @property
     def target(self) -> str:
         """Name of what is predicted."""
@@ -342,7 +423,10 @@ def missing_code(settings: Settings, name: str) -> list[str]:
     import ast
 
     missing: list[str] = []
+    needless = {"features"} if load_use_case(settings, name).features.source is not None else set()
     for module, functions in FUNCTIONS.items():
+        if module in needless:
+            continue
         file = settings.project_root / "pipelines" / name / f"{module}.py"
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -462,6 +546,8 @@ def _read(file: Path, place: Path) -> tuple[Any, Any]:
 def _describe(file: Path, node: Any, problem: Any) -> str:
     """Return `file:line: key: what is wrong` for one pydantic error."""
     location = [part for part in problem["loc"] if part not in {"int", "float", "choice"}]
+    if location[:2] == ["features", "split"]:
+        del location[2:3]  # pydantic's name of the kind of split
     message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
     return f"{_place(file, node, location)}: {message}."
 

@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost
-from shopfloor.data import features
+from shopfloor.data import building
 from shopfloor.serving import batch
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
@@ -100,7 +100,7 @@ def flight_model(settings: Settings, directory: Path) -> tuple[pd.DataFrame, xgb
     """Build the features of the use case, train its model, and return the rows that it was trained with, and it."""
     make_tables(directory / "tables")
     built = Recorder()
-    features.build(settings, FLIGHTS, str(directory / "tables"), built, Recorder())
+    building.build(settings, FLIGHTS, str(directory / "tables"), built, Recorder())
     use_case = load_use_case(settings, FLIGHTS)
     record = json.loads((Path(built.uri) / "feature_set.json").read_text())
     columns = [*record["features"], record["target"]]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace as N
 import duckdb, feast, ibis, pandas
 import feast.infra.data_sources.mlflow, feast.infra.offline_stores.duckdb, ibis.backends.duckdb
-from shopfloor.data import features
+from shopfloor.data import building
 from shopfloor.settings import Settings
 tables, place = Path(sys.argv[1]), Path(tempfile.mkdtemp(dir=sys.argv[2]))
 settings = Settings(project_root=Path(sys.argv[3]), state_dir=place, artifact_root=str(place / "artifacts"),
@@ -29,7 +29,7 @@ def peak_kib():  # getrusage would count the process that started this one
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak_kib()
 began = time.perf_counter()
-features.build(settings, "flight_delays", str(tables), N(name="features", uri="", metadata={}),
+building.build(settings, "flight_delays", str(tables), N(name="features", uri="", metadata={}),
                N(log_metric=lambda *_: None))
 ours = time.perf_counter() - began
 peak = (peak_kib() - before) / 1024**2

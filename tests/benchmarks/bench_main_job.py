@@ -25,7 +25,7 @@ import sys
 from types import SimpleNamespace
 from shopfloor.settings import load_settings
 from shopfloor.judging import evaluate as evaluation
-from shopfloor.data import features
+from shopfloor.data import building
 from shopfloor.data import quality
 from shopfloor.registry import register as registry
 from shopfloor.training import tuning
@@ -41,7 +41,7 @@ numbers = SimpleNamespace(log_metric=lambda *_: None)
 tables, checks, joined, model, search, judged, version, deployment, champion = map(made, "abcdefghi")
 versions.pull(settings, use_case, "", "", tables, numbers)
 quality.validate(settings, use_case, tables.uri, checks, numbers)
-features.build(settings, use_case, tables.uri, joined, numbers)
+building.build(settings, use_case, tables.uri, joined, numbers)
 tuning.tune(settings, use_case, joined.uri, 0, model, search, numbers)
 assert evaluation.evaluate(settings, use_case, joined.uri, model.uri, "", judged, numbers)
 made_of = {"model": model, "evaluation": judged, "features": joined, "checks": checks, "tables": tables}

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shopfloor.data import features
+from shopfloor.data import building
 from shopfloor.errors import UsageError
 from shopfloor.serving import completion
 
@@ -45,7 +45,7 @@ def read(place):
 
 def test_rows_that_name_entities_get_what_training_gets(settings, tmp_path):
     built = Recorder("features")
-    features.build(settings, CASE, str(settings.project_root / "data/tiny"), built, Recorder())
+    building.build(settings, CASE, str(settings.project_root / "data/tiny"), built, Recorder())
     trained = pd.concat(pd.read_parquet(Path(built.uri) / f"{split}.parquet") for split in SPLIT)
     for shop, rows in orders()[KEYS].groupby("shop"):
         (tmp_path / f"shop={shop}").mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pytest
-from shopfloor.data import features, quality
+from shopfloor.data import building, quality
 from shopfloor.errors import DataError
 from shopfloor.records import Checks, FeatureSet
 from shopfloor.settings import Settings
@@ -171,13 +171,13 @@ def test_feast_joins_the_weather_of_the_time_and_the_splits_hold_their_days(sett
     real = use_cases.load_use_case(settings, "flight_delays")
     day = [dt.date(2013, 1, 1 + 7 * number) for number in range(5)]
     intervals = {"train": (day[0], day[1]), "validate": (day[1], day[2]), "test": (day[2], day[3])}
-    split = use_cases.Split.model_validate(intervals | {"monitor": (day[3], day[4])})
+    split = use_cases.TimeSplit.model_validate(intervals | {"monitor": (day[3], day[4])})
     mine = real.model_copy(update={"features": real.features.model_copy(update={"split": split})})
-    monkeypatch.setattr(features, "load_use_case", lambda *_: mine)
+    monkeypatch.setattr(building, "load_use_case", lambda *_: mine)
     first, again = Recorder("features"), Recorder("features")
 
-    features.build(settings, "flight_delays", str(month), first, Recorder())
-    features.build(settings, "flight_delays", str(month), again, Recorder())
+    building.build(settings, "flight_delays", str(month), first, Recorder())
+    building.build(settings, "flight_delays", str(month), again, Recorder())
 
     assert first.metadata["content_hash"] == again.metadata["content_hash"]
     record = FeatureSet.model_validate_json((Path(first.uri) / "feature_set.json").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from shopfloor.data import features
+from shopfloor.data import building, features
 from shopfloor.errors import DataError, ServiceError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
@@ -23,7 +23,7 @@ def build(tmp_path, request):
         def build(more):
             (tmp_path / "pipelines" / name / "features.py").write_text(CODE + more)
             built, metrics = Recorder("features"), Recorder()
-            features.build(settings, name, str(tmp_path / "data/tiny"), built, metrics)
+            building.build(settings, name, str(tmp_path / "data/tiny"), built, metrics)
             return pd.concat(pd.read_parquet(Path(built.uri) / f"{split}.parquet") for split in SPLIT), metrics.metrics
 
         yield build

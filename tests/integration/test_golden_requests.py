@@ -108,8 +108,14 @@ def made(directory, frame, trial):
     columns = {name: "int" if name.startswith("count") else "float" for name in frame}
     version = DataVersion(path="data/toy", md5="0", rev="", commit="", tables=[])
     evaluation = Evaluation.model_construct(metrics={"roc_auc": 0.7}, champion=None, gates=[])
+    optional = [name for name in columns if frame[name].isna().any()]
     feature_set = FeatureSet(
-        feature_service="toy", features=columns, optional=[], target="late", entities=[], rows={"test": len(frame)}
+        feature_service="toy",
+        features=columns,
+        optional=optional,
+        target="late",
+        entities=[],
+        rows={"test": len(frame)},
     )
     best = Trial(trial_id=trial, params={}, metrics={}, rounds=1, seconds=1, status="finished")
     records = {

@@ -1,26 +1,21 @@
 """Use cases that are no binary classification, from the try before a search to the verdict on real requests."""
 
 import datetime as dt
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import requests
-from shopfloor import storage
 from shopfloor.flows.rollout import status
-from shopfloor.judging.evaluate import evaluate
-from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Trial
+from shopfloor.records import FeatureSet
 from shopfloor.registry.register import register
 from shopfloor.report import charts
 from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
-from shopfloor.training.trial import try_contract
-from shopfloor.use_case import load_use_case
 
 from tests.support.artifacts import Recorder
 from tests.support.endpoints import USE_CASE, post, rows_of
+from tests.support.judged import judged
 from tests.support.waiting import wait_until
 
 REGRESSION, MULTICLASS = "toy_progression", "toy_wine"
@@ -134,59 +129,6 @@ def table(frame, target, classes=()):
         rows={name: len(part) for name, part in parts.items()},
     )
     return parts, record
-
-
-def artifact(settings, name, files):
-    """Return an output artifact with these files, as the step of that name publishes it."""
-    recorder = Recorder()
-    with storage.publish(settings, recorder, name) as directory:
-        for file, content in files.items():
-            if isinstance(content, pd.DataFrame):
-                content.to_parquet(directory / file)
-            elif callable(content):
-                content(directory)
-            else:
-                (directory / file).write_text(content.model_dump_json())
-    return recorder
-
-
-def search(settings, case, parts, record):
-    """Return the artifact of a search of one trial, tried before as each search is."""
-    code, names = case.code("model"), [*record.features, record.target]
-    data = parts["train"][names], parts["validate"][names]
-    try_contract(case, *data, record.target)
-    reports = []
-    prepared = code.prepare(*data, record.target)
-    code.train(
-        {"max_depth": 2}, prepared, rounds=1, threads=1, resume_from=None, report=lambda *report: reports.append(report)
-    )
-    best = Trial(trial_id="t", params={}, metrics={}, rounds=1, seconds=1, status="finished")
-    return artifact(
-        settings, "tune", {"best_trial.json": best, "model": lambda directory: code.save(reports[-1][2], directory)}
-    )
-
-
-def judged(settings, name, parts, record, champion=""):
-    """Return what the steps from the search to the evaluation hand on, and the evaluation."""
-    case = load_use_case(settings, name)
-    made_of = {
-        "features": artifact(
-            settings,
-            "features",
-            {f"{split}.parquet": part for split, part in parts.items()} | {"feature_set.json": record},
-        ),
-        "model": search(settings, case, parts, record),
-        "checks": artifact(settings, "checks", {"checks.json": Checks(success=True, checks=[])}),
-        "tables": artifact(
-            settings,
-            "tables",
-            {"data_version.json": DataVersion(path="data/toy", md5="0", rev="", commit="", tables=[])},
-        ),
-        "evaluation": Recorder(),
-    }
-    evaluate(settings, name, made_of["features"].uri, made_of["model"].uri, champion, made_of["evaluation"], Recorder())
-    text = (Path(made_of["evaluation"].uri) / "evaluation.json").read_text()
-    return made_of, Evaluation.model_validate_json(text)
 
 
 def told(url, row, outcome):

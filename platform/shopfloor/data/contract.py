@@ -1,7 +1,7 @@
-"""What `features.py` must keep to: looked at before Feast is asked, so that an error names the view and the column.
+"""What `features.py` must keep to, and what a column may hold: an error names the view, or the table, and the column.
 
-Feast and the libraries under it would say the same in words of their own (or not at all: a number beyond 64 bits
-becomes negative, a time without a zone means another hour on another machine).
+It is looked at before Feast is asked. Feast and the libraries under it would say the same in words of their own (or not
+at all: a number beyond 64 bits becomes negative, a time without a zone means another hour on another machine).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shopfloor.errors import DataError, UsageError
+from shopfloor.records import Kind
 from shopfloor.use_case import Task, UseCase
 
 if TYPE_CHECKING:
@@ -22,16 +23,22 @@ logger = logging.getLogger(__name__)
 
 TIME = "event_timestamp"
 _LARGEST = 2**63 - 1
+_WHOLE = 2**53
+"""Up to here a floating-point number holds every whole one."""
+_YEARS = (1678, 2261)
+"""Years whose times pandas counts in nanoseconds, as MLflow has it do."""
+_OF_FEAST = {"String": "str", "Bool": "bool", "UnixTimestamp": "datetime"}
 _ZONE = "Say which zone it is in, such as frame[...].dt.tz_localize('UTC')."
 
 
-def require_rows(rows: pd.DataFrame, target: str, task: Task) -> pd.DataFrame:
+def require_rows(rows: pd.DataFrame, target: str, task: Task, timed: bool = True) -> pd.DataFrame:
     """Return what `rows` of a features.py returned, of that the rows with a time; how many have none is said.
 
     Args:
         rows: With the time of each row and its label.
         target: Name of the label.
         task: What the use case's models predict, which says what a label may be.
+        timed: Whether rows have a time.
 
     Raises:
         UsageError: A column is not there, or the times have no zone.
@@ -39,21 +46,20 @@ def require_rows(rows: pd.DataFrame, target: str, task: Task) -> pd.DataFrame:
     """
     import pandas as pd
 
-    for column, remedy in ((TIME, "Name the time so."), (target, "Mend features.target in use_case.yaml.")):
-        if column not in rows.columns:
+    needed = {TIME: "Name the time so.", target: "Mend features.target in use_case.yaml."}
+    for column, remedy in needed.items():
+        if column not in rows.columns and (timed or column != TIME):
             columns = ", ".join(map(str, rows.columns))
             raise UsageError(f"rows() of features.py returns no column {column!r}, but {columns}.", remedy)
-    if not isinstance(rows[TIME].dtype, pd.DatetimeTZDtype):
+    if timed and not isinstance(rows[TIME].dtype, pd.DatetimeTZDtype):
         raise UsageError(f"rows() of features.py: {TIME!r} is {rows[TIME].dtype}, a time without a zone.", _ZONE)
     if missing := int(rows[target].isna().sum()):
-        raise DataError(
-            f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave them out of rows()."
-        )
+        raise DataError(f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave such rows out.")
     if task == "multiclass":
         _require_classes(rows[target])
     else:
         rows = _with_numbers(rows, target, task)
-    if timeless := int(rows[TIME].isna().sum()):
+    if timed and (timeless := int(rows[TIME].isna().sum())):
         logger.warning("%s of %s rows have no %s and are left out", f"{timeless:,}", f"{len(rows):,}", TIME)
         return rows[rows[TIME].notna()]
     return rows
@@ -135,8 +141,94 @@ def as_numbers(column: pd.Series[Any], what: str = "feature", where: str = "") -
         wrong = next((value for value in column.dropna() if not _can_be_number(value)), column.dtype)
         raise DataError(
             f"The {what} {column.name!r}{where} holds {wrong!r}: a {what} is a number.",
-            "Turn it into numbers in features.py, e.g. a column for each of its values.",
+            "Turn it into numbers, or declare it in features.py as what it is: String, Bool or UnixTimestamp.",
         ) from error
+
+
+def declared_kind(feature: Any) -> str:
+    """Return `str`, `bool` or `datetime` for a field of Feast's of that type, and `number` for any other."""
+    return _OF_FEAST.get(str(feature.dtype), "number")
+
+
+def as_feature(column: pd.Series[Any], declared: str, where: str = "") -> tuple[pd.Series[Any], Kind]:
+    """Return a column as a model gets it, and its kind.
+
+    Args:
+        column: Of any type.
+        declared: A kind, or `number` for the one of the two that fits.
+        where: The table that it stands in, to be named in the error.
+
+    Raises:
+        DataError: It holds what is none of that kind, or is not finite.
+    """
+    match declared:
+        case "str":
+            return _as_texts(column, where), "str"
+        case "bool":
+            return _as_booleans(column, where), "bool"
+        case "datetime":
+            return _as_times(column, where), "datetime"
+    numbers = as_numbers(column, where=where)
+    if numbers.dtype.kind == "f":
+        infinite = int((numbers.abs() == float("inf")).sum())
+        if infinite:
+            raise DataError(
+                f"The feature {column.name!r}{where} is infinite in {infinite} of {len(column)} rows.",
+                "Leave it out there, or put the number in its place that it stands for.",
+            )
+        if declared == "int":
+            if numbers.abs().max() >= _WHOLE:
+                raise DataError(
+                    f"The feature {column.name!r}{where} is missing in some rows and 2**53 or more in others.",
+                    "Make it a text, or fill it where it is missing.",
+                )
+            return numbers, "int"
+    return numbers, "int" if numbers.dtype.kind == "i" else "float"
+
+
+def _as_texts(column: pd.Series[Any], where: str) -> pd.Series[Any]:
+    """Return texts, `None` where one is missing."""
+    values = column.astype(object)
+    texts = values.where(values.notna(), None)
+    for value in texts.unique():
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                f"The feature {column.name!r}{where} holds {value!r} and is declared a text.",
+                "Make all of its values texts, or declare it as what it is.",
+            )
+    return texts
+
+
+def _as_booleans(column: pd.Series[Any], where: str) -> pd.Series[Any]:
+    """Return booleans, or where one is missing the numbers 0 and 1, and NaN."""
+    strangers = [value for value in column.dropna().unique() if value not in (0, 1)]
+    if strangers:
+        raise DataError(
+            f"The feature {column.name!r}{where} holds {strangers[0]!r}: it is true, false or missing.",
+            "Declare it as what it is.",
+        )
+    return column.astype("float64" if column.isna().any() else "bool")
+
+
+def _as_times(column: pd.Series[Any], where: str) -> pd.Series[Any]:
+    """Return times in UTC without a zone, in microseconds; one that had none was in UTC."""
+    import pandas as pd
+
+    try:
+        times = pd.to_datetime(column.astype(object) if column.dtype == object else column, utc=True)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"The feature {column.name!r}{where} holds what is no time: {str(error).splitlines()[0]}.",
+            "Let all of its values be times.",
+        ) from error
+    years = times.dt.year
+    if len(wrong := times[(years < _YEARS[0]) | (years > _YEARS[1])]):
+        raise DataError(
+            f"The feature {column.name!r}{where} is {wrong.iloc[0]} in a row: a time lies between the years "
+            f"{_YEARS[0]} and {_YEARS[1]}.",
+            "Leave it out there.",
+        )
+    return times.dt.tz_localize(None).astype("datetime64[us]")
 
 
 def _can_be_number(value: Any) -> bool:
@@ -178,10 +270,12 @@ def require_view(view: Any, file: Path, keys: Mapping[str, Any] | None = None) -
         raise UsageError(f"{source.timestamp_field!r} in {what} is {time}, a time without a zone.", _ZONE)
     for feature in view.features:
         kind = column(feature.name)
-        if pa.types.is_uint64(kind) or _kind(kind) not in {"number", "null"}:
+        declared = declared_kind(feature)
+        fits = {"number": _kind(kind) == "number", "str": _kind(kind) == "text", "bool": pa.types.is_boolean(kind)}
+        if pa.types.is_uint64(kind) or not (fits.get(declared) or pa.types.is_null(kind)):
             source_name = {value: key for key, value in source.field_mapping.items()}.get(feature.name, feature.name)
             values = pq.read_table(file, columns=[source_name])[source_name].to_pandas().rename(feature.name)
-            as_numbers(values, where=f" in {what}")
+            as_feature(values, declared, f" in {what}")
             if pa.types.is_uint64(kind) and values.max() > _LARGEST:
                 raise DataError(
                     f"The feature {feature.name!r} in {what} holds {values.max()}, more than {_LARGEST}.",

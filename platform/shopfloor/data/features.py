@@ -1,41 +1,34 @@
-"""Features: a use case's tables and definitions through Feast's point-in-time join, split by time.
+"""Features by Feast: a use case's tables and definitions through its point-in-time join.
 
 Feast owns the definitions, the registry and the join; the use case owns what a feature is (`source_tables`,
-`definitions` and `rows` in its `features.py`). The result is one parquet file a split, the same bytes for the same
-input.
+`definitions` and `rows` in its `features.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.data.contract import TIME, as_numbers, classes_of, require_names, require_rows, require_view
+from shopfloor.data.contract import TIME, as_feature, declared_kind, require_names, require_rows, require_view
 from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import ConflictError, DataError, ServiceError, UsageError, first_line
-from shopfloor.records import FeatureSet
+from shopfloor.records import Kind
 from shopfloor.settings import Settings
 from shopfloor.storage import (
-    Artifact,
-    Metrics,
     filesystem,
     hash_directory,
     is_remote,
     join,
-    local_copy,
     local_path,
     move_synced,
-    publish,
     scratch,
 )
-from shopfloor.use_case import Split, UseCase, load_use_case
+from shopfloor.use_case import UseCase
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,53 +41,6 @@ WAIT_S = 600.0
 """How long a process waits for another one that writes."""
 COARSE = 10
 """A view that changes at this many times fewer times than there are rows is asked once for each change."""
-
-
-def build(settings: Settings, use_case_name: str, tables_uri: str, features: Artifact, metrics: Metrics) -> None:
-    """Join the features of every row as of its time, and split the rows.
-
-    Args:
-        settings: Say where Feast's registry and stores are.
-        use_case_name: Its `features.py` says what a feature is.
-        tables_uri: What `pull_data` made.
-        features: Gets `<split>.parquet` and `feature_set.json`.
-        metrics: Gets the rows of each split, those without a time, and the number of features.
-
-    Raises:
-        DataError: A split has no rows, a feature is no number, or a label is none of the task.
-        UsageError: `features.py` does not keep to its contract; the view and the column are named.
-    """
-    use_case = load_use_case(settings, use_case_name)
-    code = use_case.code("features")
-    tables = local_copy(settings, tables_uri)
-    with scratch(settings.private_state_dir()) as source_files:
-        everything = code.rows(tables)
-        rows = require_rows(everything, use_case.features.target, use_case.task)
-        code.source_tables(tables, source_files)
-        sources = keep_sources(settings, use_case, source_files)
-        frame, names = _join(settings, use_case, code, sources, source_files, rows)
-    target = use_case.features.target
-    entities = [name for name in rows.columns if name not in {TIME, target}]
-    splits = _split(frame, use_case.features.split)
-    optional = [name for name in names if frame[name].isna().any()]
-    record = FeatureSet(
-        feature_service=use_case.features.service,
-        features={name: "int" if frame[name].dtype.kind in "iu" else "float" for name in names},
-        optional=optional,
-        target=target,
-        classes=classes_of(splits, target) if use_case.task == "multiclass" else [],
-        entities=entities,
-        rows={name: len(part) for name, part in splits.items()},
-    )
-    with publish(settings, features, "build_features") as directory:
-        columns = [*entities, TIME, *names, target]
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: _write(splits[name][columns], directory / f"{name}.parquet"), splits))
-        (directory / "feature_set.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
-    metrics.log_metric("features", len(names))
-    metrics.log_metric("rows_without_time", len(everything) - len(rows))
-    for name, count in record.rows.items():
-        metrics.log_metric(f"rows_{name}", count)
 
 
 def feature_store(settings: Settings, project: str, registry: str | None = None, cached: bool = False) -> Any:
@@ -192,7 +138,7 @@ def feature_service(store: Any, use_case: UseCase, purpose: str = "") -> Any:
     from feast.errors import FeatureServiceNotFoundException
 
     try:
-        return store.get_feature_service(use_case.features.service)
+        return store.get_feature_service(use_case.features.service or "")
     except FeatureServiceNotFoundException as error:
         raise _no_service(use_case, purpose) from error
 
@@ -204,10 +150,36 @@ def _no_service(use_case: UseCase, purpose: str = "") -> UsageError:
     )
 
 
+def joined(settings: Settings, use_case: UseCase, tables: Path) -> tuple[pd.DataFrame, dict[str, Kind], int]:
+    """Join the features of every row of a use case as of its time.
+
+    Args:
+        settings: Say where Feast's registry and stores are.
+        use_case: Its `features.py` says what a feature is.
+        tables: Directory with the parquet files of the data version.
+
+    Returns:
+        The rows by rising time, with their features; the kind of each feature, in the service's order; the number of
+        rows that have no time and are left out.
+
+    Raises:
+        DataError: A feature is not what it is declared to be, or a label is none of the task.
+        UsageError: `features.py` does not keep to its contract; the view and the column are named.
+    """
+    code = use_case.code("features")
+    with scratch(settings.private_state_dir()) as directory:
+        everything = code.rows(tables)
+        rows = require_rows(everything, use_case.features.target, use_case.task)
+        code.source_tables(tables, directory)
+        sources = keep_sources(settings, use_case, directory)
+        frame, kinds = _join(settings, use_case, code, sources, directory, rows)
+    return frame, kinds, len(everything) - len(rows)
+
+
 def _join(
     settings: Settings, use_case: UseCase, code: Any, sources: str, directory: Path, rows: pd.DataFrame
-) -> tuple[pd.DataFrame, list[str]]:
-    """Register the definitions and return the joined rows and the names of the features, in the service's order."""
+) -> tuple[pd.DataFrame, dict[str, Kind]]:
+    """Register the definitions and return the joined rows and the kinds of the features, in the service's order."""
     import pandas as pd
 
     definitions = code.definitions(lambda name: join(sources, f"{name}.parquet"))
@@ -217,14 +189,19 @@ def _join(
         store = store_over(settings, use_case, directory)
     service = feature_service(store, use_case)
     require_names(use_case, rows, service)
-    names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
+    declared = {
+        feature.name: declared_kind(feature)
+        for projection in service.feature_view_projections
+        for feature in projection.features
+    }
     # The rows come in a fixed order, so those of one time keep it.
     frame = rows.sort_values(TIME, kind="stable", ignore_index=True)
     views = [answers(store, projection, directory, frame) for projection in service.feature_view_projections]
     frame = pd.concat([frame, *views], axis=1)
-    for name in names:
-        frame[name] = as_numbers(frame[name])
-    return frame, names
+    kinds: dict[str, Kind] = {}
+    for name, kind in declared.items():
+        frame[name], kinds[name] = as_feature(frame[name], kind)
+    return frame, kinds
 
 
 def declared_service(use_case: UseCase) -> Any:
@@ -373,21 +350,6 @@ def keep_sources(settings: Settings, use_case: UseCase, directory: Path) -> str:
     return uri
 
 
-def _split(frame: pd.DataFrame, split: Split) -> dict[str, pd.DataFrame]:
-    parts: dict[str, pd.DataFrame] = {}
-    for name, (begin, end) in split.intervals().items():
-        low, high = (dt.datetime.combine(day, dt.time(), dt.UTC) for day in (begin, end))
-        part = frame[(frame[TIME] >= low) & (frame[TIME] < high)]
-        if part.empty and name != "monitor":
-            raise DataError(
-                f"Split {name!r} from {begin} to {end} has no rows; the data go from {frame[TIME].min()} to "
-                f"{frame[TIME].max()}.",
-                "Mend features.split in use_case.yaml, or pull other data.",
-            )
-        parts[name] = part
-    return parts
-
-
 def in_microseconds(file: Path) -> None:
     """Write a file anew whose times are in nanoseconds, as pandas leaves them: DuckDB, under Feast, compares none."""
     import pyarrow as pa
@@ -402,15 +364,6 @@ def in_microseconds(file: Path) -> None:
     ]
     if coarse != list(schema):
         pq.write_table(pq.read_table(file).cast(pa.schema(coarse), safe=False), file)
-
-
-def _write(frame: pd.DataFrame, file: Path) -> None:
-    """Write parquet without pandas' own metadata, which would vary with its version."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(table, file, compression="zstd", coerce_timestamps="us", store_schema=False)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import ShopfloorError
@@ -69,9 +69,14 @@ def _choose(test: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def _plain(row: dict[Any, Any], features: FeatureSet) -> dict[str, Any]:
-    """Return a row as JSON holds it."""
-    convert = {"int": int, "float": float}
-    return {
-        name: None if row[name] is None or math.isnan(row[name]) else convert[kind](row[name])
-        for name, kind in features.features.items()
+    """Return a row as JSON holds it; its times are in UTC."""
+    import pandas as pd
+
+    convert: dict[str, Callable[[Any], Any]] = {
+        "int": int,
+        "float": float,
+        "bool": bool,
+        "str": str,
+        "datetime": lambda time: f"{time.isoformat()}Z",
     }
+    return {name: None if pd.isna(row[name]) else convert[kind](row[name]) for name, kind in features.features.items()}

@@ -8,8 +8,14 @@ from typing import Any
 
 from shopfloor.records import FeatureSet
 
-_MLFLOW_TYPES = {"int": "long", "float": "double"}
-_WIDER = {("integer", "long"), ("integer", "float"), ("integer", "double"), ("long", "double"), ("float", "double")}
+_WIDER = {
+    ("integer", "long"),
+    ("integer", "float"),
+    ("integer", "double"),
+    ("long", "double"),
+    ("float", "double"),
+    ("boolean", "double"),
+}
 """Pairs (from, to) of MLflow's types where every value of the first is one of the second."""
 
 
@@ -33,7 +39,7 @@ def inputs_of(schema: Any) -> dict[str, Input]:
 
 def inputs_of_features(features: FeatureSet) -> dict[str, Input]:
     """Return the columns of a model that is trained on these features."""
-    return {name: Input(_MLFLOW_TYPES[kind], name not in features.optional) for name, kind in features.features.items()}
+    return {name: Input(features.mlflow_type(name), name not in features.optional) for name in features.features}
 
 
 def incompatibility(new: Inputs, old: Inputs) -> str:

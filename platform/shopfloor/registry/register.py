@@ -19,7 +19,7 @@ from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passp
 from shopfloor.registry import flavors
 from shopfloor.registry.passport import FILE, find_passport, write_passport
 from shopfloor.runs import index as run_records
-from shopfloor.runs.mlflow import CLASSES, RUN_KEY, connect
+from shopfloor.runs.mlflow import CLASSES, COLUMNS, RUN_KEY, connect
 from shopfloor.runs.versions import CHALLENGER, INPUTS, MODEL_HASH, tagged
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, EFFECT, Artifact, local_copy, publish
@@ -87,7 +87,7 @@ def _make_version(
 ) -> str:
     """Store the model in MLflow under the step's run, and make a version of it."""
     import mlflow
-    from mlflow.models import infer_signature
+    from mlflow.models import ModelSignature, infer_signature
 
     mlflow.set_tracking_uri(settings.tracking_uri)
     code = use_case.code("model")
@@ -100,16 +100,17 @@ def _make_version(
     )
     requests = offline.ask_offline(settings, use_case, made_of["features"].uri, model)
     trial = Trial.model_validate_json(_text(settings, made_of["model"], "best_trial.json"))
-    classes = FeatureSet.model_validate_json(_text(settings, made_of["features"], "feature_set.json")).classes
+    features = FeatureSet.model_validate_json(_text(settings, made_of["features"], "feature_set.json"))
+    described = {CLASSES: features.classes, COLUMNS: _described(features)}
     with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = flavors.module(use_case.model.flavor).log_model(
             model,
             name="model",
             params={name: str(value) for name, value in trial.params.items()},
-            signature=infer_signature(example, answers),
+            signature=ModelSignature(_inputs(features), infer_signature(example, answers).outputs),
             input_example=example.head(1),
             pip_requirements=flavors.requirements(use_case.model.flavor),
-            metadata={CLASSES: classes} if classes else None,
+            metadata={key: value for key, value in described.items() if value} or None,
             extra_files=[str(golden.write(requests, Path(directory)))],
             **flavors.options(use_case.model, model, example, answers),
         )
@@ -132,6 +133,24 @@ def _make_version(
     return str(version)
 
 
+def _inputs(features: FeatureSet) -> Any:
+    """Return MLflow's schema of a row."""
+    from mlflow.types import ColSpec, Schema
+
+    return Schema(
+        [ColSpec(features.mlflow_type(name), name, name not in features.optional) for name in features.features]
+    )
+
+
+def _described(features: FeatureSet) -> dict[str, dict[str, Any]]:
+    """Return what is known of columns and is not in MLflow's schema."""
+    columns: dict[str, dict[str, Any]] = {name: {"values": values} for name, values in features.values.items()}
+    for name, kind in features.features.items():
+        if kind in {"int", "bool"} and name in features.optional:
+            columns[name] = {"kind": kind}
+    return columns
+
+
 def _example(settings: Settings, features: Artifact) -> pd.DataFrame:
     """Return rows of the training set, the first without a missing value so that the example works as it stands."""
     import pandas as pd
@@ -141,9 +160,7 @@ def _example(settings: Settings, features: Artifact) -> pd.DataFrame:
     frame = pd.read_parquet(directory / "train.parquet", columns=list(names))
     complete = frame.dropna()
     rows = frame.head(1000)
-    # An optional feature shows in the signature only when the rows hold a missing one.
-    missing = [frame[frame[name].isna()].head(1) for name in frame.columns if frame[name].isna().any()]
-    return pd.concat([complete.head(1), rows, *missing], ignore_index=True)
+    return pd.concat([complete.head(1), rows], ignore_index=True)
 
 
 def _describe(client: Any, use_case: UseCase, passport: Passport, run_id: str) -> None:
@@ -207,7 +224,7 @@ def _passport(
         checks_passed=checks.success,
         checks=len(checks.checks),
         feature_service=features.feature_service,
-        features=features.features,
+        features={**features.features},
         lock_hash=hashlib.sha256(lock.read_bytes() if lock.is_file() else b"").hexdigest(),
         params=trial.params,
         trial_id=trial.trial_id,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.errors import NotFoundError, ShopfloorError
 from shopfloor.runs.mlflow import Mlflow, version_of
 from shopfloor.serving import assignment as assignments
-from shopfloor.serving.data_set import PREDICTION, VERSION, Part, parts_of, require_values, with_partition
+from shopfloor.serving.data_set import PREDICTION, VERSION, Part, frame_of, parts_of, require_values, with_partition
 from shopfloor.serving.model.loading import ServedModel, answers_of, load_model
 from shopfloor.serving.model.native import Matrix
 from shopfloor.serving.model.row import Column
@@ -233,7 +233,7 @@ def _predictions(model: Scoring, rows: pa.RecordBatch, file: str) -> pa.Array:
     if model.matrix is not None and matrix is not None:
         answers = model.matrix(matrix)
     elif model.frame is not None:
-        answers = answers_of(model.frame(inputs.to_pandas()))
+        answers = answers_of(model.frame(frame_of(model.checks, inputs)))
     values = np.asarray(answers)
     if len(values) != len(rows):
         raise ShopfloorError(f"Version {model.version} answers {len(values)} of {len(rows)} rows.", "Mend the model.")
@@ -251,6 +251,8 @@ def _matrix(rows: pa.RecordBatch, precision: type[np.floating[Any]]) -> np.ndarr
             matrix[:, index] = np.nan
         else:  # booleans with nulls would become objects, others become NaN beside floats
             numbers = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
+            if pa.types.is_decimal(column.type):
+                numbers = column.cast(pa.float64())
             matrix[:, index] = numbers.to_numpy(zero_copy_only=False)
     return matrix
 

@@ -12,8 +12,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.data.contract import TIME, as_numbers
-from shopfloor.data.features import answers, declared_service, in_microseconds, keys_of, store_over
+from shopfloor.data.contract import TIME, as_feature, declared_kind
+from shopfloor.data.features import (
+    answers,
+    declared_service,
+    feature_service,
+    in_microseconds,
+    keys_of,
+    store_over,
+)
 from shopfloor.data.versions import tables_of
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.serving.data_set import Part, parts_of, with_partition
@@ -74,6 +81,8 @@ def _columns(settings: Settings, part: Part) -> set[str]:
 
 def _lack_features(use_case: UseCase, files: list[set[str]]) -> bool:
     """Tell whether a feature of the use case is no column of one of the files."""
+    if use_case.features.source is not None:
+        return False
     try:
         views = declared_service(use_case).feature_view_projections
     except NotFoundError:  # a model without features of Feast's
@@ -91,7 +100,7 @@ def _complete(settings: Settings, use_case: UseCase, tables: Path, parts: list[P
         for file in sources.glob("*.parquet"):
             in_microseconds(file)
         store = store_over(settings, use_case, sources)
-        views = store.get_feature_service(use_case.features.service).feature_view_projections
+        views = feature_service(store, use_case).feature_view_projections
         progress, total = 0, sum(part.rows for part in parts)
         for part in parts:
             system, path = filesystem(settings, part.file)
@@ -120,7 +129,7 @@ def with_features(store: Any, view: Any, sources: Path, rows: pa.Table, file: st
     """
     import pyarrow as pa
 
-    names = [feature.name for feature in view.features if feature.name not in rows.column_names]
+    names = {one.name: declared_kind(one) for one in view.features if one.name not in rows.column_names}
     if not names or TIME not in rows.column_names:
         return rows
     keys = sorted(set(keys_of(store, view).values()))
@@ -135,6 +144,6 @@ def with_features(store: Any, view: Any, sources: Path, rows: pa.Table, file: st
     timed = frame[frame[TIME].notna()]
     # Rows without a time get no feature.
     features = answers(store, view, sources, timed.reset_index(drop=True)).set_axis(timed.index).reindex(frame.index)
-    for name in names:
-        rows = rows.append_column(name, pa.Array.from_pandas(as_numbers(features[name])))
+    for name, declared in names.items():
+        rows = rows.append_column(name, pa.Array.from_pandas(as_feature(features[name], declared)[0]))
     return rows

@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.serving.model.row import FLOAT32_MAX, INT32, INT64, Column
+from shopfloor.serving.model.row import FLOAT32_MAX, INT32, INT64, WHOLE_IN_FLOAT, Column
 from shopfloor.settings import Settings
 from shopfloor.storage import filesystem, is_remote, join
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
 
 PREDICTION = "prediction"
 VERSION = "model_version"
 _WHOLE = {"integer": INT32, "long": INT64}
 _REAL = {"float", "double"}
+_IN_FRAMES = {"integer": "int32", "long": "int64", "float": "float32", "double": "float64", "boolean": "bool"}
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,12 @@ def _wrong(numbers: np.ndarray, column: Column) -> str:
                 return "is missing in a row"
             if np.isinf(numbers).any():
                 return f"is not finite, or more than {FLOAT32_MAX:.3g}, in a row"
-        if column.type in _WHOLE:
-            values = numbers[~np.isnan(numbers)]
-            if (values != np.floor(values)).any() or (np.abs(values) > _WHOLE[column.type]).any():
-                return "is no whole number in a row, or too large a one"
+        limit = WHOLE_IN_FLOAT if column.kind == "int" else _WHOLE.get(column.type)
+        values = numbers[~np.isnan(numbers)] if limit or column.kind else numbers
+        if limit and ((values != np.floor(values)).any() or (np.abs(values) > limit).any()):
+            return "is no whole number in a row, or too large a one"
+        if column.kind == "bool" and not np.isin(values, (0, 1)).all():
+            return "is neither yes nor no in a row"
     return ""
 
 
@@ -197,9 +201,55 @@ def _require_columns(file: str, schema: pa.Schema, version: str, columns: Sequen
                 f"Version {version} needs it. Or name the entities, and the time as event_timestamp, to look it up by.",
             )
         kind = schema.field(column.name).type
-        numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        fits = {"boolean": pa.types.is_boolean(kind), **dict.fromkeys([*_WHOLE, *_REAL], numbers)}
-        if not fits.get(column.type, True) and not pa.types.is_null(kind):
-            raise UsageError(
-                f"{file}: column {column.name!r} is {kind}.", f"Version {version} needs it as {column.type}."
-            )
+        if not _fits(kind, column) and not pa.types.is_null(kind):
+            wanted = {"int": "a whole number", "bool": "boolean"}.get(column.kind, column.type)
+            raise UsageError(f"{file}: column {column.name!r} is {kind}.", f"Version {version} needs it as {wanted}.")
+
+
+def _fits(kind: pa.DataType, column: Column) -> bool:
+    """Tell whether values of a type of Arrow's can be those of a column."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_boolean(kind):
+        return column.type == "boolean" or column.kind == "bool"
+    if types.is_integer(kind) or types.is_floating(kind):
+        return column.type in _WHOLE or column.type in _REAL
+    if types.is_decimal(kind):
+        return column.type in _REAL
+    if types.is_timestamp(kind) or types.is_date(kind):
+        return column.type == "datetime"
+    texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return texts and column.type == "string"
+
+
+def frame_of(columns: Sequence[Column], rows: pa.RecordBatch) -> pd.DataFrame:
+    """Return rows as a model gets them that has no quick way in: of the types that its signature names.
+
+    Args:
+        columns: The model's; none: the rows are its own affair.
+        rows: They have passed `require_values`.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    if not columns:
+        whole: pd.DataFrame = rows.to_pandas()
+        return whole
+    series: dict[str, pd.Series[Any]] = {}
+    for column in columns:
+        array = rows.column(column.name)
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        values = array.to_pandas()
+        if column.type == "datetime":
+            series[column.name] = pd.to_datetime(values, utc=True).dt.tz_localize(None)
+        elif column.type == "string":
+            texts = values.astype(object)
+            series[column.name] = texts.where(texts.notna(), None)
+        else:
+            complete = column.required or column.type in _REAL
+            series[column.name] = values.astype(_IN_FRAMES[column.type]) if complete else values
+    return pd.DataFrame(series)

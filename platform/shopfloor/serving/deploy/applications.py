@@ -234,7 +234,7 @@ def online_config(settings: Settings, case: ServedCase) -> OnlineConfig | None:
     return OnlineConfig(
         use_case=case.name,
         code_root=str(settings.project_root.resolve()),
-        service=case.features.service,
+        service=str(case.features.service),
         entities=dict(online.entities),
         deadline_ms=online.deadline_ms,
         fallback=online.fallback,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
-from shopfloor.runs.mlflow import CLASSES
+from shopfloor.runs.mlflow import CLASSES, COLUMNS
 from shopfloor.serving.errors import BadRequest, NoRowSchema
 from shopfloor.serving.model.native import (
     Matrix,
@@ -170,11 +170,12 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     pyfunc = mlflow.pyfunc.load_model(str(directory))
     if answers_one_of_two(pyfunc):
         pyfunc = _OfLabel1(pyfunc)
-    classes = tuple((pyfunc.metadata.metadata or {}).get(CLASSES, ()))
+    described = pyfunc.metadata.metadata or {}
+    classes = tuple(described.get(CLASSES, ()))
     if classes:
         pyfunc = _OfClasses(pyfunc, classes)
     try:
-        columns = columns_of(pyfunc.metadata.signature)
+        columns = columns_of(pyfunc.metadata.signature, described.get(COLUMNS))
     except NoRowSchema as error:
         return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, False)
     rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
@@ -310,10 +311,14 @@ def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
     )
 
     def series(column: Column, values: list[Value]) -> pd.Series:
+        if column.type == "datetime":  # one without a zone is in UTC
+            return pd.Series(pd.to_datetime(pd.Series(values, dtype=object), utc=True)).dt.tz_localize(None)
+        if column.kind:
+            return pd.Series([math.nan if value is None else value for value in values], dtype="float64")
         if any(value is None for value in values):
             absent = math.nan if column.type in {"float", "double"} else None
             return pd.Series([absent if value is None else value for value in values])
-        return pd.Series(values) if column.type == "datetime" else pd.Series(values, dtype=dtypes[column.name])
+        return pd.Series(values, dtype=dtypes[column.name])
 
     def predict_rows(rows: list[list[Value]]) -> list[Any]:
         by_column = zip(*rows, strict=True)

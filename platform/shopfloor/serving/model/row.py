@@ -25,6 +25,8 @@ Value = bool | int | float | str | dt.datetime | None
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 FLOAT32_MAX = 3.4028234663852886e38
+WHOLE_IN_FLOAT = 2**53
+KINDS = {"int", "bool"}
 MAX_PROBLEMS = 20
 """Fields named in one answer."""
 ROW_BYTES = 16 * 1024
@@ -48,10 +50,20 @@ class Column:
     type: str
     """MLflow's name: boolean, integer, long, float, double, string or datetime."""
     required: bool
+    kind: str = ""
+    """Kind of value that a `double` stands for: `int` or `bool`, which may be missing; else empty."""
+    values: tuple[str, ...] = ()
+    """Texts that the model has learnt from, where they are few; it takes others too."""
 
 
-def columns_of(signature: ModelSignature | None) -> tuple[Column, ...]:
+def columns_of(
+    signature: ModelSignature | None, described: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Column, ...]:
     """Return the columns of a signature, in order.
+
+    Args:
+        signature: MLflow's.
+        described: What a version says of its columns beside that: `kind` and `values` of `Column`, by name.
 
     Raises:
         NoRowSchema: There is no signature, or it holds tensors, nested or unnamed columns.
@@ -68,7 +80,17 @@ def columns_of(signature: ModelSignature | None) -> tuple[Column, ...]:
             raise NoRowSchema("the model's columns have no names")
         if not isinstance(spec.type, DataType) or spec.type.name not in _FIELD_SCHEMAS:
             raise NoRowSchema(f"column {spec.name!r} has type {spec.type}, which has no plain JSON form")
-        columns.append(Column(spec.name, spec.type.name, bool(spec.required)))
+        more = (described or {}).get(spec.name, {})
+        kind = str(more.get("kind", "")) if spec.type.name == "double" else ""
+        columns.append(
+            Column(
+                spec.name,
+                spec.type.name,
+                bool(spec.required),
+                kind if kind in KINDS else "",
+                tuple(map(str, more.get("values", ()))),
+            )
+        )
     return tuple(columns)
 
 
@@ -223,8 +245,10 @@ _FIELD_SCHEMAS: dict[str, core_schema.CoreSchema] = {
     "double": _real(),
     "string": core_schema.str_schema(strict=True),
     "datetime": core_schema.datetime_schema(strict=True),
+    "int": _integer(WHOLE_IN_FLOAT),
+    "bool": core_schema.bool_schema(strict=True),
 }
-_TAKEN = _FIELD_SCHEMAS | {"integer": _whole(INT32), "long": _whole(INT64)}
+_TAKEN = _FIELD_SCHEMAS | {"integer": _whole(INT32), "long": _whole(INT64), "int": _whole(WHOLE_IN_FLOAT)}
 """Schemas of what is taken for what the document describes."""
 _ANYTHING: dict[str, Value] = {
     "boolean": False,
@@ -233,7 +257,7 @@ _ANYTHING: dict[str, Value] = {
     "float": 0.0,
     "double": 0.0,
     "string": "",
-    "datetime": "2013-01-01T00:00:00",
+    "datetime": "2013-01-01T00:00:00Z",
 }
 
 
@@ -250,6 +274,10 @@ def _field(
 def _value(
     column: Column, single_precision: bool, schemas: Mapping[str, core_schema.CoreSchema]
 ) -> core_schema.CoreSchema:
+    if column.values and schemas is _FIELD_SCHEMAS:
+        return core_schema.union_schema([core_schema.literal_schema(list(column.values)), schemas[column.type]])
+    if column.kind:
+        return schemas[column.kind]
     return _real(FLOAT32_MAX) if single_precision and column.type == "double" else schemas[column.type]
 
 
@@ -277,11 +305,11 @@ def _plain(value: Any, column: Column) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if hasattr(value, "isoformat"):
-        return value.isoformat()
+        return None if value != value else f"{value.isoformat()}{'' if value.tzinfo else 'Z'}"
     if hasattr(value, "item"):
         value = value.item()
         if isinstance(value, float) and math.isnan(value):
             return None
-    if column.type in {"integer", "long"} and isinstance(value, float) and value.is_integer():
+    if (column.type in {"integer", "long"} or column.kind == "int") and isinstance(value, float) and value.is_integer():
         return int(value)
-    return value
+    return bool(value) if column.kind == "bool" and value in (0, 1) else value

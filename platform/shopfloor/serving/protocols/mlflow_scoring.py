@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
     from shopfloor.serving.model.loading import ServedModel
+    from shopfloor.serving.model.row import Column
 
 JSON, CSV = "application/json", "text/csv"
 FORMATS = {RECORDS, SPLIT, "inputs", "instances"}
@@ -227,7 +228,7 @@ def _by_mlflow(form: Form, data: dict[str, Any] | bytes, content_type: str) -> R
 
 
 def _known(form: Form, table: Any) -> Any:
-    """Return a frame without the columns that the model does not know.
+    """Return a frame without the columns that the model does not know, times in it as the model gets them.
 
     Raises:
         BadRequest: A column of plain values holds others.
@@ -240,7 +241,28 @@ def _known(form: Form, table: Any) -> Any:
         column = table.iloc[:, number]
         if column.dtype == object and any(isinstance(value, list | dict) for value in column):
             raise _not_plain(str(name))
+    for one in form.columns:
+        if one.name in table.columns and (one.kind or one.type == "datetime"):
+            table = table.assign(**{one.name: _as_kind(table[one.name], one)})
     return table
+
+
+def _as_kind(values: Any, column: Column) -> Any:
+    """Return a column of times in UTC without a zone, or one of whole numbers or of yes and no as it is.
+
+    Raises:
+        BadRequest: It is not what the column is.
+    """
+    import pandas as pd
+
+    if column.type == "datetime":
+        return pd.to_datetime(values, utc=True).dt.tz_localize(None)
+    numbers = values.dropna()
+    if column.kind == "bool" and not numbers.isin([0, 1]).all():
+        raise bad_fields([{"field": column.name, "problem": "must be true or false"}])
+    if column.kind == "int" and not (numbers % 1 == 0).all():
+        raise bad_fields([{"field": column.name, "problem": "must be a whole number"}])
+    return values
 
 
 def _not_plain(name: str) -> BadRequest:

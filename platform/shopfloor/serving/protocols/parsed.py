@@ -25,8 +25,9 @@ class Form(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str
-    inputs: tuple[tuple[str, str, bool], ...] | None
-    """Name, MLflow's type and whether it is required, of each column; `None` where the model takes no rows of them."""
+    inputs: tuple[tuple[str, str, bool, str], ...] | None
+    """Name, MLflow's type, whether it is required and `kind`, of each column; `None` where the model takes no rows of
+    them."""
     reason: str
     """Reason why it takes none."""
     single_precision: bool
@@ -45,7 +46,7 @@ class Form(BaseModel):
         rows = model.rows
         return cls(
             version=model.version,
-            inputs=tuple((one.name, one.type, one.required) for one in rows.columns) if rows else None,
+            inputs=tuple((one.name, one.type, one.required, one.kind) for one in rows.columns) if rows else None,
             reason=model.reason,
             single_precision=rows.single_precision if rows else False,
             quick=model.native is not None,
