@@ -13,6 +13,8 @@ from shopfloor.patches import register
 from shopfloor.patches.register import PATCHES
 from shopfloor.stack import ray_head, services
 
+from tests.support.project import ROOT
+
 PACKAGE = Path(__file__).parents[2] / "platform" / "shopfloor"
 RENDER = """
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -43,6 +45,15 @@ def test_what_a_patch_relies_on_is_what_it_was_when_it_was_checked(patch):
 def test_a_patch_names_the_version_that_is_locked_and_a_place_that_exists(patch):
     assert register.installed(patch.component) == patch.version
     assert all((PACKAGE / place).is_file() for place in patch.where.split(", "))
+
+
+def test_a_component_that_is_patched_has_one_version_whatever_the_python():
+    lock = (ROOT / "requirements/runtime.txt").read_text(encoding="utf-8")
+    names = {patch.component.replace("_", "-") for patch in PATCHES}
+
+    locked = {name: re.findall(rf"^{name}==(\S+)", lock, re.MULTILINE) for name in names}
+
+    assert {name: versions for name, versions in locked.items() if len(versions) != 1} == {}
 
 
 def test_a_definition_that_has_changed_or_gone_is_named(monkeypatch):
