@@ -13,6 +13,7 @@ import pytest
 import yaml
 from shopfloor.engines.argo import quota
 from shopfloor.engines.argo.asks import quantity
+from shopfloor.stack import team_ingress
 from shopfloor.stack.secrets import TEAM_BUCKETS
 
 from tests.support import manifests
@@ -68,10 +69,9 @@ def test_a_team_reaches_the_services_that_are_for_all_and_nothing_else(team, net
     others = [pod for pod in pods if pod.namespace != team]
     for source in of(team, pods):
         reached = {(str(target), port) for target in others for port in network.edges(source, target)}
-        # Nothing else listens in those two namespaces to whoever asks for the Kubernetes API.
-        open_elsewhere = {
-            edge for edge in reached if edge[0].startswith(("kuberay-system", "kube-system", "somebody-else"))
-        }
+        # Nothing else listens in those namespaces to whoever asks for the Kubernetes API.
+        elsewhere = ("kuberay-system", "kube-system", "ingress", "somebody-else")
+        open_elsewhere = {edge for edge in reached if edge[0].startswith(elsewhere)}
         assert reached - open_elsewhere == TO_SERVICES - {("kube-system/kube-dns", 53)}
         assert {port for _, port in open_elsewhere} <= {53, 443, 6443}
         assert ("kube-system/kube-dns", 53) in open_elsewhere
@@ -116,9 +116,14 @@ def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
         ("shopfloor-system/prometheus", "alertmanager"): {9093},
         ("shopfloor-system/grafana", "prometheus"): {9090},
     }
+    door = {
+        ("ingress/controller", "oauth2-proxy"): {4180},
+        ("shopfloor-system/oauth2-proxy", "mlflow"): {5000},
+    }
     assert {pair: ports for pair, ports in inner.items() if ports} == {
         **(databases if ours else {}),
         **(monitoring if monitored(pods) else {}),
+        **(door if any(target.name == "oauth2-proxy" for target in targets) else {}),
         ("shopfloor-system/mlflow", "object-store"): {8333},
         ("shopfloor-system/bootstrap", "object-store"): {8333},
         ("argo/argo-server", "object-store"): {8333},
@@ -128,6 +133,23 @@ def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
 
 def test_every_pod_of_ours_is_closed_where_no_policy_opens_it(network, objects):
     assert all(network.isolated(pod) for pod in manifests.pods(objects))
+
+
+def test_a_host_lets_the_ingress_controller_in_to_the_endpoints_of_that_team_alone(objects, pods, kubernetes_schema):
+    team = TEAMS[0].model_copy(update={"host": "models.example.org"})
+    ingress, policy = team_ingress.objects(team)
+    for one in (ingress, policy):
+        kubernetes_schema(one)
+        one["metadata"]["namespace"] = team.name  # as kustomize puts it there
+    (controller,) = of("ingress", pods)
+    opened = Network([*objects, policy])
+
+    into = {str(target): opened.edges(controller, target) for target in pods if target.namespace in NAMES}
+    assert {name: ports for name, ports in into.items() if ports} == {f"{team.name}/shopfloor-serve-worker": {8000}}
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    service = next(one for one in objects if key_of(one) == ("Service", team.name, path["backend"]["service"]["name"]))
+    assert path["backend"]["service"]["port"]["number"] in {port["port"] for port in service["spec"]["ports"]}
+    assert team_ingress.objects(TEAMS[0]) == []
 
 
 def test_the_judge_of_the_network_sees_an_edge_that_somebody_opens(objects, pods):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from shopfloor.stack import secrets, team_manifests, teams
+from shopfloor.stack import secrets, team_ingress, team_manifests, teams
 
 from tests.support.project import ROOT
 
@@ -46,9 +46,12 @@ def overlay(name: str) -> list[Json]:
 def secrets_in(place: Path) -> list[Json]:
     """Return the Secrets that `shopfloor secrets init` and kustomize make, in an empty directory."""
     secrets.init(place / ".secrets", place / ".env", NAMES)
-    for folder in ("secrets", "teams/secrets"):
+    for name in ("oidc_client_secret", "oauth2_cookie_secret"):  # which the platform team puts there
+        (place / ".secrets" / name).write_text(f"the {name}")
+    folders = ("secrets", "teams/secrets", "components/ingress/secrets")
+    for folder in folders:
         shutil.copytree(MANIFESTS / folder, place / "manifests" / folder)
-    return [*build(place / "manifests/secrets"), *build(place / "manifests/teams/secrets")]
+    return [one for folder in folders for one in build(place / "manifests" / folder)]
 
 
 def key_of(one: Json) -> tuple[str, str, str]:
@@ -97,7 +100,8 @@ def visitors() -> list[Pod]:
         Pod("kuberay-system", "kuberay-operator", {"app.kubernetes.io/name": "kuberay"}),
         Pod("kube-system", "kube-dns", {"k8s-app": "kube-dns"}),
     ]
-    return [*steps, *searches, *operators, Pod("somebody-else", "stranger", {"app.kubernetes.io/name": "mlflow"})]
+    stranger = Pod("somebody-else", "stranger", {"app.kubernetes.io/name": "mlflow"})
+    return [*steps, *searches, *operators, stranger, Pod("ingress", "controller", {})]
 
 
 def matches(selector: Json, labels: Json) -> bool:
@@ -128,7 +132,7 @@ class Network:
             for one in objects
             for kind, _, name in [key_of(one)]
             if kind == "Namespace"
-        }
+        } | {"ingress": {"kubernetes.io/metadata.name": "ingress", team_ingress.FROM_OUTSIDE: "true"}}
 
     def edges(self, source: Pod, target: Pod) -> set[int | str]:
         """Return the ports of `target` that `source` reaches; `any` for all of them."""

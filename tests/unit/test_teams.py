@@ -42,6 +42,7 @@ def test_a_team_is_read_and_the_file_gives_all_that_is_said(project):
     assert team.model_dump(mode="json") == {
         **VISION,
         "quota": {"cpu": {"nominal": 32, "borrowing": 32}, "gpu-spot": {"nominal": 4, "borrowing": 0}},
+        "host": None,
     }
 
 
@@ -63,6 +64,9 @@ def test_a_team_is_read_and_the_file_gives_all_that_is_said(project):
         ({"members": "system:authenticated"}, "is a group of Kubernetes' own"),
         ({"budget": {"gpu_hours": -5}}, "budget.gpu_hours: input should be greater than or equal to 0"),
         ({"budget": {}}, "budget.gpu_hours: field required"),
+        ({"host": "vision"}, "vision.yaml: host: 'vision' is no name of the DNS"),
+        ({"host": "https://vision.example.org"}, "is no name of the DNS"),
+        ({"host": "*.example.org"}, "is no name of the DNS"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_in_one_line(project, changes, message):
@@ -118,6 +122,14 @@ def test_a_group_is_that_of_one_team(project):
     put(project, "vision")
 
     with pytest.raises(UsageError, match="is that of team sight"):
+        teams.load(project)
+
+
+def test_a_host_is_that_of_one_team(project):
+    put(project, "sight", members="sight-engineers", host="models.example.org")
+    put(project, host="models.example.org")
+
+    with pytest.raises(UsageError, match=r"host: 'models.example.org' is that of team sight"):
         teams.load(project)
 
 

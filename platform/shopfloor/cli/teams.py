@@ -69,6 +69,9 @@ def add(
     ],
     priority: Annotated[str, typer.Option(help="background, normal or production.")] = "normal",
     gpu_hours: Annotated[float, typer.Option(min=0, help="Budget of a calendar month.")] = 0,
+    host: Annotated[
+        str | None, typer.Option(help="Name by which its endpoints are asked from outside of the cluster.")
+    ] = None,
 ) -> None:
     """Write the file of a new team and render it; nothing is written where the cluster has no room for it."""
     from shopfloor.settings import find_project_root
@@ -81,6 +84,7 @@ def add(
         "priority": priority,
         "quota": dict(_share(text) for text in quota),
         "budget": {"gpu_hours": gpu_hours},
+        "host": host,
     }
     teams.require_name(name)
     file = teams.add(root, teams.validated(content, f"team {name}"))

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from shopfloor.errors import UsageError
+from shopfloor.stack import team_ingress
 from shopfloor.stack.secrets import TEAM_SECRETS, TEAMS
 from shopfloor.stack.teams import FOLDER, SYSTEM, Flavor, Team, flavors
 
@@ -139,7 +140,7 @@ def _files_of(
 ) -> dict[str, str]:
     cluster_wide = [_namespace(team), _cluster_queue(team, others, pool), *_pool_reader(team)]
     inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team, profile)]
-    inside.append(_artifact_repositories(team, profile))
+    inside += [_artifact_repositories(team, profile), *team_ingress.objects(team)]
     texts = {_file(one): NOTE.format(name=team.name) + _yaml(one) for one in cluster_wide}
     texts |= {f"inside/{_file(one)}": NOTE.format(name=team.name) + _yaml(one) for one in inside}
     return {

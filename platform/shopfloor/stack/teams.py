@@ -31,6 +31,7 @@ Priority = Literal["background", "normal", "production"]
 """Kueue's priority classes, in `manifests/base/kueue`."""
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _GROUP = re.compile(r"[^\s:][^\s]*")
+_HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _ANNOTATION = "shopfloor.io/"
 
 
@@ -66,6 +67,8 @@ class Team(_File):
     quota: dict[str, Quota] = Field(min_length=1)
     """Shares by flavor, in the order in which they are tried after those without GPUs."""
     budget: Budget
+    host: str | None = None
+    """Name by which its endpoints are asked from outside of the cluster; without one they are not."""
 
 
 class Flavor(Record):
@@ -140,9 +143,11 @@ def _agreed(root: Path, teams: list[Team], groups: Sequence[str] | None) -> list
     """Return these teams, if each can be and all together."""
     pool = flavors(root)
     owner: dict[str, Team] = {}
+    hosts: dict[str, Team] = {}
     for team in teams:
         where = FOLDER / f"{team.name}.yaml"
         _require_group(where, team, groups, owner)
+        _require_host(where, team, hosts)
         for name, share in team.quota.items():
             _require_share(where, name, share, pool)
     for name, flavor in pool.items():
@@ -172,7 +177,7 @@ def add(root: Path, team: Team) -> Path:
             f"The name {team.name!r} is taken: {file.relative_to(root)}.", "Choose another, or edit that file."
         )
     _agreed(root, [*load(root), team], None)
-    content = team.model_dump(mode="json")
+    content = team.model_dump(mode="json", exclude_none=True)
     write_atomically(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True), 0o644)
     return file
 
@@ -255,6 +260,21 @@ def _require_group(where: Path, team: Team, groups: Sequence[str] | None, owner:
             f"{where}: members: the group {group!r} is that of team {owner[group].name}.", "Each team has its own."
         )
     owner[group] = team
+
+
+def _require_host(where: Path, team: Team, owner: dict[str, Team]) -> None:
+    """Refuse what can be no name of the DNS, or is another team's."""
+    if team.host is None:
+        return
+    if not _HOST.fullmatch(team.host):
+        raise UsageError(
+            f"{where}: host: {team.host[:100]!r} is no name of the DNS.", "Write one such as vision.models.example.org."
+        )
+    if team.host in owner:
+        raise UsageError(
+            f"{where}: host: {team.host!r} is that of team {owner[team.host].name}.", "Each team has its own."
+        )
+    owner[team.host] = team
 
 
 def _require_share(where: Path, name: str, share: Quota, pool: Mapping[str, Flavor]) -> None:
