@@ -21,6 +21,7 @@ ONE_CLUSTER = {
     "test_engine_step_records.py",
     "test_golden_requests.py",
     "test_hostile_input.py",
+    "test_importing.py",
     "test_interleavings.py",
     "test_online_features.py",
     "test_promotion.py",

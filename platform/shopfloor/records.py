@@ -344,6 +344,21 @@ class StepRecord(Record):
         return next((part for part in reversed(self.name.split(".")) if not part.isdigit()), self.name)
 
 
+class Imported(Record):
+    """Where a model version comes from that was trained elsewhere."""
+
+    source: str
+    """Path or URI of the model."""
+    kind: str
+    """Form in which it came, e.g. `an ONNX file`."""
+    sha256: str
+    """Hash of the file, or over all files of the directory."""
+    by: str
+    """User and host of the import."""
+    golden_rows: int
+    """Number of rows of the example that it must answer as it did at its import."""
+
+
 class Passport(Record):
     """What made a model version: enough to trace it, to verify it and to make it again."""
 
@@ -354,7 +369,8 @@ class Passport(Record):
     step_run_ids: dict[str, str]
     git_commit: str
     git_dirty: bool
-    data: DataVersion
+    data: DataVersion | None
+    """Data version that it was trained on; none of a model that was imported."""
     checks_passed: bool
     checks: int
     feature_service: str
@@ -375,3 +391,5 @@ class Passport(Record):
     cost: Cost | None = None
     """What its steps had of the cluster until it was registered, those included whose results it reused; none where
     nobody counted."""
+    imported: Imported | None = None
+    """Origin of a model that was trained elsewhere, of which data, checks, parameters and metrics are not known."""

@@ -63,7 +63,7 @@ class VersionPassport(Passport):
 
 
 class Deployed(Record):
-    """A version beside the champion."""
+    """A version beside the champion, or the first one of an imported model."""
 
     use_case: str
     version: str
@@ -72,6 +72,8 @@ class Deployed(Record):
     shadow: bool
     """Whether it answers copies of the others."""
     endpoint: str
+    champion: bool
+    """Whether it is the champion, which answers all requests."""
 
 
 class Undeployed(Record):

@@ -1,14 +1,24 @@
-"""Commands for registered models: list, show, promote, rollback."""
+"""Commands for registered models: list, show, import, promote, rollback."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shopfloor.cli import render
 from shopfloor.cli.context import settings_of_running_stack
-from shopfloor.cli.options import JsonOption, ReasonOption, UseCaseArgument, VersionArgument, YesOption, require_version
+from shopfloor.cli.options import (
+    JsonOption,
+    ReasonOption,
+    TaskName,
+    UseCaseArgument,
+    VersionArgument,
+    YesOption,
+    require_version,
+    use_case_name,
+)
 
 if TYPE_CHECKING:
     from shopfloor.records import Passport
@@ -21,6 +31,7 @@ def register(app: typer.Typer) -> None:
     models = typer.Typer(help="Look at registered models, and say which version answers.", no_args_is_help=True)
     models.command("list")(list_)
     models.command("show")(show)
+    models.command("import")(import_)
     models.command("promote")(promote)
     models.command("rollback")(rollback)
     app.add_typer(models, name="models")
@@ -86,20 +97,34 @@ def show(
 
 def passport_lines(passport: Passport, changes: History) -> list[tuple[str, str]]:
     """Return what a passport says, for a person: a title and a text for each line; its gates stand in a table."""
-    data, steps = passport.data, ", ".join(f"{step} {run_id}" for step, run_id in passport.step_run_ids.items())
-    tables = ", ".join(f"{table.name} {table.md5[:8]}" for table in data.tables)
+    steps = ", ".join(f"{step} {run_id}" for step, run_id in passport.step_run_ids.items())
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(passport.metrics.items()))
     params = ", ".join(f"{name} {_number(value)}" for name, value in passport.params.items())
-    return [
+    first = [
         ("version", f"{passport.version} of {passport.model}, made {passport.created:%Y-%m-%d %H:%M:%S}"),
         *(
             (change.replace("_", " "), ", ".join(f"{field} {value}" for field, value in record.items() if value))
             for change, record in changes.items()
         ),
         ("run", passport.run_id),
+    ]
+    data, origin = passport.data, passport.imported
+    if origin is not None:
+        columns = ", ".join(f"{name} {kind}" for name, kind in passport.features.items())
+        return [
+            *first,
+            ("imported", f"from {origin.source}, {origin.kind}, by {origin.by}"),
+            ("sha256", origin.sha256),
+            ("columns", columns or "none that have names"),
+            ("golden rows", str(origin.golden_rows)),
+        ]
+    version = f"{data.path} {data.md5}, {'git ' + data.commit if data.commit else 'of the workspace'}" if data else ""
+    tables = ", ".join(f"{table.name} {table.md5[:8]}" for table in data.tables) if data else ""
+    return [
+        *first,
         ("steps", steps),
         ("code", passport.git_commit + (", with uncommitted changes" if passport.git_dirty else "")),
-        ("data", f"{data.path} {data.md5}, {'git ' + data.commit if data.commit else 'of the workspace'}"),
+        ("data", version),
         ("tables", tables),
         (
             "checks",
@@ -114,6 +139,47 @@ def passport_lines(passport: Passport, changes: History) -> list[tuple[str, str]
         ("run key", passport.run_key),
         *([("cost", passport.cost.in_words())] if passport.cost else []),
     ]
+
+
+def import_(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An MLflow model (directory or URI), or a file of ONNX, XGBoost, LightGBM or scikit-learn."
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Use case that it becomes a version of.", callback=use_case_name)],
+    example: Annotated[
+        Path | None, typer.Option(help="JSON file of rows that it takes: they give the types, and golden requests.")
+    ] = None,
+    task: Annotated[
+        TaskName | None, typer.Option(help="What it predicts, where neither the model nor the use case says it.")
+    ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Load a pickle: that runs whatever code its maker put in, as you."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version of a model that was trained elsewhere, with a use_case.yaml where there is none.
+
+    The model is loaded and asked its example before anything is written. The same command again changes nothing.
+    """
+    from shopfloor.flows import importing
+
+    settings = settings_of_running_stack(context, "mlflow")
+    kind = task.value if task else None
+    version = importing.import_model(settings, source, name, example, kind, allow_code, render.progress)
+    if as_json:
+        render.emit_json(importing.ImportedVersion, version)
+        return
+    golden = f"{version.golden_rows} golden rows" if version.golden_rows else "no golden rows: --example gives them"
+    render.out.print(
+        f"Version {version.version} of {name}, {version.task}, {len(version.columns)} columns, {golden}. "
+        f"`shopfloor deploy {name}@{version.version}` lets it answer at {version.endpoint}.",
+        markup=False,
+    )
 
 
 def _number(value: object) -> str:
@@ -163,7 +229,7 @@ def rollback(
 
 
 def named_version(settings: Settings, model: str, default_alias: str = "challenger") -> tuple[str, str]:
-    """Return the name and the version of `model`, `model/version` or `model@alias`.
+    """Return the name and the version of `model`, `model/version`, `model@version` or `model@alias`.
 
     Raises:
         NotFoundError: No version has that alias.
@@ -177,9 +243,10 @@ def named_version(settings: Settings, model: str, default_alias: str = "challeng
     name, _, alias = name.partition("@")
     if target := resolve(settings, name, f"@{alias or default_alias}"):
         return name, target
-    remedy = f"Version {alias} is {name}/{alias}; " if alias.isdigit() else ""
+    if alias.isdigit():  # no alias, so that it can only mean the number
+        return name, alias
     reference = f"alias {alias!r}" if alias else default_alias
-    raise NotFoundError(f"Model {name!r} has no {reference}.", f"{remedy}`shopfloor models list` shows what there is.")
+    raise NotFoundError(f"Model {name!r} has no {reference}.", "`shopfloor models list` shows what there is.")
 
 
 def _show_change(change: Change, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _use_case_name(value: str | None) -> str | None:
+def use_case_name(value: str | None) -> str | None:
     """Refuse what can be no use case, before anybody looks for it in a folder, in MLflow or in Ray."""
     from shopfloor.use_case import require_name
 
@@ -47,11 +47,11 @@ def span_of(text: str) -> dt.timedelta:
 
 
 UseCaseArgument = Annotated[
-    str, typer.Argument(help="A folder in pipelines/ that holds a use_case.yaml.", callback=_use_case_name)
+    str, typer.Argument(help="A folder in pipelines/ that holds a use_case.yaml.", callback=use_case_name)
 ]
 UseCaseOption = Annotated[
     str | None,
-    typer.Option("--use-case", help="A folder in pipelines/ that holds a use_case.yaml.", callback=_use_case_name),
+    typer.Option("--use-case", help="A folder in pipelines/ that holds a use_case.yaml.", callback=use_case_name),
 ]
 """For a pipeline that may have none, and for lists that may be of one."""
 FileArgument = Annotated[
@@ -59,7 +59,10 @@ FileArgument = Annotated[
 ]
 VersionArgument = Annotated[
     str,
-    typer.Argument(help="`model/version` or `model@alias`; default: the model's challenger.", callback=require_version),
+    typer.Argument(
+        help="`model/version`, `model@version` or `model@alias`; default: the model's challenger.",
+        callback=require_version,
+    ),
 ]
 RunArgument = Annotated[str, typer.Argument(help="Id of the run or its beginning; `latest` for the newest.")]
 ParameterOption = Annotated[
@@ -86,6 +89,14 @@ WatchOption = Annotated[bool, typer.Option("--watch", help="Follow the run of an
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; without a terminal nothing is asked.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+class TaskName(StrEnum):
+    """What a model predicts."""
+
+    binary = "binary"
+    multiclass = "multiclass"
+    regression = "regression"
 
 
 class EngineName(StrEnum):

@@ -39,7 +39,10 @@ def deploy(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a version beside the champion, and give it its part of the requests."""
+    """Load a version beside the champion, and give it its part of the requests.
+
+    The first version of an imported model becomes the champion.
+    """
     from shopfloor.cli.documents import Deployed
     from shopfloor.flows import rollout as canaries
     from shopfloor.serving.deploy.rollout import Traffic, endpoint
@@ -48,11 +51,20 @@ def deploy(
     use_case, version = named_version(settings, model)
     before = _confirm_instead(settings, use_case, version, yes)
     with render.activity(f"Deploying version {version} of {use_case}"):
-        canaries.introduce(settings, use_case, version, Traffic(canary_percent=canary, shadow=shadow), before=before)
+        traffic = Traffic(canary_percent=canary, shadow=shadow)
+        now = canaries.introduce(settings, use_case, version, traffic, before=before).assignment
     address = endpoint(settings, use_case)
     if as_json:
-        deployed = Deployed(use_case=use_case, version=version, canary=canary, shadow=shadow, endpoint=address)
-        render.emit_json(Deployed, deployed)
+        champion = now.champion == version
+        render.emit_json(
+            Deployed,
+            Deployed(
+                use_case=use_case, version=version, canary=canary, shadow=shadow, endpoint=address, champion=champion
+            ),
+        )
+        return
+    if now.champion == version:
+        render.out.print(f"Version {version} of {use_case} answers all requests: {address}", markup=False)
         return
     share = f"answers {canary:g} % of the requests" if canary else "answers whoever asks for it"
     copies = ", and copies of the others" if shadow else ""

@@ -258,12 +258,13 @@ def _contents(passports: list[Passport]) -> set[str]:
 
 def _data_of(place: Place, passports: list[Passport]) -> set[str]:
     """Return the hashes of the objects of the data versions that passports name, whatever git still knows."""
-    hashes = {passport.data.md5 for passport in passports}
+    versions = [passport.data for passport in passports if passport.data]
+    hashes = {version.md5 for version in versions}
     listed = set()
     for name in objects(hashes):
         if name.endswith(".dir") and (text := _text(place, name)):
             listed |= {entry["md5"] for entry in json.loads(text)}
-    return hashes | listed | {table.md5 for passport in passports for table in passport.data.tables}
+    return hashes | listed | {table.md5 for version in versions for table in version.tables}
 
 
 def _feature_definitions(place: Place | None) -> str | None:

@@ -28,7 +28,7 @@ from shopfloor.serving.deploy import applications, champion, jobs, rollout
 from shopfloor.serving.deploy.rollout import Traffic
 from shopfloor.serving.log_files import read_log
 from shopfloor.settings import Settings
-from shopfloor.use_case import ServedCase, load_served_case
+from shopfloor.use_case import ImportedCase, ServedCase, load_served_case
 
 TAG = "shopfloor.rollout"
 """Tag of a version: how its trial ended, and why."""
@@ -80,6 +80,9 @@ def introduce(
 ) -> Entry:
     """Load a version beside the champion and give it its part of the requests.
 
+    The first version of a model that was imported is champion at once: no run made it, which would have been judged,
+    and nobody answers whom it could be compared with.
+
     Args:
         settings: Say where everything is.
         use_case: Its name.
@@ -110,6 +113,9 @@ def introduce(
         )
     if assignment.champion is None and traffic != rollout.NO_TRAFFIC:
         raise UsageError(f"{use_case} has no champion that answers.", f"shopfloor models promote {use_case}/{version}")
+    if assignment.champion is None and isinstance(case, ImportedCase):
+        champion.promote_version(settings, use_case, version, "the first version of an imported model", entry)
+        return assignments.read(mlflow, use_case)
     if traffic.canary_percent and case.gates.signature == "compatible":
         refuse_what_clients_cannot_ask(settings, use_case, version, assignment.champion)
     entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, lease_s=lease_s, before=entry)

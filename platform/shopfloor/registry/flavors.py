@@ -21,6 +21,7 @@ _PACKAGES: dict[str, list[tuple[str, ...]]] = {
     "sklearn": [("scikit-learn",), ("skops",)],
     "pytorch": [("torch",)],
     "onnx": [("onnx",), ("onnxruntime", "onnxruntime-gpu")],
+    "lightgbm": [("lightgbm",)],
 }
 _TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 _METHODS = ("predict", "predict_proba")
@@ -99,6 +100,21 @@ def _alike(own: np.ndarray, expected: np.ndarray) -> bool:
 
 def _trusted_types(model: Any, trusted: list[str]) -> list[str]:
     """Return the types of a model that skops must be told to trust."""
+    types = types_within(model)
+    if unknown := [name for name in foreign(types) if name not in trusted]:
+        raise UsageError(
+            f"The model holds types that nobody said are trusted: {', '.join(unknown)}.",
+            "If loading them is safe, add them to model.trusted in use_case.yaml.",
+        )
+    return types
+
+
+def types_within(model: Any) -> list[str]:
+    """Return the types of a model that skops loads only where it is told to trust them.
+
+    Raises:
+        UsageError: skops cannot store the model.
+    """
     import skops.io
 
     try:
@@ -108,13 +124,12 @@ def _trusted_types(model: Any, trusted: list[str]) -> list[str]:
             f"skops cannot store the model: {first_line(error)}.",
             "Use functions and classes that an import finds by name; a lambda has none.",
         ) from error
-    unknown = [name for name in types if name not in trusted and not _is_the_libraries_own(name)]
-    if unknown:
-        raise UsageError(
-            f"The model holds types that nobody said are trusted: {', '.join(unknown)}.",
-            "If loading them is safe, add them to model.trusted in use_case.yaml.",
-        )
     return types
+
+
+def foreign(types: list[str]) -> list[str]:
+    """Return those of the types that are none of scikit-learn, NumPy or SciPy."""
+    return [name for name in types if not _is_the_libraries_own(name)]
 
 
 def _is_the_libraries_own(name: str) -> bool:

@@ -32,7 +32,8 @@ def read_passport(client: Any, model: str, version: str) -> Passport:
     passport = find_passport(client, run_id)
     if passport is None:
         raise NotFoundError(
-            f"Version {version} of {model!r} has no passport.", "It was not registered by a pipeline; train it by one."
+            f"Version {version} of {model!r} has no passport.",
+            "Neither a pipeline nor `shopfloor models import` registered it.",
         )
     return passport
 

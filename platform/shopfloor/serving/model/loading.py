@@ -225,7 +225,10 @@ class _OfClasses:
         self._classes = classes
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        return golden.classified(answers_of(self._pyfunc.predict(data, params=params)), self._classes)
+        answers = self._pyfunc.predict(data, params=params)
+        if list(getattr(answers, "columns", ())) == [str(one) for one in self._classes]:
+            answers = answers.to_numpy()  # of a graph that answers each class by its name
+        return golden.classified(answers_of(answers), self._classes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pyfunc, name)
