@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.base import component
 
-READS = ("task", "evaluation", "gates", "model.py", "metrics.py")
+READS = ("task", "evaluation", "gates", "model", "model.py", "metrics.py")
 
 
 @component

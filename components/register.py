@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.base import component
 
-READS = ("evaluation", "model", "model.py")
+READS = ("task", "evaluation", "model", "model.py")
 
 
 @component

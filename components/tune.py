@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.base import component
 
-READS = ("search", "model", "model.py")
+READS = ("task", "search", "model", "model.py", "metrics.py")
 
 
 @component

@@ -27,6 +27,10 @@ FUNCTIONS = {
     "expectations": ("suites",),
 }
 """Functions that each module of a use case defines at least."""
+ESTIMATORS = "shopfloor.estimators"
+"""Module that stands in for the `model.py` of a use case whose `model.estimator` names one of scikit-learn's."""
+_OWN_TYPES = {f"{ESTIMATORS}.Times", f"{ESTIMATORS}.Texts"}
+_TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 NAME = r"^[a-z][a-z0-9_]*$"
 """A name of a use case: of its folder, its registered model, its application and its Python package."""
 Interval = tuple[dt.date, dt.date]
@@ -213,11 +217,38 @@ class SearchSection(_Section):
 class ModelSection(_Section):
     """How the model is stored."""
 
-    flavor: Literal["xgboost", "sklearn", "pytorch", "onnx"]
+    flavor: Literal["xgboost", "sklearn", "pytorch", "onnx"] = "sklearn"
     """MLflow's name for the library that made the model."""
+    estimator: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*(\.\w+)+$")
+    """Class of scikit-learn in place of a `model.py`, by its full name; `search.space` has its parameters."""
+    params: dict[str, Any] = {}
+    """Parameters of `estimator` that are not searched."""
     trusted: list[str] = []
     """Types that a model of scikit-learn may hold beside those of scikit-learn, NumPy and SciPy: loading one runs its
     code, in the replicas too."""
+
+    @model_validator(mode="after")
+    def _of_scikit_learn(self) -> ModelSection:
+        if self.estimator is not None and self.flavor != "sklearn":
+            raise ValueError(f"an estimator is registered with the flavor sklearn, not {self.flavor}")
+        if self.estimator is None and self.params:
+            raise ValueError("params are those of an estimator, and model.estimator names none")
+        return self
+
+    def trusts(self, type_name: str) -> bool:
+        """Tell whether a stored model may hold a type: a class of the libraries', or one that is named as trusted.
+
+        Functions of the libraries may do anything, and are not trusted by themselves.
+        """
+        if type_name in self.trusted or type_name in _OWN_TYPES:
+            return True
+        if not type_name.startswith(_TRUSTED_LIBRARIES):
+            return False
+        package, _, attribute = type_name.rpartition(".")
+        try:
+            return isinstance(getattr(importlib.import_module(package), attribute), type)
+        except (ImportError, AttributeError):
+            return False
 
 
 class EvaluationSection(_Section):
@@ -352,7 +383,7 @@ class ServedCase(_Section):
         """Name of what is predicted; empty where the file does not say."""
         return ""
 
-    def code(self, module: str) -> ModuleType:
+    def code(self, module: str) -> Any:
         """Import the use case's own module (`features`, `model`, `expectations`).
 
         Raises:
@@ -400,6 +431,16 @@ class UseCase(ServedCase):
         """Name of what is predicted."""
         return self.features.target
 
+    def code(self, module: str) -> Any:
+        """Import the use case's own module; for `model` it is what stands in for one, where `model.estimator` says so.
+
+        Raises:
+            NotFoundError: The use case has no such module.
+        """
+        if module == "model" and self.model.estimator is not None:
+            return importlib.import_module(ESTIMATORS).EstimatorCode(self)
+        return super().code(module)
+
 
 def import_code(use_case: str, module: str) -> ModuleType:
     """Import a use case's own module, where no more of it is needed than its name.
@@ -423,7 +464,10 @@ def missing_code(settings: Settings, name: str) -> list[str]:
     import ast
 
     missing: list[str] = []
-    needless = {"features"} if load_use_case(settings, name).features.source is not None else set()
+    use_case = load_use_case(settings, name)
+    needless = {"features"} if use_case.features.source is not None else set()
+    if use_case.model.estimator is not None:
+        needless.add("model")
     for module, functions in FUNCTIONS.items():
         if module in needless:
             continue

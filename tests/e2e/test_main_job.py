@@ -145,6 +145,17 @@ def test_submit_ends_in_a_champion_that_answers_the_documented_example(clone, fi
     assert answer.json()["version"] == "1"
 
 
+def test_a_table_with_texts_and_an_estimator_in_one_line_end_in_an_endpoint(clone, first):
+    arguments = ("submit", "pipelines/training.py", "--use-case", "aircraft_seats", "--json", "-p", "trials=2")
+    outcome = json.loads(clone.run(*arguments).stdout)
+
+    assert outcome["state"] == "succeeded"
+    assert outcome["metrics"]["r2"] > 0.9
+    answer = _call(outcome)
+    assert answer.status_code == 200
+    assert 0 < answer.json()["prediction"] < 400
+
+
 def test_a_flight_may_be_named_instead_of_its_features_as_the_docs_say(clone, first):
     page = (PROJECT / "docs/how-to/features-at-request-time.md").read_text(encoding="utf-8")
     command = next(line for line in page.splitlines() if line.startswith("curl"))

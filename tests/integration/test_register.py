@@ -175,8 +175,8 @@ def test_a_type_of_somebody_else_in_a_model_must_be_named_as_trusted():
     model.steps[0][1].func = os.path.basename
     plain = ModelSection(flavor="sklearn")
     with pytest.raises(UsageError, match="types that nobody said are trusted: .*basename"):
-        flavors._trusted_types(model, plain.trusted)
-    assert flavors._trusted_types(model, ["posixpath.basename"]) == ["posixpath.basename"]
+        flavors._trusted_types(model, plain)
+    assert flavors._trusted_types(model, ModelSection(trusted=["posixpath.basename"])) == ["posixpath.basename"]
 
 
 def test_the_same_model_again_is_the_same_version_with_the_passport_that_it_has(settings, client, frame, tmp_path):

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from shopfloor.errors import UsageError
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, file_stamp, remembered
-from shopfloor.use_case import FILE_NAME, ServedCase, UseCase, load_served_case
+from shopfloor.use_case import ESTIMATORS, FILE_NAME, ServedCase, UseCase, load_served_case
 
 _PACKAGES = {"shopfloor": "platform/shopfloor", "components": "components", "pipelines": "pipelines"}
 _LOADERS = {
@@ -175,8 +175,13 @@ def _use_case_code(settings: Settings, name: str, reads: Iterable[str] | None) -
     """Return the modules of a use case that a step reads; all of them where nobody says which."""
     package = f"pipelines.{name}"
     if reads is None:
-        return set(_beside(settings, package))
-    return {f"{package}.{part.removesuffix('.py')}" for part in reads if part.endswith(".py")}
+        modules = set(_beside(settings, package))
+    else:
+        modules = {f"{package}.{part.removesuffix('.py')}" for part in reads if part.endswith(".py")}
+    use_case = _use_case(settings, name)
+    if isinstance(use_case, UseCase) and use_case.model.estimator and (reads is None or "model.py" in reads):
+        modules.add(ESTIMATORS)
+    return modules
 
 
 def _use_case(settings: Settings, name: str) -> ServedCase:

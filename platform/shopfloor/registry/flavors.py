@@ -23,7 +23,6 @@ _PACKAGES: dict[str, list[tuple[str, ...]]] = {
     "onnx": [("onnx",), ("onnxruntime", "onnxruntime-gpu")],
     "lightgbm": [("lightgbm",)],
 }
-_TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 _METHODS = ("predict", "predict_proba")
 
 
@@ -65,7 +64,7 @@ def options(section: ModelSection, model: Any, example: pd.DataFrame, answers: n
     if section.flavor == "sklearn":
         return {
             "pyfunc_predict_fn": _method(model, example, answers),
-            "skops_trusted_types": _trusted_types(model, section.trusted),
+            "skops_trusted_types": _trusted_types(model, section),
         }
     return {}
 
@@ -98,10 +97,10 @@ def _alike(own: np.ndarray, expected: np.ndarray) -> bool:
     return bool((own == expected).all())
 
 
-def _trusted_types(model: Any, trusted: list[str]) -> list[str]:
+def _trusted_types(model: Any, section: ModelSection) -> list[str]:
     """Return the types of a model that skops must be told to trust."""
     types = types_within(model)
-    if unknown := [name for name in foreign(types) if name not in trusted]:
+    if unknown := [name for name in types if not section.trusts(name)]:
         raise UsageError(
             f"The model holds types that nobody said are trusted: {', '.join(unknown)}.",
             "If loading them is safe, add them to model.trusted in use_case.yaml.",
@@ -128,16 +127,5 @@ def types_within(model: Any) -> list[str]:
 
 
 def foreign(types: list[str]) -> list[str]:
-    """Return those of the types that are none of scikit-learn, NumPy or SciPy."""
-    return [name for name in types if not _is_the_libraries_own(name)]
-
-
-def _is_the_libraries_own(name: str) -> bool:
-    """Tell whether a name is that of a class of scikit-learn, NumPy or SciPy; their functions may do anything."""
-    if not name.startswith(_TRUSTED_LIBRARIES):
-        return False
-    package, _, attribute = name.rpartition(".")
-    try:
-        return isinstance(getattr(importlib.import_module(package), attribute), type)
-    except (ImportError, AttributeError):
-        return False
+    """Return those of the types that are none of scikit-learn, NumPy or SciPy, and none of ours."""
+    return [name for name in types if not ModelSection().trusts(name)]

@@ -8,7 +8,6 @@ a round on a sample tries what `model.py` must do: a mistake shows at once and o
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.errors import DataError, Failure, UsageError, first_line
+from shopfloor.errors import DataError, Failure, ShopfloorError, UsageError, first_line
 from shopfloor.storage import scratch
 from shopfloor.use_case import FUNCTIONS, Choice, SearchSection, UseCase
 
@@ -48,9 +47,8 @@ _prepared: dict[str, Any] = {}
 class Job:
     """What all trials of a search have in common; Ray carries it to the workers."""
 
-    module: str
-    """The use case's model code, e.g. `pipelines.flight_delays.model`."""
-    section: SearchSection
+    use_case: UseCase
+    """Its model code trains."""
     target: str
     content: str
     """Hash of the rows."""
@@ -133,9 +131,12 @@ def try_contract(use_case: UseCase, train: pd.DataFrame, validate: pd.DataFrame,
 def _call(use_case: UseCase, function: str, call: Any) -> Any:
     try:
         return call()
+    except ShopfloorError:
+        raise
     except Exception as error:  # whatever the use case's code raises
+        code = use_case.model.estimator or f"pipelines/{use_case.name}/model.py"
         raise UsageError(
-            f"{function} of pipelines/{use_case.name}/model.py fails: {type(error).__name__}: {first_line(error, 300)}",
+            f"{function} of {code} fails: {type(error).__name__}: {first_line(error, 300)}",
             "The log of the step has the traceback: shopfloor runs logs latest tune",
         ) from error
 
@@ -157,7 +158,7 @@ def run_alone(config: dict[str, Any], job: Job) -> None:
     frames = ray.get([job.train, job.validate])
     try:
         with _own_code():
-            code = importlib.import_module(job.module)
+            code = job.use_case.code("model")
             if job.content not in _prepared:  # the actor serves one trial after another
                 _prepared.clear()
                 _prepared[job.content] = code.prepare(*frames, job.target)
@@ -173,7 +174,7 @@ def run_on_workers(config: dict[str, Any], job: Job) -> None:
     from ray.train.xgboost import XGBoostTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    workers = job.section.workers
+    workers = job.use_case.search.workers
     trainer = XGBoostTrainer(
         _run_worker,
         train_loop_config={"params": config, "job": job},
@@ -222,7 +223,7 @@ def _give_up(job: Job, error: OwnError) -> None:
     """End this trial as one that failed."""
     from ray import tune
 
-    tune.report({job.section.metric: math.nan, "rounds": 0, FAILURE: str(error)})
+    tune.report({job.use_case.search.metric: math.nan, "rounds": 0, FAILURE: str(error)})
 
 
 @contextlib.contextmanager
@@ -271,7 +272,7 @@ def _run_worker(config: dict[str, Any]) -> None:
 
     frames = ray.get([job.train, job.validate])
     with _own_code():
-        code = importlib.import_module(job.module)
+        code = job.use_case.code("model")
         data = code.prepare(*map(share, frames), job.target)
     _train(job, code, config["params"], data, train.get_checkpoint(), send)
 
@@ -282,13 +283,13 @@ def _train(job: Job, code: Any, params: dict[str, Any], data: Any, checkpoint: A
         scratch() as own,
     ):
         start = Path(files) if files else None
-        report = _Reporter(code, job.section, own, start, send)
+        report = _Reporter(code, job.use_case.search, own, start, send)
         with _own_code():
             code.train(
                 params,
                 data,
-                rounds=job.section.max_rounds,
-                threads=max(1, int(job.section.workers.cpus)),
+                rounds=job.use_case.search.max_rounds,
+                threads=max(1, int(job.use_case.search.workers.cpus)),
                 resume_from=start / _NEWEST if start else None,
                 report=report,
             )

@@ -1,6 +1,6 @@
 """The search for the best parameters: Ray Tune on the running cluster, Ray Train where a trial takes several workers.
 
-A use case's `model.py` knows the model and nothing of Ray:
+A use case's `model.py`, or the estimator that stands in for it, knows the model and nothing of Ray:
 
 - `prepare(train, validate, target) -> data`: make of the frames what `train` wants, once for each worker process.
 - `train(params, data, *, rounds, threads, resume_from, report)`: fit up to `rounds` rounds, from the directory
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -250,8 +251,7 @@ def _go_on(
         print(f"Going on with the search that was stopped: {len(finished.kept)} trials are done.", flush=True)  # noqa: T201
     if len(finished.kept) < trials:
         job = trial.Job(
-            module=f"pipelines.{use_case.name}.model",
-            section=section,
+            use_case=use_case,
             target=rows.target,
             content=rows.content,
             train=ray.put(rows.train),
@@ -343,8 +343,12 @@ def _space(use_case: UseCase) -> dict[str, Any]:
 
 def _experiment(settings: Settings, use_case: UseCase, content: str, trials: int) -> str:
     """Return the name of the search: the same for the same data, code, space and number of trials."""
-    files = (settings.project_root / "pipelines" / use_case.name / "model.py", Path(trial.__file__))
-    sources = [file.read_text(encoding="utf-8") for file in files]
+    estimator = use_case.model.estimator
+    model = settings.project_root / "pipelines" / use_case.name / "model.py"
+    file = Path(trial.__file__)
+    sources = [one.read_text(encoding="utf-8") for one in ((file,) if estimator else (model, file))]
+    if estimator:
+        sources += [use_case.model.model_dump_json(), Path(inspect.getfile(type(use_case.code("model")))).read_text()]
     text = "\n".join([content, use_case.search.model_dump_json(), *sources, str(trials)])
     return f"{use_case.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

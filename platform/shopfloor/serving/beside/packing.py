@@ -98,10 +98,10 @@ def _unpacked(packed: Any, parts: Sequence[bytes]) -> Any:
 def _frame(parts: Sequence[bytes], names: Any, index: Any, columns: list[Any]) -> Any:
     import pandas as pd
 
-    table = pd.DataFrame(
-        {number: _unpacked(column, parts).array for number, column in enumerate(columns)},
-        index=_unpacked(index, parts),
-    )
+    # Of series and not of arrays: of an array of objects that are all times, pandas makes one of times.
+    rows = _unpacked(index, parts)
+    series = {number: _unpacked(column, parts) for number, column in enumerate(columns)}
+    table = pd.DataFrame(series, index=range(len(rows))).set_axis(rows, axis="index")
     table.columns = _unpacked(names, parts)
     return table
 

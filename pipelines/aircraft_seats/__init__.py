@@ -1,0 +1,1 @@
+"""Use case: how many seats has an aircraft?"""

@@ -1,0 +1,263 @@
+"""An estimator of scikit-learn that use_case.yaml names: what a `model.py` would say of it.
+
+The estimator stands at the end of a pipeline whose first step makes numbers of the columns, by their types in the
+training set. All of it is scikit-learn's own but for two small transformers, so it is stored and loaded like any model
+of that library. Who needs it loads it by name (`UseCase.code`), as a use case's own code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from shopfloor.errors import UsageError
+from shopfloor.use_case import UseCase
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+FILE = "model.skops"
+FEW_VALUES = 50
+"""A text column with no more values gets a number for each of them."""
+WORDS = 3
+"""Words that a text of a column has on average, from which on they are looked at one by one."""
+TEXT_NUMBERS = 32
+"""Numbers that stand for a text of words."""
+HASHES = 2**14
+
+
+class Times(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Makes numbers of times: days since 1970, month, day, weekday and hour; NaN where one is missing."""
+
+    def fit(self, frame: pd.DataFrame, truth: Any = None) -> Times:
+        """Learn nothing but the number of columns."""
+        self.n_features_in_ = frame.shape[1]
+        return self
+
+    def transform(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return five numbers for each column, shape (rows, 5 * columns)."""
+        import numpy as np
+        import pandas as pd
+
+        parts = []
+        for name in frame.columns:
+            times = pd.to_datetime(frame[name])
+            at = times.dt
+            days = (times - pd.Timestamp(0)) / pd.Timedelta(days=1)
+            parts += [days, at.month, at.day, at.dayofweek, at.hour]
+        return np.column_stack([np.asarray(part, dtype=np.float64) for part in parts])
+
+
+class Texts(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Puts an empty text where one is missing."""
+
+    def fit(self, texts: pd.Series[Any], truth: Any = None) -> Texts:
+        """Learn nothing."""
+        self.fitted_ = True
+        return self
+
+    def transform(self, texts: pd.Series[Any]) -> list[str]:
+        """Return the texts."""
+        return ["" if text is None or text != text else str(text) for text in texts]
+
+
+class EstimatorCode:
+    """The functions of a `model.py`, for the estimator of a use case."""
+
+    def __init__(self, use_case: UseCase) -> None:
+        """Take the estimator's name, its fixed parameters and the task of the use case."""
+        self._use_case = use_case
+        self._key = f"pipelines/{use_case.name}/use_case.yaml: model.estimator"
+
+    def prepare(self, train: pd.DataFrame, validate: pd.DataFrame, target: str) -> tuple[Any, ...]:
+        """Return the inputs and the labels of both splits."""
+        return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
+
+    def train(
+        self,
+        params: dict[str, Any],
+        data: tuple[Any, ...],
+        *,
+        rounds: int,
+        threads: int,
+        resume_from: Path | None,
+        report: Callable[[int, dict[str, float], Any], None],
+    ) -> None:
+        """Fit the estimator once, and report what it is worth on the validation split.
+
+        Raises:
+            UsageError: There is no such estimator, it is none of the task, or has no such parameter.
+        """
+        from sklearn.pipeline import Pipeline
+
+        rows, truth, unseen, unseen_truth = data
+        estimator = self._estimator(params, threads)
+        model = Pipeline([("columns", _columns(rows, estimator)), ("estimator", estimator)]).fit(rows, truth)
+        if "n_jobs" in estimator.get_params():
+            estimator.set_params(n_jobs=None)  # an answer shares its machine with others
+        report(rounds, self._worth(model, unseen, unseen_truth), model)
+
+    def save(self, model: Any, directory: Path) -> None:
+        """Write the pipeline into `directory`."""
+        import skops.io
+
+        skops.io.dump(model, directory / FILE)
+
+    def load(self, directory: Path) -> Any:
+        """Read the pipeline that `save` wrote; a type that nobody trusts is an error of skops."""
+        import skops.io
+
+        file = directory / FILE
+        types = skops.io.get_untrusted_types(file=file)
+        return skops.io.load(file, trusted=[name for name in types if self._use_case.model.trusts(name)])
+
+    def predict(self, model: Any, frame: pd.DataFrame) -> np.ndarray:
+        """Return a number a row, of several classes their probabilities; a class where there are none."""
+        if self._use_case.task == "regression" or not hasattr(model, "predict_proba"):
+            answers: np.ndarray = model.predict(frame)
+            return answers
+        answers = model.predict_proba(frame)
+        return answers[:, 1] if self._use_case.task == "binary" else answers
+
+    def _estimator(self, params: dict[str, Any], threads: int) -> Any:
+        """Return the estimator, not fitted yet."""
+        from sklearn.utils import get_tags
+
+        section, task = self._use_case.model, self._use_case.task
+        kind = self._class()
+        estimator = kind()
+        own = estimator.get_params()
+        values = section.params | params
+        if unknown := sorted(values.keys() - own.keys()):
+            raise UsageError(
+                f"{self._key}: {section.estimator} has no parameter {unknown[0]!r}.",
+                f"It has {', '.join(sorted(own))}.",
+            )
+        if "random_state" in own:
+            values = {"random_state": self._use_case.search.seed, **values}
+        if "n_jobs" in own:
+            values = {"n_jobs": threads, **values}
+        estimator.set_params(**values)
+        wanted = "regressor" if task == "regression" else "classifier"
+        if get_tags(estimator).estimator_type != wanted:
+            raise UsageError(
+                f"{self._key}: {section.estimator} is no {wanted}, and task is {task}.", "Mend one of them."
+            )
+        if task == "binary" and not hasattr(estimator, "predict_proba"):
+            raise UsageError(
+                f"{self._key}: {section.estimator} answers no probability, as task: binary asks for.",
+                "Take another one.",
+            )
+        return estimator
+
+    def _class(self) -> Any:
+        import difflib
+
+        name = str(self._use_case.model.estimator)
+        module, _, attribute = name.rpartition(".")
+        try:
+            package = importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"{self._key}: {module} cannot be imported: {error}.", "Mend the name.") from error
+        kind = getattr(package, attribute, None)
+        if not isinstance(kind, type) or not all(hasattr(kind, method) for method in ("fit", "predict", "get_params")):
+            near = difflib.get_close_matches(attribute, [one for one in dir(package) if not one.startswith("_")], 1)
+            remedy = f"Did you mean {module}.{near[0]}?" if near and kind is None else "Name a class of an estimator."
+            raise UsageError(f"{self._key}: {name} is no estimator.", remedy)
+        return kind
+
+    def _worth(self, model: Any, rows: pd.DataFrame, truth: pd.Series[Any]) -> dict[str, float]:
+        """Return metrics on the validation split, those of the use case's `metrics.py` too."""
+        import numpy as np
+        from sklearn import metrics
+
+        answers, labels = self.predict(model, rows), truth.to_numpy()
+        numbers: dict[str, float]
+        taken = answers
+        if self._use_case.task == "regression":
+            numbers = {
+                "mae": metrics.mean_absolute_error(labels, answers),
+                "rmse": metrics.root_mean_squared_error(labels, answers),
+                "r2": metrics.r2_score(labels, answers) if len(labels) > 1 else 0.0,
+            }
+        elif self._use_case.task == "binary":
+            numbers = {"log_loss": metrics.log_loss(labels, answers, labels=[0, 1])}
+            if len(set(labels.tolist())) > 1:
+                numbers["roc_auc"] = metrics.roc_auc_score(labels, answers)
+                numbers["pr_auc"] = metrics.average_precision_score(labels, answers)
+        else:
+            taken = model.classes_[np.argmax(answers, axis=1)] if answers.ndim == 2 else answers
+            numbers = {
+                "accuracy": metrics.accuracy_score(labels, taken),
+                "f1_macro": metrics.f1_score(labels, taken, average="macro"),
+            }
+            if answers.ndim == 2:
+                numbers["log_loss"] = metrics.log_loss(labels, answers, labels=model.classes_)
+        for name, function in _own_metrics(self._use_case).items():
+            numbers[name] = function(labels, taken)
+        return {f"validate-{name}": float(value) for name, value in numbers.items()}
+
+
+def _own_metrics(use_case: UseCase) -> dict[str, Callable[[Any, Any], float]]:
+    """Return the functions that the use case's `metrics.py` names; none where it has no such file."""
+    from shopfloor.errors import NotFoundError
+
+    try:
+        code = use_case.code("metrics")
+    except NotFoundError:
+        return {}
+    return {name: getattr(code, name) for name in getattr(code, "METRICS", {})}
+
+
+def _columns(rows: pd.DataFrame, estimator: Any) -> Any:
+    """Return the encoder of the columns, by their types and by what the estimator takes; not fitted yet."""
+    from sklearn.base import is_classifier
+    from sklearn.compose import ColumnTransformer
+    from sklearn.model_selection import KFold, StratifiedKFold
+    from sklearn.preprocessing import OneHotEncoder, TargetEncoder
+
+    texts = [name for name in rows.columns if rows[name].dtype == object]
+    times = [name for name in rows.columns if rows[name].dtype.kind == "M"]
+    numbers = [name for name in rows.columns if name not in {*texts, *times}]
+    few = [name for name in texts if rows[name].nunique() <= FEW_VALUES]
+    words = [name for name in texts if name not in few and _words(rows[name]) >= WORDS]
+    many = [name for name in texts if name not in {*few, *words}]
+    folds = (StratifiedKFold if is_classifier(estimator) else KFold)(5, shuffle=True, random_state=0)
+    steps = [
+        ("numbers", _complete(estimator), numbers),
+        ("times", _complete(estimator, Times()), times),
+        ("few", OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2, sparse_output=False), few),
+        ("many", TargetEncoder(cv=folds), many),
+        *((f"words of {name}", _of_words(), name) for name in words),
+    ]
+    return ColumnTransformer([step for step in steps if step[2]], sparse_threshold=0)
+
+
+def _words(texts: pd.Series[Any]) -> float:
+    return float(texts.dropna().head(1000).str.count(r"\S+").mean())
+
+
+def _complete(estimator: Any, *first: Any) -> Any:
+    """Return what scales numbers, and fills those that are missing where the estimator takes none."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.utils import get_tags
+
+    filled = [] if get_tags(estimator).input_tags.allow_nan else [SimpleImputer(strategy="median", add_indicator=True)]
+    return make_pipeline(*first, *filled, StandardScaler())
+
+
+def _of_words() -> Any:
+    """Return what makes numbers of texts by the words in them."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.pipeline import make_pipeline
+
+    hashed = HashingVectorizer(n_features=HASHES, alternate_sign=False)
+    return make_pipeline(Texts(), hashed, TfidfTransformer(), TruncatedSVD(TEXT_NUMBERS, random_state=0))
