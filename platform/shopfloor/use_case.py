@@ -34,9 +34,9 @@ _TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 NAME = r"^[a-z][a-z0-9_]*$"
 """A name of a use case: of its folder, its registered model, its application and its Python package."""
 Interval = tuple[dt.date, dt.date]
-Task = Literal["binary", "multiclass", "regression"]
-"""What a model predicts: the probability of label 1 of 0 and 1 (`binary`), one of several classes (`multiclass`), or a
-number (`regression`)."""
+Task = Literal["binary", "multiclass", "regression", "custom"]
+"""What a model predicts: the probability of label 1 of 0 and 1 (`binary`), one of several classes (`multiclass`), a
+number (`regression`), or what the use case's own `metrics.py` can judge (`custom`)."""
 
 
 class _Section(BaseModel):
@@ -424,6 +424,8 @@ class UseCase(ServedCase):
             raise ValueError(f"features.source is {source!r}, which data.tables lacks: {', '.join(self.data.tables)}")
         if source is not None and self.serving.online is not None:
             raise ValueError("serving.online looks features up in Feast, and features.source has none there")
+        if self.task == "custom" and self.model.estimator is not None:
+            raise ValueError("model.estimator goes with the other tasks; a custom one has a model.py")
         return self
 
     @property

@@ -8,14 +8,20 @@ from shopfloor.errors import NotFoundError, ShopfloorError, UsageError
 from shopfloor.judging.curves import confusion, curves
 from shopfloor.judging.metrics import (
     METRICS,
+    Classified,
     measure,
     metric_named,
+    of_classes,
     of_requests,
     of_task,
     of_test_set,
     of_use_case,
     predictions_of,
+    require_classes,
 )
+from shopfloor.use_case import GatesSection
+
+from tests.support.cases import use_case
 
 TRUTH, SCORES = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])
 BINARY, REGRESSION = of_task("binary"), of_task("regression")
@@ -127,7 +133,7 @@ def case(task="binary", **code):
             raise NotFoundError("Use case 'toy' has no metrics.py.")
         return SimpleNamespace(**code)
 
-    return SimpleNamespace(name="toy", task=task, code=module)
+    return SimpleNamespace(name="toy", task=task, code=module, gates=GatesSection())
 
 
 def test_metrics_of_a_use_case_stand_beside_those_of_its_task():
@@ -228,3 +234,44 @@ def test_a_metric_of_a_use_case_gets_the_classes_that_rows_are_taken_for():
 
     metrics = of_use_case(case("multiclass", METRICS={"missed_blue": "min"}, missed_blue=missed_blue))
     assert measure(SEEN, classified(CHANCES), metrics)["missed_blue"] == 1
+
+
+WINES = Classified(("barbera", "barolo"), np.array(["barolo", "barolo", "barbera", "barolo"]), None)
+
+
+def gated(task, *names):
+    return of_use_case(use_case(task=task, gates={"metrics": {name: {"max": 1} for name in names}}))
+
+
+def test_a_gate_may_name_a_single_class_or_a_quantile():
+    truth = np.array(["barolo", "barbera", "barbera", "barolo"])
+    numbers = measure(truth, WINES, gated("multiclass", "f1:barolo"))
+    assert numbers["f1:barolo"] == pytest.approx(0.8)
+    assert [metric.name for metric in of_classes(["barbera", "a(b)"])] == ["f1:barbera", "f1:a_b_"]
+    assert measure(np.array(["barolo"] * 4), WINES[[0, 1, 3, 0]], of_classes(["barbera", "barolo"])) == {"f1:barolo": 1}
+
+    numbers = measure(PRICES, GUESSES, gated("regression", "coverage:0.5", "pinball:.9"))
+    assert numbers["coverage:0.5"] == pytest.approx(0.25)  # three of four are at most the guess
+    assert numbers["pinball:.9"] == pytest.approx((0.1 * 10 + 0.9 * 20 + 0.1 * 10) / 4)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("binary", "f1:1"), ("multiclass", "coverage:0.5"), ("regression", "coverage:5"), ("regression", "f1:a")],
+)
+def test_a_name_that_is_none_of_the_task_is_no_metric(task, name):
+    with pytest.raises(UsageError, match=f"A gate bounds '{name}', which is no metric"):
+        metric_named(name, gated(task, name))
+
+
+def test_a_class_that_there_is_not_is_named_with_those_that_there_are():
+    with pytest.raises(UsageError, match="'f1:barola', and the training set has no class 'barola'. It has barolo"):
+        require_classes(gated("multiclass", "f1:barola"), ["barolo", "barbera"])
+
+
+def test_a_custom_task_takes_any_answer_a_row():
+    answers = predictions_of("custom", [{"a": 1}, [1, 2], "x"], 3)
+    assert list(answers) == [{"a": 1}, [1, 2], "x"]
+    with pytest.raises(ShopfloorError, match="The model answers 2 of 3 rows"):
+        predictions_of("custom", ["a", "b"], 3)
+    assert curves("custom", answers, {"this model": answers}) == []

@@ -57,7 +57,7 @@ def require_rows(rows: pd.DataFrame, target: str, task: Task, timed: bool = True
         raise DataError(f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave such rows out.")
     if task == "multiclass":
         _require_classes(rows[target])
-    else:
+    elif task != "custom":
         rows = _with_numbers(rows, target, task)
     if timed and (timeless := int(rows[TIME].isna().sum())):
         logger.warning("%s of %s rows have no %s and are left out", f"{timeless:,}", f"{len(rows):,}", TIME)

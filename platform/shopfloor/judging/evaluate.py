@@ -62,7 +62,7 @@ def evaluate(
         Whether every gate is met; a missed one is no error.
 
     Raises:
-        UsageError: A gate bounds an unknown metric, or one of another task.
+        UsageError: A gate bounds an unknown metric, or one of another task or of a class that there is not.
         ShopfloorError: The model does not answer what its task asks for, e.g. one finite number a row.
     """
     import pandas as pd
@@ -71,6 +71,9 @@ def evaluate(
     known = gates.require_known(settings, use_case)
     directory = local_copy(settings, features_uri)
     features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
+    metrics.require_classes(known, features.classes)
+    named = {metric.name for metric in known}
+    known = (*known, *(metric for metric in metrics.of_classes(features.classes) if metric.name not in named))
     test = pd.read_parquet(directory / "test.parquet")
     code = use_case.code("model")
     model = code.load(local_copy(settings, model_uri))

@@ -113,11 +113,23 @@ def _add_quality(
     ]
     truth: np.ndarray
     predictions: Predictions
-    truth, predictions = _classes(pairs) if task == "multiclass" else _numbers(pairs, task)
-    if len(set(truth.tolist())) > 1:
+    if task == "custom":
+        truth, predictions = _objects([became for _, became in pairs]), _objects([answer for answer, _ in pairs])
+    else:
+        truth, predictions = _classes(pairs) if task == "multiclass" else _numbers(pairs, task)
+    if len(truth) > 1 and (task == "custom" or len(set(truth.tolist())) > 1):
         numbers = measure(truth, predictions, of_test_set(known))
         metrics.update(numbers)
         counts.update(dict.fromkeys(numbers, len(truth)))
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """Return values of any kind, one an item."""
+    import numpy as np
+
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def _numbers(pairs: list[tuple[Any, Any]], task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,14 @@
 
 What evaluates, bounds or shows a model asks here. scikit-learn computes what it has; the calibration error is the
 expected calibration error over bins of equal count (Guo et al., On Calibration of Modern Neural Networks, 2017, with
-the equal-count bins of Nixon et al., 2019). A use case's own metrics stand in its `metrics.py`, and count like these.
+the equal-count bins of Nixon et al., 2019). A use case's own metrics stand in its `metrics.py`, and count like these;
+so do those that a gate names with what they are about, `f1:<class>`, `coverage:<quantile>` and `pinball:<quantile>`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 Compute = Callable[["np.ndarray", Any], float]
 """Function of what is true (labels, or numbers), of shape (rows,), and of `Predictions`."""
 CALIBRATION_BINS = 10
+FEW_CLASSES = 20
+"""Classes that have a number each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +45,7 @@ class Classified:
 
 
 Predictions: TypeAlias = "np.ndarray | Classified"
-"""A number a row, shape (rows,); in a multiclass task classes."""
+"""A number a row, shape (rows,); in a multiclass task classes, in a custom one whatever the model answers."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Metric:
     """Whether it is defined only where what is true differs from row to row: with one label there is no ROC curve."""
     headline: bool = False
     """Whether a command shows it after a run; the first of a task is drawn by slice."""
+    of_class: str = ""
+    """Class that it is about."""
 
 
 def _sklearn(name: str, **options: object) -> Compute:
@@ -123,6 +129,30 @@ def _roc_auc_ovr(truth: np.ndarray, predictions: Classified) -> float:
     return float(sum(areas) / len(areas))
 
 
+def _f1_of(name: str) -> Compute:
+    """Return the F1 of one class against the rest; undefined where it neither occurs nor is predicted."""
+    compute = _sklearn("f1_score")
+
+    def of(truth: np.ndarray, predictions: Classified) -> float:
+        labels = {_in_a_name(one): one for one in predictions.classes}
+        if name not in labels:
+            return math.nan
+        true, taken = truth == labels[name], predictions.labels == labels[name]
+        return compute(true, taken) if true.any() or taken.any() else math.nan
+
+    return of
+
+
+def _coverage_error(quantile: float) -> Compute:
+    """Return how far the share of true values up to the predicted ones is from the quantile that they are to be."""
+    return lambda truth, predictions: float(abs((truth <= predictions).mean() - quantile))
+
+
+def _in_a_name(one: int | str) -> str:
+    """Return a class as the name of a metric holds it: MLflow takes no other characters."""
+    return re.sub(r"[^\w\-. /]", "_", str(one))
+
+
 _BINARY: frozenset[Task] = frozenset({"binary"})
 _MULTICLASS: frozenset[Task] = frozenset({"multiclass"})
 _REGRESSION: frozenset[Task] = frozenset({"regression"})
@@ -162,8 +192,56 @@ def of_task(task: Task) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS if task in metric.tasks)
 
 
+def of_classes(classes: Sequence[int | str]) -> tuple[Metric, ...]:
+    """Return the metrics of single classes, where there are few: the F1 of each against the rest."""
+    return tuple(map(_of_class, map(_in_a_name, classes))) if len(classes) <= FEW_CLASSES else ()
+
+
+def require_classes(metrics: Sequence[Metric], classes: Sequence[int | str]) -> None:
+    """Check that metrics of single classes are about classes that there are.
+
+    Raises:
+        UsageError: One is not; it is named with the classes.
+    """
+    names = [_in_a_name(one) for one in classes]
+    for metric in metrics:
+        if metric.of_class and metric.of_class not in names:
+            raise UsageError(
+                f"A gate bounds {metric.name!r}, and the training set has no class {metric.of_class!r}.",
+                f"It has {', '.join(names[:20])}.",
+            )
+
+
+def _of_class(name: str) -> Metric:
+    return Metric(f"f1:{name}", f"F1 of class {name}", True, _MULTICLASS, _f1_of(name), of_class=name)
+
+
+def _with_argument(name: str, task: Task) -> Metric | None:
+    """Return the metric of a name such as `f1:barolo` or `coverage:0.9`; `None` where it is none of the task."""
+    kind, _, argument = name.partition(":")
+    if kind == "f1" and argument and task == "multiclass":
+        return _of_class(argument)
+    if kind not in {"coverage", "pinball"} or task != "regression" or not re.fullmatch(r"0?\.\d+", argument):
+        return None
+    quantile = float(argument)
+    if kind == "pinball":
+        title = f"pinball loss at the {argument} quantile"
+        return Metric(name, title, False, _REGRESSION, _sklearn("mean_pinball_loss", alpha=quantile))
+    title = f"true values under the prediction: their share's distance from {argument}"
+    return Metric(name, title, False, _REGRESSION, _coverage_error(quantile))
+
+
+def _named_by_gates(use_case: ServedCase) -> tuple[Metric, ...]:
+    """Return the metrics that a use case's gates name with what they are about."""
+    gates = use_case.gates
+    sections = (gates.metrics, gates.slices, gates.champion, gates.live.metrics, gates.live.champion)
+    names = dict.fromkeys(name for section in sections for name in section)
+    return tuple(metric for name in names if (metric := _with_argument(name, use_case.task)) is not None)
+
+
 def of_use_case(use_case: ServedCase) -> tuple[Metric, ...]:
-    """Return the metrics that are computed for a use case: those of its task, and those of its `metrics.py`.
+    """Return the metrics that are computed for a use case: those of its task, those of its `metrics.py`, and those
+    that its gates name with what they are about.
 
     That defines `METRICS`, the name of each of its functions to `min` or `max`, which way is better. A function takes
     what is true and the predictions (of a multiclass task the classes), as arrays of shape (rows,), and returns a
@@ -176,7 +254,7 @@ def of_use_case(use_case: ServedCase) -> tuple[Metric, ...]:
     try:
         code = use_case.code("metrics")
     except NotFoundError:
-        return of_task(use_case.task)
+        return (*of_task(use_case.task), *_named_by_gates(use_case))
     except Exception as error:  # whatever the use case's code raises
         raise UsageError(f"{file} fails: {type(error).__name__}: {first_line(error)}", "Mend it.") from error
     directions = getattr(code, "METRICS", None)
@@ -196,7 +274,7 @@ def of_use_case(use_case: ServedCase) -> tuple[Metric, ...]:
         )
         for name, direction in directions.items()
     )
-    return (*of_task(use_case.task), *own)
+    return (*of_task(use_case.task), *own, *_named_by_gates(use_case))
 
 
 def _guarded(file: str, function: Compute) -> Compute:
@@ -256,11 +334,13 @@ def predictions_of(
         classes: Those of a multiclass task, sorted.
 
     Raises:
-        ShopfloorError: It is not one finite number a row, or in a multiclass task not a class or the probabilities of
-            all.
+        ShopfloorError: It is not one finite number a row, in a multiclass task not a class or the probabilities of
+            all, in a custom one not one answer a row.
     """
     if task == "multiclass":
         return _classified(answers, rows, who, tuple(classes))
+    if task == "custom":
+        return _anything(answers, rows, who)
     import numpy as np
 
     try:
@@ -282,6 +362,18 @@ def predictions_of(
             f"{who} answers {wrong} of {rows} rows with no finite number.", "Mend `predict` in model.py."
         )
     return predictions
+
+
+def _anything(answers: Any, rows: int, who: str) -> np.ndarray:
+    import numpy as np
+
+    if len(answers) != rows:
+        raise ShopfloorError(f"{who} answers {len(answers)} of {rows} rows.", "Let `predict` answer one a row.")
+    if isinstance(answers, np.ndarray):
+        return answers
+    values = np.empty(rows, dtype=object)  # of lists NumPy would make a table
+    values[:] = list(answers)
+    return values
 
 
 def _classified(answers: object, rows: int, who: str, classes: tuple[int | str, ...]) -> Classified:
@@ -320,9 +412,8 @@ def measure(truth: np.ndarray, predictions: Predictions, metrics: Sequence[Metri
         metrics: Those of the use case.
     """
     numbers: dict[str, float] = {}
-    two_values = len(set(truth.tolist())) > 1
     for metric in metrics:
-        if metric.compute and (two_values or not metric.needs_two_values):
+        if metric.compute and not (metric.needs_two_values and len(set(truth.tolist())) < 2):
             value = metric.compute(truth, predictions)
             if math.isfinite(value):
                 numbers[metric.name] = value

@@ -38,6 +38,8 @@ def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model:
     answers = np.asarray(use_case.code("model").predict(model, sample))
     if features.classes and len(answers) == len(sample):
         return Golden(rows=_rows(sample, features), predictions=list(classified(answers, features.classes)))
+    if use_case.task == "custom" and len(answers) == len(sample):
+        return Golden(rows=_rows(sample, features), predictions=list(answers.tolist()))
     answers = answers.astype(np.float64)
     if len(answers) != len(sample) or not np.isfinite(answers).all():
         raise ShopfloorError(
