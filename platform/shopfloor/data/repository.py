@@ -96,6 +96,27 @@ def tracked(settings: Settings, use_case: UseCase, rev: str = "") -> Iterator[Tr
             ) from error
 
 
+def track(settings: Settings, path: Path) -> None:
+    """Let DVC track a directory of the project, as `dvc add` does; one that it tracks as it is, it leaves.
+
+    Raises:
+        NotFoundError: The project is no repository of DVC.
+        DataError: DVC refuses.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
+
+    root = Path(os.path.realpath(settings.project_root))
+    try:
+        with Repo(str(root), config=options(settings), scm=_scm(root)) as repo:
+            repo.scm_context.quiet = True  # whoever asks says what is to be committed
+            repo.add(str(root / path.relative_to(settings.project_root)))
+    except NotDvcRepoError as error:
+        raise NotFoundError(f"{root} is no DVC repository.", "Run: dvc init") from error
+    except DvcException as error:
+        raise DataError(f"DVC cannot track {path.name}: {first_line(error)}.", "Mend that; `dvc status`.") from error
+
+
 class TrackedPath:
     """What DVC tracks at a path: its files by name, and where their bytes are."""
 
