@@ -3,6 +3,8 @@
 import datetime as dt
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import requests
@@ -11,6 +13,7 @@ from shopfloor.errors import ConflictError, NotFoundError, ServiceError, UsageEr
 from shopfloor.flows import gc
 from shopfloor.pipeline.results import ResultStore
 from shopfloor.records import DataVersion, Passport
+from shopfloor.runs import index
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
 
@@ -203,6 +206,20 @@ def test_while_a_run_goes_on_it_owns_all_artifacts(settings):
     free = {kind for kind, owner in owners(gc.sweep(settings, NOW)) if not owner}
     mlflow.post("runs/update", {"run_id": run_id, "status": "FINISHED"})
     assert free == {"data versions"}
+
+
+def test_a_run_whose_process_is_gone_owns_nothing(settings):
+    program = "from shopfloor.runs import owner; print(owner.this_process())"
+    gone = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    texts = {index.STATE: "running", index.PIPELINE: "training", index.PROCESS: gone}
+    tags = [{"key": name, "value": value} for name, value in texts.items()]
+    mlflow = Mlflow(settings.tracking_uri, 60)
+    run_id = mlflow.post("runs/create", {"experiment_id": "0", "tags": tags})["run"]["info"]["run_id"]
+
+    free = {kind for kind, owner in owners(gc.sweep(settings, NOW)) if not owner}
+
+    assert mlflow.get("runs/get", "run", run_id=run_id)["info"]["status"] == "KILLED"
+    assert "artifacts of steps" in free
 
 
 def test_the_command_shows_what_it_would_move_and_what_it_leaves_alone(settings):

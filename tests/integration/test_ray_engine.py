@@ -19,11 +19,14 @@ import requests
 from shopfloor.engines.base import Job
 from shopfloor.engines.ray import RayEngine
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.flows import dispatch
+from shopfloor.flows import dispatch, upgrade
 from shopfloor.flows import runs as control
+from shopfloor.flows.changeover import Part
 from shopfloor.flows.submission import Submission
+from shopfloor.runs import index
 from shopfloor.runs.recorder import connect
 from shopfloor.settings import ClusterSettings, load_settings
+from shopfloor.stack.services import TITLES
 
 from tests.support import project
 from tests.support.project import ROOT, bare_environment
@@ -487,6 +490,31 @@ def test_whoever_looks_next_closes_the_record_of_a_run_that_its_engine_calls_end
     other = settings.model_copy(update={"profile": "other", "cluster": ClusterSettings(namespace="other")})
     with pytest.raises(NotFoundError, match="is with argo at .* shopfloor, which profile 'other' does not name"):
         control.resume(other, mlflow_run(taken.run_id), view=None)
+
+
+def test_a_run_whose_cluster_is_gone_keeps_nobody_from_an_upgrade(environment):
+    settings = load_settings(project_root=ROOT, state_dir=environment["SHOPFLOOR_STATE_DIR"]).model_copy(
+        update={
+            "tracking_uri": environment["SHOPFLOOR_TRACKING_URI"],
+            "ray_dashboard_url": environment["SHOPFLOOR_RAY_DASHBOARD_URL"],
+            "ray_token_file": environment["SHOPFLOOR_RAY_TOKEN_FILE"],
+        }
+    )
+    client = connect(settings)
+    tags = {
+        index.STATE: "running",
+        index.PIPELINE: "training",
+        index.ENGINE: "ray",
+        index.ENGINE_URL: settings.ray_dashboard_url,
+        index.ENGINE_RUN: "raysubmit_on_the_head_before",
+        index.PROCESS: "ray-head 1/1/1/1",
+    }
+    run_id = client.create_run("0", tags=tags).info.run_id
+
+    writers = upgrade._writers(settings, [Part(name=TITLES["mlflow"], present="3", wanted="4")])
+
+    assert [word for word in writers if run_id[:8] in word] == []
+    assert client.get_run(run_id).info.status == "KILLED"
 
 
 def test_two_submits_at_once_are_both_right_and_a_local_run_can_be_stopped(

@@ -31,6 +31,7 @@ from shopfloor.backup.units import (
 )
 from shopfloor.data.objects import needed
 from shopfloor.errors import ConflictError, NotFoundError, UsageError
+from shopfloor.flows.runs import refresh
 from shopfloor.records import Passport, Record
 from shopfloor.registry.passport import find_passport
 from shopfloor.runs.mlflow import PARENT, connect, lookup
@@ -84,6 +85,7 @@ def sweep(settings: Settings, older_than: dt.timedelta, apply: bool = False) -> 
     with _alone(settings):
         began_s = time.time()
         client = connect(settings)
+        refresh(settings, client)  # a run that died with its engine goes on in the record only
         going_on = _going_on(client)  # before anything is listed: a later run is noticed when all is moved
         left_alone = list(_LEFT_ALONE)
         own = sources(settings)

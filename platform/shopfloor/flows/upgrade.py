@@ -18,10 +18,10 @@ from shopfloor.backup.store import Store
 from shopfloor.errors import ConflictError, ShopfloorError, UsageError, whole
 from shopfloor.flows.backup import Answers, Progress, Restoration, ask_champions, drill
 from shopfloor.flows.changeover import Changeover, Containers, Packages, Part
+from shopfloor.flows.runs import refresh
 from shopfloor.records import Record
 from shopfloor.runs.index import PIPELINE, open_runs
 from shopfloor.runs.mlflow import client_of
-from shopfloor.runs.owner import is_dead
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.deploy import rollout
 from shopfloor.settings import Settings
@@ -270,7 +270,9 @@ def _writers(settings: Settings, parts: list[Part]) -> list[str]:
     """Return in words who would write to the registry meanwhile."""
     if not next(part.present for part in parts if part.name == TITLES["mlflow"]):
         return []
-    runs = [run for run in open_runs(client_of(settings)) if not is_dead(run)]
+    client = client_of(settings)
+    refresh(settings, client)  # one that died with its engine goes on in the record only
+    runs = open_runs(client)
     words = [f"run {run.info.run_id[:8]} ({run.data.tags[PIPELINE]})" for run in runs]
     entries = assignments.read_all(rollout.registry(settings))
     return words + [f"the rollout of {name}" for name, entry in entries.items() if _is_judged(entry.lease)]
