@@ -61,6 +61,34 @@ def test_a_feature_may_have_any_name(build):
     assert list(frame.sort_values("order_id").number) == list(orders().amount)
 
 
+def test_features_keep_the_types_that_their_view_declares(build):
+    typed = (
+        "def source_tables(tables, out):\n    frame = read(tables)\n"
+        "    frame = frame.assign(gift=frame.order_id % 3 == 0)\n"
+        "    frame = frame.assign(colour=frame.shop.where(frame.order_id % 5 > 0, None))\n"
+        "    frame = frame.assign(sent=frame.event_timestamp + pd.Timedelta(hours=1))\n"
+        "    frame = frame.assign(paid=frame.gift.astype('boolean').where(frame.order_id % 7 > 0))\n"
+        "    frame.to_parquet(out / 'orders.parquet')\n"
+        "def definitions(source):\n    from feast.types import Bool, UnixTimestamp\n"
+        "    own = view(source, gift=Bool, paid=Bool, colour=String, sent=UnixTimestamp, n_items=Int64)\n"
+        "    return [*own, FeatureService(name='tiny', features=own[-1:])]\n"
+    )
+    frame, _ = build(typed)
+    frame = frame.sort_values("order_id", ignore_index=True)
+    assert {name: str(frame[name].dtype) for name in ("gift", "paid", "sent", "n_items")} == {
+        "gift": "bool",
+        "paid": "float64",
+        "sent": "datetime64[us]",
+        "n_items": "int64",
+    }
+    assert list(frame.gift) == [number % 3 == 0 for number in range(N)]
+    assert frame.paid.isna().sum() == len(range(0, N, 7))
+    assert frame.colour[0] is None
+    assert frame.colour[1] == orders().shop[1]
+    expected = orders().event_timestamp.dt.tz_localize(None) + pd.Timedelta(hours=1)
+    assert list(frame.sent) == list(expected)
+
+
 def test_rows_without_a_time_are_left_out_and_counted(build, caplog):
     frame, metrics = build(ROWS.format("frame.loc[:99, 'event_timestamp'] = None; return frame"))
     assert len(frame) == N - 100
@@ -118,6 +146,12 @@ def test_rows_without_a_time_are_left_out_and_counted(build, caplog):
             FEATURE.format("frame['amount'] = 'red'"),
             DataError,
             "feature 'amount' in the table of view 'orders' holds 'red'",
+        ),
+        (
+            "def definitions(source):\n    own = view(source, amount=String, n_items=Int64)\n"
+            "    return [*own, FeatureService(name='tiny', features=own[-1:])]\n",
+            DataError,
+            "feature 'amount' in the table of view 'orders' holds .* and is declared a text",
         ),
         (FEATURE.format("del frame['amount']"), UsageError, "the table of view 'orders' has no column 'amount'"),
         (FEATURE.format("return"), UsageError, "wrote no orders.parquet"),
