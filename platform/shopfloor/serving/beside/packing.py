@@ -30,13 +30,13 @@ def pack(rows: Rows) -> tuple[dict[str, Any], list[bytes]]:
     """
     parts: list[bytes] = []
     content = {name: _packed(getattr(rows, name), parts) for name in ("matrix", "records", "table", "params")}
-    return {"rows": content, "bare": rows.bare, "request": rows.request}, parts
+    return {"rows": content, "bare": rows.bare, "typed": rows.typed, "request": rows.request}, parts
 
 
 def unpack(head: dict[str, Any], parts: Sequence[bytes]) -> Rows:
     """Return the rows of which `pack` made this."""
     content = {name: _unpacked(value, parts) for name, value in head["rows"].items()}
-    return Rows(**content, bare=head["bare"], request=head["request"])
+    return Rows(**content, bare=head["bare"], typed=head["typed"], request=head["request"])
 
 
 def _packed(value: Any, parts: list[bytes]) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 import weakref
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from shopfloor.serving.model.native import (
     Predictor,
     answers_one_of_two,
     in_single_precision,
+    method_of_sklearn,
     native,
     one_of,
 )
@@ -35,6 +35,7 @@ from shopfloor.serving.model.row import Column, RowSchema, Value, columns_of
 from shopfloor.storage import keep_scratch
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.pyfunc import PyFuncModel
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ class AnswersDifferently(Exception):
 
 Many = Callable[[list[list[Value]]], list[Any]]
 """Function of rows that returns a prediction for each; may be called in any thread."""
+
+Direct = Callable[["pd.DataFrame"], list[Any]]
+"""Function of a frame as the model gets it that returns a prediction for each row; may be called in any thread."""
 
 Fetch = Callable[[str, str, str, Path], Path]
 """Function of tracking URI, name, version and an empty directory that returns where in that the model lies."""
@@ -75,6 +79,8 @@ class ServedModel:
     many: Many
     native: Native | None
     """Way of rows around the DataFrame, where there is one."""
+    direct: Direct | None
+    """Way of frames around MLflow's look at their columns, where there is one and `native` is none."""
     quick: bool
     """Whether a row is answered so quickly that it needs no thread of its own."""
     classes: tuple[int | str, ...] = ()
@@ -177,11 +183,11 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     try:
         columns = columns_of(pyfunc.metadata.signature, described.get(COLUMNS))
     except NoRowSchema as error:
-        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, False)
+        return ServedModel(name, version, pyfunc, None, str(error), {}, _unanswered, _unanswered, None, None, False)
     rows = RowSchema(columns, single_precision=in_single_precision(pyfunc))
     example = rows.example(_first_row(pyfunc.input_example))
     values = list(example.values())
-    through_pyfunc = _pyfunc_rows(pyfunc, columns)
+    through_pyfunc = _rows(_through_pyfunc(pyfunc), rows)
     expected = through_pyfunc([values])[0]
     requests = golden.read(directory)
     way = _quick_way(pyfunc, columns, directory, values, expected, classes)
@@ -191,16 +197,32 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
         except AnswersDifferently as error:
             logger.warning("no quick way into %s version %s: %s", name, version, error)
             way = None
+    direct = _direct(pyfunc, classes) if way is None else None
+    if direct is not None and not _same(direct, rows, values, expected, requests):
+        direct = None
     if way is None:
-        predictor, many = _one(through_pyfunc), through_pyfunc
-        if requests is not None:
+        many = through_pyfunc if direct is None else _rows(direct, rows)
+        predictor = _one(many)
+        if requests is not None and direct is None:
             _require_offline_answers(requests, rows, predictor, many)
     else:
         predictor, many = way.one, _many(way.matrix)
-    logger.info("loaded %s version %s, %s", name, version, "native" if way else "pyfunc")
+    logger.info("loaded %s version %s, %s", name, version, "native" if way else "direct" if direct else "pyfunc")
     quick = way is not None and _took_s(predictor, values) <= QUICK_S
     return ServedModel(
-        name, version, pyfunc, rows, "", example, predictor, many, way, quick, classes=classes, example_answer=expected
+        name,
+        version,
+        pyfunc,
+        rows,
+        "",
+        example,
+        predictor,
+        many,
+        way,
+        direct,
+        quick,
+        classes=classes,
+        example_answer=expected,
     )
 
 
@@ -305,35 +327,44 @@ def _many(matrix: Matrix) -> Many:
     return predict_rows
 
 
-def _pyfunc_rows(pyfunc: PyFuncModel, columns: tuple[Column, ...]) -> Many:
-    import pandas as pd
-    from mlflow.utils.proto_json_utils import _get_jsonable_obj
-
-    dtypes = dict(
-        zip((column.name for column in columns), pyfunc.metadata.get_input_schema().pandas_types(), strict=True)
-    )
-
-    def series(column: Column, values: list[Value]) -> pd.Series:
-        if column.type == "datetime":  # one without a zone is in UTC
-            return pd.Series(pd.to_datetime(pd.Series(values, dtype=object), utc=True)).dt.tz_localize(None)
-        if column.kind:
-            return pd.Series([math.nan if value is None else value for value in values], dtype="float64")
-        if any(value is None for value in values):
-            absent = math.nan if column.type in {"float", "double"} else None
-            return pd.Series([absent if value is None else value for value in values])
-        return pd.Series(values, dtype=dtypes[column.name])
+def _rows(answer: Direct, schema: RowSchema) -> Many:
+    """Return the way of rows through a way of frames."""
 
     def predict_rows(rows: list[list[Value]]) -> list[Any]:
-        by_column = zip(*rows, strict=True)
-        frame = pd.DataFrame(
-            {column.name: series(column, list(values)) for column, values in zip(columns, by_column, strict=True)}
-        )
-        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame)), pandas_orient="records")
+        answers = answer(schema.frame(rows))
         if len(answers) != len(rows):
             raise ValueError(f"the model answers {len(answers)} predictions to {len(rows)} rows")
-        return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
+        return answers
 
     return predict_rows
+
+
+def _through_pyfunc(pyfunc: PyFuncModel) -> Direct:
+    from mlflow.utils.proto_json_utils import _get_jsonable_obj
+
+    def answer(frame: pd.DataFrame) -> list[Any]:
+        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame)), pandas_orient="records")
+        return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
+
+    return answer
+
+
+def _direct(pyfunc: PyFuncModel, classes: tuple[int | str, ...]) -> Direct | None:
+    """Return the way of frames into an estimator of scikit-learn, which needs no second look at its columns' types."""
+    function = method_of_sklearn(pyfunc)
+    if function is None:
+        return None
+    of_label_1 = answers_one_of_two(pyfunc)
+
+    def answer(frame: pd.DataFrame) -> list[Any]:
+        answers = function(frame)
+        if of_label_1:
+            answers = answers[:, 1]
+        if classes:
+            answers = golden.classified(answers, classes)
+        return list(answers.tolist() if hasattr(answers, "tolist") else answers)
+
+    return answer
 
 
 def _one(many: Many) -> Predictor:
@@ -359,6 +390,20 @@ def _quick_way(
     except Exception:  # whatever a library says to a model that it cannot answer: pyfunc can
         logger.info("no quick way into this model", exc_info=True)
         return None
+
+
+def _same(direct: Direct, schema: RowSchema, values: list[Value], expected: Any, requests: Golden | None) -> bool:
+    """Tell whether a way of frames answers the example as pyfunc does, and golden requests as the model did offline."""
+    many = _rows(direct, schema)
+    try:
+        if difference(many([values])[0], expected) > TOLERANCE:
+            return False
+        if requests is not None:
+            _require_offline_answers(requests, schema, _one(many), many)
+    except Exception:  # whatever a library says to a frame that it cannot answer: pyfunc can
+        logger.info("no direct way into this model", exc_info=True)
+        return False
+    return True
 
 
 def _unanswered(values: Any) -> Any:

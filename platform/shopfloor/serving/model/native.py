@@ -93,11 +93,18 @@ def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) ->
         return _onnx(raw, columns, directory / flavors["onnx"]["data"])
     if "pytorch" in flavors:
         return _pytorch(raw)
-    function = _method(pyfunc)
-    if "sklearn" in flavors and hasattr(raw, function):
-        matrix = _sklearn(getattr(raw, function), of_label_1=answers_one_of_two(pyfunc))
+    function = method_of_sklearn(pyfunc)
+    if function is not None:
+        matrix = _sklearn(function, of_label_1=answers_one_of_two(pyfunc))
         return Native(matrix, one_of(matrix))
     return None
+
+
+def method_of_sklearn(pyfunc: PyFuncModel) -> Callable[[Any], Any] | None:
+    """Return the method with which an estimator of scikit-learn answers; `None` for any other model."""
+    if "sklearn" not in pyfunc.metadata.flavors:
+        return None
+    return getattr(pyfunc.get_raw_model(), _method(pyfunc), None)
 
 
 def _method(pyfunc: PyFuncModel) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pydantic_core import SchemaValidator, ValidationError, core_schema
 from shopfloor.serving.errors import BadRequest, NoRowSchema, Problems
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.models import ModelSignature
 
 Value = bool | int | float | str | dt.datetime | None
@@ -150,6 +151,15 @@ class RowSchema:
             for column in self.columns
         }
 
+    def frame(self, rows: Sequence[Sequence[Value]]) -> pd.DataFrame:
+        """Return checked rows as the model gets them: of the types that its signature names, times in UTC."""
+        import pandas as pd
+
+        by_column = zip(*rows, strict=True)
+        return pd.DataFrame(
+            {column.name: _items(column, values) for column, values in zip(self.columns, by_column, strict=True)}
+        )
+
     def json_schema(self) -> dict[str, Any]:
         """Return the row as JSON Schema, the form that OpenAPI 3.1 takes."""
         return json_schema(self._schema)
@@ -279,6 +289,25 @@ def _value(
     if column.kind:
         return schemas[column.kind]
     return _real(FLOAT32_MAX) if single_precision and column.type == "double" else schemas[column.type]
+
+
+_DTYPES = {"boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64"}
+
+
+def _items(column: Column, values: Sequence[Value]) -> Any:
+    """Return the values of a column as those of a frame's."""
+    import numpy as np
+    import pandas as pd
+
+    if column.type == "datetime":  # one without a zone is in UTC
+        times: pd.Series[Any] = pd.Series(list[Any](values), dtype=object)
+        return pd.to_datetime(times, utc=True).dt.tz_localize(None)
+    exact = column.type in {"string", "boolean", "integer", "long"} and (column.type == "string" or None in values)
+    if exact:
+        items = np.empty(len(values), dtype=object)
+        items[:] = values
+        return items
+    return np.array(values, dtype=_DTYPES[column.type])  # a missing number becomes NaN
 
 
 def _bad_request(error: ValidationError) -> BadRequest:

@@ -88,7 +88,7 @@ def respond(model: ServedModel, rows: Rows) -> bytes:
     Raises:
         BadRequest: The rows do not meet the model's signature, or the model cannot answer them.
     """
-    if rows.matrix is not None:
+    if rows.matrix is not None or (rows.typed and model.direct is not None):
         return to_json({"predictions": predictions(model, rows)})
     from mlflow.exceptions import MlflowException
     from mlflow.pyfunc.scoring_server import predictions_to_json, unwrapped_predictions_to_json
@@ -108,14 +108,16 @@ def respond(model: ServedModel, rows: Rows) -> bytes:
 
 
 def predictions(model: ServedModel, rows: Rows) -> list[Any]:
-    """Return a prediction for each row of a matrix.
+    """Return a prediction for each row of a matrix, or of a table that is as the model gets it.
 
     Raises:
         BadRequest: The model cannot answer them.
     """
-    if model.native is None or rows.matrix is None:
-        raise AssertionError("only a model with a quick way in has its rows as a matrix")
     try:
+        if rows.typed and model.direct is not None:
+            return model.direct(rows.table)
+        if model.native is None or rows.matrix is None:
+            raise AssertionError("only a model with a quick way in has its rows as a matrix")
         return model.native.as_mlflow(rows.matrix)
     except Exception as error:
         raise model.unanswerable(error) from error
@@ -148,7 +150,7 @@ def _require_columns(form: Form, parsed: dict[str, Any]) -> None:
 
 
 def _quick(form: Form, body: bytes, *, strangers: bool) -> Rows | None:
-    """Return rows of numbers that come in a usual form of MLflow's JSON; `None` for anything else.
+    """Return rows of plain values that come in a usual form of MLflow's JSON; `None` for anything else.
 
     Args:
         form: What the version takes.
@@ -163,6 +165,8 @@ def _quick(form: Form, body: bytes, *, strangers: bool) -> Rows | None:
         return None
     if not 0 < len(rows) <= form.max_rows:
         raise too_many(len(rows), form.max_rows) if rows else _no_row()
+    if form.direct:
+        return Rows(table=form.row_schema.frame(rows), typed=True)
     return Rows(matrix=form.many_rows.matrix(rows))
 
 

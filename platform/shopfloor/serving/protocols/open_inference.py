@@ -160,7 +160,7 @@ def read(form: Form, body: bytes, header_bytes: int | None) -> Rows:
     wishes = _wishes(request)
     if missing or not entities.keys().isdisjoint(items):
         return Rows(records=_records(items), request=wishes)
-    if form.many_rows is not None:
+    if form.quick and form.many_rows is not None:
         return Rows(matrix=form.many_rows.stack(items), request=wishes)
     # The way of MLflow's scoring requests, so that types and answers are the same.
     data = [list(row.values()) for row in _records(items)]

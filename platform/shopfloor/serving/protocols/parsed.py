@@ -33,6 +33,8 @@ class Form(BaseModel):
     single_precision: bool
     quick: bool
     """Whether rows of numbers skip MLflow's parser."""
+    direct: bool
+    """Whether rows of any columns skip it, and become a frame."""
     signature: dict[str, Any] | None
     """MLflow's, which its parser goes by."""
     max_rows: int
@@ -50,6 +52,7 @@ class Form(BaseModel):
             reason=model.reason,
             single_precision=rows.single_precision if rows else False,
             quick=model.native is not None,
+            direct=model.direct is not None,
             signature=signature.to_dict() if signature else None,
             max_rows=max_rows,
             entities=tuple((entities or {}).items()),
@@ -68,8 +71,13 @@ class Form(BaseModel):
 
     @functools.cached_property
     def many_rows(self) -> ManyRows | None:
-        """Return what makes a matrix of rows; `None` where rows go through MLflow's parser."""
-        return ManyRows(RowSchema(self.columns, self.single_precision)) if self.quick else None
+        """Return what reads rows in a usual form; `None` where they go through MLflow's parser."""
+        return ManyRows(self.row_schema) if self.quick or self.direct else None
+
+    @functools.cached_property
+    def row_schema(self) -> RowSchema:
+        """Return the checks of a row."""
+        return RowSchema(self.columns, self.single_precision)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,8 @@ class Rows:
     """Rows that lack features."""
     table: Any = None
     """What MLflow's parser makes of the body: a frame, an array or several."""
+    typed: bool = False
+    """Whether the table is as the model gets it, and checked."""
     params: dict[str, Any] | None = None
     """MLflow's, beside a table."""
     bare: bool = False
