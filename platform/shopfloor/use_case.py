@@ -595,6 +595,8 @@ def _describe(file: Path, node: Any, problem: Any) -> str:
     if location[:2] == ["features", "split"]:
         del location[2:3]  # pydantic's name of the kind of split
     message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+    if not location and (key := re.match(r"[a-z_]+(\.[a-z_]+)+ ", message)):  # of two sections that do not fit
+        location, message = key.group().strip().split("."), message[key.end() :]
     return f"{_place(file, node, location)}: {message}."
 
 

@@ -39,6 +39,19 @@ def test_an_unknown_use_case_is_named_with_the_known_ones(tmp_path):
         ("roc_auc: {min: 0.70}", "roc_auc: {min: 0.7, max: 0.8}", r"gates.metrics.roc_auc: give either min or max"),
         ('["2013-09-01", "2013-10-01"]', '["2013-08-01", "2013-10-01"]', r"must follow one another"),
         ("name: flight_delays", "name: other", r"name is 'other', the folder is 'flight_delays'"),
+        (
+            "service: flight_delays",
+            "source: pilots\n  time: at",
+            r"yaml:9: features.source: is 'pilots', which data.tables",
+        ),
+        ("service: flight_delays", "source: flights\n  time: at", r"serving.online: looks features up in Feast, and"),
+        ("service: flight_delays", "source: flights", r"use_case.yaml:8: features: a split by time needs time"),
+        ("  split:\n", "  split:\n    by: chance\n", r"features.split: by must be random, group or column"),
+        (
+            "flavor: xgboost",
+            "flavor: xgboost\n  estimator: sklearn.svm.SVC",
+            r"model: an estimator is registered with the",
+        ),
         ("search:", "search: [", r"use_case.yaml:\d+: "),
     ],
 )
@@ -69,8 +82,8 @@ def test_a_use_case_of_imported_models_serves_and_trains_nothing(tmp_path):
     [
         ("search: {trials: 3}", r"use_case.yaml:5: search: unknown key"),
         ("imported: false", r"imported: Input should be True"),
-        ("gates: {metrics: {roc_auc: {min: 0.7}}}", r"gates.metrics bounds a test set"),
-        ("serving: {online: {entities: {origin: string}}}", r"serving.online looks features up"),
+        ("gates: {metrics: {roc_auc: {min: 0.7}}}", r"gates.metrics: bounds a test set"),
+        ("serving: {online: {entities: {origin: string}}}", r"serving.online: looks features up"),
     ],
 )
 def test_what_an_imported_model_cannot_have_is_refused(tmp_path, more, message):
