@@ -3,6 +3,7 @@
 import datetime as dt
 import decimal
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from shopfloor.data import building, quality
+from shopfloor.flows import rollout as canary
 from shopfloor.records import FeatureSet
 from shopfloor.registry.register import register
 from shopfloor.serving import batch
@@ -38,6 +40,7 @@ search: {{metric: m, mode: min, trials: 1, space: {{max_depth: {{type: int, low:
 model: {{flavor: sklearn}}
 evaluation: {{golden_rows: 30, slices: [region, plan]}}
 serving: {{cpus: 0.2, max_rows: 50, max_body_bytes: 100000}}
+gates: {{live: {{min_requests: 10, tolerance: 0.3, metrics: {{agreement: {{min: 0.7}}, error_rate: {{max: 0}}}}}}}}
 """
 MODEL = """
 NUMBERS = ["age", "visits", "spent", "price", "member", "loyal"]
@@ -57,7 +60,7 @@ def train(params, data, *, rounds, threads, resume_from, report):
     assert str(data[0]["since"].dtype) == "datetime64[us]"
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     columns = make_column_transformer((encoder, TEXTS), ("passthrough", NUMBERS))
-    model = make_pipeline(columns, HistGradientBoostingClassifier(max_iter=20)).fit(*data[:2])
+    model = make_pipeline(columns, HistGradientBoostingClassifier(max_iter=10 * params["max_depth"])).fit(*data[:2])
     report(1, {"m": 0.5}, model)
 
 
@@ -209,3 +212,31 @@ def test_a_batch_run_of_the_table_itself_answers_as_the_endpoint(settings, serve
     rows = [row | {"visits": None if row["visits"] is None else int(row["visits"])} for row in rows]
     answers = post(f"{url}/invocations", {"dataframe_records": rows}).json()["predictions"]
     assert answers == pytest.approx(frame["prediction"].head(20).tolist())
+
+
+def test_a_version_of_texts_and_times_goes_through_a_rollout_to_champion(settings, built, served):
+    """It is the last here: another version answers from then on."""
+    features, record, parts = built
+    url, first, _ = served
+    row = requests.get(f"{url}/openapi.json", timeout=30).json()["paths"][f"/{CASE}/predict"]["post"]
+    row = row["requestBody"]["content"]["application/json"]["example"]
+    made_of, _ = judged(settings, CASE, parts, record, features=features, params={"max_depth": 3}, champion=first)
+    second = register(settings, CASE, made_of, Recorder())
+    assert second != first
+
+    failures, end = [], threading.Event()
+
+    def ask():
+        while not end.wait(0.02):
+            answer = post(f"{url}/predict", row | {"plan": "plus", "since": "2020-05-01T10:00:00+02:00"})
+            failures.extend([] if answer.ok else [answer.text])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        result = canary.run(settings, CASE, second, lambda text: None, stages=(50, 100), stage_timeout_s=90)
+    finally:
+        end.set()
+        thread.join()
+    assert not failures
+    assert result.outcome == "promoted", result
