@@ -18,8 +18,6 @@ from shopfloor.use_case import Task
 
 LEAST_ROWS = 50
 LEAST_OF_A_CLASS = 3
-MOST_CATEGORIES = 255
-"""Values of a text column that scikit-learn's boosting takes for categories."""
 MOST_CLASSES_OF_NUMBERS = 20
 RESERVED = {"prediction", "model_version", "event_timestamp"}
 _KEY = re.compile(r"(^|.*[_\s-])(id|key|uuid|guid|index|nr|no)$", re.IGNORECASE)
@@ -42,11 +40,6 @@ class Draft:
     gates: dict[str, tuple[str, float, str]]
     """Metric to `min` or `max`, the bound, and where it comes from."""
     columns: Mapping[str, Column] = field(default_factory=dict)
-
-    @property
-    def categories(self) -> list[str]:
-        """Inputs that are texts."""
-        return [name for name, column in self.inputs.items() if column.kind == "text"]
 
 
 def draft(
@@ -158,12 +151,8 @@ def _useless(column: Column) -> str:
         return "it has no value"
     if column.distinct == 1 and not column.missing:
         return f"it is {column.values[0]!r} in every row" if column.values else "it is the same in every row"
-    if column.kind == "time":
-        return "it is a time (--time splits by it; make numbers of it for the model)"
     if column.each_once and (column.kind == "text" or column.rising or _KEY.match(column.name)):
         return "it is a key: each row has another value"
-    if column.kind == "text" and not column.values and column.distinct > MOST_CATEGORIES:
-        return f"it has about {column.distinct:,} texts, too many for categories"
     return ""
 
 

@@ -13,7 +13,8 @@ from shopfloor.flows.drafting import Draft
 
 WIDTH = 120
 """Characters of a line of code, at most."""
-METRICS = {"binary": "validate-logloss", "multiclass": "validate-logloss", "regression": "validate-rmse"}
+METRICS = {"regression": "validate-rmse"}
+"""What a search looks for, by task; of a classification `validate-log_loss`."""
 _CASE = """\
 # yaml-language-server: $schema=../../docs/reference/use_case.schema.json
 # Written by `shopfloor new` from {file}, to be read and changed.
@@ -37,8 +38,6 @@ search:
   mode: min
   trials: 8
   max_concurrent: 2
-  max_rounds: 200
-  grace_rounds: 200
   seed: 1
   space:
     learning_rate: {{type: float, low: 0.02, high: 0.3, log: true}}
@@ -46,8 +45,10 @@ search:
     min_samples_leaf: {{type: int, low: 5, high: 100, log: true}}
     l2_regularization: {{type: float, low: 0.001, high: 10.0, log: true}}
 
+# Columns become numbers before it; a model.py beside this file would do it in another way.
 model:
-  flavor: sklearn
+  estimator: sklearn.ensemble.{estimator}
+  params: {{max_iter: 200, early_stopping: true}}
 
 gates:
   # What needs no model at all; raise them to what the model is worth to you.
@@ -63,68 +64,6 @@ serving:
   replicas: 1
   cpus: 0.5
 """
-_MODEL = '''\
-"""{title}: scikit-learn's gradient boosting, which takes missing values as they are."""
-
-CATEGORIES = {categories}
-"""Columns of texts, which become numbers; a value that training never saw counts as a missing one."""
-
-
-def prepare(train, validate, target):
-    """Return rows and labels of both splits."""
-    return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
-
-
-def train(params, data, *, rounds, threads, resume_from, report):
-    """Fit once, and report how good it is on rows that it was not fitted to."""
-    from sklearn.metrics import {score_name}
-    from threadpoolctl import threadpool_limits
-
-    rows, labels, unseen_rows, unseen_labels = data
-    with threadpool_limits(threads):
-        model = estimator(params, rounds).fit(rows, labels)
-        answers = predict(model, unseen_rows)
-    report(rounds, {{"{metric}": {score}}}, model)
-
-
-def estimator(params, rounds):
-    """Return what is fitted."""
-    from sklearn.compose import ColumnTransformer
-    from sklearn.ensemble import {boosting}
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OrdinalEncoder
-
-    nan = float("nan")
-    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=nan, encoded_missing_value=nan)
-    columns = ColumnTransformer([("texts", encoder, CATEGORIES)], remainder="passthrough")
-    boosting = {boosting}(
-        max_iter=rounds,
-        early_stopping=True,
-        random_state=1,
-        **params,
-    )
-    return Pipeline([("columns", columns), ("boosting", boosting)])
-
-
-def save(model, directory):
-    """Keep a model."""
-    import skops.io
-
-    skops.io.dump(model, directory / "model.skops")
-
-
-def load(directory):
-    """Return a model that was kept."""
-    import skops.io
-
-    file = directory / "model.skops"
-    return skops.io.load(file, trusted=skops.io.get_untrusted_types(file=file))
-
-
-def predict(model, frame):
-    """Return {answers}."""
-    return {prediction}
-'''
 _EXPECTATIONS = '''\
 """What {table} must look like before anything is trained on it; numbers in comments are those of {file}."""
 
@@ -161,9 +100,8 @@ _README = """\
 {left_out}
 | file | what to look at first |
 |---|---|
-| `use_case.yaml` | `gates`: they only ask for more than {baseline} |
+| `use_case.yaml` | `gates`: they only ask for more than {baseline}; `model` and `search`: the estimator |
 | `expectations.py` | what must hold for data that come later |
-| `model.py` | the estimator |
 
 ```sh
 shopfloor submit pipelines/training.py --use-case {name}
@@ -193,7 +131,6 @@ def files(name: str, table: str, draft: Draft, file: str, rows: int, note: str) 
         "expectations.py": _EXPECTATIONS.format(
             table=table, table_text=_python(table), file=_plain(file), lines=_expectations(draft, rows)
         ),
-        "model.py": _model(name, draft),
         "README.md": _readme(name, table, draft, file, rows, note, description),
     }
 
@@ -216,35 +153,9 @@ def _case(name: str, table: str, draft: Draft, file: str, description: str) -> s
         left_out="\n".join(["  leave_out: [", *left_out, "  ]\n"]) if left_out else "",
         why_split=_line(draft.why_split),
         split=json.dumps(draft.split, ensure_ascii=False),
-        metric=METRICS[draft.task],
+        metric=METRICS.get(draft.task, "validate-log_loss"),
+        estimator="HistGradientBoosting" + ("Regressor" if draft.task == "regression" else "Classifier"),
         gates="\n".join(gates),
-    )
-
-
-def _model(name: str, draft: Draft) -> str:
-    classified = draft.task != "regression"
-    binary = draft.task == "binary"
-    return _MODEL.format(
-        title=f"The model of {name}",
-        categories="\n".join(_wrapped("", [_python(one) for one in draft.categories], "", len("CATEGORIES = "))),
-        score_name="log_loss" if classified else "root_mean_squared_error",
-        score="log_loss(unseen_labels, answers, labels=[0, 1])"
-        if binary
-        else "log_loss(unseen_labels, answers, labels=model.classes_)"
-        if classified
-        else "root_mean_squared_error(unseen_labels, answers)",
-        metric=METRICS[draft.task],
-        boosting="HistGradientBoostingClassifier" if classified else "HistGradientBoostingRegressor",
-        answers="the probability of label 1 for each row"
-        if binary
-        else "the probability of each class for each row"
-        if classified
-        else "a number for each row",
-        prediction="model.predict_proba(frame)[:, 1]"
-        if binary
-        else "model.predict_proba(frame)"
-        if classified
-        else "model.predict(frame)",
     )
 
 
