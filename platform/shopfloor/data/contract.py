@@ -78,7 +78,7 @@ def _require_classes(labels: pd.Series[Any]) -> None:
     raise DataError(
         f"The label {labels.name!r} is {wrong!r} in some rows; where task is multiclass, all are texts or all whole "
         "numbers.",
-        "Mend rows() of features.py, or task in use_case.yaml.",
+        "Mend the labels, or task in use_case.yaml.",
     )
 
 
@@ -94,7 +94,7 @@ def _with_numbers(rows: pd.DataFrame, target: str, task: Task) -> pd.DataFrame:
         what = "0 or 1 where task is binary" if task == "binary" else "a finite number where task is regression"
         raise DataError(
             f"The label {target!r} is {wrong.iloc[0]:g} in {len(wrong)} of {len(rows)} rows; it is {what}.",
-            "Mend rows() of features.py, or task in use_case.yaml.",
+            "Mend the labels, or task in use_case.yaml.",
         )
     if rows[target].dtype.kind not in "biuf":
         return rows.assign(**{target: labels})
@@ -116,7 +116,7 @@ def classes_of(splits: Mapping[str, pd.DataFrame], target: str) -> list[int | st
         if strangers := sorted(set(rows[target].unique().tolist()) - set(classes)):
             raise DataError(
                 f"Split {name!r} has rows of class {strangers[0]!r}, split 'train' has none.",
-                "Leave them out of rows(), or mend features.split in use_case.yaml.",
+                "Leave them out, or mend features.split in use_case.yaml.",
             )
     return classes
 
