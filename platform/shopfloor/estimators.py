@@ -94,10 +94,13 @@ class EstimatorCode:
             UsageError: There is no such estimator, it is none of the task, or has no such parameter.
         """
         from sklearn.pipeline import Pipeline
+        from threadpoolctl import threadpool_limits
 
         rows, truth, unseen, unseen_truth = data
         estimator = self._estimator(params, threads)
-        model = Pipeline([("columns", _columns(rows, estimator)), ("estimator", estimator)]).fit(rows, truth)
+        model = Pipeline([("columns", _columns(rows, estimator)), ("estimator", estimator)])
+        with threadpool_limits(threads):  # of OpenMP, which estimators without n_jobs use
+            model.fit(rows, truth)
         if "n_jobs" in estimator.get_params():
             estimator.set_params(n_jobs=None)  # an answer shares its machine with others
         report(rounds, self._worth(model, unseen, unseen_truth), model)
@@ -118,10 +121,13 @@ class EstimatorCode:
 
     def predict(self, model: Any, frame: pd.DataFrame) -> np.ndarray:
         """Return a number a row, of several classes their probabilities; a class where there are none."""
-        if self._use_case.task == "regression" or not hasattr(model, "predict_proba"):
-            answers: np.ndarray = model.predict(frame)
+        from threadpoolctl import threadpool_limits
+
+        probable = self._use_case.task != "regression" and hasattr(model, "predict_proba")
+        with threadpool_limits(1):  # more of OpenMP's threads wait for one another where others use the CPUs
+            answers: np.ndarray = model.predict_proba(frame) if probable else model.predict(frame)
+        if not probable:
             return answers
-        answers = model.predict_proba(frame)
         return answers[:, 1] if self._use_case.task == "binary" else answers
 
     def _estimator(self, params: dict[str, Any], threads: int) -> Any:
