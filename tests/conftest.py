@@ -6,6 +6,7 @@ import sys
 from pathlib import PurePath
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 OWN_CLUSTERS = {
     "test_main_job.py",
@@ -33,6 +34,10 @@ ONE_CLUSTER = {
     "test_traffic.py",
 }
 """Modules that need a Ray cluster with endpoints, most of them the same; one after the other too."""
+
+# How fast examples are drawn and tried says how busy the machine is, and nothing of what is tried.
+settings.register_profile("shopfloor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci" if os.environ.get("CI") else "shopfloor")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for what it runs in its background, and so would all that the tests start and interrupt.

@@ -1,6 +1,6 @@
 """The documentation says what the program does: commands parse, links lead somewhere, tables and schema are complete.
 
-`.venv/bin/python tests/contract/test_docs.py` writes the JSON Schema of use_case.yaml anew.
+`.venv/bin/python -m tests.contract.test_docs` writes the JSON Schema of use_case.yaml anew.
 """
 
 import ast
@@ -188,7 +188,7 @@ def schema_text():
 
 
 def test_the_schema_of_a_use_case_is_the_models():
-    again = "Write it anew: .venv/bin/python tests/contract/test_docs.py"
+    again = "Write it anew: .venv/bin/python -m tests.contract.test_docs"
     assert SCHEMA.read_text(encoding="utf-8") == schema_text(), again
 
 
