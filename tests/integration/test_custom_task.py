@@ -115,5 +115,5 @@ def test_a_custom_task_is_judged_by_its_own_metrics_offline_and_by_feedback(sett
 def test_an_estimator_in_one_line_has_no_custom_task(settings):
     file = settings.project_root / "pipelines" / CASE / "use_case.yaml"
     file.write_text(USE_CASE.replace("flavor: sklearn", "estimator: sklearn.linear_model.Ridge"))
-    with pytest.raises(UsageError, match="model.estimator goes with the other tasks"):
+    with pytest.raises(UsageError, match="model.estimator: goes with the other tasks"):
         load_use_case(settings, CASE)

@@ -21,8 +21,8 @@ import pytest
 from pyarrow import fs
 from ray import tune
 from shopfloor import storage
-from shopfloor.data import features as feature_build
-from shopfloor.data import quality, versions
+from shopfloor.data import building, quality, versions
+from shopfloor.data.features import feature_store
 from shopfloor.errors import ServiceError, UsageError
 from shopfloor.judging import evaluate as evaluation
 from shopfloor.pipeline.results import ResultStore
@@ -443,7 +443,7 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
 
     versions.pull(settings, case, "HEAD", "", tables, numbers)
     quality.validate(settings, case, tables.uri, checks, numbers)
-    feature_build.build(settings, case, tables.uri, joined, numbers)
+    building.build(settings, case, tables.uri, joined, numbers)
     model, found = search(settings, joined, trials=2)
     passed = evaluation.evaluate(settings, case, joined.uri, model.uri, "", judged, numbers)
     made_of = {"model": model, "evaluation": judged, "features": joined, "checks": checks, "tables": tables}
@@ -467,6 +467,6 @@ def test_every_step_from_the_data_to_the_registry_finds_its_inputs_in_s3(reposit
     again = json.loads((storage.local_copy(settings, judged.uri) / "evaluation.json").read_text())
     assert again["champion"] == number
     assert again["champion_metrics"]["roc_auc"] == pytest.approx(again["metrics"]["roc_auc"], abs=1e-6)
-    store = feature_build.feature_store(settings, case)
+    store = feature_store(settings, case)
     assert store.get_feature_service("flight_delays").name == "flight_delays"
     assert not (settings.state_dir / "feast").exists()
