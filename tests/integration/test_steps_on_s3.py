@@ -250,7 +250,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
         from shopfloor.settings import Settings
         settings = Settings.model_validate_json(sys.argv[1])
         made = [N(name=name, uri="", metadata={}) for name in ("model", "search")]
-        tuning.tune(settings, "flight_delays", sys.argv[2], 6, *made, N(log_metric=lambda *_: None))
+        tuning.tune(settings, "flight_delays", sys.argv[2], 12, *made, N(log_metric=lambda *_: None))
         """
     )
     log = tmp_path / "search.log"
@@ -265,21 +265,21 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_lacks(project, feat
         return len(re.findall(r"^trial ", text, re.MULTILINE)) >= 3
 
     try:
-        wait_until(three_trials_are_done, 150)
+        wait_until(three_trials_are_done, 150, every_s=0.05)
     except AssertionError as error:
         raise AssertionError(log.read_text()) from error
     finally:
         process.kill()
         process.wait()
 
-    _, found = search(project, features, trials=6)
+    _, found = search(project, features, trials=12)
 
     output = capsys.readouterr().out
-    done = int(re.search(r"Going on with the search that was stopped: (\d) trials are done", output)[1])
-    assert 3 <= done <= 5  # some may have finished while the third was read here
-    assert output.count("trial ") == 6 - done
-    assert len(found.trials) == len({trial.trial_id for trial in found.trials}) == 6
-    assert len({json.dumps(trial.params, sort_keys=True) for trial in found.trials}) == 6
+    done = int(re.search(r"Going on with the search that was stopped: (\d+) trials are done", output)[1])
+    assert 3 <= done < 12  # some may have finished while the third was read here
+    assert output.count("trial ") == 12 - done
+    assert len(found.trials) == len({trial.trial_id for trial in found.trials}) == 12
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in found.trials}) == 12
     assert all("validate-logloss" in trial.metrics for trial in found.trials)
 
 
