@@ -2,7 +2,7 @@
 
 The estimator stands at the end of a pipeline whose first step makes numbers of the columns, by their types in the
 training set. All of it is scikit-learn's own but for two small transformers, so it is stored and loaded like any model
-of that library. Who needs it loads it by name (`UseCase.code`), as a use case's own code.
+of that library. Who needs it loads it by name (`UseCase.code`), as a use case's own code, which may ask what judges.
 """
 
 from __future__ import annotations
@@ -178,46 +178,15 @@ class EstimatorCode:
         return kind
 
     def _worth(self, model: Any, rows: pd.DataFrame, truth: pd.Series[Any]) -> dict[str, float]:
-        """Return metrics on the validation split, those of the use case's `metrics.py` too."""
-        import numpy as np
-        from sklearn import metrics
+        """Return the metrics on the validation split that a command shows after a run."""
+        from shopfloor.judging import metrics
 
-        answers, labels = self.predict(model, rows), truth.to_numpy()
-        numbers: dict[str, float]
-        taken = answers
-        if self._use_case.task == "regression":
-            numbers = {
-                "mae": metrics.mean_absolute_error(labels, answers),
-                "rmse": metrics.root_mean_squared_error(labels, answers),
-                "r2": metrics.r2_score(labels, answers) if len(labels) > 1 else 0.0,
-            }
-        elif self._use_case.task == "binary":
-            numbers = {"log_loss": metrics.log_loss(labels, answers, labels=[0, 1])}
-            if len(set(labels.tolist())) > 1:
-                numbers["roc_auc"] = metrics.roc_auc_score(labels, answers)
-                numbers["pr_auc"] = metrics.average_precision_score(labels, answers)
-        else:
-            taken = model.classes_[np.argmax(answers, axis=1)] if answers.ndim == 2 else answers
-            numbers = {
-                "accuracy": metrics.accuracy_score(labels, taken),
-                "f1_macro": metrics.f1_score(labels, taken, average="macro"),
-            }
-            if answers.ndim == 2:
-                numbers["log_loss"] = metrics.log_loss(labels, answers, labels=model.classes_)
-        for name, function in _own_metrics(self._use_case).items():
-            numbers[name] = function(labels, taken)
-        return {f"validate-{name}": float(value) for name, value in numbers.items()}
-
-
-def _own_metrics(use_case: UseCase) -> dict[str, Callable[[Any, Any], float]]:
-    """Return the functions that the use case's `metrics.py` names; none where it has no such file."""
-    from shopfloor.errors import NotFoundError
-
-    try:
-        code = use_case.code("metrics")
-    except NotFoundError:
-        return {}
-    return {name: getattr(code, name) for name in getattr(code, "METRICS", {})}
+        case = self._use_case
+        classes = model.classes_.tolist() if case.task == "multiclass" else ()
+        predictions = metrics.predictions_of(case.task, self.predict(model, rows), len(rows), classes=classes)
+        shown = [metric for metric in metrics.of_use_case(case) if metric.headline]
+        numbers = metrics.measure(truth.to_numpy(), predictions, shown)
+        return {f"validate-{name}": value for name, value in numbers.items()}
 
 
 def _columns(rows: pd.DataFrame, estimator: Any) -> Any:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,18 @@ from typing import Any
 
 from shopfloor.serving.deploy.rollout import deploy, endpoint
 
-from tests.benchmarks.bench_serving import BATCH_CONNECTIONS, BATCH_ROWS, ROOMY, ROUND_S, ROUNDS, WARM_UP_S, process
+from tests.benchmarks.bench_serving import (
+    BATCH_CONNECTIONS,
+    BATCH_ROWS,
+    ROUND_S,
+    ROUNDS,
+    WARM_UP_S,
+    process,
+    roomy_cluster,
+)
 from tests.benchmarks.load import load, repeat, request
 from tests.benchmarks.table import Row
-from tests.support.endpoints import CASE, serving_cluster
+from tests.support.endpoints import CASE
 from tests.support.project import BIN
 from tests.support.waiting import free_port, wait_for
 
@@ -32,11 +39,7 @@ TREES = 50
 def measure() -> list[Row]:
     """Return the figures of single rows and of many."""
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        case = directory / "pipelines" / CASE
-        case.mkdir(parents=True)
-        (case / "use_case.yaml").write_text(ROOMY.format(name=CASE))
-        settings = stack.enter_context(serving_cluster(directory))
+        directory, settings = stack.enter_context(roomy_cluster())
         model, frame = register(settings.tracking_uri, directory)
         deploy(settings, CASE, champion="1")
         port = free_port()

@@ -58,14 +58,22 @@ def process(directory: Path, *command: str, **environment: str) -> Iterator[subp
             stop(server)
 
 
-def measure() -> list[Row]:
-    """Return the endpoint's figures beside those of the peers."""
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+@contextlib.contextmanager
+def roomy_cluster() -> Iterator[tuple[Path, Settings]]:
+    """Give a directory, and a cluster of its own in it whose use case takes requests of 1,000 rows."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
         case = directory / "pipelines" / CASE
         case.mkdir(parents=True)
         (case / "use_case.yaml").write_text(ROOMY.format(name=CASE))
-        cluster: Settings = stack.enter_context(serving_cluster(directory))
+        with serving_cluster(directory) as settings:
+            yield directory, settings
+
+
+def measure() -> list[Row]:
+    """Return the endpoint's figures beside those of the peers."""
+    with contextlib.ExitStack() as stack:
+        directory, cluster = stack.enter_context(roomy_cluster())
         settings = cluster.model_copy(update={"serve_tokens_file": str(directory / "tokens")})
         token = tokens.create(directory / "tokens", "bench", [CASE], None)
         frame, boosters = register_models(settings, CASE, versions=1, columns=COLUMNS, rounds=TREES, rows=20_000)

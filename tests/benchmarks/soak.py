@@ -16,12 +16,10 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,9 +28,9 @@ from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
 from shopfloor.serving.replica import tokens
 from shopfloor.settings import Settings
 
-from tests.benchmarks.bench_serving import ROOMY
+from tests.benchmarks.bench_serving import roomy_cluster
 from tests.benchmarks.table import Row, show
-from tests.support.endpoints import CASE, register_models, running_replicas, serving_cluster
+from tests.support.endpoints import CASE, register_models, running_replicas
 
 MINUTES = 20.0
 CLIENTS = 8
@@ -146,11 +144,7 @@ def main() -> int:
 def measure(minutes: float) -> list[Row]:
     """Load the endpoint for so long, and return what grew."""
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        case = directory / "pipelines" / CASE
-        case.mkdir(parents=True)
-        (case / "use_case.yaml").write_text(ROOMY.format(name=CASE))
-        cluster: Settings = stack.enter_context(serving_cluster(directory))
+        directory, cluster = stack.enter_context(roomy_cluster())
         settings = cluster.model_copy(update={"serve_tokens_file": str(directory / "tokens")})
         token = tokens.create(directory / "tokens", "soak", [CASE], None)
         frame, _ = register_models(settings, CASE, versions=2, columns=40, rounds=100, rows=20_000)

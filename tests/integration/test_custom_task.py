@@ -17,6 +17,7 @@ from shopfloor.storage import local_copy
 from shopfloor.use_case import load_use_case
 
 from tests.support.artifacts import Recorder
+from tests.support.cases import KEPT_BY_SKOPS
 from tests.support.judged import judged
 
 CASE = "toy_addresses"
@@ -38,7 +39,8 @@ def same_letters(truth, prediction):
     pairs = [zip(one, other) for one, other in zip(truth, prediction)]
     return sum(a == b for pair in pairs for a, b in pair) / sum(map(len, truth))
 """
-MODEL = """
+MODEL = (
+    """
 def prepare(train, validate, target):
     return train.drop(columns=target), train[target]
 
@@ -46,21 +48,9 @@ def prepare(train, validate, target):
 def train(params, data, *, rounds, threads, resume_from, report):
     from sklearn.naive_bayes import GaussianNB
     report(1, {"m": 1.0}, GaussianNB().fit(*data))
-
-
-def save(model, directory):
-    import skops.io
-    skops.io.dump(model, directory / "model.skops")
-
-
-def load(directory):
-    import skops.io
-    return skops.io.load(directory / "model.skops")
-
-
-def predict(model, frame):
-    return model.predict(frame)
 """
+    + KEPT_BY_SKOPS
+)
 
 
 @pytest.fixture

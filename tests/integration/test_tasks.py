@@ -14,6 +14,7 @@ from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
 
 from tests.support.artifacts import Recorder
+from tests.support.cases import KEPT_BY_SKOPS
 from tests.support.endpoints import USE_CASE, post, rows_of
 from tests.support.judged import judged
 from tests.support.waiting import wait_until
@@ -33,7 +34,8 @@ METRICS = {"costly_misses": "min"}
 def costly_misses(truth, prediction):
     return (abs(truth - prediction) > 60).mean()
 """
-MODEL = """
+MODEL = (
+    """
 def prepare(train, validate, target):
     return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
 
@@ -47,21 +49,9 @@ def train(params, data, *, rounds, threads, resume_from, report):
     rows, truth, unseen, unseen_truth = data
     model = make_pipeline(StandardScaler(), Ridge(alpha=params["max_depth"])).fit(rows, truth)
     report(1, {"logloss": mean_absolute_error(unseen_truth, model.predict(unseen))}, model)
-
-
-def save(model, directory):
-    import skops.io
-    skops.io.dump(model, directory / "model.skops")
-
-
-def load(directory):
-    import skops.io
-    return skops.io.load(directory / "model.skops")
-
-
-def predict(model, frame):
-    return model.predict(frame)
 """
+    + KEPT_BY_SKOPS
+)
 
 
 WINE_GATES = """

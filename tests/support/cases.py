@@ -4,6 +4,23 @@ from typing import Any
 
 from shopfloor.use_case import UseCase
 
+KEPT_BY_SKOPS = """
+
+def save(model, directory):
+    import skops.io
+    skops.io.dump(model, directory / "model.skops")
+
+
+def load(directory):
+    import skops.io
+    return skops.io.load(directory / "model.skops")
+
+
+def predict(model, frame):
+    return model.predict(frame)
+"""
+"""What a model.py of scikit-learn has beside `prepare` and `train`."""
+
 
 def use_case(**sections: Any) -> UseCase:
     """Return a small use case of the table `rows`, some of its sections as they are given."""
