@@ -21,7 +21,7 @@ from shopfloor.registry import foreign, imported, sources
 from shopfloor.registry.example import Rows
 from shopfloor.registry.foreign import Foreign
 from shopfloor.registry.sources import Source
-from shopfloor.runs.mlflow import CLASSES, connect
+from shopfloor.runs.mlflow import CLASSES, connect, import_mlflow
 from shopfloor.serving.assignment import myself
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.errors import BadRequest
@@ -297,6 +297,7 @@ def _task(
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep to itself what MLflow and the libraries say of versions and formats while a model is tried."""
+    import_mlflow()  # which sets the level of its logger
     loggers = [logging.getLogger(name) for name in ("mlflow", "shopfloor.serving.model")]
     levels = [one.level for one in loggers]
     for one in loggers:
