@@ -2,6 +2,8 @@
 
 The file is validated as a whole: an unknown key, a wrong type or an impossible value is an error that names the file,
 the line and the key. The use case's own code stands beside it and is imported by name, when a step needs it.
+
+One module for both, the sections and how they are read: every step stands on it, and would stand on each part of it.
 """
 
 from __future__ import annotations
