@@ -1,4 +1,4 @@
-"""An estimator of scikit-learn that use_case.yaml names: what a `model.py` would say of it.
+"""An estimator of scikit-learn that use_case.yaml names: what a `model.py` would say of it, in whole or in part.
 
 The estimator stands at the end of a pipeline whose first step makes numbers of the columns, by their types in the
 training set. All of it is scikit-learn's own but for two small transformers, so it is stored and loaded like any model
@@ -8,7 +8,6 @@ of that library. Who needs it loads it by name (`UseCase.code`), as a use case's
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,27 +66,20 @@ class Texts(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class EstimatorCode:
-    """The functions of a `model.py`, for the estimator of a use case."""
+    """The functions of a `model.py`, for the estimator of a use case; those that its own one has come before these."""
 
-    def __init__(self, use_case: UseCase) -> None:
-        """Take the estimator's name, its fixed parameters and the task of the use case."""
+    def __init__(self, use_case: UseCase, own: Any = None) -> None:
+        """Take the estimator's name, its fixed parameters and the task of the use case.
+
+        Args:
+            use_case: Says all that.
+            own: Its `model.py`, where it has one.
+        """
+        vars(self).update({name: value for name, value in vars(own).items() if callable(value)} if own else {})
         self._use_case = use_case
         self._key = f"pipelines/{use_case.name}/use_case.yaml: model.estimator"
 
-    def prepare(self, train: pd.DataFrame, validate: pd.DataFrame, target: str) -> tuple[Any, ...]:
-        """Return the inputs and the labels of both splits."""
-        return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
-
-    def train(
-        self,
-        params: dict[str, Any],
-        data: tuple[Any, ...],
-        *,
-        rounds: int,
-        threads: int,
-        resume_from: Path | None,
-        report: Callable[[int, dict[str, float], Any], None],
-    ) -> None:
+    def train(self, params: dict[str, Any], data: tuple[Any, ...], context: Any) -> None:
         """Fit the estimator once, and report what it is worth on the validation split.
 
         Raises:
@@ -97,13 +89,13 @@ class EstimatorCode:
         from threadpoolctl import threadpool_limits
 
         rows, truth, unseen, unseen_truth = data
-        estimator = self._estimator(params, threads)
+        estimator = self._estimator(params, context.threads)
         model = Pipeline([("columns", _columns(rows, estimator)), ("estimator", estimator)])
-        with threadpool_limits(threads):  # of OpenMP, which estimators without n_jobs use
+        with threadpool_limits(context.threads):  # of OpenMP, which estimators without n_jobs use
             model.fit(rows, truth)
         if "n_jobs" in estimator.get_params():
             estimator.set_params(n_jobs=None)  # an answer shares its machine with others
-        report(rounds, self._worth(model, unseen, unseen_truth), model)
+        context.report(self._worth(model, unseen, unseen_truth), checkpoint=model)
 
     def save(self, model: Any, directory: Path) -> None:
         """Write the pipeline into `directory`."""
@@ -123,7 +115,7 @@ class EstimatorCode:
         """Return a number a row, of several classes their probabilities; a class where there are none."""
         from threadpoolctl import threadpool_limits
 
-        probable = self._use_case.task != "regression" and hasattr(model, "predict_proba")
+        probable = self._use_case.task in {"binary", "multiclass"} and hasattr(model, "predict_proba")
         with threadpool_limits(1):  # more of OpenMP's threads wait for one another where others use the CPUs
             answers: np.ndarray = model.predict_proba(frame) if probable else model.predict(frame)
         if not probable:

@@ -25,12 +25,13 @@ from shopfloor.settings import Settings
 FILE_NAME = "use_case.yaml"
 FUNCTIONS = {
     "features": ("source_tables", "definitions", "rows"),
-    "model": ("prepare", "train", "save", "load", "predict"),
+    "model": ("train", "save", "load", "predict"),
     "expectations": ("suites",),
 }
 """Functions that each module of a use case defines at least."""
 ESTIMATORS = "shopfloor.estimators"
-"""Module that stands in for the `model.py` of a use case whose `model.estimator` names one of scikit-learn's."""
+"""Module that stands in for the `model.py` of a use case whose `model.estimator` names one of scikit-learn's, and for
+what a `model.py` of the flavor `sklearn` leaves out beside `train`."""
 _OWN_TYPES = {f"{ESTIMATORS}.Times", f"{ESTIMATORS}.Texts"}
 _TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 NAME = r"^[a-z][a-z0-9_]*$"
@@ -436,14 +437,15 @@ class UseCase(ServedCase):
         return self.features.target
 
     def code(self, module: str) -> Any:
-        """Import the use case's own module; for `model` it is what stands in for one, where `model.estimator` says so.
+        """Import the use case's own module; for `model` it is what stands in for one, or for a part of it.
 
         Raises:
             NotFoundError: The use case has no such module.
         """
-        if module == "model" and self.model.estimator is not None:
-            return importlib.import_module(ESTIMATORS).EstimatorCode(self)
-        return super().code(module)
+        if module != "model" or self.model.flavor != "sklearn":
+            return super().code(module)
+        own = None if self.model.estimator is not None else super().code(module)
+        return importlib.import_module(ESTIMATORS).EstimatorCode(self, own)
 
 
 def import_code(use_case: str, module: str) -> ModuleType:
@@ -472,7 +474,8 @@ def missing_code(settings: Settings, name: str) -> list[str]:
     needless = {"features"} if use_case.features.source is not None else set()
     if use_case.model.estimator is not None:
         needless.add("model")
-    for module, functions in FUNCTIONS.items():
+    only = {"model": FUNCTIONS["model"][:1]} if use_case.model.flavor == "sklearn" else {}
+    for module, functions in (FUNCTIONS | only).items():
         if module in needless:
             continue
         file = settings.project_root / "pipelines" / name / f"{module}.py"

@@ -27,6 +27,7 @@ from shopfloor.data import building
 from shopfloor.serving import batch
 from shopfloor.settings import Settings
 from shopfloor.training import cluster as ray_cluster
+from shopfloor.training.trial import Context
 from shopfloor.use_case import load_use_case
 
 from pipelines.flight_delays.source import make_tables
@@ -109,10 +110,9 @@ def flight_model(settings: Settings, directory: Path) -> tuple[pd.DataFrame, xgb
     code.train(
         TREES,
         code.prepare(train, validate, record["target"]),
-        rounds=use_case.search.max_rounds,
-        threads=os.cpu_count() or 1,
-        resume_from=None,
-        report=lambda rounds, numbers, model: trained.append(model),
+        Context(
+            lambda *report: trained.append(report[-1]), rounds=use_case.search.max_rounds, threads=os.cpu_count() or 1
+        ),
     )
     return train[list(record["features"])], trained[-1]
 

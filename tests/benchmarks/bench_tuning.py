@@ -32,6 +32,7 @@ import json, sys, time
 import optuna, pandas as pd, xgboost as xgb
 from pathlib import Path
 from shopfloor.settings import Settings
+from shopfloor.training.trial import Context
 from shopfloor.training.tuning import _space
 from shopfloor.use_case import load_use_case
 settings = Settings.model_validate_json(sys.argv[1])
@@ -48,13 +49,13 @@ space = _space(use_case)
 def objective(trial):
     params = {name: trial._suggest(name, distribution) for name, distribution in space.items()}
     seen = {}
-    def report(round_, numbers, booster):
+    def receive(round_, numbers, booster):
         seen.update(numbers)
         if round_ in (20, 80):
             trial.report(numbers["validate-logloss"], round_)
             if trial.should_prune():
                 raise optuna.TrialPruned
-    model.train(params, data, rounds=100, threads=2, resume_from=None, report=report)
+    model.train(params, data, Context(receive, rounds=100, threads=2))
     return seen["validate-logloss"]
 
 pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=20, reduction_factor=4)

@@ -204,6 +204,7 @@ def test_the_example_of_a_scikit_learn_model_does_what_a_search_asks_of_it():
 
     import numpy as np
     import pandas as pd
+    from shopfloor.estimators import EstimatorCode
     from shopfloor.settings import Settings
     from shopfloor.training.trial import try_contract
     from shopfloor.use_case import load_use_case
@@ -214,9 +215,10 @@ def test_the_example_of_a_scikit_learn_model_does_what_a_search_asks_of_it():
 
     class Example(UseCase):
         def code(self, name):
-            return module
+            return EstimatorCode(self, module)
 
     content = load_use_case(Settings(project_root=PROJECT), "flight_delays").model_dump(by_alias=True)
+    content["model"] = {"flavor": "sklearn"}
     content["search"]["space"] = {"max_depth": {"type": "int", "low": 2, "high": 3}}
     rows = pd.DataFrame({"a": np.arange(200.0), "late": np.arange(200) % 3 == 0})
     try_contract(Example.model_validate(content), rows, rows, "late")

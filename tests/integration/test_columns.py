@@ -47,11 +47,7 @@ NUMBERS = ["age", "visits", "spent", "price", "member", "loyal"]
 TEXTS = ["plan", "note"]
 
 
-def prepare(train, validate, target):
-    return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
-
-
-def train(params, data, *, rounds, threads, resume_from, report):
+def train(params, data, context):
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
@@ -61,7 +57,7 @@ def train(params, data, *, rounds, threads, resume_from, report):
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     columns = make_column_transformer((encoder, TEXTS), ("passthrough", NUMBERS))
     model = make_pipeline(columns, HistGradientBoostingClassifier(max_iter=10 * params["max_depth"])).fit(*data[:2])
-    report(1, {"m": 0.5}, model)
+    context.report({"m": 0.5}, checkpoint=model)
 
 
 def save(model, directory):

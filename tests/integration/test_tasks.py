@@ -14,7 +14,6 @@ from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
 
 from tests.support.artifacts import Recorder
-from tests.support.cases import KEPT_BY_SKOPS
 from tests.support.endpoints import USE_CASE, post, rows_of
 from tests.support.judged import judged
 from tests.support.waiting import wait_until
@@ -34,13 +33,8 @@ METRICS = {"costly_misses": "min"}
 def costly_misses(truth, prediction):
     return (abs(truth - prediction) > 60).mean()
 """
-MODEL = (
-    """
-def prepare(train, validate, target):
-    return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
-
-
-def train(params, data, *, rounds, threads, resume_from, report):
+MODEL = """
+def train(params, data, context):
     from sklearn.linear_model import Ridge
     from sklearn.metrics import mean_absolute_error
     from sklearn.pipeline import make_pipeline
@@ -48,10 +42,8 @@ def train(params, data, *, rounds, threads, resume_from, report):
 
     rows, truth, unseen, unseen_truth = data
     model = make_pipeline(StandardScaler(), Ridge(alpha=params["max_depth"])).fit(rows, truth)
-    report(1, {"logloss": mean_absolute_error(unseen_truth, model.predict(unseen))}, model)
+    context.report({"logloss": mean_absolute_error(unseen_truth, model.predict(unseen))}, checkpoint=model)
 """
-    + KEPT_BY_SKOPS
-)
 
 
 WINE_GATES = """
@@ -71,11 +63,8 @@ def dear_mistakes(truth, prediction):
 WINE_MODEL = (
     MODEL.replace("Ridge(alpha=", "LogisticRegression(C=")
     .replace("import Ridge", "import LogisticRegression")
-    .replace(
-        "mean_absolute_error(unseen_truth, model.predict(unseen))", "log_loss(unseen_truth, predict(model, unseen))"
-    )
+    .replace("model.predict(unseen)", "model.predict_proba(unseen)")
     .replace("mean_absolute_error", "log_loss")
-    .replace("return model.predict(frame)", "return model.predict_proba(frame)")
 )
 
 

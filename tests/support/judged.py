@@ -6,7 +6,7 @@ import pandas as pd
 from shopfloor import storage
 from shopfloor.judging.evaluate import evaluate
 from shopfloor.records import Checks, DataVersion, Evaluation, Trial
-from shopfloor.training.trial import try_contract
+from shopfloor.training.trial import Context, prepared, try_contract
 from shopfloor.use_case import load_use_case
 
 from tests.support.artifacts import Recorder
@@ -32,8 +32,8 @@ def search(settings, case, parts, record, params):
     data = parts["train"][names], parts["validate"][names]
     try_contract(case, *data, record.target)
     reports = []
-    prepared = code.prepare(*data, record.target)
-    code.train(params, prepared, rounds=1, threads=1, resume_from=None, report=lambda *report: reports.append(report))
+    context = Context(lambda *report: reports.append(report), rounds=1, threads=1)
+    code.train(params, prepared(code, data, record.target), context)
     best = Trial(trial_id="t", params={}, metrics={}, rounds=1, seconds=1, status="finished")
     return artifact(
         settings, "tune", {"best_trial.json": best, "model": lambda directory: code.save(reports[-1][2], directory)}

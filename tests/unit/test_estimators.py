@@ -8,6 +8,7 @@ from shopfloor.errors import UsageError
 from shopfloor.estimators import Times
 from shopfloor.pipeline.keys import component_key
 from shopfloor.settings import Settings
+from shopfloor.training.trial import Context
 from shopfloor.use_case import ModelSection
 
 from tests.support.cases import use_case
@@ -24,16 +25,14 @@ SPACE = {
 def train(estimator, given, task="regression", **model):
     code = use_case(task=task, model={"estimator": estimator} | model, search=SPACE).code("model")
     reports = []
-    code.train(
-        given, (*DATA, *DATA), rounds=7, threads=1, resume_from=None, report=lambda *report: reports.append(report)
-    )
+    code.train(given, (*DATA, *DATA), Context(lambda *report: reports.append(report), rounds=7, threads=1))
     [report] = reports
     return report
 
 
 def test_an_estimator_is_fit_once_with_the_parameters_of_the_trial_and_the_fixed_ones():
     round_, numbers, model = train("sklearn.linear_model.Ridge", {"alpha": 2.0}, params={"fit_intercept": False})
-    assert round_ == 7
+    assert round_ == 1
     assert numbers.keys() == {"validate-mae", "validate-rmse", "validate-r2"}
     own = model[-1].get_params()
     assert (own["alpha"], own["fit_intercept"], own["random_state"]) == (2.0, False, 0)

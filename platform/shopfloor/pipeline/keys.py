@@ -179,7 +179,7 @@ def _use_case_code(settings: Settings, name: str, reads: Iterable[str] | None) -
     else:
         modules = {f"{package}.{part.removesuffix('.py')}" for part in reads if part.endswith(".py")}
     use_case = _use_case(settings, name)
-    if isinstance(use_case, UseCase) and use_case.model.estimator and (reads is None or "model.py" in reads):
+    if isinstance(use_case, UseCase) and use_case.model.flavor == "sklearn" and (reads is None or "model.py" in reads):
         modules.add(ESTIMATORS)
     return modules
 

@@ -70,7 +70,8 @@ class FinishedTrials:
     def ended(self, trial_id: str, params: dict[str, Any], numbers: dict[str, Any], checkpoint: str) -> Trial:
         """Keep a trial that came to its end."""
         rounds = int(numbers.get("rounds", 0))
-        state = "finished" if rounds >= self._section.max_rounds else "stopped"
+        whole = rounds >= self._section.max_rounds or numbers.get(trials.FINISHED)
+        state = "finished" if whole else "stopped"
         trial = self._trial(trial_id, params, numbers, state)
         record = FinishedTrial(trial=trial, checkpoint=checkpoint)
         self.kept[trial_id] = record

@@ -8,11 +8,13 @@ a round on a sample tries what `model.py` must do: a mistake shows at once and o
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
+import numbers
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,17 +32,94 @@ REPORT_EVERY = 10
 """Rounds between two reports of a trial: each costs a round trip to the driver."""
 REDUCTION_FACTOR = 4
 """ASHA lets one in so many trials go on past each rung."""
+Receive = Callable[[int, dict[str, float], Any], None]
+"""Takes the round, the numbers and the checkpoint of a report."""
 Send = Callable[[dict[str, Any], Path | None], None]
 """Hands numbers, and where one is due a checkpoint, to Ray."""
 
 BEST_ROUND = "best_round"
+FINISHED = "finished"
+"""In a trial's last numbers: its code returned, nobody stopped it."""
 FAILURE = "failure"
 """Beside a trial's last numbers: why its code ended it. Told and not raised, since Ray would try the same again."""
 ERROR_LENGTH = 300
 _NEWEST = "newest"
 _BEST = "best"
-_BEST_NUMBERS = "best.json"
+_PROGRESS = "progress.json"
 _prepared: dict[str, Any] = {}
+
+
+class Context:
+    """A trial, as the use case's `train` sees it."""
+
+    def __init__(
+        self, receive: Receive, *, rounds: int, threads: int, resume_from: Path | None = None, round_: int = 0
+    ) -> None:
+        """Begin a trial, or go on with one.
+
+        Args:
+            receive: Is called with each report.
+            rounds: How many to fit at most.
+            threads: How many the library may use.
+            resume_from: Directory of a model that `save` wrote.
+            round_: How many rounds that model has.
+        """
+        self.rounds = rounds
+        """Rounds to fit at most, those of `resume_from` among them; a round is what `train` says it is."""
+        self.threads = threads
+        """Threads that the model's library may use: the CPUs of this worker."""
+        self.resume_from = resume_from
+        """Directory with a model that `save` wrote, to go on from; `None` at the beginning."""
+        self.round = round_
+        """Rounds that are reported."""
+        self._receive = receive
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Any = None, *, round: int | None = None) -> None:
+        """Say what the model is worth after a round.
+
+        Args:
+            metrics: Name to number; `search.metric` among them.
+            checkpoint: The model as `save` takes it; saved where a checkpoint is due, and after the last report.
+            round: Number of the round, where not each one is reported.
+
+        Raises:
+            UsageError: A metric is no number, or a round is none that can follow.
+        """
+        wrong = {name: value for name, value in metrics.items() if not isinstance(value, numbers.Real)}
+        if wrong:
+            name, value = next(iter(wrong.items()))
+            raise UsageError(f"train reports {value!r:.100} as {name!r}, which is no number.", "Report numbers.")
+        following = self.round + 1 if round is None else round
+        if following <= self.round:
+            raise UsageError(
+                f"train reports round {following} after round {self.round}.", "Rounds go up; leave `round` out."
+            )
+        self.round = following
+        self._receive(following, {name: float(value) for name, value in metrics.items()}, checkpoint)
+
+
+def call_train(code: Any, params: dict[str, Any], data: Any, context: Context) -> None:
+    """Call the `train` of a model.py: by its context, or by the keywords that stand for it where it names those."""
+    if "context" in (names := inspect.signature(code.train).parameters) or "report" not in names:
+        code.train(params, data, context)
+        return
+
+    def report(round: int, metrics: Mapping[str, Any], model: Any) -> None:
+        context.report(metrics, checkpoint=model, round=round)
+
+    keywords = {"rounds": context.rounds, "threads": context.threads, "resume_from": context.resume_from}
+    code.train(params, data, **keywords, report=report)
+
+
+def prepared(code: Any, splits: Sequence[pd.DataFrame], target: str) -> Any:
+    """Return what `prepare` of a model.py makes of the splits to train and to validate.
+
+    Without one it is the features and the labels of both, four in all.
+    """
+    train, validate = splits
+    if hasattr(code, "prepare"):
+        return code.prepare(train, validate, target)
+    return train.drop(columns=target), train[target], validate.drop(columns=target), validate[target]
 
 
 @dataclass(frozen=True)
@@ -94,26 +173,17 @@ def try_contract(use_case: UseCase, train: pd.DataFrame, validate: pd.DataFrame,
     params = {name: one.values[0] if isinstance(one, Choice) else one.low for name, one in section.space.items()}
     samples = [_sample(frame) for frame in (train, validate)]
     reports: list[tuple[dict[str, float], Any]] = []
-    data = _call(use_case, "prepare", lambda: code.prepare(*samples, target))
-    _call(
-        use_case,
-        "train",
-        lambda: code.train(
-            params,
-            data,
-            rounds=1,
-            threads=1,
-            resume_from=None,
-            report=lambda round_, numbers, model: reports.append((dict(numbers), model)),
-        ),
-    )
+    data = _call(use_case, "prepare", lambda: prepared(code, samples, target))
+    context = Context(lambda _, numbers, model: reports.append((numbers, model)), rounds=1, threads=1)
+    _call(use_case, "train", lambda: call_train(code, params, data, context))
     if not reports:
-        raise UsageError(f"train of {use_case.name} never called report().", "Call it after each round.")
+        raise UsageError(f"train of {use_case.name} never called report().", "Call context.report() after each round.")
     numbers, model = reports[-1]
-    if section.metric not in numbers:
+    _require_metric(section, numbers)
+    if model is None:
         raise UsageError(
-            f"The model reports {', '.join(sorted(numbers)) or 'nothing'}, not {section.metric!r}.",
-            "Change search.metric in use_case.yaml, or what model.py reports.",
+            f"The last report of {use_case.name} has no checkpoint: nothing is left of the trial.",
+            "Call context.report(metrics, checkpoint=model).",
         )
     with scratch() as directory:
         _call(use_case, "save", lambda: code.save(model, directory))
@@ -161,7 +231,7 @@ def run_alone(config: dict[str, Any], job: Job) -> None:
             code = job.use_case.code("model")
             if job.content not in _prepared:  # the actor serves one trial after another
                 _prepared.clear()
-                _prepared[job.content] = code.prepare(*frames, job.target)
+                _prepared[job.content] = prepared(code, frames, job.target)
         _train(job, code, config, _prepared[job.content], tune.get_checkpoint(), send)
     except OwnError as error:
         _give_up(job, error)
@@ -273,7 +343,7 @@ def _run_worker(config: dict[str, Any]) -> None:
     frames = ray.get([job.train, job.validate])
     with _own_code():
         code = job.use_case.code("model")
-        data = code.prepare(*map(share, frames), job.target)
+        data = prepared(code, [share(frame) for frame in frames], job.target)
     _train(job, code, config["params"], data, train.get_checkpoint(), send)
 
 
@@ -284,19 +354,20 @@ def _train(job: Job, code: Any, params: dict[str, Any], data: Any, checkpoint: A
     ):
         start = Path(files) if files else None
         report = _Reporter(code, job.use_case.search, own, start, send)
+        context = Context(
+            report,
+            rounds=job.use_case.search.max_rounds,
+            threads=max(1, int(job.use_case.search.workers.cpus)),
+            resume_from=start / _NEWEST if start else None,
+            round_=report.round,
+        )
         with _own_code():
-            code.train(
-                params,
-                data,
-                rounds=job.use_case.search.max_rounds,
-                threads=max(1, int(job.use_case.search.workers.cpus)),
-                resume_from=start / _NEWEST if start else None,
-                report=report,
-            )
+            call_train(code, params, data, context)
+            report.end()
 
 
 class _Reporter:
-    """The `report` that a use case calls each round: it hands on some, with a checkpoint where one is due."""
+    """Takes what a use case reports each round: it hands on some, with a checkpoint where one is due."""
 
     def __init__(self, code: Any, section: SearchSection, own: Path, start: Path | None, send: Send) -> None:
         self._code = code
@@ -305,26 +376,35 @@ class _Reporter:
         self._best_model = own / _BEST
         self._send = send
         self._best: dict[str, float] | None = None
+        self._held: tuple[int, dict[str, float], Any] | None = None
+        self.round = 0
         if start:
-            self._best = json.loads((start / _BEST_NUMBERS).read_text(encoding="utf-8"))
+            progress = json.loads((start / _PROGRESS).read_text(encoding="utf-8"))
+            self.round, self._best = progress["round"], progress["best"]
             shutil.copytree(best_model(start), self._best_model)
 
     def __call__(self, round_: int, numbers: dict[str, float], model: Any) -> None:
         section = self._section
-        if section.metric not in numbers:
-            raise UsageError(
-                f"The model reports {', '.join(sorted(numbers)) or 'nothing'}, not {section.metric!r}.",
-                "Change search.metric in use_case.yaml, or what model.py reports.",
-            )
+        _require_metric(section, numbers)
         due = round_ == section.max_rounds or round_ % section.checkpoint_every == 0 or round_ in rungs(section)
-        if not due and round_ % REPORT_EVERY != 0:
-            return
+        told = due or round_ % REPORT_EVERY == 0
+        saved = due and model is not None
+        self._held = None if saved or (told and model is None) else (round_, numbers, model)
+        if told:
+            self._hand_on(round_, numbers, model if saved else None)
+
+    def end(self) -> None:
+        """Hand on the last report, where the model of it is not saved yet."""
+        if self._held is not None:
+            self._hand_on(*self._held, ended=True)
+
+    def _hand_on(self, round_: int, numbers: dict[str, float], model: Any, ended: bool = False) -> None:
         with tempfile.TemporaryDirectory(dir=self._own) as directory:
-            if due:
+            if model is not None:
                 self._checkpoint(Path(directory), round_, numbers, model)
             report = {**numbers, "rounds": round_} | ({"best": self._best} if self._best else {})
             try:
-                self._send(report, Path(directory) if due else None)
+                self._send(report | ({FINISHED: True} if ended else {}), Path(directory) if model is not None else None)
             except Exception as error:
                 raise _SendError(error) from error
 
@@ -339,7 +419,16 @@ class _Reporter:
             shutil.copytree(newest, self._best_model)
         else:
             shutil.copytree(self._best_model, directory / _BEST)
-        (directory / _BEST_NUMBERS).write_text(json.dumps(self._best), encoding="utf-8")
+        progress = {"round": round_, "best": self._best}
+        (directory / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+
+
+def _require_metric(section: SearchSection, numbers: dict[str, float]) -> None:
+    if section.metric not in numbers:
+        raise UsageError(
+            f"The model reports {', '.join(sorted(numbers)) or 'nothing'}, not {section.metric!r}.",
+            "Change search.metric in use_case.yaml, or what model.py reports.",
+        )
 
 
 def rungs(section: SearchSection) -> Iterator[int]:

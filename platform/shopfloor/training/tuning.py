@@ -2,9 +2,9 @@
 
 A use case's `model.py`, or the estimator that stands in for it, knows the model and nothing of Ray:
 
-- `prepare(train, validate, target) -> data`: make of the frames what `train` wants, once for each worker process.
-- `train(params, data, *, rounds, threads, resume_from, report)`: fit up to `rounds` rounds, from the directory
-  `resume_from` on where one is given, and call `report(round, metrics, model)` after each round.
+- `train(params, data, context)`: fit up to `context.rounds` rounds with `context.threads` threads, from the directory
+  `context.resume_from` on where one is given, and call `context.report(metrics, checkpoint=model)` after each round.
+- `prepare(train, validate, target) -> data`, optional: make of the frames what `train` wants, once for each process.
 - `save(model, directory)`, `load(directory)`, `predict(model, frame)`: the model as files; its answers, shape (rows,).
 
 A trial whose worker dies goes on from its last checkpoint; a search that was killed goes on with the trials it lacks.
@@ -343,12 +343,11 @@ def _space(use_case: UseCase) -> dict[str, Any]:
 
 def _experiment(settings: Settings, use_case: UseCase, content: str, trials: int) -> str:
     """Return the name of the search: the same for the same data, code, space and number of trials."""
-    estimator = use_case.model.estimator
-    model = settings.project_root / "pipelines" / use_case.name / "model.py"
-    file = Path(trial.__file__)
-    sources = [one.read_text(encoding="utf-8") for one in ((file,) if estimator else (model, file))]
-    if estimator:
-        sources += [use_case.model.model_dump_json(), Path(inspect.getfile(type(use_case.code("model")))).read_text()]
+    section = use_case.model
+    own = [] if section.estimator else [settings.project_root / "pipelines" / use_case.name / "model.py"]
+    if section.flavor == "sklearn":
+        own.append(Path(inspect.getfile(type(use_case.code("model")))))
+    sources = [section.model_dump_json(), *(one.read_text(encoding="utf-8") for one in (*own, Path(trial.__file__)))]
     text = "\n".join([content, use_case.search.model_dump_json(), *sources, str(trials)])
     return f"{use_case.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
