@@ -143,6 +143,8 @@ class FeaturesSection(_Section):
     """Columns of `source` that the model gets; none: all that have no other use."""
     leave_out: list[str] = []
     """Columns of `source` that the model does not get; `evaluation.slices` may name them."""
+    files: list[str] = []
+    """Columns of `source` that name files of `data.path`, such as pictures: the model gets their content, in base64."""
     target: str
     split: Split
 
@@ -150,14 +152,17 @@ class FeaturesSection(_Section):
     def _one_origin(self) -> FeaturesSection:
         if (self.service is None) == (self.source is None):
             raise ValueError("give either service, of Feast, or source, a table")
-        if self.service is not None and (self.time or self.inputs or self.leave_out):
-            raise ValueError("time, inputs and leave_out go with source; of a feature service features.py says them")
+        if self.service is not None and (self.time or self.inputs or self.leave_out or self.files):
+            raise ValueError("time, inputs, leave_out and files go with source; of a service features.py says them")
         if self.inputs and self.leave_out:
             raise ValueError("give either inputs or leave_out")
         if self.source is not None and self.time is None and isinstance(self.split, TimeSplit):
             raise ValueError("a split by time needs time, the column that has it; or split by random, group or column")
         if self.target in self.inputs:
             raise ValueError(f"{self.target!r} is the target, and no input")
+        idle = {*self.leave_out, self.target, self.time}
+        if useless := [name for name in self.files if name in idle or (self.inputs and name not in self.inputs)]:
+            raise ValueError(f"files names {useless[0]!r}, which is no input")
         return self
 
 
@@ -429,6 +434,8 @@ class UseCase(ServedCase):
             raise ValueError("serving.online looks features up in Feast, and features.source has none there")
         if self.task == "custom" and self.model.estimator is not None:
             raise ValueError("model.estimator goes with the other tasks; a custom one has a model.py")
+        if self.features.files and self.model.estimator is not None:
+            raise ValueError("features.files holds what an estimator cannot read; write a model.py")
         return self
 
     @property

@@ -1,5 +1,6 @@
 """The README's way on a slice of the real data: up, data, submit, call, resume, miss a gate, down."""
 
+import base64
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import psutil
 import pytest
 import requests
@@ -92,7 +94,7 @@ def clone(tmp_path_factory):
     for file in ("dvc.yaml", "dvc.lock"):
         (root / file).unlink()
     git(clone.root, "init", "-q")
-    clone.shell(sys.executable, "-m", "dvc", "add", "-q", "data/flight_delays")
+    clone.shell(sys.executable, "-m", "dvc", "add", "-q", "data/flight_delays", "data/digits")
     git(clone.root, "add", "-A")
     git(clone.root, "commit", "-qm", "slice")
     git(clone.root, "tag", "slice")
@@ -104,10 +106,10 @@ def clone(tmp_path_factory):
 
 
 def _slice_the_data(root: Path) -> None:
-    import duckdb
-
+    from pipelines.digits.source import make_pictures
     from pipelines.flight_delays.source import make_tables
 
+    make_pictures(root / "data" / "digits", every=4)
     data = root / "data" / "flight_delays"
     make_tables(data)
     whole = data / "flights.parquet"
@@ -154,6 +156,24 @@ def test_a_table_with_texts_and_an_estimator_in_one_line_end_in_an_endpoint(clon
     answer = _call(outcome)
     assert answer.status_code == 200
     assert 0 < answer.json()["prediction"] < 400
+
+
+def test_a_folder_of_pictures_ends_in_an_endpoint_that_is_sent_pictures(clone, first):
+    arguments = ("submit", "pipelines/training.py", "--use-case", "digits", "--json", "-p", "trials=2")
+    outcome = json.loads(clone.run(*arguments).stdout)
+
+    assert outcome["state"] == "succeeded"
+    rows = duckdb.sql(f"SELECT * FROM '{clone.root}/data/digits/digits.parquet' LIMIT 20").fetchall()
+    hits = 0
+    for name, digit in rows:
+        picture = base64.b64encode((clone.root / "data/digits" / name).read_bytes()).decode()
+        answer = requests.post(outcome["endpoint"], json={"picture": picture}, timeout=10)
+        assert answer.status_code == 200
+        hits += answer.json()["prediction"]["class"] == digit
+    assert hits >= 18
+    refused = requests.post(outcome["endpoint"], json={"picture": "aGVsbG8="}, timeout=10)
+    assert refused.status_code == 422
+    assert refused.json()["message"].endswith("picture is no file of a picture in base64.")
 
 
 def test_a_flight_may_be_named_instead_of_its_features_as_the_docs_say(clone, first):
@@ -246,8 +266,6 @@ def test_a_missed_gate_is_an_outcome_and_leaves_the_champion_alone(clone, first)
 
 
 def test_bad_data_stop_the_run_before_anything_is_trained(clone, first):
-    import duckdb
-
     flights = clone.root / "data/flight_delays/flights.parquet"
     duckdb.sql(f"COPY (SELECT * EXCLUDE (distance) FROM '{flights}') TO '{clone.root}/bad.parquet'")
     flights.unlink()

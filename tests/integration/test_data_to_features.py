@@ -1,17 +1,21 @@
 """The data gate and the features on a month of the real flights: Great Expectations, Feast, and no look ahead."""
 
 import datetime as dt
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 import pytest
+import yaml
 from shopfloor.data import building, quality
 from shopfloor.errors import DataError
 from shopfloor.records import Checks, FeatureSet
 from shopfloor.settings import Settings
 
+from pipelines.digits.source import make_pictures
 from pipelines.flight_delays import features as flight_features
 from pipelines.flight_delays.source import TABLES, make_tables
 from tests.support.artifacts import Recorder
@@ -56,19 +60,20 @@ def settings(tmp_path):
     )
 
 
-def test_the_tables_are_the_same_bytes_each_time_and_those_that_dvc_recorded(whole):
-    import hashlib
-    import json
-
-    import yaml
-
+def md5_of(directory):
+    """Return DVC's hash of a directory."""
+    files = {str(file.relative_to(directory)): file for file in directory.rglob("*") if file.is_file()}
     hashes = [
-        {"md5": hashlib.md5((whole / f"{table}.parquet").read_bytes()).hexdigest(), "relpath": f"{table}.parquet"}
-        for table in sorted(TABLES)
+        {"md5": hashlib.md5(file.read_bytes()).hexdigest(), "relpath": name} for name, file in sorted(files.items())
     ]
-    listing = hashlib.md5(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
-    assert lock["stages"]["flight_delays_source"]["outs"][0]["md5"] == f"{listing}.dir"
+    return hashlib.md5(json.dumps(hashes, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def test_tables_and_pictures_are_the_same_bytes_each_time_and_those_that_dvc_recorded(whole, tmp_path):
+    make_pictures(tmp_path)
+    stages = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    recorded = {name: stage["outs"][0]["md5"] for name, stage in stages.items()}
+    assert recorded == {"flight_delays_source": md5_of(whole), "digits_source": md5_of(tmp_path)}
 
 
 def test_good_tables_pass_and_leave_checks_and_data_docs(settings, month):

@@ -24,6 +24,12 @@ def test_new_replicas_come_with_new_code_of_all_that_they_run_and_of_nothing_els
     assert not rooms & {"cli", "flows", "engines", "stack", "training", "report"}
 
 
+def test_code_of_its_own_that_a_model_holds_is_code_of_its_replicas():
+    settings = Settings(project_root=PROJECT)
+    code = applications.replica_code(settings, load_use_case(settings, "digits"))
+    assert {name for name in code if name.startswith("pipelines.")} == {"pipelines.digits.pixels"}
+
+
 def test_a_cluster_on_this_machine_is_the_same_one_whatever_its_port():
     here = [Settings(project_root=PROJECT, ray_dashboard_url=f"http://127.0.0.1:{port}") for port in (8265, 9999)]
     there = Settings(project_root=PROJECT, ray_dashboard_url="https://ray.example.org")

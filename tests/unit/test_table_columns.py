@@ -63,6 +63,22 @@ def test_a_time_orders_the_rows_and_those_without_are_left_out(tmp_path):
     assert kinds == {"x": "int"}
 
 
+def test_a_column_of_file_names_comes_to_the_model_as_their_content(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/\u00e4.png").write_bytes(b"\x89PNG")
+    names = ["pictures/\u00e4.png", None, "pictures/\u00e4.png"]
+    frame, kinds, _ = read(tmp_path, {"picture": names, "id": [7, 8, 9]}, files=["picture"], leave_out=["id"])
+    assert kinds == {"picture": "str"}
+    assert list(frame["picture"]) == ["iVBORw==", None, "iVBORw=="]
+
+
+@pytest.mark.parametrize("name", ["none.png", "../rows.parquet", "/etc/hostname", ".", 7])
+def test_a_name_that_is_no_file_of_the_data_is_told_with_its_row(tmp_path, name):
+    values = ["rows.parquet", name, "rows.parquet"] if isinstance(name, str) else [name] * 3
+    with pytest.raises(DataError, match=rf"'picture' in table 'rows' names '{name}' in row [12]: the data have"):
+        read(tmp_path, {"picture": values}, files=["picture"])
+
+
 @pytest.mark.parametrize(
     ("columns", "features", "error", "why"),
     [
@@ -93,6 +109,7 @@ def test_a_time_orders_the_rows_and_those_without_are_left_out(tmp_path):
             "features.target of .* names 'z', .* it has 'y', 'x'",
         ),
         ({"x": [1, 2, 3]}, {"leave_out": ["z"]}, UsageError, "features.leave_out of use_case.yaml names 'z'"),
+        ({"x": [1, 2, 3]}, {"files": ["z"]}, UsageError, "features.files of use_case.yaml names 'z'"),
         ({"x": [1, 2, 3], "y": [0, None, 1]}, {}, DataError, "label 'y' is missing in 1 of 3 rows"),
         ({"x": pa.array([], pa.int64()), "y": pa.array([], pa.int64())}, {}, DataError, "table 'rows' has no rows"),
     ],

@@ -52,6 +52,7 @@ def test_an_unknown_use_case_is_named_with_the_known_ones(tmp_path):
             "flavor: xgboost\n  estimator: sklearn.svm.SVC",
             r"model: an estimator is registered with the",
         ),
+        ("service: flight_delays", "service: flight_delays\n  files: [x]", r"features: time, inputs, leave_out and"),
         ("search:", "search: [", r"use_case.yaml:\d+: "),
     ],
 )
@@ -60,6 +61,20 @@ def test_a_broken_file_gets_a_line_that_names_file_line_and_key(tmp_path, old, n
     settings = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(UsageError, match=message):
         load_use_case(settings, "flight_delays")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("target: digit", "target: picture", r"features: files names 'picture'"),
+        ("target: digit", "leave_out: [picture]\n  target: digit", r"files names 'picture', which is no input"),
+        ("flavor: sklearn", "estimator: sklearn.svm.SVC", r"features.files: holds what an estimator cannot read"),
+    ],
+)
+def test_files_that_no_model_would_read_are_refused(tmp_path, old, new, message):
+    text = (PROJECT / "pipelines/digits/use_case.yaml").read_text().replace("name: digits", "name: flight_delays")
+    with pytest.raises(UsageError, match=message):
+        load_use_case(write(tmp_path, text.replace(old, new, 1)), "flight_delays")
 
 
 IMPORTED = """

@@ -6,6 +6,7 @@ same bytes for the same input.
 
 from __future__ import annotations
 
+import base64
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,6 +106,8 @@ def rows_of_table(use_case: UseCase, file: Path) -> tuple[pd.DataFrame, dict[str
     table = pq.ParquetFile(file).read()
     where = f" in table {section.source!r}"
     inputs = _inputs(section, table, where)
+    for name in section.files:
+        table = _with_contents(table, name, file.parent, where)
     if section.time is not None:
         table = table.rename_columns([TIME if name == section.time else name for name in table.column_names])
     arrays = {name: _readable(table, name, where) for name in inputs}
@@ -141,6 +144,7 @@ def _inputs(section: FeaturesSection, table: pa.Table, where: str) -> list[str]:
         ("time", [section.time] if section.time else []),
         ("inputs", section.inputs),
         ("leave_out", section.leave_out),
+        ("files", section.files),
         ("split.column", [column] if column else []),
     ):
         if absent := [name for name in wanted if name not in names]:
@@ -160,6 +164,26 @@ def _inputs(section: FeaturesSection, table: pa.Table, where: str) -> list[str]:
                 "Rename it, or name it in features.leave_out of use_case.yaml.",
             )
     return [name for name in names if name in inputs]
+
+
+def _with_contents(table: pa.Table, name: str, directory: Path, where: str) -> pa.Table:
+    """Return the table with the content of the files that a column names in the place of their names.
+
+    Raises:
+        DataError: A name is none of a file in the directory.
+    """
+    import pyarrow as pa
+
+    root, texts = directory.resolve(), []
+    for number, value in enumerate(table[name].to_pylist(), 1):
+        place = (root / str(value)).resolve()
+        if value is not None and not (place.is_relative_to(root) and place.is_file()):
+            raise DataError(
+                f"The column {name!r}{where} names {str(value)[:200]!r} in row {number}: the data have no such file.",
+                "Name files by their path within data.path, and let DVC track them beside the table.",
+            )
+        texts.append(None if value is None else base64.b64encode(place.read_bytes()).decode())
+    return table.set_column(table.column_names.index(name), name, pa.array(texts, pa.string()))
 
 
 def _readable(table: pa.Table, name: str, where: str) -> tuple[pa.ChunkedArray, str]:

@@ -186,10 +186,12 @@ def replica_code(settings: Settings, case: ServedCase) -> dict[str, Path]:
 
     Args:
         settings: Say where the project is.
-        case: Has a part in it where its replicas look features up.
+        case: Has a part in it where its replicas look features up, and where its models hold types of its own.
     """
     roots = {"shopfloor": Path(__file__).parents[2], "pipelines": settings.project_root / "pipelines"}
     modules = [*_PROCESSES, *([f"pipelines.{case.name}.features"] if case.serving.online else [])]
+    if isinstance(case, UseCase):
+        modules += [name.rpartition(".")[0] for name in case.model.trusted]
     files: dict[str, Path] = {}
     while modules:
         module = modules.pop()

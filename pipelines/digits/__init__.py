@@ -1,0 +1,1 @@
+"""Use case: which digit is in a picture?"""
