@@ -225,8 +225,8 @@ class SearchSection(_Section):
 class ModelSection(_Section):
     """How the model is stored."""
 
-    flavor: Literal["xgboost", "sklearn", "pytorch", "onnx"] = "sklearn"
-    """MLflow's name for the library that made the model."""
+    flavor: Literal["xgboost", "sklearn", "lightgbm", "catboost", "pytorch", "onnx", "pyfunc"] = "sklearn"
+    """MLflow's name for the library that made the model; `pyfunc` for a `PythonModel` of the use case's own."""
     estimator: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*(\.\w+)+$")
     """Class of scikit-learn in place of a `model.py`, by its full name; `search.space` has its parameters."""
     params: dict[str, Any] = {}

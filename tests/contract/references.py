@@ -256,7 +256,7 @@ def _endpoint_document():
     rows = RowSchema((Column("amount", "double", True),))
     # What a prediction looks like depends on the model; this page says what holds for all.
     model = SimpleNamespace(
-        name="<use_case>", version="1", rows=rows, example={"amount": 1.5}, classes=(), example_answer=None
+        name="<use_case>", version="1", rows=rows, example={"amount": 1.5}, classes=(), known_answers=(), as_mlflow=[]
     )
     config = Config(use_case="<use_case>", tracking_uri="")
     return openapi(model, "/<use_case>", {"amount": 1.5}, None, config)

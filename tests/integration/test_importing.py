@@ -502,3 +502,26 @@ def test_a_version_that_is_not_there_is_not_deployed(settings, table, tmp_path):
     bring(settings, tmp_path / "model.ubj", "few")
     with pytest.raises(NotFoundError, match="There is no version 9 of a model 'few'"):
         introduce(settings, "few", "9", Traffic())
+
+
+class Shouts(mlflow.pyfunc.PythonModel):
+    """Answers a list of texts a row."""
+
+    def predict(self, context, model_input, params=None):
+        return [
+            [text.upper()] * int(age // 20) for text, age in zip(model_input["plan"], model_input["age"], strict=True)
+        ]
+
+
+def test_a_python_model_is_imported_where_somebody_trusts_its_code(settings, rows, tmp_path):
+    place = tmp_path / "shouts"
+    mlflow.pyfunc.save_model(place, python_model=Shouts(), pip_requirements=["mlflow"])
+    example = written(tmp_path / "rows.json", rows.head(5))
+    with pytest.raises(UsageError, match="shouts is loaded by mlflow.pyfunc.model: loading it runs whatever code"):
+        bring(settings, place, "shouts", example)
+
+    version = bring(settings, place, "shouts", example, allow_code=True)
+    assert (version.task, version.golden_rows, version.columns["plan"]) == ("custom", 5, "string")
+    served = load_model(settings.tracking_uri, "shouts", version.version)
+    assert served.many([[45.0, 0.0, "pro"]]) == [["PRO", "PRO"]]
+    assert served.known_answers[1:] == tuple(Shouts().predict(None, rows.head(5)))

@@ -3,9 +3,11 @@
 import datetime as dt
 
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 from shopfloor.flows.rollout import status
+from shopfloor.judging.golden import plain
 from shopfloor.records import FeatureSet
 from shopfloor.registry.register import register
 from shopfloor.report import charts
@@ -13,12 +15,13 @@ from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
 
+from tests.integration.test_batch_scoring import result, score
 from tests.support.artifacts import Recorder
 from tests.support.endpoints import USE_CASE, post, rows_of
 from tests.support.judged import judged
 from tests.support.waiting import wait_until
 
-REGRESSION, MULTICLASS = "toy_progression", "toy_wine"
+REGRESSION, MULTICLASS, OWN = "toy_progression", "toy_wine", "toy_words"
 GATES = """
 gates:
   metrics: {mae: {max: 60}, r2: {min: 0.3}, costly_misses: {max: 0.5}}
@@ -68,6 +71,53 @@ WINE_MODEL = (
 )
 
 
+OWN_GATES = """
+gates: {metrics: {same_words: {min: 0.9}}}
+"""
+OWN_METRICS = """
+METRICS = {"same_words": "max"}
+
+
+def same_words(truth, prediction):
+    return sum(" ".join(one["words"]) == text for one, text in zip(prediction, truth)) / len(truth)
+"""
+OWN_MODEL = """
+import json
+
+import mlflow
+
+FACTOR = 2
+
+
+class Words(mlflow.pyfunc.PythonModel):
+    def __init__(self, words):
+        self.words = words
+
+    def predict(self, context, model_input, params=None):
+        return {
+            "words": [self.words[:count] for count in model_input["count"].tolist()],
+            "twice": (model_input["count"] * FACTOR).tolist(),
+        }
+
+
+def train(params, data, context):
+    rows, truth, _, _ = data
+    context.report({"logloss": 0.5}, checkpoint=max(truth, key=len).split())
+
+
+def save(model, directory):
+    (directory / "words.json").write_text(json.dumps(model))
+
+
+def load(directory):
+    return Words(json.loads((directory / "words.json").read_text()))
+
+
+def predict(model, frame):
+    return model.predict(None, frame)
+"""
+
+
 def use_case(name, task, target, gates):
     text = USE_CASE.format(name=name).replace("flavor: xgboost", "flavor: sklearn").replace("late", target)
     return text.replace("golden_rows: 20", "golden_rows: 20, slices: [group]") + f"task: {task}\n" + gates
@@ -80,6 +130,11 @@ def settings(project):
     cases = {
         REGRESSION: (use_case(REGRESSION, "regression", "progression", GATES), MODEL, METRICS),
         MULTICLASS: (use_case(MULTICLASS, "multiclass", "cultivar", WINE_GATES), WINE_MODEL, WINE_METRICS),
+        OWN: (
+            use_case(OWN, "custom", "text", OWN_GATES).replace("flavor: sklearn", "flavor: pyfunc"),
+            OWN_MODEL,
+            OWN_METRICS,
+        ),
     }
     settings = project(**{name: text for name, (text, *_) in cases.items()})
     for name, (_, model, metrics) in cases.items():
@@ -235,3 +290,39 @@ def test_a_multiclass_model_answers_a_class_with_probabilities_as_its_documents_
     answered = post(f"{url}/v2/models/{MULTICLASS}/infer", request).json()["outputs"]
     assert answered[0]["data"] == [predictions[0]["class"]]
     assert answered[1]["data"] == pytest.approx(list(predictions[0]["probabilities"].values()))
+
+
+def test_a_model_of_ones_own_answers_by_the_code_that_its_version_was_made_with(settings, tmp_path):
+    import jsonschema
+
+    words = ["one", "two", "three", "four", "five"]
+    frame = pd.DataFrame({"count": [1, 2, 3, 4, 5] * 20})
+    frame["text"] = [" ".join(words[:count]) for count in frame["count"]]
+    parts, record = table(frame, "text")
+    made_of, evaluation = judged(settings, OWN, parts, record)
+    assert evaluation.passed, evaluation.gates
+    version = register(settings, OWN, made_of, Recorder())
+    file = settings.project_root / "pipelines" / OWN / "model.py"
+    file.write_text(OWN_MODEL.replace("FACTOR = 2", "FACTOR = 3"))
+    promote_version(settings, OWN, version)
+    file.write_text(OWN_MODEL)
+    shown = Recorder()
+    verify(settings, OWN, version, made_of["features"].uri, made_of["model"].uri, shown)
+    assert shown.metrics["golden_rows"] == 20
+
+    url = endpoint(settings, OWN)
+    answer = post(f"{url}/predict", {"count": 3}).json()["prediction"]
+    assert answer == {"words": ["one", "two", "three"], "twice": 6}
+    described = requests.get(f"{url}/openapi.json", timeout=30).json()["paths"][f"/{OWN}/predict"]["post"]
+    schema = described["responses"]["200"]["content"]["application/json"]["schema"]["properties"]["prediction"]
+    assert schema["properties"]["words"] == {"type": "array", "items": {"type": "string"}}
+    jsonschema.validate(answer, schema)
+    many = post(f"{url}/invocations", {"dataframe_records": [{"count": 1}, {"count": 2}]}).json()["predictions"]
+    assert many == {"words": [["one"], ["one", "two"]], "twice": [2, 4]}
+    outputs = requests.get(f"{url}/v2/models/{OWN}", timeout=30).json()["outputs"]
+    assert [(one["name"], one["datatype"]) for one in outputs] == [("words", "BYTES"), ("twice", "INT64")]
+
+    rows = tmp_path / "rows.parquet"
+    frame[["count"]].head(3).to_parquet(rows)
+    scored = score(settings, OWN, version, rows, tmp_path / "scored")
+    assert plain(result(scored.predictions)["prediction"][1]) == {"words": ["one", "two"], "twice": 4}

@@ -272,6 +272,8 @@ def _task_of(served: ServedModel) -> Task | None:
     metadata: Mapping[str, object] = served.pyfunc.metadata.metadata or {}
     if CLASSES in metadata or isinstance(served.example_answer, str):
         return "multiclass"
+    if isinstance(served.example_answer, list | dict):
+        return "custom"
     with contextlib.suppress(NotImplementedError, AttributeError):  # a model of functions has no other within
         return foreign.task_of(served.pyfunc.get_raw_model())
     return None

@@ -7,11 +7,12 @@ asked them too. The file is plain JSON, strictly checked: whoever may write to t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from typing_extensions import TypeAliasType
 
 from shopfloor.errors import ShopfloorError
 
@@ -22,6 +23,9 @@ MAX_BYTES = 16 * 2**20
 TOLERANCE = 1e-6
 """Distance that an answer may have from the offline one; for numbers beyond 1, as a part of the offline one."""
 
+Answer = TypeAliasType("Answer", "bool | int | FiniteFloat | str | list[Answer] | dict[str, Answer] | None")
+"""A prediction: whatever JSON holds."""
+
 
 class Golden(BaseModel):
     """Rows, and a prediction for each."""
@@ -29,7 +33,7 @@ class Golden(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: list[dict[str, bool | int | FiniteFloat | str | None]] = Field(min_length=1)
-    predictions: list[FiniteFloat | str | list[FiniteFloat] | dict[str, FiniteFloat | str | dict[str, FiniteFloat]]]
+    predictions: list[Answer]
 
 
 def classified(answers: Any, classes: Sequence[int | str]) -> Any:
@@ -50,6 +54,38 @@ def classified(answers: Any, classes: Sequence[int | str]) -> Any:
         {"class": classes[most], "probabilities": dict(zip(names, probabilities, strict=True))}
         for most, probabilities in rows
     ]
+
+
+def plain(answer: Any) -> Any:
+    """Return an answer as JSON holds it: of lists, objects and their values, without arrays and numbers of NumPy."""
+    if isinstance(answer, Mapping):
+        return {str(name): plain(value) for name, value in answer.items()}
+    if hasattr(answer, "tolist"):
+        answer = answer.tolist()
+    return [plain(value) for value in answer] if isinstance(answer, list | tuple) else answer
+
+
+def of(rows: Sequence[Mapping[str, Any]], answers: Sequence[Any]) -> Golden:
+    """Return golden requests.
+
+    Args:
+        rows: As JSON holds them.
+        answers: What a model answered, an item a row.
+
+    Raises:
+        ShopfloorError: They are not as many, or JSON cannot hold one.
+    """
+    if len(answers) != len(rows):
+        raise ShopfloorError(f"The model answers {len(answers)} of {len(rows)} rows.", "Mend `predict`: one a row.")
+    try:
+        return Golden(rows=[dict(row) for row in rows], predictions=[plain(one) for one in answers])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        what, number = ("answer to", first["loc"][1]) if first["loc"][0] == "predictions" else ("", first["loc"][1])
+        raise ShopfloorError(
+            f"The {what} golden row {number} is nothing that JSON holds: {first['input']!r:.100}.".replace("  ", " "),
+            "Let `predict` answer finite numbers, texts, true and false, or lists and objects of them.",
+        ) from None
 
 
 def write(golden: Golden, directory: Path) -> Path:

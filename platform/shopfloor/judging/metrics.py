@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shopfloor.errors import NotFoundError, ShopfloorError, UsageError, first_line
+from shopfloor.runs.mlflow import by_row
 from shopfloor.use_case import ServedCase, Task
 
 if TYPE_CHECKING:
@@ -367,6 +368,7 @@ def predictions_of(
 def _anything(answers: Any, rows: int, who: str) -> np.ndarray:
     import numpy as np
 
+    answers = by_row(answers, rows)
     if len(answers) != rows:
         raise ShopfloorError(f"{who} answers {len(answers)} of {rows} rows.", "Let `predict` answer one a row.")
     if isinstance(answers, np.ndarray):

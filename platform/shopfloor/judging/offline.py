@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import ShopfloorError
+from shopfloor.judging import golden
 from shopfloor.judging.golden import Golden, classified
 from shopfloor.records import FeatureSet
+from shopfloor.runs.mlflow import by_row
 from shopfloor.settings import Settings
 from shopfloor.storage import local_copy
 from shopfloor.use_case import UseCase
@@ -35,11 +37,12 @@ def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model:
     features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
     test = pd.read_parquet(directory / "test.parquet", columns=list(features.features))
     sample = _choose(test, use_case.evaluation.golden_rows)
-    answers = np.asarray(use_case.code("model").predict(model, sample))
+    told = use_case.code("model").predict(model, sample)
+    if use_case.task == "custom":
+        return golden.of(_rows(sample, features), by_row(told, len(sample)))
+    answers = np.asarray(told)
     if features.classes and len(answers) == len(sample):
         return Golden(rows=_rows(sample, features), predictions=list(classified(answers, features.classes)))
-    if use_case.task == "custom" and len(answers) == len(sample):
-        return Golden(rows=_rows(sample, features), predictions=list(answers.tolist()))
     answers = answers.astype(np.float64)
     if len(answers) != len(sample) or not np.isfinite(answers).all():
         raise ShopfloorError(

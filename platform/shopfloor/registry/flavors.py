@@ -7,6 +7,7 @@ NumPy and SciPy are, whatever else a model holds must be named in use_case.yaml.
 from __future__ import annotations
 
 import importlib
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import UsageError, first_line
@@ -22,13 +23,63 @@ _PACKAGES: dict[str, list[tuple[str, ...]]] = {
     "pytorch": [("torch",)],
     "onnx": [("onnx",), ("onnxruntime", "onnxruntime-gpu")],
     "lightgbm": [("lightgbm",)],
+    "catboost": [("catboost",)],
+    "pyfunc": [("cloudpickle",)],
 }
+_ASKED_BY_PREDICT = {"lightgbm", "catboost"}
 _METHODS = ("predict", "predict_proba")
 
 
 def module(flavor: str) -> Any:
-    """Return MLflow's module of a flavor."""
-    return importlib.import_module(f"mlflow.{flavor}")
+    """Return MLflow's module of a flavor.
+
+    Raises:
+        UsageError: Its library is not installed here.
+    """
+    try:
+        return importlib.import_module(f"mlflow.{flavor}")
+    except ImportError as error:
+        package = _PACKAGES[flavor][0][0]
+        raise UsageError(
+            f"model.flavor is {flavor}, and {package} is not installed here: {first_line(error)}.",
+            f"Add {package} to requirements/runtime.in, then `make lock-add` and `make install`.",
+        ) from error
+
+
+def log(section: ModelSection, package: str, model: Any, **arguments: Any) -> Any:
+    """Log a model in its flavor; return what MLflow says of it.
+
+    Args:
+        section: Names the flavor.
+        package: Package of the use case. A `PythonModel` of it takes its code along, so that each version answers by
+            the code that it was made with.
+        model: What `load` of model.py returned.
+        **arguments: Those of the flavor's `log_model`, also what `options` says.
+
+    Raises:
+        UsageError: The library is absent, or the model is no `PythonModel` where it should be one.
+    """
+    own = module(section.flavor)
+    if section.flavor != "pyfunc":
+        return own.log_model(model, **arguments)
+    import cloudpickle
+
+    if not isinstance(model, own.PythonModel):
+        raise UsageError(
+            f"model.flavor is pyfunc, and load in model.py returns a {type(model).__name__}.",
+            "Let it return an instance of a class of your own that derives from mlflow.pyfunc.PythonModel.",
+        )
+    code = importlib.import_module(package)
+    cloudpickle.register_pickle_by_value(code)
+    try:
+        return own.log_model(python_model=model, **arguments)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise UsageError(
+            f"The model of {package} cannot be pickled: {first_line(error)}.",
+            "Keep what has no pickle (locks, connections, open files) out of it; make it in load_context.",
+        ) from error
+    finally:
+        cloudpickle.unregister_pickle_by_value(code)
 
 
 def requirements(flavor: str) -> list[str]:
@@ -61,6 +112,8 @@ def options(section: ModelSection, model: Any, example: pd.DataFrame, answers: n
     if section.flavor == "pytorch":
         # What MLflow exports of PyTorch by itself takes one tensor, and no row of named columns.
         return {"serialization_format": "pickle"}
+    if section.flavor in _ASKED_BY_PREDICT:
+        _require_predict(section.flavor, model, example, answers)
     if section.flavor == "sklearn":
         return {
             "pyfunc_predict_fn": _method(model, example, answers),
@@ -86,6 +139,20 @@ def _method(model: Any, example: pd.DataFrame, answers: np.ndarray) -> str:
         f"predict in model.py answers otherwise than {' and '.join(_METHODS)} of {type(model).__name__}.",
         "Let it answer what one of them does: what else it computes belongs into the estimator, e.g. by a Pipeline.",
     )
+
+
+def _require_predict(flavor: str, model: Any, example: pd.DataFrame, answers: np.ndarray) -> None:
+    """Refuse a model whose own `predict`, the one that MLflow asks, is not what `predict` of model.py answers."""
+    import numpy as np
+
+    own, expected = np.asarray(model.predict(example)), np.asarray(answers)
+    if own.shape != expected.shape or not _alike(own, expected):
+        raise UsageError(
+            f"predict in model.py answers otherwise than predict of {type(model).__name__}, which is all that MLflow's "
+            f"flavor {flavor} asks.",
+            "Let load return a mlflow.pyfunc.PythonModel that answers it, with model.flavor: pyfunc; of LightGBM a "
+            "Booster answers probabilities.",
+        )
 
 
 def _alike(own: np.ndarray, expected: np.ndarray) -> bool:

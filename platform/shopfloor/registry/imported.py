@@ -17,7 +17,6 @@ from typing import Any
 
 from shopfloor.errors import UsageError
 from shopfloor.judging import golden
-from shopfloor.judging.golden import Golden
 from shopfloor.records import Imported, Passport
 from shopfloor.registry import flavors
 from shopfloor.registry.example import Rows, frame_of
@@ -107,12 +106,9 @@ def take_over(source: Source, rows: Rows | None, types: Mapping[str, str], direc
 
 def add_golden(directory: Path, rows: Rows, answers: Sequence[Any]) -> None:
     """Let a saved model bring rows and the answers to them along, as its golden requests."""
-    import numpy as np
-
-    plain = [one if isinstance(one, (str, dict)) else np.asarray(one).tolist() for one in answers]
     folder = directory / golden.FOLDER
     folder.mkdir(exist_ok=True)
-    golden.write(Golden(rows=list(rows), predictions=plain), folder)
+    golden.write(golden.of(rows, answers), folder)
 
 
 def golden_rows(directory: Path) -> int:

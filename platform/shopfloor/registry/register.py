@@ -19,7 +19,7 @@ from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passp
 from shopfloor.registry import flavors
 from shopfloor.registry.passport import FILE, find_passport, write_passport
 from shopfloor.runs import index as run_records
-from shopfloor.runs.mlflow import CLASSES, COLUMNS, RUN_KEY, connect
+from shopfloor.runs.mlflow import CLASSES, COLUMNS, RUN_KEY, by_row, connect
 from shopfloor.runs.versions import CHALLENGER, INPUTS, MODEL_HASH, tagged
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, EFFECT, Artifact, local_copy, publish
@@ -87,7 +87,7 @@ def _make_version(
 ) -> str:
     """Store the model in MLflow under the step's run, and make a version of it."""
     import mlflow
-    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.models import ModelSignature
 
     mlflow.set_tracking_uri(settings.tracking_uri)
     code = use_case.code("model")
@@ -103,17 +103,20 @@ def _make_version(
     features = FeatureSet.model_validate_json(_text(settings, made_of["features"], "feature_set.json"))
     described = {CLASSES: features.classes, COLUMNS: _described(features)}
     with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        info = flavors.module(use_case.model.flavor).log_model(
+        golden.write(requests, Path(directory))
+        info = flavors.log(
+            use_case.model,
+            f"pipelines.{use_case.name}",
             model,
             name="model",
             params={name: str(value) for name, value in trial.params.items()},
-            signature=ModelSignature(_inputs(features), infer_signature(example, answers).outputs),
+            signature=ModelSignature(_inputs(features), _outputs(example, answers)),
             input_example=example.head(1),
             pip_requirements=flavors.requirements(use_case.model.flavor),
             metadata={key: value for key, value in described.items() if value} or None,
-            extra_files=[str(golden.write(requests, Path(directory)))],
             **flavors.options(use_case.model, model, example, answers),
         )
+        client.log_model_artifact(info.model_id, str(Path(directory) / golden.FILE), golden.FOLDER)
     require_newest(settings)
     version = client.create_model_version(
         use_case.name,
@@ -140,6 +143,17 @@ def _inputs(features: FeatureSet) -> Any:
     return Schema(
         [ColSpec(features.mlflow_type(name), name, name not in features.optional) for name in features.features]
     )
+
+
+def _outputs(example: pd.DataFrame, answers: Any) -> Any:
+    """Return MLflow's schema of answers; `None` of some that it has no type of."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import infer_signature
+
+    try:
+        return infer_signature(example, by_row(answers, len(example))).outputs
+    except MlflowException:
+        return None
 
 
 def _described(features: FeatureSet) -> dict[str, dict[str, Any]]:

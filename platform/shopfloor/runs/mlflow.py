@@ -187,6 +187,19 @@ def aliases_of(model: Mapping[str, Any]) -> dict[str, str]:
     return {item["alias"]: str(item["version"]) for item in model.get("aliases", [])}
 
 
+def by_row(answers: Any, rows: int) -> Any:
+    """Return answers an item a row: those of a model that answers a list for each of several names, as objects.
+
+    Args:
+        answers: What a model answered, in whatever form.
+        rows: How many were asked.
+    """
+    if not isinstance(answers, Mapping) or any(len(values) != rows for values in answers.values()):
+        return answers
+    lists = (values.tolist() if hasattr(values, "tolist") else list(values) for values in answers.values())
+    return [dict(zip(answers, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
 def no_version(model: str, version: str) -> NotFoundError:
     """Return what is raised of a version that the registry does not hold."""
     return NotFoundError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, ShopfloorError
+from shopfloor.judging.golden import plain
 from shopfloor.runs.mlflow import Mlflow, version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.data_set import PREDICTION, VERSION, Part, frame_of, parts_of, require_values, with_partition
@@ -233,11 +234,12 @@ def _predictions(model: Scoring, rows: pa.RecordBatch, file: str) -> pa.Array:
     if model.matrix is not None and matrix is not None:
         answers = model.matrix(matrix)
     elif model.frame is not None:
-        answers = answers_of(model.frame(frame_of(model.checks, inputs)))
-    values = np.asarray(answers)
-    if len(values) != len(rows):
-        raise ShopfloorError(f"Version {model.version} answers {len(values)} of {len(rows)} rows.", "Mend the model.")
-    return pa.array(values if values.ndim == 1 else values.tolist())
+        answers = answers_of(model.frame(frame_of(model.checks, inputs)), len(rows))
+    if len(answers) != len(rows):
+        raise ShopfloorError(f"Version {model.version} answers {len(answers)} of {len(rows)} rows.", "Mend the model.")
+    if isinstance(answers, np.ndarray) and answers.ndim == 1 and answers.dtype != object:
+        return pa.array(answers)
+    return pa.array([plain(answer) for answer in answers])
 
 
 def _matrix(rows: pa.RecordBatch, precision: type[np.floating[Any]]) -> np.ndarray:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import DataError, Failure, ShopfloorError, UsageError, first_line
+from shopfloor.runs.mlflow import by_row
 from shopfloor.storage import scratch
 from shopfloor.use_case import FUNCTIONS, Choice, SearchSection, UseCase
 
@@ -192,6 +193,7 @@ def try_contract(use_case: UseCase, train: pd.DataFrame, validate: pd.DataFrame,
         again = _call(use_case, "load", lambda: code.load(directory))
         rows = samples[1].drop(columns=target)
         answers = _call(use_case, "predict", lambda: code.predict(again, rows))
+    answers = by_row(answers, len(rows))
     if len(answers) != len(rows):
         raise UsageError(
             f"predict of {use_case.name} answers {len(answers)} predictions to {len(rows)} rows.", "Answer one a row."

@@ -14,6 +14,7 @@ from typing import Any
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
 from shopfloor.judging.offline import ask_offline
+from shopfloor.runs.mlflow import by_row
 from shopfloor.serving.contract import VERSION_HEADER
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.settings import Settings
@@ -83,7 +84,8 @@ def _invoke(url: str, version: str, rows: list[dict[str, Any]]) -> list[Any]:
 
     split = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
     with requests.Session() as session:
-        return list(_post(session, f"{url}/invocations", version, {"dataframe_split": split})["predictions"])
+        answer = _post(session, f"{url}/invocations", version, {"dataframe_split": split})
+    return list(by_row(answer["predictions"], len(rows)))
 
 
 def _post(session: Any, url: str, version: str, content: dict[str, Any]) -> dict[str, Any]:

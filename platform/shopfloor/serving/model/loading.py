@@ -7,6 +7,7 @@ version brings. Whatever has no quick way answers through pyfunc.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
-from shopfloor.runs.mlflow import CLASSES, COLUMNS
+from shopfloor.runs.mlflow import CLASSES, COLUMNS, by_row
 from shopfloor.serving.errors import BadRequest, NoRowSchema
 from shopfloor.serving.model.native import (
     Matrix,
@@ -87,6 +88,10 @@ class ServedModel:
     """Classes of a multiclass model, sorted."""
     example_answer: Any = None
     """Prediction of the example."""
+    known_answers: tuple[Any, ...] = ()
+    """Predictions of the example and of the golden requests: what a prediction looks like."""
+    as_mlflow: Any = None
+    """What MLflow's scoring server answers to the same rows as `predictions`, where the model has no classes."""
 
     def parse(self, body: bytes) -> list[Value]:
         """Return the values of the JSON object of one row.
@@ -208,6 +213,7 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
     else:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "direct" if direct else "pyfunc")
+    known = [values, *(rows.parse(json.dumps(row).encode()) for row in (requests.rows if requests else ()))]
     quick = way is not None and _took_s(predictor, values) <= QUICK_S
     return ServedModel(
         name,
@@ -223,6 +229,8 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
         quick,
         classes=classes,
         example_answer=expected,
+        known_answers=(expected, *(requests.predictions if requests else ())),
+        as_mlflow=None if classes else json.loads(as_mlflow(pyfunc.predict(rows.frame(known))))["predictions"],
     )
 
 
@@ -250,22 +258,26 @@ class _OfClasses:
         answers = self._pyfunc.predict(data, params=params)
         if list(getattr(answers, "columns", ())) == [str(one) for one in self._classes]:
             answers = answers.to_numpy()  # of a graph that answers each class by its name
-        return golden.classified(answers_of(answers), self._classes)
+        return golden.classified(answers_of(answers, len(answers)), self._classes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pyfunc, name)
 
 
-def answers_of(output: Any) -> Any:
+def answers_of(output: Any, rows: int) -> Any:
     """Return what a model's pyfunc answers, an item a row.
 
     MLflow lets some libraries answer with a frame. One column is a prediction a row, columns without names are a list a
-    row, and named ones an object a row.
+    row, and named ones an object a row; so are lists with names.
+
+    Args:
+        output: What MLflow returns.
+        rows: How many were asked.
     """
     import pandas as pd
 
     if not isinstance(output, pd.DataFrame):
-        return output
+        return by_row(output, rows)
     if output.shape[1] == 1:
         return output.iloc[:, 0].to_numpy()
     return output.to_numpy() if isinstance(output.columns, pd.RangeIndex) else output.to_dict("records")
@@ -343,10 +355,30 @@ def _through_pyfunc(pyfunc: PyFuncModel) -> Direct:
     from mlflow.utils.proto_json_utils import _get_jsonable_obj
 
     def answer(frame: pd.DataFrame) -> list[Any]:
-        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame)), pandas_orient="records")
-        return [answer.item() if hasattr(answer, "item") else answer for answer in answers]
+        answers = _get_jsonable_obj(answers_of(pyfunc.predict(frame), len(frame)), pandas_orient="records")
+        return [golden.plain(answer) for answer in answers]
 
     return answer
+
+
+def as_mlflow(output: Any, bare: bool = False) -> str:
+    """Return what MLflow's scoring server sends of what a model's pyfunc answers.
+
+    Args:
+        output: What MLflow returns.
+        bare: Whether it stands without `predictions` around it.
+
+    Raises:
+        Exception: JSON cannot hold it.
+    """
+    from mlflow.pyfunc.scoring_server import predictions_to_json, unwrapped_predictions_to_json
+
+    text = io.StringIO()
+    output = (
+        golden.plain(output) if isinstance(output, list | dict) else output
+    )  # MLflow leaves what they hold as it is
+    (unwrapped_predictions_to_json if bare else predictions_to_json)(output, text)
+    return text.getvalue()
 
 
 def _direct(pyfunc: PyFuncModel, classes: tuple[int | str, ...]) -> Direct | None:

@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 
 from shopfloor.errors import MAX_CHARACTERS, first_line
 from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.loading import as_mlflow
 from shopfloor.serving.model.row import bad_fields
 from shopfloor.serving.model.rows import RECORDS, SPLIT, too_many
 from shopfloor.serving.protocols.parsed import Form, Rows
@@ -91,10 +92,10 @@ def respond(model: ServedModel, rows: Rows) -> bytes:
     if rows.matrix is not None or (rows.typed and model.direct is not None):
         return to_json({"predictions": predictions(model, rows)})
     from mlflow.exceptions import MlflowException
-    from mlflow.pyfunc.scoring_server import predictions_to_json, unwrapped_predictions_to_json
 
     try:
         answers = model.pyfunc.predict(_checked(model.pyfunc, rows.table), params=rows.params)
+        return as_mlflow(answers, rows.bare).encode()
     except MlflowException as error:
         raise BadRequest(400, _reason(error)) from error
     except BadRequest:
@@ -102,9 +103,6 @@ def respond(model: ServedModel, rows: Rows) -> bytes:
     except Exception as error:
         text = f"The model cannot answer: {type(error).__name__}: {first_line(error)}"
         raise BadRequest(400, text[:MAX_CHARACTERS]) from error
-    text_ = io.StringIO()
-    (unwrapped_predictions_to_json if rows.bare else predictions_to_json)(answers, text_)
-    return text_.getvalue().encode()
 
 
 def predictions(model: ServedModel, rows: Rows) -> list[Any]:

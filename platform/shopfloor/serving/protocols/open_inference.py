@@ -7,13 +7,14 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema, from_json, to_json
 
+from shopfloor.runs.mlflow import by_row
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.rows import too_many
 from shopfloor.serving.protocols import mlflow_scoring, tensors
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 
 PLATFORM = "shopfloor"
 MAX_OUTPUTS = 1000
-_OUTPUTS_OF: WeakKeyDictionary[ServedModel, list[dict[str, Any]]] = WeakKeyDictionary()
-"""What each version answers, as its metadata say it."""
+_OUTPUTS_OF: WeakKeyDictionary[ServedModel, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+"""What each version answers, as its metadata say it, by name."""
+_HOLDS: dict[str, set[type]] = {"BOOL": {bool}, "INT64": {int}, "FP64": {int, float}, "BYTES": {str}}
+_JSON = {"content_type": "application/json"}
+"""Parameters of an output whose items are texts of JSON."""
 _DATATYPES = {
     "boolean": "BOOL",
     "integer": "INT32",
@@ -84,7 +88,7 @@ def server_metadata(version: str) -> dict[str, Any]:
 def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
     """Return what `GET /v2/models/<name>` answers: its tensors, each of as many items as there are rows (-1).
 
-    The outputs are those of an answer to the model's example. It may run the model: not where requests are answered.
+    The outputs are those of answers to the model's example and to its golden requests.
 
     Args:
         model: The version that is asked about.
@@ -96,13 +100,7 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
         | ({} if column.required else {"parameters": {"optional": True}})
         for column in form.columns
     ]
-    if model not in _OUTPUTS_OF:
-        rows = read(form, to_json(example(model)), None)
-        _OUTPUTS_OF[model] = [
-            {"name": output["name"], "datatype": output["datatype"], "shape": [-1, *output["shape"][1:]]}
-            for output in _outputs(predictions(model, rows))
-        ]
-    outputs = _OUTPUTS_OF[model]
+    outputs = list(_outputs_of(model).values())
     if model.classes:
         outputs = [one | {"parameters": {"classes": list(model.classes)}} for one in outputs]
     description = {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs}
@@ -176,7 +174,7 @@ def predictions(model: ServedModel, rows: Rows) -> list[Any]:
     """
     if rows.matrix is not None:
         return mlflow_scoring.predictions(model, rows)
-    answers: list[Any] = from_json(mlflow_scoring.respond(model, rows))["predictions"]
+    answers: list[Any] = by_row(from_json(mlflow_scoring.respond(model, rows))["predictions"], len(rows.table))
     return answers
 
 
@@ -191,7 +189,7 @@ def respond(model: ServedModel, request: Mapping[str, Any], predicted: list[Any]
     Raises:
         BadRequest: The request names an output that the model does not have.
     """
-    outputs = _outputs(predicted)
+    outputs = _outputs(predicted, _outputs_of(model))
     choices = {item["name"]: item.get("parameters") or {} for item in request.get("outputs") or []}
     for name in choices:
         if name not in {output["name"] for output in outputs}:
@@ -207,7 +205,7 @@ def respond(model: ServedModel, request: Mapping[str, Any], predicted: list[Any]
             continue
         if choices.get(output["name"], {}).get("binary_data", as_bytes) is True:
             part = tensors.to_bytes(output["datatype"], output.pop("data"))
-            output["parameters"] = {"binary_data_size": len(part)}
+            output["parameters"] = output.get("parameters", {}) | {"binary_data_size": len(part)}
             tail += part
         head["outputs"].append(output)
     text = to_json(head, inf_nan_mode="null")
@@ -284,28 +282,71 @@ def _tensors(request: dict[str, Any], types: Mapping[str, str], tail: bytes) -> 
     return columns
 
 
-def _outputs(predictions: list[Any]) -> list[dict[str, Any]]:
-    """Return predictions as tensors: one, or one for each key where a prediction has several.
+def _outputs_of(model: ServedModel) -> dict[str, dict[str, Any]]:
+    """Return what a version answers, as its metadata say it, by name."""
+    if model not in _OUTPUTS_OF:
+        known = len(model.known_answers)
+        answers = model.known_answers if model.classes else by_row(model.as_mlflow, known)
+        _OUTPUTS_OF[model] = {
+            output["name"]: {name: value for name, value in output.items() if name != "data"}
+            | {"shape": [-1, *output["shape"][1:]]}
+            for output in _outputs(answers if known else [])
+        }
+    return _OUTPUTS_OF[model]
+
+
+def _named(predictions: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return the items of each output: one, or one for each key where predictions have several.
 
     What a prediction says by name itself, as the probabilities of classes, is a row of one tensor in the same order.
     """
-    if predictions and isinstance(predictions[0], dict):
-        return [_output(name, [_unnamed(row[name]) for row in predictions]) for name in predictions[0]]
-    return [_output("prediction", predictions)]
+    if set(map(type, predictions)) != {dict}:
+        return {"prediction": list(predictions)}
+    return {name: [_unnamed(row.get(name)) for row in predictions] for name in predictions[0]}
 
 
 def _unnamed(value: Any) -> Any:
-    return list(value.values()) if isinstance(value, dict) else value
+    numbers = isinstance(value, dict) and all(isinstance(one, int | float) for one in value.values())
+    return list(value.values()) if numbers else value
 
 
-def _output(name: str, values: list[Any]) -> dict[str, Any]:
+def _regular(values: list[Any]) -> bool:
+    """Tell whether items are all plain, or all lists of one shape, to any depth."""
+    kinds = set(map(type, values))
+    if list not in kinds:
+        return dict not in kinds
+    return len(kinds) == 1 and len(set(map(len, values))) == 1 and _regular([item for row in values for item in row])
+
+
+def _outputs(predictions: Sequence[Any], said: Mapping[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Return predictions as tensors; what makes none (lists of any length, nested objects) is a text of JSON a row.
+
+    Args:
+        predictions: An item a row.
+        said: What the metadata say of the outputs, which these rows alone may not show.
+    """
+    outputs = []
+    for name, values in _named(predictions).items():
+        one = (said or {}).get(name, {})
+        if one.get("parameters") == _JSON or not _regular(values):
+            texts = [to_json(value).decode() for value in values]
+            outputs.append(_tensor(name, "BYTES", [len(texts)], texts) | {"parameters": dict(_JSON)})
+        else:
+            outputs.append(_output(name, values, one.get("datatype")))
+    return outputs
+
+
+def _output(name: str, values: list[Any], said: str | None) -> dict[str, Any]:
     shape = [len(values)]
     flat = values
     while flat and isinstance(flat[0], list):
         shape.append(len(flat[0]))
         flat = [item for row in flat for item in row]
-    kinds = {type(item) for item in flat}
-    datatype = (
-        "BOOL" if kinds == {bool} else "INT64" if kinds == {int} else "FP64" if kinds <= {int, float} else "BYTES"
-    )
-    return {"name": name, "datatype": datatype, "shape": shape, "data": flat}
+    kinds = set(map(type, flat)) - {type(None)}
+    candidates = ([said] if said else []) + (list(_HOLDS) if kinds else ["FP64"])
+    datatype = next((one for one in candidates if kinds <= _HOLDS[one]), "BYTES")
+    return _tensor(name, datatype, shape, flat)
+
+
+def _tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}

@@ -45,6 +45,7 @@ _REFUSALS = {
     "503": "No champion is loaded, or the replica has too many requests; come back after `Retry-After` seconds.",
     "504": "The model did not answer in time.",
 }
+_PLAIN = {bool: "boolean", int: "number", float: "number", str: "string", type(None): "null"}
 _AT_THE_DOOR = {"400", "401", "408", "421", "503", "504"}
 """Said of every request, in the endpoint's own form, before the Open Inference Protocol has its word."""
 
@@ -75,7 +76,7 @@ def openapi(
         },
     }
     # Some libraries answer MLflow's requests with a frame, in a form of its own.
-    items = _prediction(model) if model.classes else {}
+    scored = {"type": "array", "items": _prediction(model)} if model.classes else _like(model.as_mlflow)
     batch = {
         "type": "object",
         "description": "One of MLflow's formats; see the documentation of MLflow's scoring server.",
@@ -92,7 +93,7 @@ def openapi(
     invocations = _operation(
         "Answer rows as MLflow's scoring server does",
         _json(batch, {"dataframe_records": [example]}) | {"text/csv": {"schema": {"type": "string"}}},
-        _json({"type": "object", "properties": {"predictions": {"type": "array", "items": items}}}),
+        _json({"type": "object", "properties": {"predictions": scored}}),
         versions,
     )
     status = {"summary": "Versions loaded and errors", "responses": {"200": {"description": "The endpoint's state."}}}
@@ -225,9 +226,9 @@ def page(model: ServedModel, prefix: str, base_url: str, example: Mapping[str, A
 
 
 def _prediction(model: ServedModel) -> dict[str, Any]:
-    """Return the schema of a prediction: of classes all are named, any other is like that of the example."""
+    """Return the schema of a prediction: of classes all are named, any other is like those that are known."""
     if not model.classes:
-        return {} if model.rows is None else _like(model.example_answer)
+        return _like(*model.known_answers)
     one = {"enum": list(model.classes)}
     if not isinstance(model.example_answer, dict):
         return one
@@ -246,19 +247,25 @@ def _prediction(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _like(answer: Any) -> dict[str, Any]:
-    """Return the schema of an answer of the same kind."""
-    if isinstance(answer, dict):
-        return {
-            "type": "object",
-            "required": list(answer),
-            "properties": {name: _like(value) for name, value in answer.items()},
-        }
-    if isinstance(answer, list):
-        return {"type": "array", "items": _like(answer[0]) if answer else {}}
-    if answer is None:
+def _like(*answers: Any) -> dict[str, Any]:
+    """Return the schema of answers of the same kinds; of none it says nothing."""
+    kinds = []
+    if objects := [one for one in answers if isinstance(one, dict)]:
+        names = dict.fromkeys(name for one in objects for name in one)
+        kinds.append(
+            {
+                "type": "object",
+                "required": [name for name in names if all(name in one for one in objects)],
+                "properties": {name: _like(*(one[name] for one in objects if name in one)) for name in names},
+            }
+        )
+    if lists := [one for one in answers if isinstance(one, list)]:
+        kinds.append({"type": "array", "items": _like(*(item for one in lists for item in one))})
+    plain = {_PLAIN[type(one)] for one in answers if type(one) in _PLAIN}
+    if not kinds and plain == {"null"}:  # something may come in its place
         return {}
-    return {"type": "boolean" if isinstance(answer, bool) else "string" if isinstance(answer, str) else "number"}
+    kinds += [{"type": name} for name in sorted(plain)]
+    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
 
 
 def _meaning(config: Config) -> str:
