@@ -126,6 +126,9 @@ class Settings(BaseModel):
     """DVC remote in place of the one in `.dvc/config`, such as `s3://bucket/prefix`."""
     secrets_dir: str | None = None
     """Directory that `shopfloor secrets init` filled: what the components ask for is taken from there."""
+    backup_aws_profile: str | None = None
+    """Profile of AWS's own configuration files that has the address and the keys of the store of backups, where that is
+    another object store than the stack's."""
     in_containers: bool = False
     """Whether the Ray cluster runs in containers, which know the services by other addresses than this machine."""
     ray_address: str = "127.0.0.1:6379"

@@ -70,25 +70,49 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def filesystem(settings: Settings, uri: str) -> tuple[FileSystem, str]:
+def filesystem(settings: Settings, uri: str, aws_profile: str | None = None) -> tuple[FileSystem, str]:
     """Return the pyarrow file system of `uri` and the path on it; S3 credentials come from the AWS variables.
 
     An S3 store that does not answer, or refuses, raises a ServiceError or an AccessError in any call.
+
+    Args:
+        settings: Say where the object store is, and how long a call may take.
+        uri: Of a directory or a file.
+        aws_profile: Profile of AWS's configuration files that has another store's address, keys and region.
+
+    Raises:
+        UsageError: There is no such profile.
     """
     from pyarrow import fs
 
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(local_path(uri))
     if uri.startswith("s3://"):
-        client = _s3(settings.s3_endpoint_url, 2 * settings.request_timeout_s)
+        address = settings.s3_endpoint_url if aws_profile is None else _address_of(aws_profile)
+        client = _s3(address, 2 * settings.request_timeout_s, aws_profile)
         return fs.PyFileSystem(fs.FSSpecHandler(client)), uri.removeprefix("s3://")
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, path
 
 
-def _s3(endpoint_url: str | None, longest_s: float) -> Any:
+def _address_of(aws_profile: str) -> str | None:
+    """Return the address of the store that a profile of AWS's configuration files names; `None` for AWS itself."""
+    from botocore.exceptions import ProfileNotFound
+    from botocore.session import Session
+
+    try:
+        address: str | None = Session(profile=aws_profile).get_scoped_config().get("endpoint_url")
+    except ProfileNotFound as error:
+        raise UsageError(
+            f"AWS's configuration files have no profile {aws_profile!r}.",
+            "Write it into ~/.aws/credentials, or into the file that AWS_SHARED_CREDENTIALS_FILE names.",
+        ) from error
+    return address
+
+
+def _s3(endpoint_url: str | None, longest_s: float, aws_profile: str | None = None) -> Any:
     """Return a client, here or in another process that it was sent to."""
-    client = _s3_client()(endpoint_url=endpoint_url, use_listings_cache=False)
+    client = _s3_client()(endpoint_url=endpoint_url, profile=aws_profile, use_listings_cache=False)
     client.longest_s = longest_s
     return client
 
@@ -126,7 +150,7 @@ def _s3_client() -> Any:
                     words += f"; use region {region}"
                 if isinstance(error, TimeoutError):
                     words = f"nothing came within {self.longest_s:.0f} s"
-                raise refusal(self._place, kwargs.get("Bucket", ""), status, code, words) from error
+                raise refusal(self._place, kwargs.get("Bucket", ""), status, code, words, self._profile) from error
 
         call_s3 = sync_wrapper(_call_s3)
 
@@ -169,16 +193,23 @@ def _s3_client() -> Any:
         put_if = sync_wrapper(_put_if)
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return _s3, (self.endpoint_url, self.longest_s)
+            return _s3, (self.endpoint_url, self.longest_s, self._profile)
 
         @property
         def _place(self) -> str:
             return str(self.endpoint_url or "AWS")
 
+        @property
+        def _profile(self) -> str | None:
+            name: str | None = self.kwargs.get("profile")
+            return name
+
     return Client
 
 
-def refusal(place: str, bucket: str, status: int, code: str, words: str) -> ServiceError:
+def refusal(
+    place: str, bucket: str, status: int, code: str, words: str, aws_profile: str | None = None
+) -> ServiceError:
     """Return the error that says why an object store does not do it.
 
     Args:
@@ -187,8 +218,11 @@ def refusal(place: str, bucket: str, status: int, code: str, words: str) -> Serv
         status: HTTP status of its answer; 0 where there was none.
         code: S3's code of the error, which a HEAD request's answer lacks.
         words: Message of the store or of the client.
+        aws_profile: Profile of AWS's configuration files that the keys come from, and not from the variables.
     """
-    whose = repr(os.environ.get("AWS_ACCESS_KEY_ID", ""))
+    whose, keys = repr(os.environ.get("AWS_ACCESS_KEY_ID", "")), "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if aws_profile is not None:
+        whose, keys = f"the profile {aws_profile!r}", f"the keys of the profile {aws_profile!r}"
     if status in {301, 400} and ("region" in words or code in {"301", "PermanentRedirect"}):
         return ServiceError(
             f"The bucket {bucket!r} is in another region: {words}.", "Set AWS_DEFAULT_REGION, or the store's address."
@@ -196,14 +230,14 @@ def refusal(place: str, bucket: str, status: int, code: str, words: str) -> Serv
     if status in {401, 403}:
         return AccessError(
             f"The object store {place} does not let {whose} do that in bucket {bucket!r}: {code or words}.",
-            "Look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and at whose bucket it is.",
+            f"Look at {keys}, and at whose bucket it is.",
         )
     if status == HTTPStatus.INSUFFICIENT_STORAGE or "StorageFull" in code or "QuotaExceeded" in code:
         return ServiceError(f"The object store {place} is full: {words}.", "Free some space there, then do it again.")
     if not status and "locate credentials" in words:
         return AccessError(
             f"There are no credentials for the object store {place}.",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+            f"Set {keys}.",
         )
     if status:
         return ServiceError(f"The object store {place} refused ({status}): {words}.", "See its log.")

@@ -47,11 +47,19 @@ def test_every_config_map_and_secret_that_a_pod_names_has_the_keys(objects, secr
 
 
 def test_a_container_finds_the_secrets_whose_files_it_reads(objects, secret_objects):
+    texts = {key_of(one)[1:]: yaml.safe_dump(one["data"]) for one in objects if one["kind"] == "ConfigMap"}
     data = {key_of(one): one["data"].keys() for one in secret_objects}
     for pod in manifests.pods(objects):
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
         for container in containers(pod):
             text = yaml.safe_dump({key: container[key] for key in container if key != "volumeMounts"})
+            told = {
+                source["configMapRef"]["name"] for source in container.get("envFrom", []) if "configMapRef" in source
+            }
+            told |= {
+                volumes[m["name"]]["configMap"]["name"] for m in container["volumeMounts"] if m["name"] == "scripts"
+            }
+            text += "".join(texts[pod.namespace, name] for name in told)
             names = set(re.findall(r"/run/secrets/(\w+)", text))
             for variable in container.get("env", []):
                 if variable["name"] == "FROM_SECRETS":

@@ -6,9 +6,10 @@ import re
 import pytest
 import yaml
 
-from tests.support.monitoring import ALERTS, BOUND, DASHBOARDS, GROUPS, QUERIES
+from tests.support.monitoring import ALERTS, BOUND, CLUSTER_ALERTS, DASHBOARDS, GROUPS, QUERIES
 from tests.support.project import ROOT
 
+ALL_ALERTS = [*ALERTS, *CLUSTER_ALERTS]
 METRIC = re.compile(r"\b(?:(?:shopfloor|ray|SeaweedFS|mlflow|prometheus|alertmanager)_\w+|up\b)")
 EXPORTED = """
 up alertmanager_notifications_failed_total prometheus_notifications_errors_total
@@ -22,7 +23,7 @@ ray_serve_deployment_replica_healthy ray_tasks ray_node_gpus_utilization ray_nod
 """Metrics of others, as Prometheus had them of the stack; those of GPUs as Ray's reporter names them."""
 
 
-@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+@pytest.mark.parametrize("alert", ALL_ALERTS, ids=lambda alert: alert["alert"])
 def test_an_alert_waits_has_a_severity_and_leads_to_a_page_that_names_it(alert):
     assert re.fullmatch(r"\d+[mhd]", alert["for"])
     assert alert["labels"]["severity"] in {"page", "ticket"}
@@ -34,7 +35,7 @@ def test_an_alert_waits_has_a_severity_and_leads_to_a_page_that_names_it(alert):
 
 
 def test_no_two_alerts_have_one_name_and_each_file_holds_the_group_of_its_name():
-    names = [alert["alert"] for alert in ALERTS]
+    names = [alert["alert"] for alert in ALL_ALERTS]
     assert len(set(names)) == len(names)
     assert {file: [group["name"] for group in groups] for file, groups in GROUPS.items()} == {
         file: [file] for file in GROUPS
@@ -43,7 +44,7 @@ def test_no_two_alerts_have_one_name_and_each_file_holds_the_group_of_its_name()
 
 def test_every_alert_is_in_the_table_of_the_guide():
     guide = (ROOT / "docs/how-to/monitor-the-stack.md").read_text(encoding="utf-8")
-    assert {alert["alert"] for alert in ALERTS} == set(re.findall(r"^\| `([A-Z]\w+)` \|", guide, re.MULTILINE))
+    assert {alert["alert"] for alert in ALL_ALERTS} == set(re.findall(r"^\| `([A-Z]\w+)` \|", guide, re.MULTILINE))
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
@@ -70,7 +71,7 @@ def test_every_query_names_only_metrics_that_are_exported():
     own |= {f"{name}_{part}" for name in own for part in ("bucket", "sum", "count")}
     guide = (ROOT / "docs/how-to/back-up-and-restore.md").read_text(encoding="utf-8")
     own |= set(re.findall(r"^\| `(shopfloor_backup_\w+)`", guide, re.MULTILINE))
-    for expression in (*(alert["expr"] for alert in ALERTS), *(query for _, query in QUERIES)):
+    for expression in (*(alert["expr"] for alert in ALL_ALERTS), *(query for _, query in QUERIES)):
         bare = re.sub(r'"[^"]*"', "", expression)
         assert METRIC.findall(bare), expression
         assert set(METRIC.findall(bare)) <= own | {*EXPORTED.split()}, expression

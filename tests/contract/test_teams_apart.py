@@ -104,6 +104,7 @@ def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
         for target in targets
     }
 
+    backed_up = any(target.name == "backup" for target in targets)
     ours = any(target.name == "postgres" for target in targets)  # and not one of a cloud, which is no pod
     databases = {
         ("shopfloor-system/mlflow", "postgres"): {5432},
@@ -116,6 +117,14 @@ def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
         ("shopfloor-system/prometheus", "alertmanager"): {9093},
         ("shopfloor-system/grafana", "prometheus"): {9090},
     }
+    if monitored(pods):
+        monitoring["shopfloor-system/prometheus", "pushgateway"] = {9091}
+    copied = {
+        ("shopfloor-system/backup", "pushgateway"): {9091},
+        ("shopfloor-system/backup", "postgres"): {5432},
+        ("shopfloor-system/backup", "object-store"): {8333},
+    }
+    copied |= {("shopfloor-system/backup-verify", target): ports for (_, target), ports in copied.items()}
     door = {
         ("ingress/controller", "oauth2-proxy"): {4180},
         ("shopfloor-system/oauth2-proxy", "mlflow"): {5000},
@@ -123,6 +132,7 @@ def test_the_inner_services_are_reached_by_whom_they_are_for(network, pods):
     assert {pair: ports for pair, ports in inner.items() if ports} == {
         **(databases if ours else {}),
         **(monitoring if monitored(pods) else {}),
+        **({edge: ports for edge, ports in copied.items() if edge[1] != "postgres" or ours} if backed_up else {}),
         **(door if any(target.name == "oauth2-proxy" for target in targets) else {}),
         ("shopfloor-system/mlflow", "object-store"): {8333},
         ("shopfloor-system/bootstrap", "object-store"): {8333},

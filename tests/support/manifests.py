@@ -46,9 +46,9 @@ def overlay(name: str) -> list[Json]:
 def secrets_in(place: Path) -> list[Json]:
     """Return the Secrets that `shopfloor secrets init` and kustomize make, in an empty directory."""
     secrets.init(place / ".secrets", place / ".env", NAMES)
-    for name in ("oidc_client_secret", "oauth2_cookie_secret"):  # which the platform team puts there
+    for name in ("oidc_client_secret", "oauth2_cookie_secret", "backup_store"):  # which the platform team puts there
         (place / ".secrets" / name).write_text(f"the {name}")
-    folders = ("secrets", "teams/secrets", "components/ingress/secrets")
+    folders = ("secrets", "teams/secrets", "components/ingress/secrets", "components/backup/secrets")
     for folder in folders:
         shutil.copytree(MANIFESTS / folder, place / "manifests" / folder)
     return [one for folder in folders for one in build(place / "manifests" / folder)]
@@ -77,9 +77,11 @@ def pods(objects: list[Json]) -> Iterator[Pod]:
     """Yield the kinds of pods of the objects, those of a RayCluster with the labels that its operator gives them."""
     for one in objects:
         kind, namespace, name = key_of(one)
-        if kind in {"Deployment", "StatefulSet", "Job"}:
-            template = one["spec"]["template"]
-            yield Pod(namespace, name, template["metadata"]["labels"], template["spec"], kind)
+        if kind in {"Deployment", "StatefulSet", "Job", "CronJob"}:
+            job = one["spec"]["jobTemplate"] if kind == "CronJob" else one
+            template = job["spec"]["template"]
+            made = "Job" if kind == "CronJob" else kind
+            yield Pod(namespace, name, template["metadata"]["labels"], template["spec"], made)
         elif kind == "RayCluster":
             groups = [("head", one["spec"]["headGroupSpec"]), *(("worker", g) for g in one["spec"]["workerGroupSpecs"])]
             for role, group in groups:

@@ -19,6 +19,9 @@ GPU = {"GpuHeldAndIdle"}
 
 GROUPS = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))["groups"] for file in sorted(RULES.glob("*.yml"))}
 ALERTS = [rule for groups in GROUPS.values() for group in groups for rule in group["rules"]]
+CLUSTER_RULES = ROOT / "manifests/components/monitoring/objects/backup.yml"
+CLUSTER_ALERTS = yaml.safe_load(CLUSTER_RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]
+"""Alerts that a cluster has in the place of `backup.yml`."""
 QUERIES = [
     (f"{panel['title']}", target["expr"].replace("$use_case", ".*"))
     for file in DASHBOARDS

@@ -6,11 +6,11 @@ import os
 import pytest
 from pydantic import ValidationError
 from shopfloor.backup import sealing
-from shopfloor.backup.databases import copied_rows
+from shopfloor.backup.databases import Dump, copied_rows
 from shopfloor.backup.manifest import File, Manifest, changes, created_of, identify, parse
 from shopfloor.backup.places import Listed, Place
 from shopfloor.backup.sources import location, require_complete
-from shopfloor.errors import AccessError, ShopfloorError, UsageError
+from shopfloor.errors import AccessError, NotFoundError, ShopfloorError, UsageError
 from shopfloor.settings import Settings
 
 AT = dt.datetime(2026, 11, 26, 7, 30, 1, tzinfo=dt.UTC)
@@ -137,3 +137,18 @@ def test_a_store_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be made: Not a directory"):
         Place(Settings(project_root=tmp_path), str(tmp_path / "file" / "store")).drafts  # noqa: B018
+
+
+def test_the_rows_of_a_dump_stand_beside_it_and_what_lacks_is_named(tmp_path):
+    dump = Dump("mlflow.dump", tmp_path)
+    with pytest.raises(NotFoundError, match="pg_dump"):
+        dump.copy(tmp_path / "copy")
+    (tmp_path / "mlflow.dump").write_text("a dump")
+    (tmp_path / "mlflow.runs.sql").write_text("COPY public.runs (run_uuid) FROM stdin;\nabc\n\\.\n")
+
+    dump.copy(tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "a dump"
+    assert dump.rows(tmp_path / "copy", "runs", ("run_uuid",)) == [{"run_uuid": "abc"}]
+    assert dump.holds().endswith("mlflow.dump")
+    with pytest.raises(NotFoundError, match="--table=model_versions"):
+        dump.rows(tmp_path / "copy", "model_versions", ("name",))

@@ -51,7 +51,11 @@ class Created(Record):
 
 
 def create(
-    settings: Settings, store_uri: str, key: str | None, progress: Callable[[str], None] = lambda _: None
+    settings: Settings,
+    store_uri: str,
+    key: str | None,
+    progress: Callable[[str], None] = lambda _: None,
+    dumps: Path | None = None,
 ) -> Created:
     """Copy what a profile keeps into a store; what the store has already is neither read nor written again.
 
@@ -60,6 +64,7 @@ def create(
         store_uri: Directory or `s3://` prefix of the store; made where it is not there.
         key: Seals the secrets; `None` leaves them out.
         progress: Hears one line for each thing that takes time.
+        dumps: Directory of the dumps of a cluster's databases.
 
     Raises:
         UsageError: The store is something else, or lies in what is copied; or somebody else backs this profile up.
@@ -68,7 +73,7 @@ def create(
         ShopfloorError: The disk is full, or a model version has no files.
     """
     began = time.monotonic()
-    own = sources(settings)
+    own = sources(settings, dumps)
     _refuse_inside(store_uri, own)
     store = Store(settings, store_uri, new=True)
     places = {name: place.uri for name, place in own.places.items()}

@@ -1,5 +1,8 @@
 """The databases of a stack, each copied and brought back by its own tool: SQLite's online backup, pg_dump, pg_restore.
 
+On a cluster PostgreSQL's tools run in a container of their own, before this one or after it: what passes between them
+is a directory of dumps.
+
 A copy is one consistent moment of a database that is written on. What it holds is read from the copy, not from the
 database that has gone on since.
 """
@@ -10,6 +13,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -154,6 +158,56 @@ class Postgres:
 
     def _run(self, *command: str, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.PIPE) -> str:
         return compose(self._settings, "exec", "-T", "postgres", *command, stdin=stdin, stdout=stdout)
+
+
+class Dump:
+    """A database of PostgreSQL's whose dump is a file: another container made it, or loads it when it is there."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        """Remember the file.
+
+        Args:
+            name: Of the dump, such as `mlflow.dump`.
+            directory: Where dumps pass from container to container.
+        """
+        self.name, self._directory = name, directory
+
+    def copy(self, target: Path) -> None:
+        """Copy the dump.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        try:
+            shutil.copyfile(self._directory / self.name, target)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"There is no {error.filename}.", "Write it with pg_dump --format=custom before this."
+            ) from error
+
+    def rows(self, copy: Path, table: str, columns: tuple[str, ...]) -> list[Row]:
+        """Return columns of a table as the script beside the dump has them, e.g. `mlflow.runs.sql`.
+
+        Raises:
+            NotFoundError: There is no such script.
+            ShopfloorError: The table lacks a column.
+        """
+        script = self._directory / f"{Path(self.name).stem}.{table}.sql"
+        try:
+            return copied_rows(script.read_text(encoding="utf-8"), columns)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"There is no {script}.", f"Write it with pg_restore --data-only --table={table} from the same dump."
+            ) from error
+
+    def holds(self) -> str:
+        """Return the file where there is one: what is in the database, only its own tools can say."""
+        file = self._directory / self.name
+        return str(file) if file.exists() else ""
+
+    def restore(self, copy: Path) -> None:
+        """Put the dump where it is loaded from."""
+        shutil.copyfile(copy, self._directory / self.name)
 
 
 def copied_rows(text: str, columns: tuple[str, ...]) -> list[Row]:

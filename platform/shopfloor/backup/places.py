@@ -29,20 +29,21 @@ class Listed(NamedTuple):
 class Place:
     """Files behind a URI, by their names relative to it."""
 
-    def __init__(self, settings: Settings, uri: str, only: str = "") -> None:
+    def __init__(self, settings: Settings, uri: str, only: str = "", aws_profile: str | None = None) -> None:
         """Remember where it is; nothing is read yet.
 
         Args:
             settings: Say where the object store is.
             uri: Directory, or `s3://` prefix.
             only: The one name that counts; empty for all.
+            aws_profile: Of AWS's configuration files, where the prefix is in another object store than the stack's.
         """
         self.uri = uri.rstrip("/")
-        self._settings, self._only = settings, only
+        self._settings, self._only, self._aws_profile = settings, only, aws_profile
 
     def within(self, folder: str) -> Place:
         """Return a directory of the place as a place of its own."""
-        return Place(self._settings, f"{self.uri}/{folder}")
+        return Place(self._settings, f"{self.uri}/{folder}", aws_profile=self._aws_profile)
 
     @property
     def directory(self) -> Path | None:
@@ -183,7 +184,7 @@ class Place:
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow import fs
 
-        system, path = filesystem(self._settings, self.uri)
+        system, path = filesystem(self._settings, self.uri, self._aws_profile)
         handler = getattr(system, "handler", None)
         return handler.fs if isinstance(handler, fs.FSSpecHandler) else ArrowFSWrapper(system), path.rstrip("/")
 

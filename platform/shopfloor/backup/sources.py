@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from shopfloor.backup.databases import DELETED, Database, Postgres, Sqlite
+from shopfloor.backup.databases import DELETED, Database, Dump, Postgres, Sqlite
 from shopfloor.backup.manifest import Manifest
 from shopfloor.backup.places import Listed, Place
 from shopfloor.data.repository import default_remote
@@ -28,8 +28,10 @@ _NO_FILES = "shopfloor:"
 """Scheme of the entries of an endpoint's ledger, behind which are no files."""
 QUARANTINE = "quarantine"
 """Folder of a place that holds what `shopfloor gc` moved away."""
-_DERIVED = ("features/*/online.json",)
-"""Names in the artifact store of what says something of the online store."""
+_DERIVED = ("features/*/online.json", "*/features/*/online.json")
+"""Names in the artifact store of what says something of the online store; on a cluster, below a team's prefix."""
+_DUMPS = ("mlflow.dump", "mlflow_auth.dump", "argo.dump")
+"""Dumps of a cluster's databases; Feast's registries are files in its teams' prefixes."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,18 @@ class Sources:
         }
 
 
-def sources(settings: Settings) -> Sources:
+def sources(settings: Settings, dumps: Path | None = None) -> Sources:
     """Return what the profile of these settings keeps.
 
+    Args:
+        settings: The profile.
+        dumps: Directory of the dumps of a cluster's databases; with it, everything of all teams counts.
+
     Raises:
-        UsageError: Somebody else runs its services, and backs them up.
+        UsageError: Somebody else runs its services, and backs them up; or the objects are in no object store.
     """
+    if dumps is not None:
+        return _of_a_cluster(settings, dumps)
     if settings.profile != EMBEDDED and not settings.in_containers:
         raise UsageError(
             f"The services of profile {settings.profile!r} are backed up by who runs them.",
@@ -81,6 +89,21 @@ def sources(settings: Settings) -> Sources:
         databases = [Postgres(settings, name) for name in ("mlflow", "mlflow_auth")]
     _add_registry(settings, places, databases, left_out)
     return Sources(databases, places, _secrets(settings), left_out)
+
+
+def _of_a_cluster(settings: Settings, dumps: Path) -> Sources:
+    """Return what a cluster keeps: the whole buckets, in which each team has a prefix, and the databases."""
+    roots = {ARTIFACTS: settings.artifact_root, DATA: settings.data_remote or ""}
+    for setting, uri in roots.items():
+        if not uri.startswith("s3://"):
+            raise UsageError(
+                f"The profile {settings.profile!r} has no bucket for {setting}: {uri or 'nothing'}.",
+                "Name that of the cluster: --profile cluster",
+            )
+    places = {name: Place(settings, f"s3://{urlsplit(uri).netloc}") for name, uri in roots.items()}
+    places[MLFLOW] = Place(settings, f"s3://{mlflow_bucket(settings)}/artifacts")
+    databases: list[Database] = [Dump(name, dumps) for name in _DUMPS]
+    return Sources(databases, places, {}, ["the secrets, which are where `shopfloor secrets init` made them"])
 
 
 def mlflow_bucket(settings: Settings) -> str:

@@ -69,12 +69,13 @@ class Store:
             UsageError: Something else than backups is there, or it is in what is copied.
             ServiceError: The object store does not answer, or refuses.
         """
-        if settings.in_containers and is_remote(uri):
+        if settings.in_containers and is_remote(uri) and settings.backup_aws_profile is None:
             raise UsageError(
                 f"{uri} would be in the object store that is copied, and lost with it.",
-                "Name a directory; rclone copies that to another object store.",
+                "Name a directory; or another object store, with SHOPFLOOR_BACKUP_AWS_PROFILE.",
             )
-        self.place, self._drafts = Place(settings, uri), settings.private_state_dir()
+        self.place = Place(settings, uri, aws_profile=settings.backup_aws_profile)
+        self._drafts = settings.private_state_dir()
         self._lock_file = settings.private_dir("locks") / "backup.lock"
         names = self.place.files()
         foreign = [name for name in names if not name.startswith((_OBJECTS, _BACKUPS))]

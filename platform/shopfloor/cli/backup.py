@@ -23,6 +23,13 @@ KeyOption = Annotated[
     Path | None,
     typer.Option("--key-file", help="File with the key that seals the secrets; or the key in $SHOPFLOOR_BACKUP_KEY."),
 ]
+DumpsOption = Annotated[
+    Path | None,
+    typer.Option(help="Of a cluster: directory of the dumps that pg_dump wrote, or that pg_restore is to load."),
+]
+TextfileOption = Annotated[
+    Path | None, typer.Option(help="File that gets the numbers for Prometheus's node exporter, e.g. x.prom.")
+]
 BackupArgument = Annotated[str, typer.Argument(help="Id of the backup or its beginning; `latest` for the newest.")]
 
 
@@ -38,15 +45,25 @@ def register(app: typer.Typer) -> None:
     app.add_typer(backup, name="backup")
 
 
-def create(context: typer.Context, store: StoreOption, key_file: KeyOption = None, as_json: JsonOption = False) -> None:
+def create(
+    context: typer.Context,
+    store: StoreOption,
+    key_file: KeyOption = None,
+    dumps: DumpsOption = None,
+    textfile: TextfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Copy databases, models, artifacts and data into a store; what it has already is not copied again."""
     from shopfloor.backup.create import Created
     from shopfloor.backup.create import create as make
     from shopfloor.backup.sealing import read_key
+    from shopfloor.flows import backup as flow
 
     settings = settings_from(context)
     with render.activity("Making a backup") as tell:
-        result = make(settings, store, read_key(key_file), tell)
+        result = make(settings, store, read_key(key_file), tell, dumps)
+    if textfile:
+        flow.write_created(textfile, result)
     for line in result.left_out:
         render.progress(f"Not in the backup: {line}")
     if as_json:
@@ -81,13 +98,20 @@ def list_backups(context: typer.Context, store: StoreOption, as_json: JsonOption
 
 
 def verify(
-    context: typer.Context, store: StoreOption, backup: BackupArgument = "latest", as_json: JsonOption = False
+    context: typer.Context,
+    store: StoreOption,
+    backup: BackupArgument = "latest",
+    textfile: TextfileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read every file of a backup again. Exit code 1 where one is missing or altered, each of which is named."""
     from shopfloor.backup.store import Store, Verified
+    from shopfloor.flows import backup as flow
 
     with render.activity("Reading the backup"):
         result = Store(settings_from(context), store).verify(backup)
+    if textfile:
+        flow.write_verified(textfile, result)
     if as_json:
         render.emit_json(Verified, result)
     else:
@@ -131,11 +155,13 @@ def restore(
     store: StoreOption,
     backup: BackupArgument = "latest",
     key_file: KeyOption = None,
+    dumps: DumpsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a backup back into an empty stack, start it, and ask each champion its golden requests.
 
-    Exit code 1 where one does not answer as it did.
+    Exit code 1 where one does not answer as it did. With --dumps nothing is started or asked: the files come back into
+    a cluster's buckets, and its databases as dumps.
     """
     from shopfloor.backup.sealing import read_key
     from shopfloor.flows import backup as flow
@@ -143,6 +169,9 @@ def restore(
 
     settings = load_settings(context.obj.profile)  # its secrets may come with the backup
     with render.activity("Restoring") as tell:
+        if dumps is not None:
+            render.progress(f"{flow.restore_files(settings, store, backup, dumps, tell)} is back but for its databases")
+            return
         result = flow.restore(settings, store, backup, read_key(key_file), tell)
     _show(result, as_json)
 
@@ -152,9 +181,7 @@ def drill(
     store: StoreOption,
     backup: BackupArgument = "latest",
     key_file: KeyOption = None,
-    textfile: Annotated[
-        Path | None, typer.Option(help="File that gets the numbers for Prometheus's node exporter, e.g. x.prom.")
-    ] = None,
+    textfile: TextfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rehearse a restore beside the live stack: how old the data are, how long it takes, what the champions answer.

@@ -10,14 +10,15 @@ import datetime as dt
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from shopfloor.backup import restore as restoring
 from shopfloor.backup.compose import compose, env_file, stand_beside, stands_beside
+from shopfloor.backup.create import Created
 from shopfloor.backup.manifest import Manifest
 from shopfloor.backup.sources import mlflow_bucket
-from shopfloor.backup.store import Store
+from shopfloor.backup.store import Store, Verified
 from shopfloor.errors import ConflictError, ShopfloorError, UsageError
 from shopfloor.flows import promote
 from shopfloor.records import Record
@@ -119,6 +120,22 @@ def restore(settings: Settings, store_uri: str, backup_id: str, key: str | None,
     )
 
 
+def restore_files(settings: Settings, store_uri: str, backup_id: str, dumps: Path, progress: Progress) -> str:
+    """Bring a cluster's files back, and its databases as dumps; return the backup's id. See `restore` for the errors.
+
+    Args:
+        settings: Of the cluster, whose buckets are empty.
+        store_uri: Directory or `s3://` prefix of the store.
+        backup_id: Of the backup, its beginning, or `latest`.
+        dumps: Directory that gets the dumps.
+        progress: Hears one line for each thing that takes time.
+    """
+    store = Store(settings, store_uri)
+    name, manifest = store.read(backup_id)
+    restoring.restore(settings, store, manifest, None, progress, dumps)
+    return name
+
+
 def drill(
     settings: Settings, store_uri: str, backup_id: str, key: str | None, progress: Progress, image: str = ""
 ) -> Restoration:
@@ -174,6 +191,42 @@ def write_metrics(file: Path, drilled: Restoration | None) -> None:
             "shopfloor_backup_drill_success": ("Whether they answered as they did.", float(drilled.succeeded)),
             "shopfloor_backup_drill_timestamp_seconds": ("Time of the drill.", time.time()),
         }
+    _write(file, values)
+
+
+def write_created(file: Path, created: Created) -> None:
+    """Write what a backup came to, for the node exporter or a Pushgateway.
+
+    Args:
+        file: Is replaced.
+        created: The backup.
+    """
+    values = {
+        "shopfloor_backup_timestamp_seconds": ("Moment of which its data are.", created.created.timestamp()),
+        "shopfloor_backup_files": ("Number of its files.", float(created.files)),
+        "shopfloor_backup_size_bytes": ("Bytes of all its files.", float(created.size_bytes)),
+        "shopfloor_backup_new_bytes": ("Bytes that the store did not have.", float(created.new_bytes)),
+        "shopfloor_backup_seconds": ("Time that it took.", created.seconds),
+    }
+    _write(file, values)
+
+
+def write_verified(file: Path, verified: Verified) -> None:
+    """Write what a look at a backup came to, for the node exporter or a Pushgateway.
+
+    Args:
+        file: Is replaced.
+        verified: What was read.
+    """
+    values = {
+        "shopfloor_backup_verify_problems": ("Files that are missing or altered.", float(len(verified.problems))),
+        "shopfloor_backup_verify_timestamp_seconds": ("Time when it was read.", time.time()),
+    }
+    _write(file, values)
+
+
+def _write(file: Path, values: Mapping[str, tuple[str, float]]) -> None:
+    """Write gauges, each with what it means, in Prometheus' text format."""
     lines = [
         f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value:.3f}\n" for name, (text, value) in values.items()
     ]
