@@ -1,10 +1,11 @@
-"""One stack of docker-compose.yml for all that is tried on it."""
+"""One stack of docker-compose.yml, and one of `manifests/` on a cluster, for all that is tried on each."""
 
 import json
 import subprocess
 
 import pytest
 
+from tests.support import cluster_stack as clusters
 from tests.support.compose import SUBMIT, Stack
 from tests.support.project import copy_project
 
@@ -30,3 +31,28 @@ def first(stack):
     """Give the first run as `submit` told it."""
     stack.shopfloor("data", "prepare", "flight_delays")
     return json.loads(stack.shopfloor(*SUBMIT))
+
+
+@pytest.fixture(scope="session")
+def cluster_stack(tmp_path_factory):
+    """Give the overlay `local`, applied; it goes at the end with all that it keeps, unless CLUSTER_KEEP is set."""
+    with clusters.applied(tmp_path_factory.mktemp("stack") / "project") as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def flights(cluster_stack):
+    return clusters.Member(cluster_stack, "flights")
+
+
+@pytest.fixture(scope="session")
+def vision(cluster_stack):
+    return clusters.Member(cluster_stack, "vision")
+
+
+@pytest.fixture(scope="session")
+def trained(flights):
+    """Give the first run of the stack on the cluster, which was followed to its end."""
+    flights.shopfloor("data", "prepare", "flight_delays")
+    flights.shopfloor(*clusters.SUBMIT, "--watch")
+    return flights.answer("runs", "show", "latest")

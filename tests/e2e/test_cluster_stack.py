@@ -1,14 +1,13 @@
 """The stack of `manifests/` on a real cluster: what a platform team applies, and what two teams do on it.
 
-`make test-cluster KUBECONFIG=...` runs it; `tests/support/cluster_stack.py` says what the cluster must have. The stack
-is taken away at the end, with all that it keeps, unless CLUSTER_KEEP is set.
+`make test-cluster KUBECONFIG=...` runs it; `tests/support/cluster_stack.py` says what the cluster must have.
 """
 
 import pytest
 import requests
 
 from tests.support import cluster_stack as stacks
-from tests.support.cluster_stack import RUN_S, SUBMIT, SYSTEM, TEAMS, Member, objects
+from tests.support.cluster_stack import RUN_S, SYSTEM, TEAMS, objects
 
 pytestmark = [
     pytest.mark.skipif(bool(stacks.why_none()), reason=stacks.why_none()),
@@ -16,31 +15,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    with stacks.applied(tmp_path_factory.mktemp("stack") / "project") as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def flights(stack):
-    return Member(stack, "flights")
-
-
-@pytest.fixture(scope="module")
-def vision(stack):
-    return Member(stack, "vision")
-
-
-@pytest.fixture(scope="module")
-def first(flights):
-    """Give the first run, which was followed to its end."""
-    flights.shopfloor("data", "prepare", "flight_delays")
-    flights.shopfloor(*SUBMIT, "--watch")
-    return flights.answer("runs", "show", "latest")
-
-
-def test_every_service_comes_up_and_the_queues_are_ready(stack):
+def test_every_service_comes_up_and_the_queues_are_ready(cluster_stack):
     for team in TEAMS:
         (queue,) = objects("localqueues", team)
         conditions = {one["type"]: one["status"] for one in queue["status"]["conditions"]}
@@ -59,14 +34,14 @@ def test_a_member_finds_every_service_and_is_let_in(flights):
     assert {findings[name] for name in ("configuration", "object store", "mlflow", "ray")} == {"ok"}
 
 
-def test_a_team_trains_by_a_search_that_kueue_admits_and_its_champion_answers(flights, first):
-    assert first["state"] == "succeeded", first
-    assert "RayJob flights/" in flights.shopfloor("runs", "logs", first["run_id"], "tune")
+def test_a_team_trains_by_a_search_that_kueue_admits_and_its_champion_answers(flights, trained):
+    assert trained["state"] == "succeeded", trained
+    assert "RayJob flights/" in flights.shopfloor("runs", "logs", trained["run_id"], "tune")
     assert flights.champion() == "1"
     assert requests.post(f"{flights.endpoint()}/predict", json={}, timeout=10).status_code == 401
 
 
-def test_a_team_sees_nothing_of_another(flights, vision, first):
+def test_a_team_sees_nothing_of_another(flights, vision, trained):
     assert vision.answer("runs", "list")["runs"] == []
     assert vision.answer("models", "list") == []
     theirs = requests.post(f"{flights.endpoint()}/predict", json={}, timeout=10, headers=vision.bearer())

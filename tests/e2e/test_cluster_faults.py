@@ -1,0 +1,163 @@
+"""What dies, stops and changes on a cluster while a team trains, and what is left of it.
+
+`make test-cluster KUBECONFIG=...` runs it on the stack of `tests/e2e/test_cluster_stack.py`. CLUSTER_RESTART is a
+command that starts a part of Kubernetes anew, which gets its name, `kubelet` or `kube-apiserver`; without it those go
+on.
+"""
+
+import collections
+import contextlib
+import os
+import shlex
+import subprocess
+import time
+
+import pytest
+
+from tests.support import cluster_stack as stacks
+from tests.support.cluster import kubectl
+from tests.support.cluster_stack import RUN_S, SUBMIT, SYSTEM, objects
+from tests.support.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.skipif(bool(stacks.why_none()), reason=stacks.why_none()),
+    pytest.mark.timeout(stacks.START_S + 3 * RUN_S),
+]
+
+OPERATORS = (
+    ("argo", "app=workflow-controller"),
+    ("argo", "app=argo-server"),
+    ("kuberay-system", "app.kubernetes.io/component=kuberay-operator"),
+    ("kueue-system", "control-plane=controller-manager"),
+)
+
+
+def delete_pods(namespace, *chosen):
+    """Delete pods at once, and say which there were."""
+    pods = [pod["metadata"]["name"] for pod in objects("pods", namespace, *chosen)]
+    assert pods, f"no pod in {namespace} for {chosen}"
+    kubectl("-n", namespace, "delete", "pod", *pods, "--grace-period=0", "--force", "--wait=false")
+    return pods
+
+
+def search_of(team):
+    """Return the team's RayJob that runs, once there is one."""
+
+    def found():
+        for job in objects("rayjobs", team):
+            if job.get("status", {}).get("jobStatus") == "RUNNING":
+                return job
+        return None
+
+    return wait_until(found, RUN_S, every_s=1)
+
+
+def ended(member, run):
+    """Return a run once it has ended, whatever its services do meanwhile."""
+
+    def its_end():
+        with contextlib.suppress(AssertionError):  # MLflow is away for a moment
+            shown = member.answer("runs", "show", run["run_id"])
+            return shown if shown["state"] not in ("pending", "running") else None
+
+    return wait_until(its_end, RUN_S, every_s=3)
+
+
+def left_behind(team):
+    """Return what there is of runs: jobs, clusters other than the endpoints', pods of steps, and what Kueue counts."""
+    left = [one["metadata"]["name"] for kind in ("rayjobs", "workloads") for one in objects(kind, team)]
+    left += [
+        one["metadata"]["name"] for one in objects("rayclusters", team) if one["metadata"]["name"] != "shopfloor-serve"
+    ]
+    left += [
+        pod["metadata"]["name"]
+        for pod in objects("pods", team, "-l", "workflows.argoproj.io/workflow")
+        if pod["status"]["phase"] in ("Pending", "Running")
+    ]
+    return left
+
+
+def test_a_run_that_is_stopped_leaves_nothing_behind(flights, trained):
+    run = flights.answer(*SUBMIT, "-p", "trials=40")
+    search_of("flights")
+
+    flights.shopfloor("runs", "stop", run["run_id"], "--yes")
+
+    assert flights.answer("runs", "show", run["run_id"])["state"] == "killed"
+    wait_until(lambda: not left_behind("flights"), 300, every_s=2)
+    assert flights.champion() == "1"
+
+
+def test_a_run_ends_well_though_every_pod_and_controller_dies_in_its_middle(flights, trained):
+    run = flights.answer(*SUBMIT, "-p", "trials=6", "-p", "register_only=true")
+    search_of("flights")
+
+    for namespace, label in OPERATORS:
+        delete_pods(namespace, "-l", label)
+    delete_pods(SYSTEM)
+    delete_pods("flights", "-l", "app.kubernetes.io/name=redis")
+    if restart := os.environ.get("CLUSTER_RESTART"):
+        for part in ("kube-apiserver", "kubelet"):
+            subprocess.run([*shlex.split(restart), part], check=True, timeout=300)
+    job = search_of("flights")
+    delete_pods("flights", "-l", f"ray.io/cluster={job['status']['rayClusterName']}")
+    step = flights.pod_of(run, "tune")
+    kubectl("-n", "flights", "delete", "pod", step, "--grace-period=0", "--force", "--wait=false")
+    delete_pods("flights", "-l", "ray.io/cluster=shopfloor-serve")
+
+    shown = ended(flights, run)
+    assert shown["state"] == "succeeded", shown
+    wait_until(lambda: flights.champion() == "1", RUN_S, every_s=2)
+    wait_until(lambda: not left_behind("flights"), 300, every_s=2)
+
+
+def test_a_challenger_answers_its_part_of_the_requests_and_none_after_its_end(flights, trained):
+    models = {one["version"]: one for one in flights.answer("models", "list")}
+    assert "challenger" in models["2"]["aliases"], models
+
+    flights.shopfloor("deploy", "flight_delays@challenger", "--canary", "50", "--yes")
+    shares = collections.Counter(flights.champion() for _ in range(100))
+    flights.shopfloor("rollout", "end", "flight_delays", "--reason", "seen enough", "--yes")
+    after = collections.Counter(flights.champion() for _ in range(30))
+
+    assert set(shares) == {"1", "2"}
+    assert 25 <= shares["2"] <= 75
+    assert after == {"1": 30}
+    flights.shopfloor("models", "promote", "flight_delays/2", "--reason", "better", "--yes")
+    assert flights.champion() == "2"
+    flights.shopfloor("models", "rollback", "flight_delays", "--reason", "complaints", "--yes")
+    assert flights.champion() == "1"
+
+
+def test_a_schedule_of_a_team_makes_runs_until_it_is_deleted(flights, trained):
+    schedule = flights.answer(*SUBMIT, "--cron", "* * * * *")
+    name = schedule["engine_run"].rpartition("/")[2]
+    known = {one["run_id"] for one in flights.answer("runs", "list")["runs"]}
+
+    def its_run():
+        runs = flights.answer("runs", "list")["runs"]
+        return next((one for one in runs if one["run_id"] not in known), None)
+
+    run = wait_until(its_run, RUN_S, every_s=2)
+    kubectl("-n", "flights", "delete", "cronworkflow", name)
+    flights.shopfloor("runs", "stop", run["run_id"], "--yes")
+
+    time_of_deletion = time.time()
+    wait_until(lambda: time.time() - time_of_deletion > 61, 90, every_s=1)  # the next full minute makes none
+    assert {one["run_id"] for one in flights.answer("runs", "list")["runs"]} == known | {run["run_id"]}
+    wait_until(lambda: not left_behind("flights"), 300, every_s=2)
+
+
+def test_a_run_that_has_cost_enough_stops_and_goes_on_where_it_may_cost_more(flights, trained):
+    limits = ("-p", "trials=8", "-p", "register_only=true", "--max-cost", "0.0003", "--watch")
+    stopped = flights.answer("runs", "show", flights.answer(*SUBMIT, *limits, code=1)["run_id"])
+    [failed] = [step for step in stopped["steps"] if step["state"] == "failed"]
+    assert "may cost 0.0003" in failed["error"], stopped
+    wait_until(lambda: not left_behind("flights"), 300, every_s=2)
+
+    resumed = flights.answer("runs", "resume", stopped["run_id"], "--max-cost", "10", "--watch")
+
+    assert resumed["state"] == "succeeded", resumed
+    costs = {line["name"]: line["cost"]["amount"] for line in flights.answer("costs", "--by", "run")["lines"]}
+    assert costs[stopped["run_id"]] >= 0.0003
+    assert costs[resumed["run_id"]] > 0
