@@ -98,7 +98,7 @@ def cron_workflow(workflow: dict[str, Any], schedule: str) -> dict[str, Any]:
         "metadata": metadata,
         "spec": {
             "schedules": [schedule],
-            "timezone": "Etc/UTC",
+            "timezone": "UTC",
             # A run that takes longer than the time between two is not joined by a second one.
             "concurrencyPolicy": "Forbid",
             "workflowMetadata": {"labels": dict(workflow["metadata"]["labels"])},
