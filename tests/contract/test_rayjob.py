@@ -351,6 +351,50 @@ def test_the_logs_of_its_pods_are_kept_before_the_job_goes(server, monkeypatch, 
     assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            {
+                "conditions": [
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+                    }
+                ]
+            },
+            "no node takes pod w: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+        ),
+        (
+            {
+                "containerStatuses": [
+                    {
+                        "name": "ray-worker",
+                        "image": "i",
+                        "imageID": "",
+                        "ready": False,
+                        "restartCount": 0,
+                        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+                    }
+                ]
+            },
+            "pod w waits: ImagePullBackOff: no such image",
+        ),
+    ],
+)
+def test_an_admitted_job_says_which_pod_keeps_it_from_its_work(server, capfd, status, words):
+    begins = state("Initializing", None, rayClusterName="c-1")
+    server.on("GET", f"{JOBS}/{NAME}", begins, begins, state("Complete", "SUCCEEDED"))
+    pod = {"metadata": {"name": "w", "namespace": "team-a"}, "spec": {"containers": []}, "status": status}
+    server.on("GET", PODS, Answer(body={"kind": "PodList", "apiVersion": "v1", "items": [pod]}))
+
+    rayjob_run.run(settings(), named, "python -m x", ONE)
+
+    assert capfd.readouterr().out.count(f"Initializing; {words}") == 1
+
+
 def test_a_job_that_fails_says_why(server):
     server.on("GET", f"{JOBS}/{NAME}", state("Failed", "FAILED", reason="AppFailed", message="exit code 1"))
     with pytest.raises(ShopfloorError, match=f"RayJob team-a/{NAME} failed: Failed FAILED AppFailed exit code 1"):

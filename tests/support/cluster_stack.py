@@ -111,6 +111,11 @@ class Stack:
             for container in patch["spec"]["template"]["spec"]["containers"]:
                 container.pop("resources")
             kubectl("-n", "argo", "patch", "deployment", name, "--patch", json.dumps(patch))
+        # Two processors hold the search beside the services of two teams, and nothing more.
+        of_kueue = ("kueue-system", "set", "resources", "deployment", "kueue-controller-manager")
+        kubectl("-n", *of_kueue, "--requests=cpu=100m,memory=256Mi")
+        patch = {"spec": {"strategy": {"type": "Recreate", "rollingUpdate": None}}}
+        kubectl("-n", "kueue-system", "patch", "deployment", "kueue-controller-manager", "--patch", json.dumps(patch))
         for namespace, name in (
             ("kueue-system", "kueue-controller-manager"),
             ("argo", "workflow-controller"),

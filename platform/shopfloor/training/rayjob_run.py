@@ -134,6 +134,8 @@ class _Jobs:
                     f"RayJob {self._namespace}/{self._name} was deleted.", "Submit again to begin a new one."
                 )
             words = self._in_words(status)
+            if not status.get("jobStatus") and not status["suspended"]:
+                words += self._held_up(status)
             if words != before:
                 self._say(words, ": ")
                 before = words
@@ -197,16 +199,33 @@ class _Jobs:
 
     def _write_logs(self, directory: Path) -> None:
         """Write the log of each pod: of the submitter, which has the driver's, and of the cluster's."""
-        chosen = [f"job-name={self._name}"]
-        if cluster := (self._status() or {}).get("rayClusterName"):
-            chosen.append(f"ray.io/cluster={cluster}")
-        for selector in chosen:
+        for selector in self._selectors(self._status() or {}):
             for pod in self._pods(selector):
                 name = pod.metadata.name
                 kind = (pod.metadata.labels or {}).get("ray.io/node-type", "driver")
                 text = self._log(name, tail_lines=LOG_LINES)
                 if text:
                     (directory / f"{kind}-{name}.log").write_text(text, encoding="utf-8")
+
+    def _selectors(self, status: dict[str, Any]) -> list[str]:
+        """Return how the job's pods are found: the submitter, and those of its cluster."""
+        cluster = status.get("rayClusterName")
+        return [f"job-name={self._name}", *([f"ray.io/cluster={cluster}"] if cluster else [])]
+
+    def _held_up(self, status: dict[str, Any]) -> str:
+        """Say which pod keeps an admitted job from its work: no node takes it, or its image cannot be pulled."""
+        with contextlib.suppress(Exception):  # who cannot be asked now is asked for the logs later
+            for selector in self._selectors(status):
+                found = self._core.list_namespaced_pod(self._namespace, label_selector=selector, **self._limit())
+                for pod in found.items:
+                    for condition in pod.status.conditions or []:
+                        if (condition.type, condition.reason) == ("PodScheduled", "Unschedulable"):
+                            return f"; no node takes pod {pod.metadata.name}: {condition.message}"
+                    for container in pod.status.container_statuses or []:
+                        waits = container.state and container.state.waiting
+                        if waits and waits.reason not in (None, "ContainerCreating", "PodInitializing"):
+                            return f"; pod {pod.metadata.name} waits: {waits.reason}: {waits.message or ''}"
+        return ""
 
     def _pods(self, selector: str) -> list[Any]:
         def ask() -> Any:
