@@ -65,6 +65,29 @@ class Texts(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return ["" if text is None or text != text else str(text) for text in texts]
 
 
+class Lists(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Makes a column of numbers for each place in lists of one length; NaN where a list is missing."""
+
+    def fit(self, lists: pd.Series[Any], truth: Any = None) -> Lists:
+        """Learn the length.
+
+        Raises:
+            ValueError: The lists are of several.
+        """
+        lengths = set(lists.dropna().map(len))
+        if len(lengths) != 1:
+            raise ValueError(f"the lists of {lists.name!r} are of {len(lengths)} lengths: an estimator takes one")
+        self.length_ = lengths.pop()
+        return self
+
+    def transform(self, lists: pd.Series[Any]) -> np.ndarray:
+        """Return the numbers, shape (rows, length)."""
+        import numpy as np
+
+        missing = np.full(self.length_, np.nan)
+        return np.stack([missing if one is None else np.asarray(one, dtype=np.float64) for one in lists])
+
+
 class EstimatorCode:
     """The functions of a `model.py`, for the estimator of a use case; those that its own one has come before these."""
 
@@ -188,9 +211,17 @@ def _columns(rows: pd.DataFrame, estimator: Any) -> Any:
     from sklearn.model_selection import KFold, StratifiedKFold
     from sklearn.preprocessing import OneHotEncoder, TargetEncoder
 
-    texts = [name for name in rows.columns if rows[name].dtype == object]
+    held = {name: _held(rows[name]) for name in rows.columns if rows[name].dtype == object}
+    if bytes in held.values():
+        name = next(name for name, kind in held.items() if kind is bytes)
+        raise UsageError(
+            f"{name!r} holds bytes, of which no estimator makes numbers.",
+            "Name it in features.leave_out of use_case.yaml, or write a model.py.",
+        )
+    texts = [name for name, kind in held.items() if kind is str]
+    lists = [name for name, kind in held.items() if kind is not str]
     times = [name for name in rows.columns if rows[name].dtype.kind == "M"]
-    numbers = [name for name in rows.columns if name not in {*texts, *times}]
+    numbers = [name for name in rows.columns if name not in {*held, *times}]
     few = [name for name in texts if rows[name].nunique() <= FEW_VALUES]
     words = [name for name in texts if name not in few and _words(rows[name]) >= WORDS]
     many = [name for name in texts if name not in {*few, *words}]
@@ -201,8 +232,15 @@ def _columns(rows: pd.DataFrame, estimator: Any) -> Any:
         ("few", OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2, sparse_output=False), few),
         ("many", TargetEncoder(cv=folds), many),
         *((f"words of {name}", _of_words(), name) for name in words),
+        *((f"numbers of {name}", _complete(estimator, Lists()), name) for name in lists),
     ]
     return ColumnTransformer([step for step in steps if step[2]], sparse_threshold=0)
+
+
+def _held(values: pd.Series[Any]) -> type:
+    """Return what a column of objects holds: texts, bytes or arrays."""
+    there = values.dropna()
+    return type(there.iloc[0]) if len(there) else str
 
 
 def _words(texts: pd.Series[Any]) -> float:

@@ -57,10 +57,18 @@ class Checks(Record):
     checks: list[Check]
 
 
-Kind = Literal["int", "float", "bool", "str", "datetime"]
-"""What a column of features holds. In a frame a time is in UTC and without a zone, and a whole number or a yes or no
-that may be missing is a floating-point number, since NumPy has no other that can be."""
-_MLFLOW_TYPES = {"int": "long", "float": "double", "bool": "boolean", "str": "string", "datetime": "datetime"}
+Kind = Literal["int", "float", "bool", "str", "datetime", "numbers", "bytes"]
+"""What a column of features holds. In a frame a time is in UTC and without a zone, a whole number or a yes or no that
+may be missing is a floating-point number, since NumPy has no other that can be, and a list of numbers is an array."""
+_MLFLOW_TYPES = {
+    "int": "long",
+    "float": "double",
+    "bool": "boolean",
+    "str": "string",
+    "datetime": "datetime",
+    "numbers": "Array(double)",
+    "bytes": "binary",
+}
 
 
 class FeatureSet(Record):
@@ -74,6 +82,10 @@ class FeatureSet(Record):
     """Features that may be missing in a row."""
     values: dict[str, list[str]] = {}
     """Text feature to its values in the training set, sorted, where those are few."""
+    closed: list[str] = []
+    """Text features that have no other values."""
+    lengths: dict[str, int] = {}
+    """Feature of lists to their length, where all are of one."""
     target: str
     classes: list[int | str] = []
     """Labels of a multiclass task in the training set, sorted: the order of a model's probabilities."""

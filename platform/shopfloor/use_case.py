@@ -32,7 +32,7 @@ FUNCTIONS = {
 ESTIMATORS = "shopfloor.estimators"
 """Module that stands in for the `model.py` of a use case whose `model.estimator` names one of scikit-learn's, and for
 what a `model.py` of the flavor `sklearn` leaves out beside `train`."""
-_OWN_TYPES = {f"{ESTIMATORS}.Times", f"{ESTIMATORS}.Texts"}
+_OWN_TYPES = {f"{ESTIMATORS}.{name}" for name in ("Times", "Texts", "Lists")}
 _TRUSTED_LIBRARIES = ("sklearn.", "numpy.", "scipy.")
 NAME = r"^[a-z][a-z0-9_]*$"
 """A name of a use case: of its folder, its registered model, its application and its Python package."""
@@ -145,7 +145,11 @@ class FeaturesSection(_Section):
     """Columns of `source` that the model does not get; `evaluation.slices` may name them."""
     files: list[str] = []
     """Columns of `source` that name files of `data.path`, such as pictures: the model gets their content, in base64."""
+    closed: list[str] = []
+    """Texts of which the training set has every value that there is: the endpoint refuses any other."""
     target: str
+    unlabelled: Literal["refuse", "leave_out"] = "refuse"
+    """What becomes of rows whose target is missing: an error, or they are left out and counted."""
     split: Split
 
     @model_validator(mode="after")

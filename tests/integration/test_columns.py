@@ -1,5 +1,6 @@
 """A table with columns of every type, from its splits to an endpoint and a batch run, without Feast."""
 
+import base64
 import datetime as dt
 import decimal
 import json
@@ -35,6 +36,7 @@ features:
   source: customers
   target: left
   leave_out: [customer_id, region]
+  closed: [tier]
   split: {{by: random, seed: 3}}
 search: {{metric: m, mode: min, trials: 1, space: {{max_depth: {{type: int, low: 2, high: 3}}}}}}
 model: {{flavor: sklearn}}
@@ -44,7 +46,7 @@ gates: {{live: {{min_requests: 10, tolerance: 0.3, metrics: {{agreement: {{min: 
 """
 MODEL = """
 NUMBERS = ["age", "visits", "spent", "price", "member", "loyal"]
-TEXTS = ["plan", "note"]
+TEXTS = ["plan", "note", "tier"]
 
 
 def train(params, data, context):
@@ -53,9 +55,12 @@ def train(params, data, context):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder
 
+    from shopfloor.estimators import Lists
+
+    assert isinstance(data[0]["photo"].iloc[0], bytes)
     assert str(data[0]["since"].dtype) == "datetime64[us]"
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-    columns = make_column_transformer((encoder, TEXTS), ("passthrough", NUMBERS))
+    columns = make_column_transformer((encoder, TEXTS), ("passthrough", NUMBERS), (Lists(), "embedding"))
     model = make_pipeline(columns, HistGradientBoostingClassifier(max_iter=10 * params["max_depth"])).fit(*data[:2])
     context.report({"m": 0.5}, checkpoint=model)
 
@@ -107,6 +112,9 @@ def customers():
         "plan": pa.array(plan).dictionary_encode(),
         "note": pa.array([f"said {n} \u00fc" if n % 3 else None for n in range(ROWS)]),
         "since": pa.array(since, pa.timestamp("us", "UTC")),
+        "embedding": pa.array(random.normal(size=(ROWS, 3)).tolist(), pa.list_(pa.float32())),
+        "photo": pa.array([bytes([n % 256, 0, 255]) for n in range(ROWS)]),
+        "tier": pa.array(random.choice(["gold", "tin"], ROWS)),
         "left": pa.array((spent > 90) ^ (plan == "plus") ^ (random.random(ROWS) < 0.1)),
     }
     return pa.table(columns)
@@ -159,9 +167,17 @@ def test_a_table_is_split_at_random_with_the_same_part_of_each_class(built):
     assert max(shares) - min(shares) < 0.02
     assert not set(parts["train"].customer_id) & set(parts["test"].customer_id)
     kinds = {"age": "int", "visits": "int", "spent": "float", "price": "float", "member": "bool", "loyal": "bool"}
-    assert record.features == kinds | {"plan": "str", "note": "str", "since": "datetime"}
+    assert record.features == kinds | {
+        "plan": "str",
+        "note": "str",
+        "since": "datetime",
+        "embedding": "numbers",
+        "photo": "bytes",
+        "tier": "str",
+    }
+    assert (record.lengths, record.closed) == ({"embedding": 3}, ["tier"])
     assert set(record.optional) == {"visits", "spent", "loyal", "note"}
-    assert record.values == {"plan": ["basic", "plus"]}
+    assert record.values == {"plan": ["basic", "plus"], "tier": ["gold", "tin"]}
     assert record.entities == ["customer_id", "region"]
 
 
@@ -178,7 +194,23 @@ def test_the_endpoint_takes_each_type_as_its_document_says_and_refuses_others(se
     assert described["visits"]["anyOf"][0]["type"] == "integer"
     assert described["loyal"]["anyOf"][0] == {"type": "boolean"}
     assert described["since"] == {"type": "string", "format": "date-time"}
-    assert post(f"{url}/predict", row).status_code == 200
+    assert described["tier"] == {"enum": ["gold", "tin"], "type": "string"}
+    assert described["photo"] == {"type": "string", "contentEncoding": "base64"}
+    assert (described["embedding"]["minItems"], described["embedding"]["maxItems"]) == (3, 3)
+    answer = post(f"{url}/predict", row).json()["prediction"]
+    other = post(f"{url}/predict", row | {"embedding": [99.0, 0, 0]}).json()["prediction"]
+    assert post(f"{url}/invocations", {"dataframe_records": [row]}).json()["predictions"] == [answer]
+    changed = dict(reversed((row | {"embedding": [99.0, 0.0, 0.0]}).items()))
+    split = {"columns": list(changed), "data": [list(changed.values())]}  # not the usual order: by MLflow's parser
+    assert post(f"{url}/invocations", {"dataframe_split": split}).json() == {"predictions": [other]}
+    model = f"{url}/v2/models/{CASE}"
+    said = {one["name"]: one for one in requests.get(model, timeout=30).json()["inputs"]}
+    assert (said["embedding"]["shape"], said["photo"]["datatype"]) == ([-1, 3], "BYTES")
+    tensors = [
+        {"name": name, "datatype": said[name]["datatype"], "shape": [1, *said[name]["shape"][1:]], "data": [value]}
+        for name, value in row.items()
+    ]
+    assert post(f"{model}/infer", {"inputs": tensors}).json()["outputs"][0]["data"] == [answer]
 
     same = {"since": "2020-03-01T01:00:00+01:00"}, {"since": "2020-03-01T00:00:00Z"}, {"since": "2020-03-01T00:00:00"}
     answers = [post(f"{url}/predict", row | moment).json()["prediction"] for moment in same]
@@ -187,11 +219,14 @@ def test_the_endpoint_takes_each_type_as_its_document_says_and_refuses_others(se
     ]
     assert len({round(answer, 9) for answer in answers}) == 1
     assert post(f"{url}/predict", row | {"plan": "gold", "visits": None}).status_code == 200
-    for field, value in (("visits", 2.5), ("loyal", 1), ("member", None), ("plan", 3), ("since", "soon")):
+    for field, value in (
+        *(("visits", 2.5), ("loyal", 1), ("member", None), ("plan", 3), ("since", "soon")),
+        *(("tier", "wood"), ("photo", "\u00fc"), ("embedding", [1.0, 2.0])),
+    ):
         refused = post(f"{url}/predict", row | {field: value})
         assert refused.status_code == 422
         assert refused.json()["fields"][0]["field"] == field
-    for field, value in (("visits", 2.5), ("loyal", 3)):
+    for field, value in (("visits", 2.5), ("loyal", 3), ("tier", "wood")):
         refused = post(f"{url}/invocations", {"dataframe_records": [row | {field: value}]})
         assert (refused.status_code, refused.json()["fields"][0]["field"]) == (422, field)
 
@@ -203,9 +238,11 @@ def test_a_batch_run_of_the_table_itself_answers_as_the_endpoint(settings, serve
     assert batch.score(settings, CASE, version, table, str(tmp_path), scored) == ROWS
     [file] = tmp_path.rglob("*.parquet")
     frame = pq.read_table(file, partitioning=None).to_pandas()
-    rows = frame.head(20).drop(columns=["prediction", "model_version", "left", "customer_id", "region"])
+    photos = [base64.b64encode(content).decode() for content in frame["photo"].head(20)]
+    rows = frame.head(20).drop(columns=["prediction", "model_version", "left", "customer_id", "region", "photo"])
     rows = json.loads(rows.astype({"price": float}).to_json(orient="records", date_format="iso"))
-    rows = [row | {"visits": None if row["visits"] is None else int(row["visits"])} for row in rows]
+    for row, photo in zip(rows, photos, strict=True):
+        row |= {"visits": None if row["visits"] is None else int(row["visits"]), "photo": photo}
     answers = post(f"{url}/invocations", {"dataframe_records": rows}).json()["predictions"]
     assert answers == pytest.approx(frame["prediction"].head(20).tolist())
 

@@ -193,7 +193,7 @@ def settings(tmp_path, monkeypatch):
 
 
 def begin(settings, name, file, target="target", **options):
-    chosen = {"task": None, "time": None, "leave_out": (), "keep": ()} | options
+    chosen = {"task": None, "time": None, "leave_out": (), "keep": (), "leave_out_unlabelled": False} | options
     return new(settings, name, file, target, **chosen, progress=lambda text: None)
 
 
@@ -283,3 +283,24 @@ def test_a_time_makes_a_split_that_the_use_case_takes(settings, tmp_path):
     assert str(case.features.split.test[1]) == "2026-01-29"
     with pytest.raises(UsageError, match="The column 'age' holds no times"):
         begin(settings, "untimed", file, time="age")
+
+
+def test_rows_without_a_target_are_left_out_where_somebody_says_so(settings, tmp_path):
+    file = table(tmp_path, CUSTOMERS | {"target": lambda n: "" if n % 10 == 3 else DRAWN[n] % 3})
+    with pytest.raises(UsageError, match="has no value in 6 of 60 rows. Add --leave-out-unlabelled"):
+        begin(settings, "partly", file)
+    made = begin(settings, "partly", file, leave_out_unlabelled=True)
+    assert (made.task, made.unlabelled) == ("multiclass", 6)
+    features = Recorder("features")
+    building.build(settings, "partly", str(settings.project_root / "data/partly"), features, Recorder())
+    record = FeatureSet.model_validate_json((settings.project_root / features.uri / "feature_set.json").read_text())
+    assert (sum(record.rows.values()), record.classes) == (54, [0, 1, 2])
+
+
+def test_a_regression_with_a_time_must_be_nearer_than_the_last_value_of_the_day_before(settings, tmp_path):
+    columns = AGE | {"seen": lambda n: f"2026-01-{1 + n // 3:02} {n % 3 + 10}:00:00", "target": lambda n: n + n % 3 / 2}
+    begin(settings, "last", table(tmp_path, columns), time="seen")
+    case = load_use_case(settings, "last")
+    # The last of a day is the first of the next, and so 0, 1.5 and 3 away from its rows.
+    assert case.gates.metrics["mae"].max == pytest.approx(1.5)
+    assert case.gates.metrics["r2"].min == 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.model.row import FLOAT32_MAX, Column, RowSchema
+from shopfloor.serving.model.row import ARRAY, FLOAT32_MAX, Column, RowSchema
 
 COLUMNS = (
     Column("hour", "long", True),
@@ -151,6 +151,37 @@ def test_the_json_schema_names_types_and_what_is_required():
     assert described["properties"]["seats"]["anyOf"][1] == {"type": "null"}
     assert described["required"] == ["hour", "distance"]
     assert described["additionalProperties"] is False
+
+
+def test_lists_bytes_and_closed_texts_are_taken_as_the_document_says():
+    schema = RowSchema(
+        (
+            Column("embedding", ARRAY, True, length=2),
+            Column("samples", ARRAY, False),
+            Column("photo", "binary", True),
+            Column("plan", "string", True, values=("basic", "pro"), closed=True),
+            Column("city", "string", False, values=("Rom", "Wien")),
+        )
+    )
+    row = {"embedding": [1, 0.5], "photo": "AAE=", "plan": "pro", "city": "Oslo"}
+    assert schema.parse(json.dumps(row).encode()) == [[1.0, 0.5], None, b"\0\1", "pro", "Oslo"]
+    assert schema.frame([schema.parse(json.dumps(row).encode())]).iloc[0]["embedding"].tolist() == [1.0, 0.5]
+    document = schema.json_schema()["properties"]
+    assert document["photo"] == {"type": "string", "contentEncoding": "base64"}
+    assert (document["embedding"]["minItems"], document["embedding"]["maxItems"]) == (2, 2)
+    assert document["plan"] == {"enum": ["basic", "pro"], "type": "string"}
+    for field, value, problem in (
+        ("embedding", [1.0], "should have at least 2 items"),
+        ("embedding", [1.0, None], "valid number"),
+        ("samples", ["a"], "valid number"),
+        ("photo", "no base64", "must be bytes in base64"),
+        ("plan", "Pro", "must be 'basic' or 'pro'"),
+    ):
+        with pytest.raises(BadRequest) as refused:
+            schema.parse(json.dumps(row | {field: value}).encode())
+        assert refused.value.fields[0]["field"] == field
+        assert problem in refused.value.fields[0]["problem"]
+    assert schema.parse(json.dumps(schema.example(None)).encode())[0] == [0.0, 0.0]
 
 
 def test_an_example_is_taken_from_the_model_and_always_passes_the_check():

@@ -55,6 +55,13 @@ def test_a_column_comes_to_the_model_as_its_type_says(tmp_path, values, kind, dt
     assert column.isna().sum() == pa.array(values).to_pandas().isna().sum()
 
 
+def test_lists_of_numbers_come_as_arrays_and_bytes_as_they_are(tmp_path):
+    frame, kinds, _ = read(tmp_path, {"x": [[1, 2], None, [3]], "photo": [b"a", None, b"\0"]})
+    assert kinds == {"x": "numbers", "photo": "bytes"}
+    assert frame["x"].iloc[0].tolist() == [1.0, 2.0]
+    assert [value if value is None else bytes(value) for value in frame["photo"]] == [b"a", None, b"\0"]
+
+
 def test_a_time_orders_the_rows_and_those_without_are_left_out(tmp_path):
     times = [dt.datetime(2020, 2, 1), None, dt.datetime(2020, 1, 1)]
     frame, kinds, timeless = read(tmp_path, {"x": [1, 2, 3], "at": times, "id": [7, 8, 9]}, time="at", leave_out=["id"])
@@ -83,11 +90,13 @@ def test_a_name_that_is_no_file_of_the_data_is_told_with_its_row(tmp_path, name)
     ("columns", "features", "error", "why"),
     [
         (
-            {"x": [[1], [2], [3]]},
+            {"x": [["a"], ["b"], ["c"]]},
             {},
             DataError,
-            "'x' in table 'rows' is list<.*>: the model gets numbers",
+            "'x' in table 'rows' is list<.*>: a list holds numbers",
         ),
+        ({"x": [{"a": 1}] * 3}, {}, DataError, "'x' in table 'rows' is struct<.*>: the model gets numbers"),
+        ({"x": [[1.0], [NAN], [INF]]}, {}, DataError, "'x' in table 'rows' has lists in which 2 numbers are missing"),
         ({"x": [1.0, INF, 2.0]}, {}, DataError, "feature 'x' in table 'rows' is infinite in 1 of 3 rows"),
         (
             {"x": [None, 2**53 + 1, 1]},

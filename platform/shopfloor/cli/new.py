@@ -32,6 +32,9 @@ def new(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="Column that may say the target by itself; repeatable.")
     ] = None,
+    leave_out_unlabelled: Annotated[
+        bool, typer.Option("--leave-out-unlabelled", help="Leave out rows without a target; they are counted.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a use case of a file of rows: its data under DVC, and a folder in pipelines/ that runs as it is.
@@ -49,6 +52,7 @@ def new(
         time,
         leave_out or (),
         keep or (),
+        leave_out_unlabelled,
         render.progress,
     )
     if as_json:
@@ -56,6 +60,7 @@ def new(
         return
     lines = [
         ("rows", f"{made.rows:,} ({made.read_as})"),
+        *([("left out", f"{made.unlabelled:,} rows without a target")] if made.unlabelled else []),
         ("task", f"{made.task}: {made.why_task}"),
         ("split", made.split),
         ("inputs", ", ".join(f"{name} ({kind})" for name, kind in made.inputs.items())),

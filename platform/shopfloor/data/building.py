@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.data.contract import TIME, as_feature, classes_of, require_rows
+from shopfloor.data.contract import TIME, as_feature, classes_of, labelled, require_rows
 from shopfloor.data.splits import split
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import FeatureSet, Kind
@@ -64,11 +64,16 @@ def build(settings: Settings, use_case_name: str, tables_uri: str, features: Art
     target, names = section.target, list(kinds)
     splits = split(frame, use_case)
     entities = [name for name in frame.columns if name not in {TIME, target, *names}]
+    texts = [name for name, kind in kinds.items() if kind == "str"]
+    values = _values(splits["train"], texts)
+    _require_closed(section.closed, values, splits)
     record = FeatureSet(
         feature_service=origin,
         features=kinds,
         optional=[name for name in names if frame[name].isna().any()],
-        values=_values(splits["train"], [name for name, kind in kinds.items() if kind == "str"]),
+        values=values,
+        closed=section.closed,
+        lengths=_lengths(frame, [name for name, kind in kinds.items() if kind == "numbers"]),
         target=target,
         classes=classes_of(splits, target) if use_case.task == "multiclass" else [],
         entities=entities,
@@ -126,7 +131,7 @@ def rows_of_table(use_case: UseCase, file: Path) -> tuple[pd.DataFrame, dict[str
                 f"The column {name!r}{where} has no value in a row.",
                 "Name it in features.leave_out of use_case.yaml.",
             )
-    whole = frame.assign(**features)
+    whole = labelled(frame.assign(**features), section)
     rows = require_rows(whole, section.target, use_case.task, timed=section.time is not None)
     if section.time is not None:
         rows = rows.sort_values(TIME, kind="stable", ignore_index=True)
@@ -210,10 +215,41 @@ def _readable(table: pa.Table, name: str, where: str) -> tuple[pa.ChunkedArray, 
         return _fitting(array, name, where), "int"
     if types.is_floating(kind) or types.is_null(kind):
         return array.cast(pa.float64()), "float"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return array, "bytes"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _of_numbers(array, name, where), "numbers"
     raise DataError(
-        f"The column {name!r}{where} is {kind}: the model gets numbers, texts, yes or no, and times.",
+        f"The column {name!r}{where} is {kind}: the model gets numbers and lists of them, texts, yes or no, times, and "
+        "bytes.",
         "Make columns of it, or name it in features.leave_out of use_case.yaml.",
     )
+
+
+def _of_numbers(array: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Return lists of floating-point numbers.
+
+    Raises:
+        DataError: They are of something else, or a number in one is missing or not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    inner = array.type.value_type
+    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
+        raise DataError(
+            f"The column {name!r}{where} is {array.type}: a list holds numbers.",
+            "Make columns of it, or name it in features.leave_out of use_case.yaml.",
+        )
+    lists = array.cast(pa.list_(pa.float64()))
+    numbers = pc.list_flatten(lists)
+    wrong = numbers.null_count or pc.sum(pc.invert(pc.is_finite(numbers))).as_py()
+    if wrong:
+        raise DataError(
+            f"The column {name!r}{where} has lists in which {wrong} numbers are missing or not finite.",
+            "Mend them, or leave out such rows.",
+        )
+    return lists
 
 
 def _fitting(array: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
@@ -237,6 +273,36 @@ def _values(rows: pd.DataFrame, names: list[str]) -> dict[str, list[str]]:
         if 0 < len(texts) <= most and max(map(len, texts)) <= VALUE_CHARACTERS:
             values[name] = sorted(texts)
     return values
+
+
+def _require_closed(names: list[str], values: dict[str, list[str]], splits: dict[str, pd.DataFrame]) -> None:
+    """Check that texts of which all values are known have few, and no split another one.
+
+    Raises:
+        UsageError: A name is no text with few values.
+        DataError: A split has a value that the training set lacks.
+    """
+    for name in names:
+        if name not in values:
+            raise UsageError(
+                f"features.closed of use_case.yaml names {name!r}, which is no text of at most {FEW_VALUES} values in "
+                "the training set.",
+                "Leave it out there.",
+            )
+        for split_name, rows in splits.items():
+            strangers = sorted(set(rows[name].dropna().unique()) - set(values[name]))
+            if strangers:
+                raise DataError(
+                    f"{name!r} is {strangers[0]!r} in split {split_name!r} and in no row of split 'train', and "
+                    "features.closed says that there is no other value.",
+                    "Leave it out there, or mend features.split in use_case.yaml.",
+                )
+
+
+def _lengths(rows: pd.DataFrame, names: list[str]) -> dict[str, int]:
+    """Return the length of the lists of each column where all are of one."""
+    lengths = {name: set(rows[name].dropna().map(len)) for name in names}
+    return {name: int(next(iter(found))) for name, found in lengths.items() if len(found) == 1}
 
 
 def _write(frame: Any, file: Path) -> None:

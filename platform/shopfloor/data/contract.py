@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import Kind
-from shopfloor.use_case import Task, UseCase
+from shopfloor.use_case import FeaturesSection, Task, UseCase
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,26 @@ _YEARS = (1678, 2261)
 """Years whose times pandas counts in nanoseconds, as MLflow has it do."""
 _OF_FEAST = {"String": "str", "Bool": "bool", "UnixTimestamp": "datetime"}
 _ZONE = "Say which zone it is in, such as frame[...].dt.tz_localize('UTC')."
+
+
+def labelled(rows: pd.DataFrame, section: FeaturesSection) -> pd.DataFrame:
+    """Return the rows that have a label, where the use case leaves out the others; how many those are is said.
+
+    Args:
+        rows: With the label, or without its column: that is told by `require_rows`.
+        section: Says what becomes of rows without a label.
+    """
+    target = section.target
+    if section.unlabelled == "refuse" or target not in rows.columns:
+        return rows
+    there = rows[rows[target].notna()]
+    if missing := len(rows) - len(there):
+        logger.warning("%s of %s rows have no %s and are left out", f"{missing:,}", f"{len(rows):,}", target)
+        labels = there[target].infer_objects()  # of what was true, false or missing
+        if labels.dtype.kind == "f" and (labels % 1 == 0).all():  # whole numbers that could be missing
+            labels = labels.astype("int64")
+        there = there.assign(**{target: labels})
+    return there
 
 
 def require_rows(rows: pd.DataFrame, target: str, task: Task, timed: bool = True) -> pd.DataFrame:
@@ -54,7 +74,10 @@ def require_rows(rows: pd.DataFrame, target: str, task: Task, timed: bool = True
     if timed and not isinstance(rows[TIME].dtype, pd.DatetimeTZDtype):
         raise UsageError(f"rows() of features.py: {TIME!r} is {rows[TIME].dtype}, a time without a zone.", _ZONE)
     if missing := int(rows[target].isna().sum()):
-        raise DataError(f"The label {target!r} is missing in {missing} of {len(rows)} rows.", "Leave such rows out.")
+        raise DataError(
+            f"The label {target!r} is missing in {missing} of {len(rows)} rows.",
+            "Write features.unlabelled: leave_out into use_case.yaml, or give them one.",
+        )
     if task == "multiclass":
         _require_classes(rows[target])
     elif task != "custom":
@@ -154,7 +177,7 @@ def as_feature(column: pd.Series[Any], declared: str, where: str = "") -> tuple[
     """Return a column as a model gets it, and its kind.
 
     Args:
-        column: Of any type.
+        column: Of any type; lists and bytes are checked already.
         declared: A kind, or `number` for the one of the two that fits.
         where: The table that it stands in, to be named in the error.
 
@@ -168,6 +191,8 @@ def as_feature(column: pd.Series[Any], declared: str, where: str = "") -> tuple[
             return _as_booleans(column, where), "bool"
         case "datetime":
             return _as_times(column, where), "datetime"
+        case "numbers" | "bytes":
+            return column, declared
     numbers = as_numbers(column, where=where)
     if numbers.dtype.kind == "f":
         infinite = int((numbers.abs() == float("inf")).sum())

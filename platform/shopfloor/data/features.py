@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.data.contract import TIME, as_feature, declared_kind, require_names, require_rows, require_view
+from shopfloor.data.contract import TIME, as_feature, declared_kind, labelled, require_names, require_rows, require_view
 from shopfloor.environment import NO_REPORTS
 from shopfloor.errors import ConflictError, DataError, ServiceError, UsageError, first_line
 from shopfloor.records import Kind
@@ -168,7 +168,7 @@ def joined(settings: Settings, use_case: UseCase, tables: Path) -> tuple[pd.Data
     """
     code = use_case.code("features")
     with scratch(settings.private_state_dir()) as directory:
-        everything = code.rows(tables)
+        everything = labelled(code.rows(tables), use_case.features)
         rows = require_rows(everything, use_case.features.target, use_case.task)
         code.source_tables(tables, directory)
         sources = keep_sources(settings, use_case, directory)

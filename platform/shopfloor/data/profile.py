@@ -105,7 +105,8 @@ def leaks(rows: Rows, inputs: Sequence[str], target: str, classified: bool) -> l
         Each with its balanced accuracy, or with the part of the variance that it explains.
     """
     names = ", ".join(quoted(name) for name in (*inputs, target))
-    frame: pd.DataFrame = rows.query(names, f"USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (7)").df()
+    there = f"WHERE {quoted(target)} IS NOT NULL"
+    frame: pd.DataFrame = rows.query(names, f"{there} USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (7)").df()
     scores = [(name, _alone(frame[name], frame[target], classified)) for name in inputs]
     return [(name, score) for name, score in scores if score >= NEARLY_ALL]
 

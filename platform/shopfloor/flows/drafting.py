@@ -40,6 +40,8 @@ class Draft:
     gates: dict[str, tuple[str, float, str]]
     """Metric to `min` or `max`, the bound, and where it comes from."""
     columns: Mapping[str, Column] = field(default_factory=dict)
+    unlabelled: int = 0
+    """Rows without a target, which are left out."""
 
 
 def draft(
@@ -50,6 +52,8 @@ def draft(
     time: str | None,
     leave_out: list[str],
     days: list[dt.date],
+    leave_out_unlabelled: bool = False,
+    last_value: float | None = None,
 ) -> Draft:
     """Decide what is made of a table.
 
@@ -61,6 +65,8 @@ def draft(
         time: Column with the time of a row; `None` where rows are split at random.
         leave_out: Columns that are no inputs.
         days: Of `time`: the first one, those after which 60 and 80 percent of the rows lie behind, and the last one.
+        leave_out_unlabelled: Whether rows without a target are left out, and not refused.
+        last_value: Mean absolute error in the newest rows of the last target of the day before, where rows have a time.
 
     Raises:
         UsageError: The table makes no model; says why.
@@ -73,6 +79,14 @@ def draft(
             f"The table has {rows} rows: too few to split and to judge by.", f"Bring {LEAST_ROWS} or more."
         )
     label = columns[target]
+    if label.missing and not leave_out_unlabelled:
+        raise UsageError(
+            f"The target {target!r} has no value in {label.missing:,} of {rows:,} rows.",
+            "Add --leave-out-unlabelled, or leave such rows out of the file.",
+        )
+    rows -= label.missing
+    if rows < LEAST_ROWS:
+        raise UsageError(f"The target {target!r} has a value in {rows} rows alone.", f"Bring {LEAST_ROWS} or more.")
     task, why = _task(label, rows, task)
     left_out = {name: "you said so" for name in leave_out}
     for name, column in columns.items():
@@ -90,7 +104,8 @@ def draft(
             f"The name of the column {reserved[0]!r} is reserved.", f"--leave-out {reserved[0]}, or rename it."
         )
     split, why_split = _split(time, group, days)
-    return Draft(label, task, why, time, inputs, left_out, split, why_split, _gates(label, task, rows), columns)
+    gates = _gates(label, task, rows, last_value)
+    return Draft(label, task, why, time, inputs, left_out, split, why_split, gates, columns, label.missing)
 
 
 def _task(label: Column, rows: int, said: Task | None) -> tuple[Task, str]:
@@ -100,11 +115,6 @@ def _task(label: Column, rows: int, said: Task | None) -> tuple[Task, str]:
         UsageError: It makes no label, or not for the task that somebody said.
     """
     name, values = label.name, label.values
-    if label.missing:
-        raise UsageError(
-            f"The target {name!r} has no value in {label.missing:,} of {rows:,} rows.",
-            "Leave such rows out of the file.",
-        )
     if label.kind in {"other", "time"}:
         raise UsageError(f"The target {name!r} is neither a number nor a text.", "Make a column of one of them.")
     if len(values) == 1:
@@ -183,10 +193,13 @@ def _split(time: str | None, group: str | None, days: list[dt.date]) -> tuple[di
     return {"by": "random", "test": 0.2, "validate": 0.2, "seed": 1}, "at random, as nothing says when a row was"
 
 
-def _gates(label: Column, task: Task, rows: int) -> dict[str, tuple[str, float, str]]:
+def _gates(label: Column, task: Task, rows: int, last_value: float | None) -> dict[str, tuple[str, float, str]]:
     """Return the bounds that a model beats which has learned anything at all."""
     if task == "regression":
-        return {"r2": ("min", 0.0, "the mean of the target, for every row")}
+        gates = {"r2": ("min", 0.0, "the mean of the target, for every row")}
+        if last_value is not None:
+            gates["mae"] = ("max", float(f"{last_value:.6g}"), "the last value of the day before, for every row")
+        return gates
     shares = [count / rows for count in label.counts]
     entropy = math.floor(-1e4 * sum(share * math.log(share) for share in shares)) / 1e4
     prior = "the share of each class, for every row"

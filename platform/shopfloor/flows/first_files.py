@@ -30,7 +30,7 @@ data:
 features:
   source: {table}
   target: {target}
-{time}{left_out}  # {why_split}
+{unlabelled}{time}{left_out}  # {why_split}
   split: {split}
 
 search:
@@ -149,6 +149,7 @@ def _case(name: str, table: str, draft: Draft, file: str, description: str) -> s
         task=draft.task,
         table=table,
         target=_yaml(draft.target.name),
+        unlabelled=f"  # {draft.unlabelled:,} rows had none.\n  unlabelled: leave_out\n" if draft.unlabelled else "",
         time=f"  time: {_yaml(draft.time)}\n" if draft.time else "",
         left_out="\n".join(["  leave_out: [", *left_out, "  ]\n"]) if left_out else "",
         why_split=_line(draft.why_split),

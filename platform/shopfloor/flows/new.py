@@ -42,6 +42,8 @@ class NewUseCase(Record):
     """Column to the reason why the model does not get it."""
     gates: dict[str, str]
     """Metric to its bound, and what that is the worth of."""
+    unlabelled: int = 0
+    """Rows without a target, which are left out."""
 
 
 def new(
@@ -53,6 +55,7 @@ def new(
     time: str | None,
     leave_out: Sequence[str],
     keep: Sequence[str],
+    leave_out_unlabelled: bool,
     progress: Callable[[str], None],
 ) -> NewUseCase:
     """Write a use case that begins with a file of rows.
@@ -66,6 +69,7 @@ def new(
         time: Column with the time of a row; `None` splits at random.
         leave_out: Columns that the model does not get.
         keep: Columns that may say the target by themselves.
+        leave_out_unlabelled: Whether rows without a target are left out, and not refused.
         progress: Is told what happens.
 
     Raises:
@@ -83,7 +87,11 @@ def new(
         rows = sniffing.read(file, directory)
         progress(f"Looking at {rows.count:,} rows of {len(rows.kinds)} columns")
         columns = profiles.profile(rows)
-        draft = drafting.draft(columns, rows.count, target, task, time, list(leave_out), _days(rows, time))
+        days = _days(rows, time, target)
+        last_value = _last_value(rows, time, target, days) if time else None
+        draft = drafting.draft(
+            columns, rows.count, target, task, time, list(leave_out), days, leave_out_unlabelled, last_value
+        )
         _refuse_leaks(rows, draft, keep)
         staged = directory / "data" / f"{table}.parquet"
         staged.parent.mkdir()
@@ -113,10 +121,35 @@ def new(
         inputs={key: column.kind for key, column in draft.inputs.items()},
         left_out=draft.left_out,
         gates={metric: f"{side} {bound:g}: {origin}" for metric, (side, bound, origin) in draft.gates.items()},
+        unlabelled=draft.unlabelled,
     )
 
 
-def _days(rows: Rows, time: str | None) -> list[dt.date]:
+def _last_value(rows: Rows, time: str, target: str, days: Sequence[dt.date]) -> float | None:
+    """Return the mean distance of targets of the newest rows from the last one of the day before.
+
+    Args:
+        rows: The table.
+        time: Column with the time of a row.
+        target: Column that is to be predicted.
+        days: Of the split; the newest rows are those from the third on.
+
+    Returns:
+        The distance; `None` where the target is no number, or there is no day before.
+    """
+    if not days or rows.kinds.get(target) not in {"whole", "number"}:
+        return None
+    at, label = quoted(time), quoted(target)
+    last = f"SELECT {at}::DATE AS day, arg_max({label}, {at}) AS last FROM {rows.name}"  # noqa: S608  names are quoted
+    last += f" WHERE {label} IS NOT NULL GROUP BY 1"
+    days_before = f"SELECT day, lag(last) OVER (ORDER BY day) AS before FROM ({last})"  # noqa: S608
+    [(apart,)] = rows.ask(
+        f"avg(abs({label}::DOUBLE - before))", f"JOIN ({days_before}) ON {at}::DATE = day WHERE day >= '{days[2]}'"
+    )
+    return None if apart is None else float(apart)
+
+
+def _days(rows: Rows, time: str | None, target: str) -> list[dt.date]:
     """Return the days between which the parts of a split by time lie, see `drafting.draft`.
 
     Raises:
@@ -129,7 +162,8 @@ def _days(rows: Rows, time: str | None) -> list[dt.date]:
     column = quoted(time)
     [(missing, *days)] = rows.ask(
         f"count(*) - count({column}), min({column})::DATE, quantile_disc({column}, 0.6)::DATE, "
-        f"quantile_disc({column}, 0.8)::DATE, max({column})::DATE"
+        f"quantile_disc({column}, 0.8)::DATE, max({column})::DATE",
+        f"WHERE {quoted(target)} IS NOT NULL" if target in rows.kinds else "",
     )
     if missing:
         raise UsageError(f"The column {time!r} has no value in {missing:,} rows.", "Leave such rows out of the file.")

@@ -32,7 +32,8 @@ class Golden(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: list[dict[str, bool | int | FiniteFloat | str | None]] = Field(min_length=1)
+    rows: list[dict[str, bool | int | FiniteFloat | str | list[FiniteFloat] | None]] = Field(min_length=1)
+    """As JSON holds them; bytes in base64."""
     predictions: list[Answer]
 
 

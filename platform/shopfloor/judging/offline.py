@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -83,5 +84,11 @@ def _plain(row: dict[Any, Any], features: FeatureSet) -> dict[str, Any]:
         "bool": bool,
         "str": str,
         "datetime": lambda time: f"{time.isoformat()}Z",
+        "numbers": lambda numbers: [float(number) for number in numbers],
+        "bytes": lambda content: base64.b64encode(content).decode(),
     }
-    return {name: None if pd.isna(row[name]) else convert[kind](row[name]) for name, kind in features.features.items()}
+
+    def missing(value: Any) -> bool:
+        return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+    return {name: None if missing(row[name]) else convert[kind](row[name]) for name, kind in features.features.items()}

@@ -34,7 +34,7 @@ Inputs = Mapping[str, Input]
 
 def inputs_of(schema: Any) -> dict[str, Input]:
     """Return the named columns of an MLflow input schema."""
-    return {column.name: Input(column.type.name, bool(column.required)) for column in schema.inputs}
+    return {one.name: Input(getattr(one.type, "name", str(one.type)), bool(one.required)) for one in schema.inputs}
 
 
 def inputs_of_features(features: FeatureSet) -> dict[str, Input]:

@@ -7,9 +7,10 @@ the version finds it again, and a version's passport is written once.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from shopfloor.use_case import UseCase, load_use_case
 if TYPE_CHECKING:
     import pandas as pd
 
+_STRANGER = "\u2205 a value that no row has"
 MADE_OF = ("model", "features", "tables")
 """The artifacts that make a version what it is; how it was judged makes no other one of it."""
 
@@ -101,7 +103,8 @@ def _make_version(
     requests = offline.ask_offline(settings, use_case, made_of["features"].uri, model)
     trial = Trial.model_validate_json(_text(settings, made_of["model"], "best_trial.json"))
     features = FeatureSet.model_validate_json(_text(settings, made_of["features"], "feature_set.json"))
-    described = {CLASSES: features.classes, COLUMNS: _described(features)}
+    closed = _closed(features, functools.partial(code.predict, model), example)
+    described = {CLASSES: features.classes, COLUMNS: _described(features, closed)}
     with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         golden.write(requests, Path(directory))
         info = flavors.log(
@@ -138,11 +141,15 @@ def _make_version(
 
 def _inputs(features: FeatureSet) -> Any:
     """Return MLflow's schema of a row."""
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
-    return Schema(
-        [ColSpec(features.mlflow_type(name), name, name not in features.optional) for name in features.features]
-    )
+    def column(name: str) -> Any:
+        lists = features.features[name] == "numbers"
+        kind = Array(DataType.double) if lists else features.mlflow_type(name)
+        return ColSpec(kind, name, name not in features.optional)
+
+    return Schema([column(name) for name in features.features])
 
 
 def _outputs(example: pd.DataFrame, answers: Any) -> Any:
@@ -156,9 +163,25 @@ def _outputs(example: pd.DataFrame, answers: Any) -> Any:
         return None
 
 
-def _described(features: FeatureSet) -> dict[str, dict[str, Any]]:
+def _closed(features: FeatureSet, predict: Callable[[pd.DataFrame], Any], example: pd.DataFrame) -> list[str]:
+    """Return the texts that can have no other value than in the training set: the model answers no other."""
+    closed = list(features.closed)
+    for name in features.values:
+        if name not in closed:
+            try:
+                predict(example.head(1).assign(**{name: _STRANGER}))
+            except Exception:  # each library has its own
+                closed.append(name)
+    return closed
+
+
+def _described(features: FeatureSet, closed: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what is known of columns and is not in MLflow's schema."""
     columns: dict[str, dict[str, Any]] = {name: {"values": values} for name, values in features.values.items()}
+    for name in closed:
+        columns[name]["closed"] = True
+    for name, length in features.lengths.items():
+        columns[name] = {"length": length}
     for name, kind in features.features.items():
         if kind in {"int", "bool"} and name in features.optional:
             columns[name] = {"kind": kind}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.errors import NotFoundError, UsageError
-from shopfloor.serving.model.row import FLOAT32_MAX, INT32, INT64, WHOLE_IN_FLOAT, Column
+from shopfloor.serving.model.row import ARRAY, FLOAT32_MAX, INT32, INT64, WHOLE_IN_FLOAT, Column
 from shopfloor.settings import Settings
 from shopfloor.storage import filesystem, is_remote, join
 
@@ -118,6 +118,10 @@ def require_values(file: str, columns: Sequence[Column], rows: pa.RecordBatch, m
         if values.null_count and column.required:
             raise _refused(file, column, "is missing in a row")
         kind = values.type
+        if column.closed and not set(values.unique().to_pylist()) <= {*column.values, None}:
+            raise _refused(file, column, f"is none of {', '.join(map(repr, column.values))} in a row")
+        if column.type == ARRAY:
+            _require_lists(file, column, values)
         if pa.types.is_integer(kind) and column.type in _WHOLE:
             _require_range(file, column, values)
         elif pa.types.is_floating(kind) and column.type in _WHOLE | dict.fromkeys(_REAL):
@@ -125,6 +129,19 @@ def require_values(file: str, columns: Sequence[Column], rows: pa.RecordBatch, m
             numbers = matrix[:, index] if at_hand and matrix is not None else values.to_numpy(zero_copy_only=False)
             if problem := _wrong(numbers, column):
                 raise _refused(file, column, problem)
+
+
+def _require_lists(file: str, column: Column, values: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_null(values.type):
+        return
+    numbers = pc.list_flatten(values)
+    if numbers.null_count or not pc.all(pc.is_finite(numbers.cast(pa.float64())), min_count=0).as_py():
+        raise _refused(file, column, "has a list in which a number is missing or not finite")
+    if column.length is not None and set(pc.list_value_length(values).unique().to_pylist()) - {column.length, None}:
+        raise _refused(file, column, f"has a list that is not {column.length} numbers long")
 
 
 def _wrong(numbers: np.ndarray, column: Column) -> str:
@@ -221,6 +238,11 @@ def _fits(kind: pa.DataType, column: Column) -> bool:
         return column.type in _REAL
     if types.is_timestamp(kind) or types.is_date(kind):
         return column.type == "datetime"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = kind.value_type
+        return column.type == ARRAY and (types.is_floating(inner) or types.is_integer(inner))
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return column.type == "binary"
     texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     return texts and column.type == "string"
 
@@ -246,7 +268,10 @@ def frame_of(columns: Sequence[Column], rows: pa.RecordBatch) -> pd.DataFrame:
         values = array.to_pandas()
         if column.type == "datetime":
             series[column.name] = pd.to_datetime(values, utc=True).dt.tz_localize(None)
-        elif column.type == "string":
+        elif column.type == ARRAY:
+            lists = values.map(lambda one: None if one is None else one.astype("float64"))
+            series[column.name] = lists.astype(object)
+        elif column.type in {"string", "binary"}:
             texts = values.astype(object)
             series[column.name] = texts.where(texts.notna(), None)
         else:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.judging.golden import classified
-from shopfloor.serving.model.row import Column, Value
+from shopfloor.serving.model.row import NESTED, Column, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +84,7 @@ def native(pyfunc: PyFuncModel, columns: tuple[Column, ...], directory: Path) ->
         raw = pyfunc.get_raw_model()
     except NotImplementedError:
         return None
-    if any(column.type in {"string", "datetime"} for column in columns):
+    if any(column.type in {"string", "datetime", *NESTED} for column in columns):
         return None
     flavors = pyfunc.metadata.flavors
     if is_booster(pyfunc):

@@ -6,6 +6,7 @@ document says, because both come from the same pydantic-core schemas. Parsing ne
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import SchemaValidator, ValidationError, core_schema
+from pydantic_core import PydanticCustomError, SchemaValidator, ValidationError, core_schema
 
 from shopfloor.serving.errors import BadRequest, NoRowSchema, Problems
 
@@ -21,18 +22,23 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import ModelSignature
 
-Value = bool | int | float | str | dt.datetime | None
+Value = bool | int | float | str | bytes | list[float] | dt.datetime | None
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 FLOAT32_MAX = 3.4028234663852886e38
 WHOLE_IN_FLOAT = 2**53
 KINDS = {"int", "bool"}
+ARRAY = "Array(double)"
+"""MLflow's name of the type of lists of numbers."""
+NESTED = {"binary", ARRAY}
+"""Types of columns whose values are not plain."""
 MAX_PROBLEMS = 20
 """Fields named in one answer."""
 ROW_BYTES = 16 * 1024
 """Bytes that a row may hold besides its values: blanks, a few fields too many."""
 VALUE_BYTES = 256
+BINARY_BYTES = 2 * 2**20
 TEXT_BYTES = 100_000
 """A row is read where requests are answered, so that each millisecond of a long one is lost to all of them."""
 
@@ -49,12 +55,16 @@ class Column:
 
     name: str
     type: str
-    """MLflow's name: boolean, integer, long, float, double, string or datetime."""
+    """MLflow's name: boolean, integer, long, float, double, string, datetime, binary or Array(double)."""
     required: bool
     kind: str = ""
     """Kind of value that a `double` stands for: `int` or `bool`, which may be missing; else empty."""
     values: tuple[str, ...] = ()
-    """Texts that the model has learnt from, where they are few; it takes others too."""
+    """Texts that the model has learnt from, where they are few; it takes others too unless it is `closed`."""
+    closed: bool = False
+    """Whether no other text than `values` is taken."""
+    length: int | None = None
+    """Length of a list of numbers; `None` where it may be any."""
 
 
 def columns_of(
@@ -69,8 +79,6 @@ def columns_of(
     Raises:
         NoRowSchema: There is no signature, or it holds tensors, nested or unnamed columns.
     """
-    from mlflow.types import DataType
-
     if signature is None or signature.inputs is None:
         raise NoRowSchema("the model was logged without a signature")
     if signature.inputs.is_tensor_spec():
@@ -79,17 +87,20 @@ def columns_of(
     for spec in signature.inputs.inputs:
         if not spec.name:
             raise NoRowSchema("the model's columns have no names")
-        if not isinstance(spec.type, DataType) or spec.type.name not in _FIELD_SCHEMAS:
+        kind_of_values = getattr(spec.type, "name", str(spec.type))
+        if kind_of_values not in _FIELD_SCHEMAS:
             raise NoRowSchema(f"column {spec.name!r} has type {spec.type}, which has no plain JSON form")
         more = (described or {}).get(spec.name, {})
-        kind = str(more.get("kind", "")) if spec.type.name == "double" else ""
+        kind = str(more.get("kind", "")) if kind_of_values == "double" else ""
         columns.append(
             Column(
                 spec.name,
-                spec.type.name,
+                kind_of_values,
                 bool(spec.required),
                 kind if kind in KINDS else "",
                 tuple(map(str, more.get("values", ()))),
+                bool(more.get("closed") and more.get("values")),
+                int(more["length"]) if more.get("length") else None,
             )
         )
     return tuple(columns)
@@ -107,7 +118,7 @@ class RowSchema:
         """
         self.columns = columns
         self.max_bytes = ROW_BYTES + sum(
-            6 * len(column.name) + (TEXT_BYTES if column.type == "string" else VALUE_BYTES) for column in columns
+            6 * len(column.name) + _MOST_BYTES.get(column.type, VALUE_BYTES) for column in columns
         )
         """Bytes of the body of one row, at most."""
         fields = {column.name: _field(column, single_precision) for column in columns}
@@ -178,7 +189,14 @@ class RowSchema:
                 self.parse(json.dumps(candidate, allow_nan=False).encode())
             except (BadRequest, ValueError, TypeError):
                 candidate = None
-        return candidate or {column.name: _ANYTHING[column.type] for column in self.columns}
+        return candidate or {column.name: _anything(column) for column in self.columns}
+
+
+def _anything(column: Column) -> Value:
+    """Return a value that a column takes."""
+    if column.type == ARRAY:
+        return [0.0] * (column.length if column.length is not None else 1)
+    return column.values[0] if column.closed else _ANYTHING[column.type]
 
 
 def json_schema(schema: core_schema.CoreSchema) -> dict[str, Any]:
@@ -220,6 +238,18 @@ def bad_fields(problems: Problems) -> BadRequest:
     return BadRequest(422, f"{text}{more}.", problems[:MAX_PROBLEMS])
 
 
+def _decoded(text: str) -> bytes:
+    """Return the bytes that stand in base64.
+
+    Raises:
+        ValueError: They do not.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise PydanticCustomError("base64", "must be bytes in base64") from None
+
+
 def _integer(limit: int) -> core_schema.CoreSchema:
     return core_schema.int_schema(ge=-limit - 1, le=limit, strict=True)
 
@@ -257,8 +287,15 @@ _FIELD_SCHEMAS: dict[str, core_schema.CoreSchema] = {
     "datetime": core_schema.datetime_schema(strict=True),
     "int": _integer(WHOLE_IN_FLOAT),
     "bool": core_schema.bool_schema(strict=True),
+    "binary": core_schema.str_schema(strict=True, metadata={"pydantic_js_updates": {"contentEncoding": "base64"}}),
+    ARRAY: core_schema.list_schema(_real(), strict=True),
 }
-_TAKEN = _FIELD_SCHEMAS | {"integer": _whole(INT32), "long": _whole(INT64), "int": _whole(WHOLE_IN_FLOAT)}
+_TAKEN = _FIELD_SCHEMAS | {
+    "integer": _whole(INT32),
+    "long": _whole(INT64),
+    "int": _whole(WHOLE_IN_FLOAT),
+    "binary": core_schema.no_info_after_validator_function(_decoded, core_schema.str_schema(strict=True)),
+}
 """Schemas of what is taken for what the document describes."""
 _ANYTHING: dict[str, Value] = {
     "boolean": False,
@@ -268,7 +305,9 @@ _ANYTHING: dict[str, Value] = {
     "double": 0.0,
     "string": "",
     "datetime": "2013-01-01T00:00:00Z",
+    "binary": "",
 }
+_MOST_BYTES = {"string": TEXT_BYTES, "binary": BINARY_BYTES, ARRAY: TEXT_BYTES}
 
 
 def _field(
@@ -284,6 +323,10 @@ def _field(
 def _value(
     column: Column, single_precision: bool, schemas: Mapping[str, core_schema.CoreSchema]
 ) -> core_schema.CoreSchema:
+    if column.closed:
+        return core_schema.literal_schema(list(column.values))
+    if column.length is not None:
+        return core_schema.list_schema(_real(), min_length=column.length, max_length=column.length, strict=True)
     if column.values and schemas is _FIELD_SCHEMAS:
         return core_schema.union_schema([core_schema.literal_schema(list(column.values)), schemas[column.type]])
     if column.kind:
@@ -302,7 +345,13 @@ def _items(column: Column, values: Sequence[Value]) -> Any:
     if column.type == "datetime":  # one without a zone is in UTC
         times: pd.Series[Any] = pd.Series(list[Any](values), dtype=object)
         return pd.to_datetime(times, utc=True).dt.tz_localize(None)
-    exact = column.type in {"string", "boolean", "integer", "long"} and (column.type == "string" or None in values)
+    if column.type == ARRAY:
+        lists = np.empty(len(values), dtype=object)
+        for number, value in enumerate(values):
+            lists[number] = None if value is None else np.array(value, dtype=np.float64)
+        return lists
+    texts = {"string", "binary"}
+    exact = column.type in texts or (column.type in {"boolean", "integer", "long"} and None in values)
     if exact:
         items = np.empty(len(values), dtype=object)
         items[:] = values
@@ -333,6 +382,10 @@ def _plain(value: Any, column: Column) -> Any:
     """Return `value` of an input example as JSON holds it in a column of this type; a missing one is null."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if column.type == ARRAY:
+        return [float(number) for number in value]
     if hasattr(value, "isoformat"):
         return None if value != value else f"{value.isoformat()}{'' if value.tzinfo else 'Z'}"
     if hasattr(value, "item"):

@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 from shopfloor.errors import MAX_CHARACTERS, first_line
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import as_mlflow
-from shopfloor.serving.model.row import bad_fields
+from shopfloor.serving.model.row import NESTED, bad_fields
 from shopfloor.serving.model.rows import RECORDS, SPLIT, too_many
 from shopfloor.serving.protocols.parsed import Form, Rows
 
@@ -121,9 +121,10 @@ def predictions(model: ServedModel, rows: Rows) -> list[Any]:
         raise model.unanswerable(error) from error
 
 
-def by_mlflow(form: Form, split: dict[str, Any]) -> Rows:
-    """Return what MLflow's parser makes of a table in its format of columns and data; see `read`."""
-    return _by_mlflow(form, {SPLIT: split}, JSON)
+def of_split(form: Form, split: dict[str, Any]) -> Rows:
+    """Return the rows of a table in MLflow's format of columns and data; see `read`."""
+    rows = _quick(form, to_json({SPLIT: split}), strangers=True) if form.direct else None
+    return rows or _by_mlflow(form, {SPLIT: split}, JSON)
 
 
 def _require_columns(form: Form, parsed: dict[str, Any]) -> None:
@@ -237,16 +238,33 @@ def _known(form: Form, table: Any) -> Any:
     """
     if form.inputs is None or not hasattr(table, "columns"):
         return table
-    names = {column.name for column in form.columns}
-    table = table.loc[:, [name in names for name in table.columns]]
+    columns = {column.name: column for column in form.columns}
+    table = table.loc[:, [name in columns for name in table.columns]]
     for number, name in enumerate(table.columns):
         column = table.iloc[:, number]
-        if column.dtype == object and any(isinstance(value, list | dict) for value in column):
+        if columns[name].closed:
+            _require_known(column, columns[name])
+        if (
+            columns[name].type not in NESTED
+            and column.dtype == object
+            and any(isinstance(value, list | dict) for value in column)
+        ):
             raise _not_plain(str(name))
     for one in form.columns:
         if one.name in table.columns and (one.kind or one.type == "datetime"):
             table = table.assign(**{one.name: _as_kind(table[one.name], one)})
     return table
+
+
+def _require_known(values: Any, column: Column) -> None:
+    """Refuse a text that is none of the few that there are.
+
+    Raises:
+        BadRequest: One is not.
+    """
+    if not values.dropna().isin(column.values).all():
+        words = ", ".join(map(repr, column.values))
+        raise bad_fields([{"field": column.name, "problem": f"must be one of {words}"}])
 
 
 def _as_kind(values: Any, column: Column) -> Any:
@@ -368,7 +386,8 @@ def _checked(pyfunc: PyFuncModel, table: Any) -> Any:
             problems.append({"field": str(name), "problem": "must be a finite number"})
     if problems:
         raise bad_fields(problems)
-    numbers = {spec.name for spec in schema.inputs if spec.type.name in {"double", "float"}} if has_names else set()
+    types = {spec.name: getattr(spec.type, "name", "") for spec in schema.inputs} if has_names else {}
+    numbers = {name for name, kind in types.items() if kind in {"double", "float"}}
     # What is left out is missing; MLflow would hand on a frame that lacks a column.
     return table.assign(**dict.fromkeys(numbers - required - set(table.columns), math.nan))
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema, from_json, to_json
 
 from shopfloor.runs.mlflow import by_row
 from shopfloor.serving.errors import BadRequest
+from shopfloor.serving.model.row import ARRAY
 from shopfloor.serving.model.rows import too_many
 from shopfloor.serving.protocols import mlflow_scoring, tensors
 from shopfloor.serving.protocols.parsed import Form, Rows
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shopfloor.serving.model.loading import ServedModel
+    from shopfloor.serving.model.row import Column
 
 PLATFORM = "shopfloor"
 MAX_OUTPUTS = 1000
@@ -41,6 +43,8 @@ _DATATYPES = {
     "double": "FP64",
     "string": "BYTES",
     "datetime": "BYTES",
+    "binary": "BYTES",
+    ARRAY: "FP64",
 }
 _TAKES = {
     "boolean": {"BOOL"},
@@ -50,6 +54,8 @@ _TAKES = {
     "double": {"FP16", "FP32", "FP64"},
     "string": {"BYTES"},
     "datetime": {"BYTES"},
+    "binary": {"BYTES"},
+    ARRAY: {"FP16", "FP32", "FP64"},
 }
 
 _ANY = core_schema.any_schema()
@@ -96,7 +102,7 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
     """
     form = Form.of(model, 1)
     inputs = [
-        {"name": column.name, "datatype": _DATATYPES[column.type], "shape": [-1]}
+        {"name": column.name, "datatype": _DATATYPES[column.type], "shape": [-1, *_width(column)]}
         | ({} if column.required else {"parameters": {"optional": True}})
         for column in form.columns
     ]
@@ -118,10 +124,20 @@ def example(model: ServedModel, row: Mapping[str, Any] | None = None) -> dict[st
     columns = [column for column in (model.rows.columns if model.rows else ()) if values[column.name] is not None]
     return {
         "inputs": [
-            {"name": one.name, "shape": [1], "datatype": _DATATYPES[one.type], "data": [values[one.name]]}
+            {
+                "name": one.name,
+                "shape": [1, len(cast(list[float], values[one.name]))] if one.type == ARRAY else [1],
+                "datatype": _DATATYPES[one.type],
+                "data": [values[one.name]],
+            }
             for one in columns
         ]
     }
+
+
+def _width(column: Column) -> list[int]:
+    """Return the dimensions of a column's items: lists have one, of any length where that is not known."""
+    return [column.length if column.length is not None else -1] if column.type == ARRAY else []
 
 
 def infer(model: ServedModel, body: bytes, header_bytes: int | None, max_rows: int) -> tuple[bytes, int | None]:
@@ -161,8 +177,10 @@ def read(form: Form, body: bytes, header_bytes: int | None) -> Rows:
     if form.quick and form.many_rows is not None:
         return Rows(matrix=form.many_rows.stack(items), request=wishes)
     # The way of MLflow's scoring requests, so that types and answers are the same.
+    if form.direct:  # the usual form has every column, and in order
+        items = {one.name: items.get(one.name, [None] * max(lengths)) for one in form.columns}
     data = [list(row.values()) for row in _records(items)]
-    table = mlflow_scoring.by_mlflow(form, from_json(to_json({"columns": list(items), "data": data})))
+    table = mlflow_scoring.of_split(form, from_json(to_json({"columns": list(items), "data": data})))
     return replace(table, request=wishes)
 
 
@@ -276,7 +294,8 @@ def _tensors(request: dict[str, Any], types: Mapping[str, str], tail: bytes) -> 
         if tensor["datatype"] not in _TAKES[kind]:
             dtype = _DATATYPES[kind]
             raise BadRequest(422, f"{short} must be of datatype {dtype}.", [problem(short, f"must be {dtype}")])
-        columns[name], begin = tensors.items(short, tensor, tail, begin)
+        form = {ARRAY: "list", "binary": "bytes"}.get(kind, "plain")
+        columns[name], begin = tensors.items(short, tensor, tail, begin, form)
     if begin != len(tail):
         raise BadRequest(400, f"The tensors name {begin} bytes, and {len(tail)} follow the JSON.")
     return columns

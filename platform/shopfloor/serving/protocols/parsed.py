@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.model.row import Column, RowSchema
+from shopfloor.serving.model.row import NESTED, Column, RowSchema
 from shopfloor.serving.model.rows import ManyRows
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ class Form(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str
-    inputs: tuple[tuple[str, str, bool, str], ...] | None
-    """Name, MLflow's type, whether it is required and `kind`, of each column; `None` where the model takes no rows of
-    them."""
+    inputs: tuple[tuple[str, str, bool, str, tuple[str, ...], bool, int | None], ...] | None
+    """The fields of each `Column`; `None` where the model takes no rows of them."""
     reason: str
     """Reason why it takes none."""
     single_precision: bool
     quick: bool
     """Whether rows of numbers skip MLflow's parser."""
     direct: bool
-    """Whether rows of any columns skip it, and become a frame."""
+    """Whether rows of any columns skip it, and become a frame: where the model needs no more looks at them, and where
+    a column holds lists or bytes, of which the parser has an opinion of its own."""
     signature: dict[str, Any] | None
     """MLflow's, which its parser goes by."""
     max_rows: int
@@ -48,11 +48,11 @@ class Form(BaseModel):
         rows = model.rows
         return cls(
             version=model.version,
-            inputs=tuple((one.name, one.type, one.required, one.kind) for one in rows.columns) if rows else None,
+            inputs=tuple(astuple(one) for one in rows.columns) if rows else None,
             reason=model.reason,
             single_precision=rows.single_precision if rows else False,
             quick=model.native is not None,
-            direct=model.direct is not None,
+            direct=model.direct is not None or bool(rows and any(one.type in NESTED for one in rows.columns)),
             signature=signature.to_dict() if signature else None,
             max_rows=max_rows,
             entities=tuple((entities or {}).items()),
