@@ -35,7 +35,7 @@ def first(stack):
 
 @pytest.fixture(scope="session")
 def cluster_stack(tmp_path_factory):
-    """Give the overlay `local`, applied; it goes at the end with all that it keeps, unless CLUSTER_KEEP is set."""
+    """Give the overlay `local`, applied; it goes at the end with all that it keeps."""
     with clusters.applied(tmp_path_factory.mktemp("stack") / "project") as stack:
         yield stack
 

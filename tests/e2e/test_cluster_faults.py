@@ -32,6 +32,9 @@ OPERATORS = (
 )
 
 
+ENDED_JOBS = ("Complete", "Failed")
+
+
 def delete_pods(namespace, *chosen):
     """Delete pods at once, and say which there were."""
     pods = [pod["metadata"]["name"] for pod in objects("pods", namespace, *chosen)]
@@ -64,17 +67,18 @@ def ended(member, run):
 
 
 def left_behind(team):
-    """Return what there is of runs: jobs, clusters other than the endpoints', pods of steps, and what Kueue counts."""
-    left = [one["metadata"]["name"] for kind in ("rayjobs", "workloads") for one in objects(kind, team)]
-    left += [
-        one["metadata"]["name"] for one in objects("rayclusters", team) if one["metadata"]["name"] != "shopfloor-serve"
-    ]
-    left += [
-        pod["metadata"]["name"]
-        for pod in objects("pods", team, "-l", "workflows.argoproj.io/workflow")
-        if pod["status"]["phase"] in ("Pending", "Running")
-    ]
-    return left
+    """Return what still holds anything for a run; what has ended and is kept to be looked at does not."""
+    left = [job for job in objects("rayjobs", team) if job["status"].get("jobDeploymentStatus") not in ENDED_JOBS]
+    left += [one for one in objects("rayclusters", team) if one["metadata"]["name"] != "shopfloor-serve"]
+    for workload in objects("workloads", team):
+        conditions = {one["type"]: one["status"] for one in workload.get("status", {}).get("conditions", [])}
+        of_the_endpoints = workload["metadata"]["name"].startswith("raycluster-shopfloor-serve")
+        if conditions.get("Finished") != "True" and not of_the_endpoints:
+            left.append(workload)
+    for pod in objects("pods", team, "-l", "workflows.argoproj.io/workflow"):
+        if pod["status"]["phase"] in ("Pending", "Running"):
+            left.append(pod)
+    return [one["metadata"]["name"] for one in left]
 
 
 def test_a_run_that_is_stopped_leaves_nothing_behind(flights, trained):
@@ -112,7 +116,7 @@ def test_a_run_ends_well_though_every_pod_and_controller_dies_in_its_middle(flig
 
 
 def test_a_challenger_answers_its_part_of_the_requests_and_none_after_its_end(flights, trained):
-    models = {one["version"]: one for one in flights.answer("models", "list")}
+    models = {one["version"]: one for one in flights.answer("models", "list")["versions"]}
     assert "challenger" in models["2"]["aliases"], models
 
     flights.shopfloor("deploy", "flight_delays@challenger", "--canary", "50", "--yes")

@@ -43,7 +43,7 @@ def test_a_team_trains_by_a_search_that_kueue_admits_and_its_champion_answers(fl
 
 def test_a_team_sees_nothing_of_another(flights, vision, trained):
     assert vision.answer("runs", "list")["runs"] == []
-    assert vision.answer("models", "list") == []
+    assert vision.answer("models", "list")["versions"] == []
     theirs = requests.post(f"{flights.endpoint()}/predict", json={}, timeout=10, headers=vision.bearer())
     assert theirs.status_code == 401
     for place in ("workflows", "secrets", "pods", "rayclusters"):

@@ -3,7 +3,8 @@
 The cluster is the one that KUBECONFIG names, with Argo Workflows, KubeRay and Kueue in it, and with the images that
 `manifests/images` names; the platform image may have another name, CLUSTER_IMAGE. What a run searches stands in that
 image: on two processors its use case has to ask for less, as `SMALLER` says. Members find the services by the
-names that these have in the cluster, so this machine has to reach its pods and its DNS server.
+names that these have in the cluster, so this machine has to reach its pods and its DNS server. CLUSTER_KEEP is a
+directory for the stack's copy of the project: its stack stays, and the next run goes on with it.
 """
 
 import contextlib
@@ -167,14 +168,16 @@ class Stack:
 
 @contextlib.contextmanager
 def applied(root: Path) -> Iterator[Stack]:
-    """Apply the stack, and take it away at the end."""
-    stack = Stack(root)
-    stack.prepare()
+    """Apply the stack, and take it away at the end; that of CLUSTER_KEEP stays, and is taken up where it is there."""
+    kept = os.environ.get("CLUSTER_KEEP")
+    stack = Stack(Path(kept) if kept else root)
+    if not (stack.root / ".secrets").exists():
+        stack.prepare()
     try:
         stack.install()
         yield stack
     finally:
-        if not os.environ.get("CLUSTER_KEEP"):
+        if not kept:
             stack.remove()
 
 
@@ -184,7 +187,7 @@ class Member:
     def __init__(self, stack: Stack, team: str) -> None:
         self.stack, self.team = stack, team
         place = stack.root / "members" / team
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         profile = (stack.root / f"manifests/teams/{team}/profile.toml").read_text()
         assert profile.rstrip().rpartition("\n[")[2].startswith("cluster]"), "the table [cluster] stands last"
         (place / "profile.toml").write_text(profile.replace("shopfloor/platform:0.1.0", clusters.IMAGE) + HEAD)
