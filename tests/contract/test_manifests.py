@@ -203,6 +203,14 @@ def test_what_is_changed_of_an_operator_is_what_kubernetes_knows(folder, kuberne
             kubernetes_schema(changed)
             for container in pod["spec"]["containers"]:
                 assert {"requests", "limits"} == container["resources"].keys()
+        elif changed["kind"].endswith("WebhookConfiguration"):
+            for webhook in changed["webhooks"]:
+                webhook |= {
+                    "clientConfig": {"url": "https://a"},
+                    "sideEffects": "None",
+                    "admissionReviewVersions": ["v1"],
+                }
+            kubernetes_schema(changed)
         else:
             assert changed.pop("$patch", "delete") == "delete"
             kubernetes_schema(changed)
@@ -217,6 +225,44 @@ def test_kueue_is_told_not_to_stop_jobs_by_shares_and_to_leave_other_namespaces_
     assert {"pod", "ray.io/rayjob"} <= set(config["integrations"]["frameworks"])
     (expression,) = config["managedJobsNamespaceSelector"]["matchExpressions"]
     assert expression == {"key": team_manifests.TEAM_LABEL, "operator": "Exists"}
+
+
+WEBHOOKS = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: {kind}WebhookConfiguration
+metadata: {{name: kueue-{name}-webhook-configuration}}
+webhooks:
+  - {{name: {first}pod.kb.io, failurePolicy: Fail, namespaceSelector: {{matchLabels: {{a: b}}}}}}
+  - {{name: {first}deployment.kb.io, failurePolicy: Fail}}
+  - {{name: {first}job.kb.io, failurePolicy: Fail}}
+  - {{name: {first}rayjob.kb.io, failurePolicy: Fail}}
+  - {{name: {first}statefulset.kb.io, failurePolicy: Fail}}
+---
+"""
+"""What the release of Kueue has of what is changed: the webhook of each kind, by its name."""
+
+
+def test_what_names_no_queue_starts_while_kueue_is_away(tmp_path):
+    folder = tmp_path / "kueue"
+    shutil.copytree(MANIFESTS / "operators/kueue", folder)
+    file = folder / "kustomization.yaml"
+    file.write_text(REMOTE.sub("release.yml", file.read_text(encoding="utf-8")), encoding="utf-8")
+    config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kueue-manager-config, namespace: kueue-system}\n"
+    parts = [
+        WEBHOOKS.format(kind=kind, name=kind.lower(), first=kind[0].lower()) for kind in ("Mutating", "Validating")
+    ]
+    (folder / "release.yml").write_text("".join([*parts, config]), encoding="utf-8")
+
+    built = [one for one in manifests.build(folder) if one["kind"].endswith("WebhookConfiguration")]
+
+    queued = {"matchExpressions": [{"key": "kueue.x-k8s.io/queue-name", "operator": "Exists"}]}
+    for one in built:
+        asked = {webhook["name"][1:]: webhook for webhook in one["webhooks"]}
+        assert len(asked) == 5
+        assert asked.pop("rayjob.kb.io").keys() == {"name", "failurePolicy"}
+        assert [webhook["objectSelector"] for webhook in asked.values()] == [queued] * 4
+        assert asked["pod.kb.io"]["namespaceSelector"] == {"matchLabels": {"a": "b"}}
+    assert len(built) == 2
 
 
 PLUGIN = """

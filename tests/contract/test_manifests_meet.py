@@ -128,6 +128,7 @@ def test_queues_flavors_and_classes_are_there(objects):
     for one in objects:
         if one["kind"] == "LocalQueue":
             assert ("ClusterQueue", "", one["spec"]["clusterQueue"]) in keys
+            assert one["metadata"]["name"] != "default", "Kueue holds the pods of Redis and of endpoints for its quota"
         elif one["kind"] == "ClusterQueue":
             assert ("Cohort", "", one["spec"]["cohortName"]) in keys
             for group in one["spec"]["resourceGroups"]:

@@ -117,7 +117,7 @@ def member(tmp_path_factory):
         (place / "kubeconfig").write_text(yaml.safe_dump(config))
         (place / "platform/profiles/team.toml").write_text(
             'default_engine = "argo"\ntracking_uri = "http://127.0.0.1:9"\nartifact_root = "artifacts"\n'
-            f'[cluster]\nnamespace = "{namespace}"\nqueue = "default"\npriority_class = "{queues.prefix}-low"\n'
+            f'[cluster]\nnamespace = "{namespace}"\nqueue = "runs"\npriority_class = "{queues.prefix}-low"\n'
             f"prices = {{ {queues.flavor} = {{ gpu = 2 }} }}\n"
         )
 

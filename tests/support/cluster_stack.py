@@ -112,10 +112,16 @@ class Stack:
             for container in patch["spec"]["template"]["spec"]["containers"]:
                 container.pop("resources")
             kubectl("-n", "argo", "patch", "deployment", name, "--patch", json.dumps(patch))
+        for kind in ("mutating", "validating"):
+            name = f"kueue-{kind}-webhook-configuration"
+            patch = yaml.safe_load(
+                (self.root / f"manifests/operators/kueue/{name}-{kind}webhookconfiguration.yaml").read_text()
+            )
+            kubectl("patch", f"{kind}webhookconfiguration", name, "--type=strategic", "--patch", json.dumps(patch))
         # Two processors hold the search beside the services of two teams, and nothing more.
-        of_kueue = ("kueue-system", "set", "resources", "deployment", "kueue-controller-manager")
-        kubectl("-n", *of_kueue, "--requests=cpu=100m,memory=256Mi")
-        patch = {"spec": {"strategy": {"type": "Recreate", "rollingUpdate": None}}}
+        requests = {"name": "manager", "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}}
+        recreate = {"type": "Recreate", "rollingUpdate": None}
+        patch = {"spec": {"strategy": recreate, "template": {"spec": {"containers": [requests]}}}}
         kubectl("-n", "kueue-system", "patch", "deployment", "kueue-controller-manager", "--patch", json.dumps(patch))
         for namespace, name in (
             ("kueue-system", "kueue-controller-manager"),

@@ -165,7 +165,7 @@ class Queues:
             ],
         }
         labels = {
-            "kueue.x-k8s.io/queue-name": "default",
+            "kueue.x-k8s.io/queue-name": "runs",
             "kueue.x-k8s.io/priority-class": f"{self.prefix}-{priority}",
             "shopfloor/run-id": f"run-of-{name}",
         }
