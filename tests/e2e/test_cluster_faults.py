@@ -82,6 +82,7 @@ def left_behind(team):
 
 
 def test_a_run_that_is_stopped_leaves_nothing_behind(flights, trained):
+    champion = flights.champion()
     run = flights.answer(*SUBMIT, "-p", "trials=40")
     search_of("flights")
 
@@ -89,10 +90,11 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(flights, trained):
 
     assert flights.answer("runs", "show", run["run_id"])["state"] == "killed"
     wait_until(lambda: not left_behind("flights"), 300, every_s=2)
-    assert flights.champion() == "1"
+    assert flights.champion() == champion
 
 
 def test_a_run_ends_well_though_every_pod_and_controller_dies_in_its_middle(flights, trained):
+    champion = flights.champion()
     run = flights.answer(*SUBMIT, "-p", "trials=6", "-p", "register_only=true")
     search_of("flights")
 
@@ -111,26 +113,27 @@ def test_a_run_ends_well_though_every_pod_and_controller_dies_in_its_middle(flig
 
     shown = ended(flights, run)
     assert shown["state"] == "succeeded", shown
-    wait_until(lambda: flights.champion() == "1", RUN_S, every_s=2)
+    wait_until(lambda: flights.champion() == champion, RUN_S, every_s=2)
     wait_until(lambda: not left_behind("flights"), 300, every_s=2)
 
 
 def test_a_challenger_answers_its_part_of_the_requests_and_none_after_its_end(flights, trained):
-    models = {one["version"]: one for one in flights.answer("models", "list")["versions"]}
-    assert "challenger" in models["2"]["aliases"], models
+    versions = flights.answer("models", "list")["versions"]
+    [challenger] = [one["version"] for one in versions if "challenger" in one["aliases"]]
+    champion = flights.champion()
 
     flights.shopfloor("deploy", "flight_delays@challenger", "--canary", "50", "--yes")
     shares = collections.Counter(flights.champion() for _ in range(100))
     flights.shopfloor("rollout", "end", "flight_delays", "--reason", "seen enough", "--yes")
     after = collections.Counter(flights.champion() for _ in range(30))
 
-    assert set(shares) == {"1", "2"}
-    assert 25 <= shares["2"] <= 75
-    assert after == {"1": 30}
-    flights.shopfloor("models", "promote", "flight_delays/2", "--reason", "better", "--yes")
-    assert flights.champion() == "2"
+    assert set(shares) == {champion, challenger}
+    assert 25 <= shares[challenger] <= 75
+    assert after == {champion: 30}
+    flights.shopfloor("models", "promote", f"flight_delays/{challenger}", "--reason", "better", "--yes")
+    assert flights.champion() == challenger
     flights.shopfloor("models", "rollback", "flight_delays", "--reason", "complaints", "--yes")
-    assert flights.champion() == "1"
+    assert flights.champion() == champion
 
 
 def test_a_schedule_of_a_team_makes_runs_until_it_is_deleted(flights, trained):
