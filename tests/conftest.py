@@ -22,6 +22,7 @@ ONE_CLUSTER = {
     "test_engine_step_records.py",
     "test_golden_requests.py",
     "test_hostile_input.py",
+    "test_imported_rollout.py",
     "test_importing.py",
     "test_interleavings.py",
     "test_online_features.py",

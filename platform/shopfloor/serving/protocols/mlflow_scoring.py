@@ -69,7 +69,7 @@ def read(form: Form, body: bytes, content_type: str) -> Rows:
     widest = (len(form.inputs) + MORE_COLUMNS if form.inputs else COLUMNS) + len(form.entities)
     if kind_of(content_type) == CSV:
         return _by_mlflow(form, _few_columns(body, widest), content_type)
-    rows = _quick(form, body, strangers=not form.entities)
+    rows = read_as_usual(form, body)
     if rows is not None:
         return rows
     parsed = _bounded(body, form.max_rows, widest)
@@ -81,6 +81,15 @@ def read(form: Form, body: bytes, content_type: str) -> Rows:
             return Rows(records=records)
         rows = _quick(form, body, strangers=True)
     return rows or _by_mlflow(form, parsed, content_type)
+
+
+def read_as_usual(form: Form, body: bytes) -> Rows | None:
+    """Return the rows of a request in JSON whose form and types are the usual ones; `None` of any other.
+
+    Raises:
+        BadRequest: There are too many rows, or none.
+    """
+    return _quick(form, body, strangers=not form.entities)
 
 
 def respond(model: ServedModel, rows: Rows) -> bytes:

@@ -36,6 +36,9 @@ from shopfloor.serving.replica.traffic import Batcher
 MODEL_THREADS = 8
 """Threads that ask models, for requests that do not do so themselves."""
 
+USUAL_BYTES = 512 * 1024
+"""A body of this size whose rows are typed and in a usual form takes 2 ms to parse: less than to hand its frame on."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -157,6 +160,10 @@ class Answering:
         form, online = self._form(model), self._online
         if len(body) <= LARGE_BYTES and online is None:
             return await self._threads.run(request, _invoked, model, form, body, content_type)
+        if len(body) <= USUAL_BYTES and form.direct and online is None:
+            answer = await self._threads.run(request, _invoked_as_usual, model, form, body)
+            if answer is not None:
+                return answer
         rows = await self._rows(request, form, "mlflow", body, content_type)
         if rows.records is not None:
             return to_json({"predictions": await self._answered(model, request, rows.records)})
@@ -232,6 +239,12 @@ class Answering:
 
 def _invoked(model: ServedModel, form: Form, body: bytes, content_type: str) -> bytes:
     return mlflow_scoring.respond(model, mlflow_scoring.read(form, body, content_type))
+
+
+def _invoked_as_usual(model: ServedModel, form: Form, body: bytes) -> bytes | None:
+    """Answer rows of typed columns in a usual form; `None` where the body is in another."""
+    rows = mlflow_scoring.read_as_usual(form, body)
+    return None if rows is None else mlflow_scoring.respond(model, rows)
 
 
 def _inferred(model: ServedModel, form: Form, body: bytes, length: int | None) -> tuple[bytes, int | None]:
