@@ -16,8 +16,11 @@ from shopfloor.serving.contract import Config
 from shopfloor.serving.data_set import Part
 from shopfloor.serving.model.loading import prepare
 from shopfloor.serving.protocols import mlflow_scoring, open_inference
+from shopfloor.serving.protocols.parsed import Form
+from shopfloor.serving.replica.answering import _invoked_as_usual
 from shopfloor.serving.replica.documents import openapi
 from shopfloor.settings import Settings
+from sklearn.compose import make_column_transformer
 
 ROWS = [{"text": "a b", "size": 2.0}, {"text": "c", "size": 0.5}, {"text": "", "size": 1.0}]
 FORMS = {
@@ -101,3 +104,31 @@ def test_a_prediction_is_what_its_documents_say_in_every_protocol(served, tmp_pa
     part = Part(str(file), 0, 1, len(ROWS), str(tmp_path / "scored" / "part.parquet"))
     score_part(Settings(project_root=tmp_path), scoring(model), part)
     assert pq.read_table(part.target)["prediction"].to_pylist() == predictions
+
+
+def test_a_large_request_of_texts_is_answered_where_it_is_read_in_its_usual_form_alone(tmp_path):
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    frame = pd.DataFrame(ROWS)
+    first = FunctionTransformer(pd.Series.tolist)
+    words = make_column_transformer((make_pipeline(first, CountVectorizer(analyzer="char")), "text"))
+    model = make_pipeline(words, LinearRegression()).fit(frame, frame["size"])
+    inputs = Schema([ColSpec("string", "text"), ColSpec("double", "size")])
+    mlflow.sklearn.save_model(
+        model, tmp_path / "model", signature=ModelSignature(inputs), serialization_format="cloudpickle"
+    )
+    served = prepare("own", "1", tmp_path / "model")
+    form = Form.of(served, 10_000)
+    assert form.direct
+    many = ROWS * 2000
+    usual = json.dumps({"dataframe_records": many}).encode()
+    answer = json.loads(_invoked_as_usual(served, form, usual))["predictions"]
+    assert answer == pytest.approx(model.predict(pd.DataFrame(many)).tolist())
+
+    turned = {"columns": ["size", "text"], "data": [[row["size"], row["text"]] for row in many]}
+    assert _invoked_as_usual(served, form, json.dumps({"dataframe_split": turned}).encode()) is None
+    wrong = json.dumps({"dataframe_records": [*many, {"text": 1, "size": 1.0}]}).encode()
+    assert _invoked_as_usual(served, form, wrong) is None
