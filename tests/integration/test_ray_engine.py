@@ -383,6 +383,7 @@ def test_a_job_without_the_clusters_token_is_refused_in_one_line(shopfloor, envi
 def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run, monkeypatch):
     # A file of the project, as nothing else is carried.
     file = ROOT / "pipelines" / f"_three_{os.getpid()}.py"
+    tracked, data = (ROOT / "data" / f"_three_{os.getpid()}.{kind}" for kind in ("dvc", "parquet"))
     settings = load_settings(project_root=ROOT, state_dir=environment["SHOPFLOOR_STATE_DIR"]).model_copy(
         update={
             "tracking_uri": environment["SHOPFLOOR_TRACKING_URI"],
@@ -395,19 +396,28 @@ def test_a_cluster_elsewhere_gets_a_copy_of_the_project(environment, mlflow_run,
         RayEngine(settings.model_copy(update={"ray_dashboard_url": "http://ray.example:8265"})).submit(JOB)
     monkeypatch.setattr(RayEngine, "_is_here", lambda _: False)
     monkeypatch.setattr(RayEngine, "_require_reachable", lambda _: None)
-    file.write_text(PIPELINE.replace("# defect", "import os, shopfloor; print(os.getcwd(), shopfloor.__file__)"))
+    file.write_text(
+        PIPELINE.replace(
+            "# defect", "import os, shopfloor; print(*os.listdir('data'), os.getcwd(), shopfloor.__file__)"
+        )
+    )
+    for one in (tracked, data):
+        one.write_text("outs: []")
     client = connect(settings)
     try:
         taken = dispatch.start(settings, "ray", submission, view=None)
         wait_until(lambda: control.reconcile(settings, client, mlflow_run(taken.run_id)) not in {"pending", "running"})
     finally:
-        file.unlink()
+        for one in (file, tracked, data):
+            one.unlink()
 
     run = mlflow_run(taken.run_id)
     log = list(control.logs(settings, client, run, "work"))
     assert state_of(run) == "succeeded", list(control.engine_of(settings, "ray").logs(taken.engine_run))
-    directory, library = next(line for line in log if line.endswith("__init__.py")).split()
+    *carried, directory, library = next(line for line in log if line.endswith("__init__.py")).split()
     assert "/_ray_pkg_" in directory
+    assert tracked.name in carried
+    assert all(name.endswith(".dvc") for name in carried)
     assert library == f"{directory}/platform/shopfloor/__init__.py"
 
 

@@ -29,8 +29,19 @@ from shopfloor.storage import is_remote
 
 STOP_GRACE_S = 30
 """How long a stopped job may take to end its steps and to write so; Ray's own 3 s are too short for both."""
-NOT_CARRIED = [".git/", ".venv/", ".shopfloor/", "/data/", "__pycache__/", ".pytest_cache/", ".mypy_cache/"]
-"""What of the project a cluster elsewhere does not get, in the form of a .gitignore."""
+NOT_CARRIED = [
+    ".git/",
+    ".venv/",
+    ".shopfloor/",
+    "/data/*",
+    "!/data/*.dvc",
+    "__pycache__/",
+    ".pytest_cache/",
+    ".mypy_cache/",
+]
+"""What of the project a cluster elsewhere does not get, in the form of a .gitignore.
+
+What DVC has recorded of the data it gets, and no data: those come from the remote."""
 _ADDRESS_OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _STATES: dict[str, RunState] = {
     "PENDING": "pending",
