@@ -18,3 +18,11 @@ def test_a_long_log_is_read_from_its_end(tmp_path):
     log = tmp_path / "tune.log"
     log.write_text("x" * 10_000 + "\ntrial 2/16 auc 0.6\n")
     assert latest_count(log) == "trial 2/16 auc 0.6"
+
+
+def test_a_step_that_waits_says_what_for_until_it_goes_on(tmp_path):
+    log = tmp_path / "tune.log"
+    log.write_text("trial 1/4 auc 0.6\nwaiting for 1 CPU: 0.5 of 3 are free\nWARNING: slow\n")
+    assert latest_count(log) == "waiting for 1 CPU: 0.5 of 3 are free"
+    log.write_text(log.read_text() + "going on\n")
+    assert latest_count(log) == "going on"

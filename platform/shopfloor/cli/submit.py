@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +48,9 @@ _MARKS = {
 }
 
 
-_COUNT = re.compile(r"[a-z]+ \d+/\d+ ")
+_COUNT = re.compile(r"[a-z]+ \d+/\d+ |waiting for |going on$")
+_WAITING = "waiting for "
+_LOOK_EVERY_S = 1.0
 _TAIL_BYTES = 4096
 GATE_MISSED = 3
 """Exit code of a run that did its work and whose model is not good enough."""
@@ -196,6 +200,7 @@ class LiveView:
         self._steps: dict[str, tuple[str, float, float]] = {}
         self._live: Live | None = None
         self._logs = Path()
+        self._over = threading.Event()
 
     def __enter__(self) -> LiveView:
         """Begin."""
@@ -203,6 +208,7 @@ class LiveView:
 
     def __exit__(self, *_: object) -> None:
         """Leave the last picture standing."""
+        self._over.set()
         if self._live is not None:
             self._live.stop()
 
@@ -216,6 +222,8 @@ class LiveView:
                 get_renderable=self._table, console=render.err, refresh_per_second=8, redirect_stdout=False
             )
             self._live.start()
+        else:
+            threading.Thread(target=self._tell_waits, name="waits", daemon=True).start()
 
     def step(self, step: str, state: str, seconds: float, error: str = "") -> None:
         """Show a step's new state."""
@@ -223,6 +231,16 @@ class LiveView:
         if self._live is None:
             time_text = f" {seconds:.1f} s" if state not in {"running", "skipped"} else ""
             render.progress(f"{step}: {state}{time_text}" + (f": {error}" if error else ""))
+
+    def _tell_waits(self) -> None:
+        """Print what a step waits for, once each time that it waits for something else."""
+        told: dict[str, str] = {}
+        while not self._over.wait(_LOOK_EVERY_S):
+            for step in [step for step, (state, *_) in self._steps.copy().items() if state == "running"]:
+                line = latest_count(self._logs / f"{step}.log")
+                if line.startswith(_WAITING) and line != told.get(step):
+                    render.progress(f"{step}: {line}")
+                told[step] = line
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -236,7 +254,7 @@ class LiveView:
 
 
 def latest_count(log: Path) -> str:
-    """Return the last line of a log that tells how far its step is, as `trial 3/16 ...` does; empty where none does."""
+    """Return the last line of a log that tells how far its step is, as `trial 3/16 ...` does, or what it waits for."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
@@ -249,6 +267,8 @@ def latest_count(log: Path) -> str:
 def _show(settings: Settings, outcome: Any) -> None:
     render.out.print()
     render.out.print(outcome.message, markup=False, style="bold" if outcome.state == "succeeded" else "bold red")
+    from shopfloor.errors import ShopfloorError
+    from shopfloor.flows.asking import example
     from shopfloor.settings import NO_TOKENS
 
     for name in outcome.headlines:
@@ -261,26 +281,10 @@ def _show(settings: Settings, outcome: Any) -> None:
         render.out.print(f"  {name:<18}{link}", markup=False)
     if outcome.endpoint:
         render.out.print(f"  {'endpoint':<18}{outcome.endpoint}", markup=False)
-        example = _example(outcome)
-        if example:
+        with contextlib.suppress(ShopfloorError):  # a model of tensors has none
+            row = json.dumps(example(outcome.endpoint))
             render.out.print()
             tokens = settings.serve_tokens_file not in {None, NO_TOKENS}
             token = ' -H "Authorization: Bearer $SERVE_TOKEN"' if tokens else ""
-            command = shlex.join(
-                ["curl", "-s", outcome.endpoint, "-H", "Content-Type: application/json", "-d", example]
-            )
+            command = shlex.join(["curl", "-s", outcome.endpoint, "-H", "Content-Type: application/json", "-d", row])
             render.out.print(command + token, markup=False, soft_wrap=True)
-
-
-def _example(outcome: Any) -> str | None:
-    """Return the example that the endpoint's own OpenAPI document gives."""
-    import requests
-
-    try:
-        document = requests.get(outcome.endpoint.replace("/predict", "/openapi.json"), timeout=5).json()
-        path = next(item for name, item in document["paths"].items() if name.endswith("/predict"))
-        content = path["post"]["requestBody"]["content"]["application/json"]
-        example = content.get("example") or next(iter(content["examples"].values()))["value"]
-        return json.dumps(example)
-    except (requests.RequestException, ValueError, KeyError, StopIteration):
-        return None

@@ -260,7 +260,10 @@ def _go_on(
             filesystem=target_fs,
             workers_path=f"{place}/workers",
         )
-        _run_trials(use_case, job, place, finished)
+        needs = _resources(section.workers)
+        ray_cluster.refuse_what_never_fits(settings, needs)
+        with ray_cluster.told(needs, lambda line: print(line, flush=True)):  # noqa: T201  the step's log
+            _run_trials(use_case, job, place, finished)
     usable = finished.usable()
     if not usable:
         errors = [one.error for one in finished.failed.values()]

@@ -33,6 +33,7 @@ SPARE_REQUESTS = 1000
 SERVE = "/api/serve/applications/"
 FRESH_S = 5.0
 """How old may be what was read of Serve and of the registry when the list is written."""
+_NO_PLACE = re.compile(r"required for each replica: (\{.*?\}), total resources available: (\{.*?\})\.")
 _TRIES = 10
 _FIELDS = {"name", "route_prefix", "import_path", "args", "deployments"}
 _IMPORT = re.compile(r"^[ \t]*(?:from\s+([.\w]+)\s+import\s+(\([^)]*\)|[^\n]+)|import\s+([^\n#]+))", re.MULTILINE)
@@ -254,6 +255,36 @@ def running(settings: Settings) -> dict[str, Any]:
     """
     details = ask_ray(settings, "GET", SERVE).json()
     return {name: item for name, item in details["applications"].items() if item["status"] != "DELETING"}
+
+
+def lacks_room(present: Mapping[str, Any], use_case: str) -> str:
+    """Return what a replica waits for, as Serve says after half a minute, and which endpoints hold CPUs; or nothing.
+
+    Args:
+        present: Serve's applications, as `running` returns them.
+        use_case: Name of the application.
+    """
+    deployments = {name: item["deployments"].get(DEPLOYMENT) or {} for name, item in present.items()}
+    match = _NO_PLACE.search(deployments[use_case].get("message", ""))
+    if match is None:
+        return ""
+    needs, free = (json.loads(text) for text in match.groups())
+    short = {resource: amount for resource, amount in needs.items() if free.get(resource, 0) < amount}
+    held = {
+        name: deployment["required_resources"].get("CPU", 0) * sum("pid" in one for one in deployment["replicas"])
+        for name, deployment in deployments.items()
+        if deployment and name != use_case
+    }
+    if not short:
+        return ""
+    words = " and ".join(
+        f"{amount:g} {resource} ({free.get(resource, 0):g} free)" for resource, amount in short.items()
+    )
+    endpoints = ", ".join(f"{name} {amount:g}" for name, amount in sorted(held.items()) if amount) or "none"
+    return (
+        f"waiting for {words} for a replica of {use_case}; CPUs of other endpoints: {endpoints}. "
+        "`shopfloor undeploy NAME` or a smaller serving.cpus frees some"
+    )
 
 
 def declare(settings: Settings, *use_cases: str) -> None:

@@ -8,6 +8,7 @@ taken off the assignment again, unless somebody else has changed it since; what 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from shopfloor.use_case import load_served_case
 DEPLOY_TIMEOUT_S = 180.0
 STATUS_TIMEOUT_S = 2.0
 POLL_S = 0.2
+WAITING = "waiting for "
+"""How a state begins that tells of a replica without a place."""
 
 Versions = dict[str, str | None]
 """`champion` and `challenger` to a version."""
@@ -233,10 +236,13 @@ def _wait_until_held(settings: Settings, use_case: str, entry: Entry, deadline: 
     replicas = applications.replicas(application)
     digest = Config.model_validate(application["deployments"][0]["user_config"]).digest(assignment)
     ready: set[str] = set()
-    state = "it never answered"
+    state, told = "it never answered", ""
     for status in _statuses(settings, use_case, deadline):
         if status is None or status.get("digest") != digest:
             state = _check_progress(settings, use_case, entry)
+            if state != told and state.startswith(WAITING):
+                told = state
+                print(state, file=sys.stderr, flush=True)  # noqa: T201  a terminal, or the step's log
             if status is not None and status.get("registry"):
                 state = f"a replica cannot read its assignment: {status['registry']}"
             continue
@@ -274,7 +280,8 @@ def _check_progress(settings: Settings, use_case: str, entry: Entry) -> str:
         ConflictError: It is not to hold that any more.
     """
     assignments.require_same(use_case, entry, assignments.read(registry(settings), use_case))
-    application = applications.running(settings).get(use_case)
+    present = applications.running(settings)
+    application = present.get(use_case)
     if application is None:  # somebody who had read the list before put another one in its place
         applications.declare(settings, use_case)
         return "Serve was asked again"
@@ -285,7 +292,8 @@ def _check_progress(settings: Settings, use_case: str, entry: Entry) -> str:
             f"The endpoint of {use_case} does not start: {reason.strip().splitlines()[-1]}",
             f"{settings.ray_dashboard_url} shows its logs.",
         )
-    return f"Serve says {application['status']} {application['message']}".rstrip()
+    words = f"Serve says {application['status']} {application['message']}".rstrip()
+    return applications.lacks_room(present, use_case) or words
 
 
 def _take_back(mlflow: Mlflow, use_case: str, entry: Entry, before: Entry) -> None:
