@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -147,33 +148,135 @@ def test_submit_ends_in_a_champion_that_answers_the_documented_example(clone, fi
     assert answer.json()["version"] == "1"
 
 
-def test_a_table_with_texts_and_an_estimator_in_one_line_end_in_an_endpoint(clone, first):
-    arguments = ("submit", "pipelines/training.py", "--use-case", "aircraft_seats", "--json", "-p", "trials=2")
-    outcome = json.loads(clone.run(*arguments).stdout)
-
-    assert outcome["state"] == "succeeded"
-    assert outcome["metrics"]["r2"] > 0.9
-    answer = _call(outcome)
-    assert answer.status_code == 200
-    assert 0 < answer.json()["prediction"] < 400
+def _demo(clone):
+    """Start `make demo`, without the installation that would come before it."""
+    command = ["make", "demo", f"VENV={sys.prefix}", "INSTALLED=README.md"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        command, cwd=clone.root, env=clone.environment, text=True, start_new_session=True, **streams
+    )
 
 
-def test_a_folder_of_pictures_ends_in_an_endpoint_that_is_sent_pictures(clone, first):
-    arguments = ("submit", "pipelines/training.py", "--use-case", "digits", "--json", "-p", "trials=2")
-    outcome = json.loads(clone.run(*arguments).stdout)
+@pytest.fixture(scope="module")
+def demo(clone, first):
+    """Give the answers of `make demo`, which was killed in its middle and run again, and what it said."""
+    for name in ("aircraft_seats", "digits"):
+        clone.edit(f"pipelines/{name}/use_case.yaml", "trials: 8", "trials: 2")
+    process = _demo(clone)
+    assert any(line.startswith("aircraft_seats") for line in process.stderr)
+    assert any(line.startswith("build-features: succeeded") for line in process.stderr)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
-    assert outcome["state"] == "succeeded"
+    process = _demo(clone)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    return {line.split("\t")[0]: line.split("\t")[1:] for line in out.splitlines()}, err
+
+
+@pytest.mark.timeout(600)
+def test_a_demo_that_is_killed_goes_on_to_an_answering_endpoint_of_each_use_case(clone, demo):
+    answers, err = demo
+
+    assert sorted(answers) == ["aircraft_seats", "digits", "flight_delays", "iris"]
+    assert "tune: cached" in err.partition("aircraft_seats")[0]
+    assert "build-features: cached" in err.partition("aircraft_seats")[2].partition("digits")[0]
+    for name, (predicts, answer, version, address) in answers.items():
+        assert "?" in predicts
+        assert answer
+        assert version == "1"
+        assert requests.get(address.replace("/predict", "/openapi.json"), timeout=10).json()["info"]["title"] == name
+
+
+def test_a_table_with_texts_and_an_estimator_in_one_line_predict_a_number(clone, demo):
+    answer = demo[0]["aircraft_seats"][1]
+    assert 0 < float(answer) < 400
+    assert json.loads(clone.run("models", "show", "aircraft_seats@champion", "--json").stdout)["metrics"]["r2"] > 0.9
+
+
+def test_a_folder_of_pictures_ends_in_an_endpoint_that_is_sent_pictures(clone, demo):
+    endpoint = demo[0]["digits"][3]
     rows = duckdb.sql(f"SELECT * FROM '{clone.root}/data/digits/digits.parquet' LIMIT 20").fetchall()
     hits = 0
     for name, digit in rows:
         picture = base64.b64encode((clone.root / "data/digits" / name).read_bytes()).decode()
-        answer = requests.post(outcome["endpoint"], json={"picture": picture}, timeout=10)
+        answer = requests.post(endpoint, json={"picture": picture}, timeout=10)
         assert answer.status_code == 200
         hits += answer.json()["prediction"]["class"] == digit
     assert hits >= 18
-    refused = requests.post(outcome["endpoint"], json={"picture": "aGVsbG8="}, timeout=10)
+    refused = requests.post(endpoint, json={"picture": "aGVsbG8="}, timeout=10)
     assert refused.status_code == 422
     assert refused.json()["message"].endswith("picture is no file of a picture in base64.")
+
+
+def test_a_model_from_elsewhere_is_asked_like_any_other_and_deployed_again_without_harm(clone, demo):
+    row = {"sepal_length": 6.3, "sepal_width": 3.3, "petal_length": 6.0, "petal_width": 2.5}
+    [answer] = json.loads(clone.run("ask", "iris", "--row", json.dumps(row), "--json").stdout)
+    assert answer["prediction"]["class"] == "virginica"
+    assert sum(answer["prediction"]["probabilities"].values()) == pytest.approx(1)
+    passport = json.loads(clone.run("models", "show", "iris@champion", "--json").stdout)
+    assert passport["imported"]["golden_rows"] == 15
+    assert "answers all requests" in clone.run("deploy", "iris@1").stdout
+    refused = clone.run("ask", "iris", "--row", '{"sepal_length": "long"}', code=2).stderr
+    assert "iris/predict refuses the row: sepal_length" in refused
+
+
+def test_the_tutorial_of_a_csv_works_line_by_line(clone, demo):
+    page = (PROJECT / "docs/tutorial/your-table.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines()
+    (clone.root / ".venv").symlink_to(sys.prefix)
+    script = "\n".join(line for line in lines if line not in {"make install", "shopfloor down"})
+    command = ["bash", "-e", "-o", "pipefail", "-c", script]
+    result = subprocess.run(command, cwd=clone.root, env=clone.environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Version 1 is the champion.") == 2, result.stdout
+    answers = re.findall(r"^aircraft\tPredicts seats\.\t([\d.]+)\t1\thttp", result.stdout, re.MULTILINE)
+    assert len(answers) == 2
+    assert all(0 < float(answer) < 400 for answer in answers)
+
+
+HOLD = """
+import ray, sys
+ray.init(address="auto", log_to_driver=False)
+from ray.util.placement_group import placement_group
+ray.get(placement_group([{"CPU": ray.available_resources()["CPU"] - 0.5}]).ready())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_search_says_that_it_waits_for_cpus_and_who_has_them(clone, demo):
+    ray = json.loads(clone.run("env", "--json").stdout)
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD], env=clone.environment | ray, **streams) as holder:
+        assert holder.stdout.readline() == "held\n"
+        arguments = (
+            "submit",
+            "pipelines/training.py",
+            "--use-case",
+            "digits",
+            "-p",
+            "trials=1",
+            "-p",
+            "register_only=true",
+        )
+        process = clone.start(*arguments)
+        told = next(line for line in process.stderr if line.startswith("tune: waiting for 1 CPU: 0.5 of "))
+        assert "endpoint digits 0.1, endpoint flight_delays 0.5, endpoint iris 0.1, other runs " in told
+        holder.stdin.close()
+        assert any(line.startswith("tune: succeeded") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_a_trial_that_would_wait_for_ever_is_refused(clone, demo):
+    clone.edit("pipelines/digits/use_case.yaml", "trials: 2", "trials: 2\n  workers: {cpus: 640}")
+    try:
+        refused = clone.run("submit", "pipelines/training.py", "--use-case", "digits", code=1)
+    finally:
+        clone.edit("pipelines/digits/use_case.yaml", "\n  workers: {cpus: 640}", "")
+    assert re.search(r"A trial asks for 640 CPUs, and Ray has \d+ here: it would wait for ever", refused.stdout)
 
 
 def test_a_flight_may_be_named_instead_of_its_features_as_the_docs_say(clone, first):

@@ -136,6 +136,7 @@ def _say(message: str, debug: bool) -> None:
 
 def _register() -> None:
     from shopfloor.cli import (
+        ask,
         backup,
         compile,
         costs,
@@ -167,6 +168,7 @@ def _register() -> None:
         costs,
         models,
         rollout,
+        ask,
         tokens,
         storage,
         teams,

@@ -50,7 +50,8 @@ gates:
 
 serving:
   replicas: 1
-  cpus: 0.5
+  # Of Ray's, for each replica: it mostly waits, and what it holds no search can have.
+  cpus: 0.2
 """
 
 

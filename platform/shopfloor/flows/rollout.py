@@ -81,7 +81,7 @@ def introduce(
     """Load a version beside the champion and give it its part of the requests.
 
     The first version of a model that was imported is champion at once: no run made it, which would have been judged,
-    and nobody answers whom it could be compared with.
+    and nobody answers whom it could be compared with. Deployed again, it gets what use_case.yaml says of serving now.
 
     Args:
         settings: Say where everything is.
@@ -105,6 +105,10 @@ def introduce(
     entry = champion.current(mlflow, use_case, before)
     champion.project(mlflow, use_case, entry)
     assignment = entry.assignment
+    alone = assignment.challenger is None and traffic == rollout.NO_TRAFFIC
+    if isinstance(case, ImportedCase) and alone and assignment.champion in {None, version}:
+        champion.promote_version(settings, use_case, version, "the first version of an imported model", entry)
+        return assignments.read(mlflow, use_case)
     if assignment.champion == version:
         on_trial = f"End the trial of version {assignment.challenger} first: shopfloor rollout end {use_case}"
         raise UsageError(
@@ -113,9 +117,6 @@ def introduce(
         )
     if assignment.champion is None and traffic != rollout.NO_TRAFFIC:
         raise UsageError(f"{use_case} has no champion that answers.", f"shopfloor models promote {use_case}/{version}")
-    if assignment.champion is None and isinstance(case, ImportedCase):
-        champion.promote_version(settings, use_case, version, "the first version of an imported model", entry)
-        return assignments.read(mlflow, use_case)
     if traffic.canary_percent and case.gates.signature == "compatible":
         refuse_what_clients_cannot_ask(settings, use_case, version, assignment.champion)
     entry = rollout.deploy(settings, use_case, challenger=version, traffic=traffic, lease_s=lease_s, before=entry)

@@ -1,0 +1,1 @@
+"""Use case: which iris is this flower? Its models come from outside."""
