@@ -139,6 +139,39 @@ def test_every_key_of_the_reference_is_one_of_a_use_case():
         assert any(one == key or one.startswith(f"{key}.") for one in keys), key
 
 
+def parts_at(schema, part, path):
+    """Yield the schemas of what may stand at a path, whose `<name>` is any key that the user chooses."""
+    if "$ref" in part:
+        part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+    if not path:
+        yield part
+        return
+    for one in [*part.get("anyOf", []), *part.get("oneOf", [])]:
+        yield from parts_at(schema, one, path)
+    name, *rest = path
+    inner = part.get("additionalProperties") if name.startswith("<") else part.get("properties", {}).get(name)
+    if isinstance(inner, dict):
+        yield from parts_at(schema, inner, rest)
+
+
+def examples_of_keys():
+    """Yield each row's first key and its example."""
+    for line in (PROJECT / "docs" / "reference" / "use_case.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `") and line.count(" | ") >= 4:
+            key, _, _, example = line.strip("| ").split(" | ")[:4]
+            yield re.findall(r"`([^`]+)`", key)[0], example
+
+
+@pytest.mark.parametrize(("key", "example"), examples_of_keys())
+def test_the_example_of_a_key_is_what_the_key_takes(key, example):
+    schema = whole_schema()
+    value = json.loads(json.dumps(yaml.safe_load(example.strip("`")), default=str))
+    parts = list(parts_at(schema, schema, key.split(".")))
+    assert parts
+    validators = [jsonschema.Draft202012Validator(part | {"$defs": schema["$defs"]}) for part in parts]
+    assert any(validator.is_valid(value) for validator in validators), value
+
+
 def test_every_setting_is_in_its_reference():
     text = (PROJECT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     internal = {"project_root", *references.INTERNAL}
