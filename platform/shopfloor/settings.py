@@ -40,6 +40,8 @@ _NO_SECRETS = {
 _SECRET = re.compile(r"[?&,;](?:\w*password|passwd|pwd|\w*token|\w*secret)=[^&,;]", re.IGNORECASE)
 PLATFORM_IMAGE = "shopfloor/platform:0.1.0"
 """Name of the platform image as `make images` builds it and compiled pipelines have it; a cluster may have another."""
+ALL_RUNS, LIMITS = "runs", "limits"
+"""Key of how many runs of a team go on at a time on a cluster, and the ConfigMap in its namespace that has it."""
 Source = Literal["argument", "environment", "stack", "profile", "default"]
 
 
@@ -57,6 +59,9 @@ class ClusterSettings(BaseModel):
     """Kueue LocalQueue of the team; `None` leaves the pods to the default scheduler."""
     priority_class: str | None = None
     """Kueue WorkloadPriorityClass."""
+    limits: tuple[str, ...] = ()
+    """Keys of the ConfigMap `limits` in the namespace, which says how many runs go on at a time: `runs` counts all, the
+    name of a pipeline those of that pipeline. The others wait in Argo."""
     environment_secret: str | None = None
     """Secret whose keys every step gets as environment variables, e.g. the object store's."""
     argo_url: str = "http://127.0.0.1:2746"

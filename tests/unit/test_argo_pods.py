@@ -115,6 +115,7 @@ def test_the_profile_says_how_pods_run(tmp_path):
         environment_secret="object-store",
         token_file=tmp_path / "token",
         parallelism=4,
+        limits=("runs", "one", "another"),
     )
     manifest = workflow(one, settings=settings, run_id="0123")
 
@@ -128,6 +129,9 @@ def test_the_profile_says_how_pods_run(tmp_path):
     }
     assert (spec["serviceAccountName"], spec["parallelism"]) == ("shopfloor-run", 4)
     assert spec["ttlStrategy"] == {"secondsAfterSuccess": 86_400, "secondsAfterFailure": 604_800}
+    semaphores = [one["configMapKeyRef"] for one in spec["synchronization"]["semaphores"]]
+    assert semaphores == [{"name": "limits", "key": "runs"}, {"name": "limits", "key": "one"}]
+    assert "synchronization" not in workflow(one)["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     for item in spec["templates"]:
         if "container" in item:

@@ -42,6 +42,7 @@ def test_a_team_is_read_and_the_file_gives_all_that_is_said(project):
     assert team.model_dump(mode="json") == {
         **VISION,
         "quota": {"cpu": {"nominal": 32, "borrowing": 32}, "gpu-spot": {"nominal": 4, "borrowing": 0}},
+        "limits": {},
         "host": None,
     }
 
@@ -64,6 +65,8 @@ def test_a_team_is_read_and_the_file_gives_all_that_is_said(project):
         ({"members": "system:authenticated"}, "is a group of Kubernetes' own"),
         ({"budget": {"gpu_hours": -5}}, "budget.gpu_hours: input should be greater than or equal to 0"),
         ({"budget": {}}, "budget.gpu_hours: field required"),
+        ({"limits": {"runs": 0}}, "limits.runs: input should be greater than 0"),
+        ({"limits": {"all runs": 3}}, "limits: value error, 'all runs' is no name of a pipeline, nor `runs`"),
         ({"host": "vision"}, "vision.yaml: host: 'vision' is no name of the DNS"),
         ({"host": "https://vision.example.org"}, "is no name of the DNS"),
         ({"host": "*.example.org"}, "is no name of the DNS"),

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from shopfloor.errors import UsageError
+from shopfloor.settings import LIMITS
 from shopfloor.stack import team_ingress
 from shopfloor.stack.secrets import TEAM_SECRETS, TEAMS
 from shopfloor.stack.teams import FOLDER, SYSTEM, Flavor, Team, flavors
@@ -141,7 +142,7 @@ def _files_of(
 ) -> dict[str, str]:
     cluster_wide = [_namespace(team), _cluster_queue(team, others, pool), *_pool_reader(team)]
     inside = [_local_queue(team), _resource_quota(team, pool), _members(team), _places(team, profile)]
-    inside += [_artifact_repositories(team, profile), *team_ingress.objects(team)]
+    inside += [_artifact_repositories(team, profile), *_limits(team), *team_ingress.objects(team)]
     texts = {_file(one): NOTE.format(name=team.name) + _yaml(one) for one in cluster_wide}
     texts |= {f"inside/{_file(one)}": NOTE.format(name=team.name) + _yaml(one) for one in inside}
     return {
@@ -278,6 +279,12 @@ def _places(team: Team, profile: Mapping[str, Any]) -> Json:
     )
 
 
+def _limits(team: Team) -> list[Json]:
+    """Return how many of the team's runs go on at a time, which Argo's semaphores count."""
+    numbers = {name: str(number) for name, number in team.limits.items()}
+    return [_object("v1", "ConfigMap", LIMITS, data=numbers)] if numbers else []
+
+
 def _artifact_repositories(team: Team, profile: Mapping[str, Any]) -> Json:
     """Return where Argo keeps the logs of steps; what they hand on lies under the namespace's name too, by its key."""
     endpoint, region = str(profile["s3_endpoint_url"]), _region(profile)
@@ -310,6 +317,8 @@ def _region(profile: Mapping[str, Any]) -> str | None:
 
 def _profile(team: Team, profile: Mapping[str, Any]) -> Json:
     cluster = {**profile["cluster"], "namespace": team.name, "queue": QUEUE, "priority_class": team.priority}
+    if team.limits:
+        cluster["limits"] = list(team.limits)
     if prices := cluster.pop("prices", None):
         cluster["prices"] = {flavor: _price(flavor, prices) for flavor in team.quota}
     return {**profile, **places(team.name, profile), "serve_tokens_file": SERVE_TOKENS, "cluster": cluster}

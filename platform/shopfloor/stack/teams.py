@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from shopfloor.errors import NotFoundError, UsageError
 from shopfloor.records import Record
@@ -32,6 +41,7 @@ Priority = Literal["background", "normal", "production"]
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _GROUP = re.compile(r"[^\s:][^\s]*")
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_KEY = re.compile(r"[-._a-zA-Z0-9]{1,63}")
 _ANNOTATION = "shopfloor.io/"
 
 
@@ -67,8 +77,19 @@ class Team(_File):
     quota: dict[str, Quota] = Field(min_length=1)
     """Shares by flavor, in the order in which they are tried after those without GPUs."""
     budget: Budget
+    limits: dict[str, PositiveInt] = {}
+    """Most runs at a time: `runs` of the team, the name of a pipeline of that pipeline; none where nothing is said."""
     host: str | None = None
     """Name by which its endpoints are asked from outside of the cluster; without one they are not."""
+
+    @field_validator("limits")
+    @classmethod
+    def _keys(cls, value: dict[str, int]) -> dict[str, int]:
+        """Refuse what can be no key of a ConfigMap, and so no pipeline's name in a label."""
+        for name in value:
+            if not _KEY.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a pipeline, nor `runs`")
+        return value
 
 
 class Flavor(Record):
@@ -177,7 +198,7 @@ def add(root: Path, team: Team) -> Path:
             f"The name {team.name!r} is taken: {file.relative_to(root)}.", "Choose another, or edit that file."
         )
     _agreed(root, [*load(root), team], None)
-    content = team.model_dump(mode="json", exclude_none=True)
+    content = {key: value for key, value in team.model_dump(mode="json", exclude_none=True).items() if value != {}}
     write_atomically(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True), 0o644)
     return file
 

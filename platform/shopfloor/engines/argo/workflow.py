@@ -11,7 +11,7 @@ from shopfloor.engines.argo.dag import Template, Templates
 from shopfloor.engines.argo.source import Source
 from shopfloor.errors import UsageError
 from shopfloor.pipeline.ir import Json, broken
-from shopfloor.settings import Settings
+from shopfloor.settings import ALL_RUNS, LIMITS, Settings
 
 API_VERSION = "argoproj.io/v1alpha1"
 LIMIT_BYTES = 1024 * 1024
@@ -47,6 +47,7 @@ def workflow(
         pod_labels["kueue.x-k8s.io/queue-name"] = cluster.queue
     if cluster.priority_class:
         pod_labels["kueue.x-k8s.io/priority-class"] = cluster.priority_class
+    names = [name for name in cluster.limits if name in {ALL_RUNS, _label(source.name)}]
     config = source.pipeline_config
     lifetime = {argo: int(config[kfp]) for kfp, argo in _LIFETIMES.items() if kfp in config}
     if "secondsAfterCompletion" not in lifetime:
@@ -72,6 +73,9 @@ def workflow(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    if names:  # Argo reads the numbers whenever a run begins or ends
+        references = [{"configMapKeyRef": {"name": LIMITS, "key": name}} for name in names]
+        spec["synchronization"] = {"semaphores": references}
     if arguments:
         spec["arguments"] = {"parameters": arguments}
     if templates.pull_secrets:
@@ -98,6 +102,7 @@ def cron_workflow(workflow: dict[str, Any], schedule: str) -> dict[str, Any]:
         "metadata": metadata,
         "spec": {
             "schedules": [schedule],
+            # Known to every server, also without a database of time zones.
             "timezone": "UTC",
             # A run that takes longer than the time between two is not joined by a second one.
             "concurrencyPolicy": "Forbid",
