@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
-from shopfloor.registry import imported
+from shopfloor.errors import UsageError
+from shopfloor.registry import flavors, imported
 from shopfloor.runs.mlflow import by_row
 from shopfloor.serving.batch import score_part, scoring
 from shopfloor.serving.contract import Config
@@ -20,7 +21,10 @@ from shopfloor.serving.protocols.parsed import Form
 from shopfloor.serving.replica.answering import _invoked_as_usual
 from shopfloor.serving.replica.documents import openapi
 from shopfloor.settings import Settings
+from shopfloor.use_case import ModelSection
 from sklearn.compose import make_column_transformer
+
+from tests.support.endpoints import file_registry
 
 ROWS = [{"text": "a b", "size": 2.0}, {"text": "c", "size": 0.5}, {"text": "", "size": 1.0}]
 FORMS = {
@@ -132,3 +136,17 @@ def test_a_large_request_of_texts_is_answered_where_it_is_read_in_its_usual_form
     assert _invoked_as_usual(served, form, json.dumps({"dataframe_split": turned}).encode()) is None
     wrong = json.dumps({"dataframe_records": [*many, {"text": 1, "size": 1.0}]}).encode()
     assert _invoked_as_usual(served, form, wrong) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (object(), "load in model.py returns a object"),
+        (Own(one for one in ROWS), "The model of tests.support cannot be pickled"),
+    ],
+)
+def test_what_is_no_model_of_ones_own_or_cannot_be_kept_is_told_in_one_line(model, why, tmp_path):
+    file_registry(tmp_path)
+    with pytest.raises(UsageError, match=why) as refused, mlflow.start_run():
+        flavors.log(ModelSection(flavor="pyfunc"), "tests.support", model, name="model", pip_requirements=["mlflow"])
+    assert "\n" not in str(refused.value)

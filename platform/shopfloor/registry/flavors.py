@@ -73,9 +73,12 @@ def log(section: ModelSection, package: str, model: Any, **arguments: Any) -> An
     cloudpickle.register_pickle_by_value(code)
     try:
         return own.log_model(python_model=model, **arguments)
-    except (TypeError, AttributeError, pickle.PicklingError) as error:
+    except Exception as error:  # MLflow has one of its own around it
+        cause = error.__cause__ or error
+        if not isinstance(cause, TypeError | AttributeError | pickle.PicklingError):
+            raise
         raise UsageError(
-            f"The model of {package} cannot be pickled: {first_line(error)}.",
+            f"The model of {package} cannot be pickled: {first_line(cause)}.",
             "Keep what has no pickle (locks, connections, open files) out of it; make it in load_context.",
         ) from error
     finally:
