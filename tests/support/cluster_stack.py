@@ -153,7 +153,9 @@ class Stack:
             self.wait_for(name, "argo", "rollout", "status", f"deployment/{name}")
         for team in TEAMS:
             self.wait_for(f"redis of {team}", team, "rollout", "status", "statefulset/redis")
-            self.wait_for(f"head of {team}", team, "wait", "--for=condition=HeadPodReady", "raycluster/shopfloor-serve")
+            # By its path: KubeRay says of a change that alters no pod nothing, and `condition` waits for that.
+            ready = '--for=jsonpath={.status.conditions[?(@.type=="HeadPodReady")].status}=True'
+            self.wait_for(f"head of {team}", team, "wait", ready, "raycluster/shopfloor-serve")
 
     def _bootstrapped(self) -> bool:
         """Tell whether the job has succeeded; ten minutes later it is gone."""
