@@ -130,15 +130,17 @@ def _waiting(needs: dict[str, float]) -> str:
     import ray
     from ray.util.state import list_actors, list_placement_groups
 
-    job = ray.get_runtime_context().get_job_id()
-    groups = list_placement_groups(detail=True, limit=_MOST)
+    context = ray.get_runtime_context()
+    # By itself the state API asks the one cluster that it finds on the machine, and there may be others.
+    job, address = context.get_job_id(), context.gcs_address
+    groups = list_placement_groups(address=address, detail=True, limit=_MOST)
     own = [group for group in groups if group.creator_job_id == job]
     if not any(group.state == "PENDING" and _holds(group, needs) for group in own):
         return ""
     if any(group.state == "CREATED" and _holds(group, needs) for group in own):
         return ""
     others = [group for group in groups if group.creator_job_id != job and group.state == "CREATED"]
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=_MOST)
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True, limit=_MOST)
     return in_words(needs, ray.cluster_resources(), ray.available_resources(), actors, others)
 
 
