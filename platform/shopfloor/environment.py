@@ -21,6 +21,11 @@ MLflow's thread for it changes the environment while other threads read it, whic
 THROUGH_MLFLOW = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("UPLOAD", "DOWNLOAD")}
 """Variables that let MLflow's client send artifacts through its server. The server would else give it an address of the
 object store that it signed, and that only containers can find."""
+PATIENT = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "12"}
+"""Variables that let a pod of a run wait a minute for its object store: one that moves to another node fails no search.
+
+Who waits at a terminal is told within some seconds.
+"""
 _ONLY_HERE = {
     *(f"{ENV_PREFIX}{name}" for name in ("PROJECT_ROOT", "STATE_DIR", "SECRETS_DIR", "STEP_RUN_ID", "PUBLISHED_DIR")),
     *(f"{ENV_PREFIX}RAY_TOKEN_FILE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"),

@@ -12,13 +12,13 @@ from tests.support.waiting import free_port, wait_for_port
 
 
 @contextlib.contextmanager
-def rclone(place: Path, keys: str = "key,secret") -> Iterator[str]:
+def rclone(place: Path, keys: str = "key,secret", port: int = 0) -> Iterator[str]:
     """Serve a directory to who has the key and the secret, `key` and `secret`, and give the address.
 
     Each folder in it is a bucket. The server takes no notice of conditions on a write.
     """
     place.mkdir(exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     command = [str(BIN / "rclone"), "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{port}"]
     server = subprocess.Popen([*command, str(place)], start_new_session=True, stderr=subprocess.DEVNULL)
     try:

@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from shopfloor.attempts import Attempt
-from shopfloor.environment import elsewhere
+from shopfloor.environment import PATIENT, elsewhere
 from shopfloor.settings import Settings
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
@@ -105,6 +105,7 @@ def body(settings: Settings, name: str, entrypoint: str, workers: Workers) -> di
     queue = {"kueue.x-k8s.io/queue-name": cluster.queue, "kueue.x-k8s.io/priority-class": cluster.priority_class}
     environment = {
         **elsewhere(settings.environment()),
+        **PATIENT,
         "SHOPFLOOR_RAY_ADDRESS": "auto",
         "SHOPFLOOR_STATE_DIR": "/tmp/shopfloor",  # noqa: S108
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",

@@ -23,7 +23,7 @@ from shopfloor.engines.argo.containers import (
 from shopfloor.engines.argo.launcher import FACT, PARAMETER, protect
 from shopfloor.engines.argo.source import STEP_NAME, UnsupportedFeature
 from shopfloor.engines.argo.values import NO_ARTIFACT, ROOT, facts
-from shopfloor.environment import elsewhere
+from shopfloor.environment import PATIENT, elsewhere
 from shopfloor.pipeline import ir
 from shopfloor.pipeline.ir import Json, Message, artifacts, outputs, parameters, type_of
 
@@ -152,7 +152,7 @@ def _facts(use: Use, encoded: str) -> list[Json]:
 
 def _platform_env(use: Use) -> list[Json]:
     """Return the settings as variables, without what is true only of the machine that submits."""
-    env = elsewhere(use.settings.model_copy(update={"run_id": None}).environment())
+    env = elsewhere(use.settings.model_copy(update={"run_id": None}).environment()) | PATIENT
     env["SHOPFLOOR_STATE_DIR"] = f"{ROOT}/state"
     if use.run_id:
         env["SHOPFLOOR_RUN_ID"] = use.run_id
