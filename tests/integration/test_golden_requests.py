@@ -239,7 +239,6 @@ def test_a_golden_row_that_the_version_does_not_take_is_named(settings, file, ed
         (b"\x80\x04 a pickle", "cannot be read: Invalid JSON"),
         (b'{"rows": [], "predictions": []}', "cannot be read: rows"),
         (b'{"rows": [{}], "predictions": [NaN]}', "cannot be read: predictions.0"),
-        (b'{"rows": [{}], "predictions": [["0.5"]]}', "cannot be read: predictions.0"),
         (b'{"rows": [{}], "predictions": []}', "1 rows and 0 predictions"),
         (b"[" * 100_000, "cannot be read: Invalid JSON"),
         (b" " * (golden.MAX_BYTES + 1), "larger than"),
