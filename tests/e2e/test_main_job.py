@@ -150,7 +150,7 @@ def test_submit_ends_in_a_champion_that_answers_the_documented_example(clone, fi
 
 def _demo(clone):
     """Start `make demo`, without the installation that would come before it."""
-    command = ["make", "demo", f"VENV={sys.prefix}", "INSTALLED=README.md"]
+    command = ["make", "--no-print-directory", "demo", f"VENV={sys.prefix}", "INSTALLED=README.md"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         command, cwd=clone.root, env=clone.environment, text=True, start_new_session=True, **streams

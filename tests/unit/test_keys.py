@@ -32,6 +32,12 @@ def key(settings, **parameters):
     return step_key(settings, SOURCE, "tune", arguments, {"features": "abc"}).key
 
 
+@pytest.fixture(scope="module", autouse=True)
+def parsed():
+    """Parse the library once, by whichever test comes first: what was parsed is kept by its content."""
+    key(Settings(project_root=PROJECT))
+
+
 def edit(settings, file, old, new):
     path = settings.project_root / file
     text = path.read_text()
