@@ -14,7 +14,7 @@ from shopfloor.stack import team_manifests
 
 from tests.contract import custom_resources
 from tests.support import manifests
-from tests.support.manifests import MANIFESTS, NAMES, OVERLAYS, containers, key_of
+from tests.support.manifests import MANIFESTS, NAMES, OVERLAYS, REMOTE, containers, key_of
 from tests.support.project import ROOT
 
 pytestmark = pytest.mark.skipif(bool(manifests.why_none()), reason=manifests.why_none())
@@ -169,7 +169,6 @@ def test_nothing_is_unversioned_or_holds_a_secret():
         assert not re.search(r"(?i)(password|secret_access_key|token|secret_key)\s*[=:]\s*[\w+/]{16,}\s*$", text), path
 
 
-REMOTE = re.compile(r"https://\S+")
 OPERATORS = sorted(path.parent for path in MANIFESTS.glob("operators/*/kustomization.yaml"))
 
 
@@ -243,16 +242,13 @@ webhooks:
 
 
 def test_what_names_no_queue_starts_while_kueue_is_away(tmp_path):
-    folder = tmp_path / "kueue"
-    shutil.copytree(MANIFESTS / "operators/kueue", folder)
-    file = folder / "kustomization.yaml"
-    file.write_text(REMOTE.sub("release.yml", file.read_text(encoding="utf-8")), encoding="utf-8")
     config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kueue-manager-config, namespace: kueue-system}\n"
     parts = [
         WEBHOOKS.format(kind=kind, name=kind.lower(), first=kind[0].lower()) for kind in ("Mutating", "Validating")
     ]
-    (folder / "release.yml").write_text("".join([*parts, config]), encoding="utf-8")
+    folder = shutil.copytree(MANIFESTS / "operators/kueue", tmp_path / "kueue")
 
+    manifests.put_in_place(folder, "".join([*parts, config]))
     built = [one for one in manifests.build(folder) if one["kind"].endswith("WebhookConfiguration")]
 
     queued = {"matchExpressions": [{"key": "kueue.x-k8s.io/queue-name", "operator": "Exists"}]}
@@ -291,10 +287,8 @@ def plugins(tmp_path_factory):
     root = tmp_path_factory.mktemp("plugins")
     for folder in ("operators/nvidia-device-plugin", "components"):
         shutil.copytree(MANIFESTS / folder, root / folder)
-    file = root / "operators/nvidia-device-plugin/kustomization.yaml"
-    file.write_text(REMOTE.sub("release.yml", file.read_text(encoding="utf-8")), encoding="utf-8")
-    (file.parent / "release.yml").write_text(PLUGIN, encoding="utf-8")
-    folders = {"whole": file.parent} | {name: root / "components" / f"gpu-{name}" for name in ("time-slicing", "mig")}
+    whole = manifests.put_in_place(root / "operators/nvidia-device-plugin", PLUGIN)
+    folders = {"whole": whole} | {name: root / "components" / f"gpu-{name}" for name in ("time-slicing", "mig")}
     return {name: manifests.build(folder) for name, folder in folders.items()}
 
 

@@ -92,16 +92,10 @@ def stack():
 def operators(tmp_path_factory):
     """Give what each operator's folder builds, the release's file put in the place of its address."""
     root = tmp_path_factory.mktemp("namespaced")
-    built = {}
-    for name, release in RELEASES.items():
-        shutil.copytree(FOLDER / name, root / name)
-        file = root / name / "kustomization.yaml"
-        text, number = re.subn(r"https://\S+", "release.yml", file.read_text(encoding="utf-8"))
-        assert number == 1
-        file.write_text(text, encoding="utf-8")
-        (root / name / "release.yml").write_text(release, encoding="utf-8")
-        built[name] = manifests.build(root / name)
-    return built
+    return {
+        name: manifests.build(manifests.put_in_place(shutil.copytree(FOLDER / name, root / name), release))
+        for name, release in RELEASES.items()
+    }
 
 
 def test_every_object_is_in_the_one_namespace_and_none_is_an_administrators(stack, operators):

@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ NAMES = [team.name for team in TEAMS]
 CLUSTER_WIDE = {"Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterQueue", "Cohort", "ResourceFlavor"}
 CLUSTER_WIDE |= {"WorkloadPriorityClass"}
 ANY = "0.0.0.0/0"
+REMOTE = re.compile(r"https://\S+")
+"""Address of a release, as a kustomization names it."""
 Json = dict[str, Any]
 
 
@@ -36,6 +39,21 @@ def build(path: Path) -> list[Json]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return [one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one]
+
+
+def put_in_place(folder: Path, release: str) -> Path:
+    """Put a text where a folder's kustomization names the address of a release, and return the folder.
+
+    Args:
+        folder: A copy, which is changed.
+        release: What the release has of what the folder changes.
+    """
+    file = folder / "kustomization.yaml"
+    text, number = REMOTE.subn("release.yml", file.read_text(encoding="utf-8"))
+    assert number == 1, f"{file} names {number} releases"
+    file.write_text(text, encoding="utf-8")
+    (folder / "release.yml").write_text(release, encoding="utf-8")
+    return folder
 
 
 def overlay(name: str) -> list[Json]:
