@@ -120,9 +120,11 @@ def test_a_run_ends_well_though_every_pod_and_controller_dies_in_its_middle(flig
 
 
 def test_a_challenger_answers_its_part_of_the_requests_and_none_after_its_end(flights, trained):
+    champion = flights.champion()
+    flights.shopfloor(*SUBMIT, "-p", "trials=12", "-p", "register_only=true", "--watch")
     versions = flights.answer("models", "list")["versions"]
     [challenger] = [one["version"] for one in versions if "challenger" in one["aliases"]]
-    champion = flights.champion()
+    assert challenger != champion, "twelve trials found no other model than three"
 
     flights.shopfloor("deploy", "flight_delays@challenger", "--canary", "50", "--yes")
     shares = collections.Counter(flights.champion() for _ in range(100))
@@ -138,7 +140,7 @@ def test_a_challenger_answers_its_part_of_the_requests_and_none_after_its_end(fl
     assert flights.champion() == champion
 
 
-def test_a_schedule_of_a_team_makes_runs_until_it_is_deleted(flights, trained):
+def test_a_schedule_of_a_team_makes_runs_until_it_is_deleted_with_the_one_that_goes_on(flights, trained):
     schedule = flights.answer(*SUBMIT, "--cron", "* * * * *")
     name = schedule["engine_run"].rpartition("/")[2]
     known = {one["run_id"] for one in flights.answer("runs", "list")["runs"]}
@@ -149,7 +151,7 @@ def test_a_schedule_of_a_team_makes_runs_until_it_is_deleted(flights, trained):
 
     run = wait_until(its_run, RUN_S, every_s=2)
     kubectl("-n", "flights", "delete", "cronworkflow", name)
-    flights.shopfloor("runs", "stop", run["run_id"], "--yes")
+    wait_until(lambda: flights.answer("runs", "show", run["run_id"])["state"] == "killed", 300, every_s=2)
 
     time_of_deletion = time.time()
     wait_until(lambda: time.time() - time_of_deletion > 61, 90, every_s=1)  # the next full minute makes none
