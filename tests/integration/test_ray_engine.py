@@ -6,11 +6,13 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import psutil
@@ -325,6 +327,29 @@ def test_ctrl_c_while_watching_leaves_the_run_and_stop_ends_it_with_its_steps(
     again = shopfloor("runs", "stop", run_id)
     assert again.returncode == 2
     assert again.stderr == (f"error: Run {run_id} has ended already: killed. `shopfloor runs list` shows what runs.\n")
+
+
+def test_a_ctrl_c_ends_the_reading_of_a_log_at_whichever_moment_it_comes(environment):
+    settings = load_settings(
+        project_root=ROOT,
+        ray_dashboard_url=environment["SHOPFLOOR_RAY_DASHBOARD_URL"],
+        ray_token_file=environment["SHOPFLOOR_RAY_TOKEN_FILE"],
+    )
+    engine = RayEngine(settings)
+    talks = "import time\nwhile True: print('still here', flush=True); time.sleep(0.001)"
+    job = engine._begin(entrypoint=shlex.join([sys.executable, "-c", talks]))
+    wait_until(lambda: "still here" in "".join(engine.logs(job)))
+
+    for moment in range(100):
+        interrupt = threading.Timer(0.001 * moment, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            if moment % 25:  # while the connection is made
+                interrupt.start()
+            for _ in engine._follow(job):
+                if interrupt.ident is None:  # while lines come
+                    interrupt.start()
+
+    engine.stop(job)
 
 
 def is_step_of(process, run_id):

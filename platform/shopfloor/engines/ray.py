@@ -13,10 +13,12 @@ import ipaddress
 import json
 import logging
 import os
+import queue
 import secrets
 import shlex
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -276,27 +278,37 @@ class RayEngine:
 
     def _follow(self, engine_run: str) -> Iterator[str]:
         """Yield the lines of a job's log as they come, until it ends."""
-        tail = self._client().tail_job_logs(engine_run)
+        from aiohttp import ClientError
+
+        chunks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        loop = asyncio.new_event_loop()
+
+        async def read() -> None:
+            async for chunk in self._client().tail_job_logs(engine_run):
+                chunks.put(str(chunk))
+
+        def turn() -> None:
+            loop.run_forever()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+        # In a thread of its own: a Ctrl-C that interrupts an event loop is lost at times, or lets its end hang.
+        threading.Thread(target=turn, name="job-log", daemon=True).start()
+        reading = asyncio.run_coroutine_threadsafe(read(), loop)
+        reading.add_done_callback(lambda _: chunks.put(None))
         rest = ""
-        with asyncio.Runner() as runner:
-            while True:
-                try:
-                    chunk = runner.run(_next(tail))
-                except RuntimeError as error:
-                    raise ServiceError(
-                        f"The Ray cluster at {self._url} stopped answering.",
-                        "The job goes on if the cluster does: `shopfloor runs show`.",
-                    ) from error
-                if chunk is None:
-                    break
+        try:
+            while (chunk := chunks.get()) is not None:
                 *lines, rest = (rest + chunk).split("\n")
                 yield from lines
+            reading.result()
+        except (RuntimeError, OSError, ClientError) as error:
+            raise ServiceError(
+                f"The Ray cluster at {self._url} stopped answering.",
+                "The job goes on if the cluster does: `shopfloor runs show`.",
+            ) from error
+        finally:
+            reading.cancel()
+            loop.call_soon_threadsafe(loop.stop)
         if rest:
             yield rest
-
-
-async def _next(chunks: Any) -> str | None:
-    """Return the next chunk; `None` after the last."""
-    async for chunk in chunks:
-        return str(chunk)
-    return None
