@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import io
+import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,7 +39,11 @@ PART_BYTES = 5 * 1024**2
 WRITERS = 8
 MOST_SKEW_S = 300.0
 """A signature from a clock further off than that is refused within minutes (S3 itself takes 15)."""
+CLEANS, CLEAN_EVERY_S = 5, 0.2
+"""How often `check` looks for what it wrote, to remove it."""
 Verdict = Literal["ok", "fail", "unsupported"]
+
+logger = logging.getLogger(__name__)
 
 
 class Row(Record):
@@ -204,12 +210,20 @@ class _Trial:
         return f"{len(names):,} keys in order"
 
     def clean(self) -> None:
-        """Remove what the trial wrote, where the store lets us."""
+        """Remove what the trial wrote, where the store lets us.
+
+        More than once: a store that still wrote an object when it was removed may show it again.
+        """
         from minio.deleteobjects import DeleteObject
 
-        objects = (DeleteObject(name) for name in self._list(""))
-        for _ in self._client.remove_objects(self._bucket, objects):
-            pass
+        for _ in range(CLEANS):
+            names = self._list("")
+            if not names:
+                return
+            for error in self._client.remove_objects(self._bucket, map(DeleteObject, names)):
+                logger.debug("%s stays: %s", error.name, error.message)
+            time.sleep(CLEAN_EVERY_S)
+        logger.warning("What the check wrote stays in bucket %s: %s/", self._bucket, self._prefix)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}"
