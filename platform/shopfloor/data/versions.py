@@ -117,7 +117,8 @@ def pull(
         version = data.version(use_case)
         if data_version and version.md5 != data_version:
             raise DataError(
-                f"The data changed while the run began: {version.md5} is not {data_version}.", "Submit again."
+                f"The run is for the data version {data_version}, and its project has {version.md5}.",
+                "Submit again; on Argo or Kubeflow, with an image that was built since the data changed.",
             )
         with publish(settings, tables, "pull_data", content_hash=version.md5) as directory:
             for name in data.files:
