@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from shopfloor.training.rayjob import GUARD, STEP_NAMESPACE, STEP_POD, STEP_POD_
 
 from tests.contract import kuberay
 from tests.contract.test_argo_translation import strict
-from tests.support.cluster_api import Answer, serve
+from tests.support.cluster_api import Answer, serve, use_kubeconfig, write_kubeconfig
 from tests.support.project import SHARED
 from tests.support.waiting import wait_until
 
@@ -173,18 +172,7 @@ def test_the_name_is_that_of_what_is_asked_and_a_dns_label():
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     with serve() as running:
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-            "clusters": [{"name": "here", "cluster": {"server": running.url}}],
-            "users": [{"name": "me", "user": {"token": TOKEN}}],
-        }
-        file = tmp_path / "kubeconfig"
-        file.write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(file))
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+        write_kubeconfig(tmp_path / "kubeconfig", running.url, TOKEN, monkeypatch)
         monkeypatch.setattr(rayjob_run, "POLL_S", 0.05)
         monkeypatch.setattr(rayjob_run, "PATIENCE_S", 0.0)
         pod = {"metadata": {"name": "submitter", "namespace": "team-a"}, "spec": {"containers": []}}
@@ -413,7 +401,7 @@ def test_a_job_that_fails_says_why(server):
         (
             Answer(404, {"message": "the server could not find the requested resource"}),
             ServiceError,
-            "knows no RayJobs",
+            "has no KubeRay .*kubectl kustomize manifests/operators/kuberay",
         ),
         (Answer(422, {"message": 'RayJob "x" is invalid: spec'}), UsageError, 'RayJob "x" is invalid'),
         (Answer(500, {"message": "etcdserver: leader changed"}), ServiceError, "failed with status 500"),
@@ -463,6 +451,6 @@ def test_a_cancelled_step_deletes_its_job(server):
 
 
 def test_without_a_cluster_one_line_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    use_kubeconfig(tmp_path / "none", monkeypatch)
     with pytest.raises(UsageError, match="There is no Kubernetes cluster to talk to"):
         rayjob_run.run(settings(), named, "x", ONE)

@@ -122,6 +122,26 @@ def serve(certificate: Path | None = None):
         thread.join()
 
 
+def write_kubeconfig(file: Path, url: str, token: str, monkeypatch: Any) -> None:
+    """Let Kubernetes' client take a server for its cluster."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+        "clusters": [{"name": "here", "cluster": {"server": url}}],
+        "users": [{"name": "me", "user": {"token": token}}],
+    }
+    file.write_text(json.dumps(config))
+    use_kubeconfig(file, monkeypatch)
+
+
+def use_kubeconfig(file: Path, monkeypatch: Any) -> None:
+    """Let Kubernetes' client read a file, which it looks for when it is imported."""
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+
+
 def certificate(file: Path, *names: str) -> Path:
     """Write the key and the certificate of a server on 127.0.0.1, and of these names, that is its own authority."""
     from cryptography import x509

@@ -15,7 +15,7 @@ from shopfloor.cli.options import JsonOption
 if TYPE_CHECKING:
     from shopfloor.flows.promote import Standing
     from shopfloor.settings import Settings
-    from shopfloor.stack.doctor import Finding
+    from shopfloor.stack.finding import Finding
     from shopfloor.stack.lifecycle import StackStatus
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -126,7 +126,8 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     """Examine the machine, the installation and the configuration. Exit code 1 when something must be mended."""
-    from shopfloor.stack.doctor import Finding, examine
+    from shopfloor.stack.doctor import examine
+    from shopfloor.stack.finding import Finding
 
     findings = examine(context.obj.profile)
     if as_json:

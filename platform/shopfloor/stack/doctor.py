@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
@@ -23,10 +22,10 @@ from shopfloor.data import revisions
 from shopfloor.errors import ShopfloorError
 from shopfloor.patches import register
 from shopfloor.patches.register import PATCHES
-from shopfloor.records import Record
 from shopfloor.settings import Settings, load_sourced_settings, profile_file
-from shopfloor.stack import families, installation, lifecycle, services, versions
+from shopfloor.stack import families, installation, lifecycle, operators, services, versions
 from shopfloor.stack import state as states
+from shopfloor.stack.finding import Finding, Verdict
 from shopfloor.stack.services import TITLES, USUAL_PORTS
 
 PYTHON = ((3, 11), (3, 14))
@@ -37,18 +36,6 @@ DISK_BYTES = 5 * 1024**3
 DISK_MINIMUM_BYTES = 1024**3
 TIMEOUT_S = 2.0
 SHOWN = 5
-
-Verdict = Literal["ok", "warn", "fail"]
-
-
-class Finding(Record):
-    """What one check found."""
-
-    subject: str
-    verdict: Verdict
-    """`fail` keeps the platform from working; `warn` may surprise."""
-    message: str
-    remedy: str = ""
 
 
 def examine(profile: str | None = None) -> list[Finding]:
@@ -83,6 +70,7 @@ def examine(profile: str | None = None) -> list[Finding]:
         lambda: _configuration(settings, overridden),
         lambda: _object_store(settings),
         lambda: _stack(settings),
+        lambda: operators.examine(settings, TIMEOUT_S),
         lambda: _schema(settings),
     ]
     with ThreadPoolExecutor(len(checks)) as pool:

@@ -1,7 +1,8 @@
 """What Kueue has admitted of a job: on which flavors, how much of what, since when, how long it stood in the queue.
 
 Kueue keeps that in a Workload, which goes with its job or pod: a step writes it to its own MLflow run while it is
-there, and stops where its run has cost what it may.
+there, and stops where its run has cost what it may. How the cluster's API is opened, and what its refusals mean,
+stands here too.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import datetime as dt
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from shopfloor.errors import ShopfloorError, UsageError, first_line
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
 from shopfloor.records import Cost, Usage
 from shopfloor.runs.mlflow import JOB_USAGE, PARENT, POD_USAGE, Mlflow, tags_of
 from shopfloor.settings import Settings
@@ -27,8 +29,60 @@ JOB_UID = "kueue.x-k8s.io/job-uid"
 Json = dict[str, Any]
 
 
-def apis() -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Operator:
+    """One that the platform team installs from `manifests/operators`."""
+
+    title: str
+    folder: str
+    """Below `manifests/operators`."""
+    group: str
+    version: str
+    """The version of its API that the platform speaks."""
+    namespace: str
+    deployment: str
+
+    @property
+    def install(self) -> str:
+        """Return what the platform team types to install it, or to bring it to the project's version."""
+        build = f"kubectl kustomize manifests/operators/{self.folder}"
+        return f"{build} | kubectl apply --server-side --force-conflicts -f -"
+
+
+OPERATORS = (
+    Operator("Argo Workflows", "argo-workflows", "argoproj.io", "v1alpha1", "argo", "workflow-controller"),
+    Operator("KubeRay", "kuberay", "ray.io", "v1", "kuberay-system", "kuberay-operator"),
+    Operator("Kueue", "kueue", "kueue.x-k8s.io", "v1beta2", "kueue-system", "kueue-controller-manager"),
+)
+
+
+def missing(group: str) -> ServiceError:
+    """Return the error for a cluster that does not know an operator's API.
+
+    Args:
+        group: The API's group; that of a part of it will do (`visibility.kueue.x-k8s.io`).
+    """
+    operator = next(one for one in OPERATORS if group.endswith(one.group))
+    return ServiceError(
+        f"The cluster has no {operator.title} (API {operator.group}/{operator.version}).",
+        f"The platform team installs it: {operator.install}",
+    )
+
+
+def refusal(body: Any) -> str:
+    """Return what the Kubernetes API says of a refusal in one line: who may not do what, with which, where."""
+    try:
+        message = str(json.loads(body or "{}").get("message", ""))
+    except (ValueError, TypeError, AttributeError):
+        message = ""
+    return " ".join(message.split())[:300]
+
+
+def apis(retries: int | None = None) -> tuple[Any, Any]:
     """Return Kubernetes' APIs of custom objects and of its own, as this pod or the kubeconfig here opens them.
+
+    Args:
+        retries: How often a connection that fails is tried again; none means as often as the client does by itself.
 
     Raises:
         UsageError: There is neither a service account nor a kubeconfig.
@@ -45,7 +99,10 @@ def apis() -> tuple[Any, Any]:
                 "There is no Kubernetes cluster to talk to: neither a service account nor a kubeconfig.",
                 "Run it in the cluster, or set KUBECONFIG.",
             ) from error
-    return client.CustomObjectsApi(), client.CoreV1Api()
+    configuration = client.Configuration.get_default_copy()
+    configuration.retries = retries
+    opened = client.ApiClient(configuration)
+    return client.CustomObjectsApi(opened), client.CoreV1Api(opened)
 
 
 def workloads_of(custom: Any, namespace: str, uid: str, timeout_s: float) -> list[Json]:

@@ -7,7 +7,6 @@ step's pod, by the next attempt at the step where neither happened. The Kubernet
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import random
 import signal
@@ -22,6 +21,7 @@ from shopfloor.runs.mlflow import JOB_USAGE, connect
 from shopfloor.settings import Settings
 from shopfloor.storage import scratch
 from shopfloor.training import admission
+from shopfloor.training.admission import missing, refusal
 from shopfloor.training.rayjob import GROUP, PLURAL, VERSION, Workers, attempt_number, body
 
 logger = logging.getLogger(__name__)
@@ -324,13 +324,9 @@ class _Jobs:
         return {"_request_timeout": longest_s if self._until is None else min(longest_s, END_S / 2)}
 
     def _refused(self, error: Any, verb: str) -> ShopfloorError:
-        try:
-            message = str(json.loads(error.body or "{}").get("message", ""))
-        except (ValueError, AttributeError):
-            message = ""
-        message = " ".join(message.split())[:300]
+        message = refusal(error.body)
         if error.status == 404:
-            return ServiceError("The cluster knows no RayJobs.", "Let the platform team install the KubeRay operator.")
+            return missing("ray.io")
         if error.status == 401:
             return ServiceError("The Kubernetes API refuses the token.", "Renew the service account's token.")
         if error.status == 403:

@@ -14,7 +14,7 @@ from typing import Any
 from shopfloor.engines.argo import quota as quotas
 from shopfloor.errors import ServiceError, first_line
 from shopfloor.settings import Settings
-from shopfloor.training.admission import GROUP, VERSION, apis
+from shopfloor.training.admission import GROUP, VERSION, apis, missing, refusal
 
 VISIBILITY = "visibility.kueue.x-k8s.io"
 RUN_LABEL = "shopfloor/run-id"
@@ -132,7 +132,7 @@ class QueueApi:
                 group, version, self._namespace, plural, _request_timeout=self._timeout_s, **options
             )
 
-        return list(self._ask(f"list {plural}", list_).get("items", []))
+        return list(self._ask(f"list {plural}", list_, group).get("items", []))
 
     def _core_objects(self, plural: str, list_: Callable[..., Any], **options: str) -> list[Json]:
         """Return objects of the namespace as the API writes them: the client's own are of classes."""
@@ -184,7 +184,7 @@ class QueueApi:
 
         return dict(self._ask(f"get {plural} {name}", get))
 
-    def _ask(self, right: str, ask: Callable[[], Any]) -> Any:
+    def _ask(self, right: str, ask: Callable[[], Any], group: str = GROUP) -> Any:
         """Return what the API answers.
 
         Raises:
@@ -195,7 +195,7 @@ class QueueApi:
         try:
             return ask()
         except ApiException as error:
-            raise _refused(error, right, self._namespace) from error
+            raise _refused(error, right, self._namespace, group) from error
         except Exception as error:
             raise ServiceError(
                 f"The Kubernetes API does not answer: {first_line(error, 200)}.", "Look at KUBECONFIG, then try again."
@@ -207,19 +207,21 @@ def runs_of(items: Iterable[Json]) -> dict[str, str]:
     return {one["metadata"]["name"]: one["metadata"]["labels"][RUN_LABEL] for one in items}
 
 
-def _refused(error: Any, right: str, namespace: str) -> ServiceError:
+def _refused(error: Any, right: str, namespace: str, group: str) -> ServiceError:
     """Return what a refusal means, in one line."""
     if error.status == 401:
-        return ServiceError("The Kubernetes API refuses the token.", "Renew it: log in to the cluster again.")
+        return ServiceError(
+            "The Kubernetes API does not take the login of the kubeconfig, or no longer.",
+            "Renew it: log in to the cluster again.",
+        )
     if error.status == 403:
         return ServiceError(
-            f"No right to {right} (namespace {namespace}).", "`shopfloor teams render` writes what members may."
+            f"No right to {right} in the namespace {namespace}: {refusal(error.body)}.",
+            "`shopfloor teams render` writes what members may.",
         )
     if error.status == 404:
         _, what, *name = right.split()
         if "page not found" in str(error.body) or not name:
-            return ServiceError(
-                f"The cluster knows no {what}.", "The platform team installs Kueue: manifests/operators."
-            )
+            return missing(group)
         return ServiceError(f"There is no {what} {name[0]!r} (namespace {namespace}).", "Mend cluster.queue.")
     return ServiceError(f"The Kubernetes API failed with status {error.status} at {right}.", "Try again.")
