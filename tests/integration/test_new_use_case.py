@@ -225,7 +225,12 @@ def test_what_is_written_passes_its_own_checks_and_trains(settings, tmp_path, ta
     for command in (("check",), ("format", "--check")):
         ruff = [sys.executable, "-m", "ruff", *command, "--config", PROJECT / "pyproject.toml", folder]
         assert subprocess.run(ruff, capture_output=True, text=True, check=False).returncode == 0
+    check_and_train(settings, name)
 
+
+def check_and_train(settings, name):
+    """Let a use case check its data, build its features and train once."""
+    root = settings.project_root
     tables = str(root / "data" / name)
     checks = Recorder("checks")
     quality.validate(settings, name, tables, checks, Recorder())
@@ -237,6 +242,37 @@ def test_what_is_written_passes_its_own_checks_and_trains(settings, tmp_path, ta
     train, validate = (pd.read_parquet(f"{features.uri}/{one}.parquet") for one in ("train", "validate"))
     columns = [*record.features, record.target]
     try_contract(load_use_case(settings, name), train[columns], validate[columns], record.target)
+
+
+NUMBERS = {
+    "embedding": lambda n: [n % 7 / 2, float(DRAWN[n]), 1.0],
+    "steps": lambda n: list(range(n % 3)),
+    "gaps": lambda n: [1.0, None if n == 5 else 2.0],
+    "far": lambda n: [1.0, float("inf") if n == 5 else 2.0],
+    "words": lambda n: ["a", "b"],
+}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_lists_of_equally_many_numbers_are_inputs_and_other_lists_are_named(settings, tmp_path, form):
+    columns = NUMBERS | {"target": lambda n: DRAWN[n] + n % 5 / 3}
+    if form == "jsonl":  # which has no infinity
+        columns |= {"far": columns["gaps"]}
+    frame = pd.DataFrame({name: [value(n) for n in range(ROWS)] for name, value in columns.items()})
+    file = tmp_path / f"rows.{form}"
+    if form == "parquet":
+        frame.to_parquet(file)
+    else:
+        frame.to_json(file, orient="records", lines=True)
+
+    made = begin(settings, f"vectors_{form}", file)
+
+    assert made.inputs == {"embedding": "lists"}
+    assert made.left_out == {
+        "steps": "its lists are of 0 to 2 numbers: an estimator takes one length",
+        **dict.fromkeys(["gaps", "far", "words"], "it holds objects, bytes, or lists of more than finite numbers"),
+    }
+    check_and_train(settings, f"vectors_{form}")
 
 
 def test_nothing_is_written_over_and_a_killed_command_goes_on(settings, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ class Column:
     distinct: int
     """Number of its values: exact up to some thousands, an estimate beyond."""
     low: Any = None
+    """Of numbers and times; of lists their least length."""
     high: Any = None
     quarters: tuple[float, float] | None = None
     """Values between which half of the rows are, of a number."""
@@ -51,6 +52,10 @@ def profile(rows: Rows) -> dict[str, Column]:
         if kind == "other":
             parts += [f"count({column})", "0", "NULL", "NULL", "NULL"]
             continue
+        if kind == "lists":
+            parts += [f"count({column})", f"approx_count_distinct({column})"]
+            parts += [f"min(len({column}))", f"max(len({column}))", "NULL"]
+            continue
         quarters = f"approx_quantile({column}::DOUBLE, [0.25, 0.75])" if kind in _NUMBERS else "NULL"
         bounds = [f"min({column})", f"max({column})"] if kind in {*_NUMBERS, "time"} else ["NULL", "NULL"]
         parts += [f"count({column})", f"approx_count_distinct({column})", *bounds, quarters]
@@ -66,7 +71,7 @@ def _column(
     rows: Rows, name: str, kind: Kind, present: int, distinct: int, low: Any, high: Any, quarters: Any
 ) -> Column:
     column, values, counts, each_once, rising = quoted(name), (), (), False, False
-    if kind != "other" and distinct <= 2 * FEW:  # the estimate is off by some percent
+    if kind not in {"lists", "other"} and distinct <= 2 * FEW:  # the estimate is off by some percent
         each = f"WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 1 LIMIT {FEW + 1}"
         groups = rows.ask(f"{column}, count(*)", each)
         if len(groups) <= FEW:

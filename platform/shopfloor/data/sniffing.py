@@ -7,13 +7,15 @@ are there twice or empty, columns of which most values are numbers or dates.
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from shopfloor.errors import NotFoundError, UsageError, first_line
 
-Kind = Literal["number", "whole", "boolean", "text", "time", "other"]
+Kind = Literal["number", "whole", "boolean", "text", "time", "lists", "other"]
+"""What a column holds; `lists` are of numbers, each of which is there and finite."""
 _MEMORY = "2GB"
 _ENCODINGS = ("utf-8", "latin-1")
 _WHOLE = {"BIGINT", "INTEGER", "SMALLINT", "TINYINT", "UBIGINT", "UINTEGER", "USMALLINT", "UTINYINT"}
@@ -108,6 +110,8 @@ def read(file: Path, scratch: Path) -> Rows:
             _refuse_mixed(rows, name)
         elif kind == "number":
             _refuse_infinite(rows, name)
+        elif kind == "lists" and _have_gaps(rows, name):
+            kinds[name] = "other"
     return rows
 
 
@@ -166,6 +170,8 @@ def _kind(kind: str) -> Kind:
         return "time"
     if kind == "BOOLEAN":
         return "boolean"
+    if of := re.fullmatch(r"(.+)\[\d*\]", kind):
+        return "lists" if _kind(of[1]) in {"number", "whole"} else "other"
     return "text" if kind == "VARCHAR" or kind.startswith("ENUM") else "other"
 
 
@@ -174,6 +180,13 @@ def _are_times(rows: Rows, name: str) -> bool:
     dates = f"count(*) FILTER (regexp_matches({column}, '{_DATE}'))"
     [(times, dates, present)] = rows.ask(f"count(try_cast({column} AS TIMESTAMP)), {dates}, count({column})")
     return bool(present and times == dates == present)
+
+
+def _have_gaps(rows: Rows, name: str) -> bool:
+    """Tell whether some list lacks a number, or holds one that is not finite."""
+    column = quoted(name)
+    gaps = f"len({column}) <> list_count({column}) OR NOT isfinite(list_sum({column}::DOUBLE[]))"
+    return bool(rows.ask("1", f"WHERE {gaps} LIMIT 1"))
 
 
 def _refuse_mixed(rows: Rows, name: str) -> None:

@@ -115,7 +115,7 @@ def _task(label: Column, rows: int, said: Task | None) -> tuple[Task, str]:
         UsageError: It makes no label, or not for the task that somebody said.
     """
     name, values = label.name, label.values
-    if label.kind in {"other", "time"}:
+    if label.kind in {"lists", "other", "time"}:
         raise UsageError(f"The target {name!r} is neither a number nor a text.", "Make a column of one of them.")
     if len(values) == 1:
         raise UsageError(f"The target {name!r} is {values[0]!r} in every row: there is nothing to tell apart.", "")
@@ -156,7 +156,9 @@ def _task(label: Column, rows: int, said: Task | None) -> tuple[Task, str]:
 def _useless(column: Column) -> str:
     """Return why a column is no input; empty where it is one."""
     if column.kind == "other":
-        return "it holds lists, objects or bytes"
+        return "it holds objects, bytes, or lists of more than finite numbers"
+    if column.kind == "lists" and column.low != column.high:
+        return f"its lists are of {column.low} to {column.high} numbers: an estimator takes one length"
     if column.distinct == 0:
         return "it has no value"
     if column.distinct == 1 and not column.missing:

@@ -176,7 +176,7 @@ def _refuse_leaks(rows: Rows, draft: Draft, keep: Sequence[str]) -> None:
     Raises:
         UsageError: One does.
     """
-    tried = [name for name in draft.inputs if name not in keep]
+    tried = [name for name, one in draft.inputs.items() if name not in keep and one.kind != "lists"]
     found = profiles.leaks(rows, tried, draft.target.name, draft.task != "regression")
     if found:
         name, score = found[0]
