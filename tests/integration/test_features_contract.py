@@ -33,6 +33,10 @@ CHANGED = "def read(tables):\n    frame = pd.read_parquet(tables / 'orders.parqu
 FEATURE = (
     "def source_tables(tables, out):\n    frame = read(tables)\n    {}\n    frame.to_parquet(out / 'orders.parquet')\n"
 )
+DECLARED = (
+    "def definitions(source):\n    from feast.types import Array, Bytes\n    own = view(source, amount={})\n"
+    "    return [*own, FeatureService(name='tiny', features=own[-1:])]\n"
+)
 ROWS = "def rows(tables):\n    frame = read(tables)[['order_id', 'shop', 'event_timestamp', 'bought']]\n    {}\n"
 
 
@@ -67,10 +71,13 @@ def test_features_keep_the_types_that_their_view_declares(build):
         "    frame = frame.assign(gift=frame.order_id % 3 == 0)\n"
         "    frame = frame.assign(colour=frame.shop.where(frame.order_id % 5 > 0, None))\n"
         "    frame = frame.assign(sent=frame.event_timestamp + pd.Timedelta(hours=1))\n"
+        "    frame = frame.assign(place=[[n, 0.5] if n % 5 else None for n in frame.order_id])\n"
+        "    frame = frame.assign(picture=[b'\\x00%d' % n if n % 5 else None for n in frame.order_id])\n"
         "    frame = frame.assign(paid=frame.gift.astype('boolean').where(frame.order_id % 7 > 0))\n"
         "    frame.to_parquet(out / 'orders.parquet')\n"
-        "def definitions(source):\n    from feast.types import Bool, UnixTimestamp\n"
-        "    own = view(source, gift=Bool, paid=Bool, colour=String, sent=UnixTimestamp, n_items=Int64)\n"
+        "def definitions(source):\n    from feast.types import Array, Bool, Bytes, UnixTimestamp\n"
+        "    more = {'place': Array(Float64), 'picture': Bytes}\n"
+        "    own = view(source, gift=Bool, paid=Bool, colour=String, sent=UnixTimestamp, n_items=Int64, **more)\n"
         "    return [*own, FeatureService(name='tiny', features=own[-1:])]\n"
     )
     frame, _ = build(typed)
@@ -87,6 +94,8 @@ def test_features_keep_the_types_that_their_view_declares(build):
     assert frame.colour[1] == orders().shop[1]
     expected = orders().event_timestamp.dt.tz_localize(None) + pd.Timedelta(hours=1)
     assert list(frame.sent) == list(expected)
+    assert [None if one is None else list(one) for one in frame.place[:3]] == [None, [1.0, 0.5], [2.0, 0.5]]
+    assert list(frame.picture[:3]) == [None, b"\x001", b"\x002"]
 
 
 def test_rows_without_a_time_are_left_out_and_counted(build, caplog):
@@ -103,6 +112,26 @@ def test_rows_without_a_time_are_left_out_and_counted(build, caplog):
             ROWS.format("return frame.rename(columns={'bought': 'sold'})"),
             UsageError,
             "rows.. of features.py returns no column 'bought', but order_id",
+        ),
+        (
+            FEATURE.format("frame['amount'] = [[1.0, None]] * len(frame)") + DECLARED.format("Array(Float64)"),
+            DataError,
+            "'amount' in the table of view 'orders' has lists in which 300 numbers are missing or not finite",
+        ),
+        (
+            FEATURE.format("frame['amount'] = [['a']] * len(frame)") + DECLARED.format("Array(String)"),
+            DataError,
+            "'amount' in the table of view 'orders' is list<.*string>: a list holds numbers",
+        ),
+        (
+            DECLARED.format("Array(Float64)"),
+            DataError,
+            "'amount' in the table of view 'orders' is double: a list holds numbers",
+        ),
+        (
+            DECLARED.format("Bytes"),
+            DataError,
+            "'amount' in the table of view 'orders' holds '.*' and is declared bytes",
         ),
         (ROWS.format("return frame.assign(bought='x')"), DataError, "label 'bought' holds 'x'"),
         (

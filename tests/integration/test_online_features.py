@@ -40,6 +40,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 CASE = "toy_online"
 REFUSING = "toy_online_refusing"
 READ = "toy_online_read"
+NESTED = "toy_online_nested"
 FEATURES = """
 from datetime import timedelta
 
@@ -65,6 +66,10 @@ def at_request(row):
     known = {"event_timestamp": row["asked_at"]} if "asked_at" in row else {}
     return known | ({"rate_0": row["price"] / 10} if "price" in row else {})
 """
+LISTS = FEATURES.replace("Float64, Int64", "Array, Bytes, Float64, Int64").replace(
+    'Field(name="age_0", dtype=Float64)',
+    'Field(name="place", dtype=Array(Float64)), Field(name="picture", dtype=Bytes), Field(name="age_0", dtype=Float64)',
+)
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 ONLINE = "online: {{entities: {{shop: string, price: double, asked_at: datetime}}, deadline_ms: 2000{more}}}"
 
@@ -157,11 +162,12 @@ def store(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(project, store):
-    made = project(**{CASE: use_case(CASE), REFUSING: use_case(REFUSING, ", fallback: refuse"), READ: use_case(READ)})
+    cases = {name: use_case(name) for name in (CASE, READ, NESTED)}
+    made = project(**cases, **{REFUSING: use_case(REFUSING, ", fallback: refuse")})
     root = made.project_root
     (root / "pipelines/__init__.py").write_text("")
-    for case in (CASE, REFUSING, READ):
-        (root / "pipelines" / case / "features.py").write_text(FEATURES)
+    for case in (CASE, REFUSING, READ, NESTED):
+        (root / "pipelines" / case / "features.py").write_text(LISTS if case == NESTED else FEATURES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipelines, "__path__", [*pipelines.__path__, str(root / "pipelines")])
         yield made.model_copy(
@@ -382,6 +388,20 @@ def test_no_reader_sees_half_a_row_or_an_error_while_the_store_is_written(settin
     assert set().union(*answers) <= {(number, number / 2) for number in (0, 1, 2)}
 
 
+def test_lists_and_bytes_come_from_the_store_as_they_were_put_there(settings, tmp_path):
+    file = shops(tmp_path, 42) / "shops.parquet"
+    more = {"place": [[0.5, 2.0], [0.0, 0.0], None], "picture": [b"\x00\xff", b"", None]}
+    pd.read_parquet(file).assign(**more).to_parquet(file)
+    materialization.materialize_tables(settings, NESTED, tmp_path)
+    columns = [Column("place", "Array(double)", required=False, length=2), Column("picture", "binary", required=False)]
+    rows = [{"shop": name, "price": 1.0, "asked_at": AT} for name in ("north", "south")]
+
+    inputs = complete(settings, rows, columns, NESTED)
+
+    assert inputs.rows == [[[0.5, 2.0], b"\x00\xff"], [None, None]]
+    assert [set(sources.values()) for sources in inputs.sources] == [{"online"}, {"missing"}]
+
+
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     out = tmp_path_factory.mktemp("tables")
@@ -440,9 +460,9 @@ def test_the_store_holds_what_the_join_would_say_at_the_time_of_the_last_landing
     np.testing.assert_allclose(online, offline, rtol=0, atol=1e-12)
 
 
-def complete(settings, rows, columns):
+def complete(settings, rows, columns, case="flight_delays"):
     async def ask():
-        config = online_config(settings, load_use_case(settings, "flight_delays"))
+        config = online_config(settings, load_use_case(settings, case))
         online = OnlineFeatures(config.model_copy(update={"deadline_ms": 5000}))
         await online.open()
         try:

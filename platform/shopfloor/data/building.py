@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shopfloor.data.contract import TIME, as_feature, classes_of, labelled, require_rows
+from shopfloor.data.contract import TIME, as_feature, classes_of, labelled, of_numbers, require_rows
 from shopfloor.data.splits import split
 from shopfloor.errors import DataError, UsageError
 from shopfloor.records import FeatureSet, Kind
@@ -218,38 +218,12 @@ def _readable(table: pa.Table, name: str, where: str) -> tuple[pa.ChunkedArray, 
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return array, "bytes"
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _of_numbers(array, name, where), "numbers"
+        return of_numbers(array, name, where), "numbers"
     raise DataError(
         f"The column {name!r}{where} is {kind}: the model gets numbers and lists of them, texts, yes or no, times, and "
         "bytes.",
         "Make columns of it, or name it in features.leave_out of use_case.yaml.",
     )
-
-
-def _of_numbers(array: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Return lists of floating-point numbers.
-
-    Raises:
-        DataError: They are of something else, or a number in one is missing or not finite.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    inner = array.type.value_type
-    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
-        raise DataError(
-            f"The column {name!r}{where} is {array.type}: a list holds numbers.",
-            "Make columns of it, or name it in features.leave_out of use_case.yaml.",
-        )
-    lists = array.cast(pa.list_(pa.float64()))
-    numbers = pc.list_flatten(lists)
-    wrong = numbers.null_count or pc.sum(pc.invert(pc.is_finite(numbers))).as_py()
-    if wrong:
-        raise DataError(
-            f"The column {name!r}{where} has lists in which {wrong} numbers are missing or not finite.",
-            "Mend them, or leave out such rows.",
-        )
-    return lists
 
 
 def _fitting(array: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:

@@ -27,7 +27,7 @@ _WHOLE = 2**53
 """Up to here a floating-point number holds every whole one."""
 _YEARS = (1678, 2261)
 """Years whose times pandas counts in nanoseconds, as MLflow has it do."""
-_OF_FEAST = {"String": "str", "Bool": "bool", "UnixTimestamp": "datetime"}
+_OF_FEAST = {"String": "str", "Bool": "bool", "UnixTimestamp": "datetime", "Bytes": "bytes"}
 _ZONE = "Say which zone it is in, such as frame[...].dt.tz_localize('UTC')."
 
 
@@ -164,21 +164,23 @@ def as_numbers(column: pd.Series[Any], what: str = "feature", where: str = "") -
         wrong = next((value for value in column.dropna() if not _can_be_number(value)), column.dtype)
         raise DataError(
             f"The {what} {column.name!r}{where} holds {wrong!r}: a {what} is a number.",
-            "Turn it into numbers, or declare it in features.py as what it is: String, Bool or UnixTimestamp.",
+            "Make numbers of it; or declare it in features.py as it is: String, Bool, UnixTimestamp, Bytes, Array.",
         ) from error
 
 
 def declared_kind(feature: Any) -> str:
-    """Return `str`, `bool` or `datetime` for a field of Feast's of that type, and `number` for any other."""
-    return _OF_FEAST.get(str(feature.dtype), "number")
+    """Return `str`, `bool`, `datetime`, `bytes` or `lists` for a field of Feast's of that type, else `number`."""
+    name = str(feature.dtype)
+    return "lists" if name.startswith("Array(") else _OF_FEAST.get(name, "number")
 
 
 def as_feature(column: pd.Series[Any], declared: str, where: str = "") -> tuple[pd.Series[Any], Kind]:
     """Return a column as a model gets it, and its kind.
 
     Args:
-        column: Of any type; lists and bytes are checked already.
-        declared: A kind, or `number` for the one of the two that fits.
+        column: Of any type.
+        declared: A kind; `number` for the one of the two that fits, `lists` for lists that may be of anything:
+            `numbers` are checked already.
         where: The table that it stands in, to be named in the error.
 
     Raises:
@@ -191,8 +193,12 @@ def as_feature(column: pd.Series[Any], declared: str, where: str = "") -> tuple[
             return _as_booleans(column, where), "bool"
         case "datetime":
             return _as_times(column, where), "datetime"
-        case "numbers" | "bytes":
-            return column, declared
+        case "bytes":
+            return _as_bytes(column, where), "bytes"
+        case "lists":
+            return _as_lists(column, where), "numbers"
+        case "numbers":
+            return column, "numbers"
     numbers = as_numbers(column, where=where)
     if numbers.dtype.kind == "f":
         infinite = int((numbers.abs() == float("inf")).sum())
@@ -222,6 +228,66 @@ def _as_texts(column: pd.Series[Any], where: str) -> pd.Series[Any]:
                 "Make all of its values texts, or declare it as what it is.",
             )
     return texts
+
+
+def _as_bytes(column: pd.Series[Any], where: str) -> pd.Series[Any]:
+    """Return bytes, `None` where they are missing."""
+    values = column.astype(object)
+    contents = values.where(values.notna(), None)
+    for value in contents:
+        if value is not None and not isinstance(value, bytes):
+            raise DataError(
+                f"The feature {column.name!r}{where} holds {str(value)[:50]!r} and is declared bytes.",
+                "Declare it as what it is.",
+            )
+    return contents
+
+
+def _as_lists(column: pd.Series[Any], where: str) -> pd.Series[Any]:
+    """Return lists of numbers, `None` where one is missing."""
+    import pyarrow as pa
+
+    try:
+        array = pa.Array.from_pandas(column)
+        lists = pa.chunked_array([array.cast(pa.list_(pa.float64())) if pa.types.is_null(array.type) else array])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"The feature {column.name!r}{where} is declared lists, and others are among its values.", "Mend it."
+        ) from error
+    checked: pd.Series[Any] = of_numbers(lists, str(column.name), where).to_pandas()
+    checked.index, checked.name = column.index, column.name
+    return checked
+
+
+def of_numbers(array: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Return lists of floating-point numbers.
+
+    Args:
+        array: Lists of any numbers.
+        name: Of the column.
+        where: The table that it stands in, to be named in the error.
+
+    Raises:
+        DataError: They are of something else, or a number in one is missing or not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    inner = getattr(array.type, "value_type", pa.null())
+    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
+        raise DataError(
+            f"The column {name!r}{where} is {array.type}: a list holds numbers.",
+            "Make columns of it, or leave it out.",
+        )
+    lists = array.cast(pa.list_(pa.float64()))
+    numbers = pc.list_flatten(lists)
+    wrong = numbers.null_count or pc.sum(pc.invert(pc.is_finite(numbers))).as_py()
+    if wrong:
+        raise DataError(
+            f"The column {name!r}{where} has lists in which {wrong} numbers are missing or not finite.",
+            "Mend them, or leave out such rows.",
+        )
+    return lists
 
 
 def _as_booleans(column: pd.Series[Any], where: str) -> pd.Series[Any]:
