@@ -77,16 +77,17 @@ def _spans(cluster: clusters.Cluster, manifest: Json, count: int) -> list[float]
     copies = {"apiVersion": "v1", "kind": "List", "items": [manifest] * count}
     before = _workflows(cluster)
     clusters.kubectl("create", "-f", "-", text=json.dumps(copies))
-    ended = wait_until(lambda: _ended(cluster, before, count), END_S, every_s=10)
-    assert ended is not None
-    return [(_time(one["finishedAt"]) - _time(one["created"])).total_seconds() for one in ended.values()]
+    seen: dict[str, Json] = {}
 
+    def ended() -> bool:
+        # Argo keeps so many that have ended, and removes the oldest: a look must not forget what an earlier one saw.
+        seen.update({name: one for name, one in _workflows(cluster).items() if name not in before})
+        failed = {name: one for name, one in seen.items() if one["phase"] in clusters.ENDED - {"Succeeded"}}
+        assert not failed, failed
+        return sum(one["phase"] == "Succeeded" for one in seen.values()) == count
 
-def _ended(cluster: clusters.Cluster, before: dict[str, Json], count: int) -> dict[str, Json] | None:
-    own = {name: one for name, one in _workflows(cluster).items() if name not in before}
-    failed = {name: one for name, one in own.items() if one["phase"] in clusters.ENDED - {"Succeeded"}}
-    assert not failed, failed
-    return own if sum(one["phase"] == "Succeeded" for one in own.values()) == count else None
+    assert wait_until(ended, END_S, every_s=10)
+    return [(_time(one["finishedAt"]) - _time(one["created"])).total_seconds() for one in seen.values()]
 
 
 def _workflows(cluster: clusters.Cluster) -> dict[str, Json]:
