@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ TEST = 'test "$0" = hello'
 SHOWN = ("metadata.name", "metadata.creationTimestamp", "status.phase", "status.finishedAt")
 PLACE = "/step"
 END_S = 7200
+AT_ONCE = 50
+"""Workflows that are created by one call."""
 Json = dict[str, Any]
 
 
@@ -73,34 +76,44 @@ def measure() -> Iterator[Row]:
 
 
 def _spans(cluster: clusters.Cluster, manifest: Json, count: int) -> list[float]:
-    """Create the workflows in one call, wait until all have ended well, and return the seconds that each took."""
-    copies = {"apiVersion": "v1", "kind": "List", "items": [manifest] * count}
-    before = _workflows(cluster)
-    clusters.kubectl("create", "-f", "-", text=json.dumps(copies))
-    seen: dict[str, Json] = {}
+    """Create the workflows, wait until all have ended well, and return the seconds that each took.
 
-    def ended() -> bool:
-        # Argo keeps so many that have ended, and removes the oldest: a look must not forget what an earlier one saw.
-        seen.update({name: one for name, one in _workflows(cluster).items() if name not in before})
-        failed = {name: one for name, one in seen.items() if one["phase"] in clusters.ENDED - {"Succeeded"}}
-        assert not failed, failed
-        return sum(one["phase"] == "Succeeded" for one in seen.values()) == count
-
-    assert wait_until(ended, END_S, every_s=10)
-    return [(_time(one["finishedAt"]) - _time(one["created"])).total_seconds() for one in seen.values()]
-
-
-def _workflows(cluster: clusters.Cluster) -> dict[str, Json]:
-    """Return how the workflows of the namespace stand, by name."""
+    Each is seen by every change of it, as Argo removes those that have ended when there are many.
+    """
     fields = " ".join(f"{{.{name}}}" for name in SHOWN)
-    shown = f"jsonpath={{range .items[*]}}{fields}{{'\\n'}}{{end}}"
-    lines = clusters.kubectl("-n", cluster.namespace, "get", "workflows", "-o", shown).splitlines()
-    found = {}
-    for line in lines:
+    watch = ["kubectl", "-n", cluster.namespace, "get", "workflows", "--watch", "-o", f"jsonpath={fields}{{'\\n'}}"]
+    with (
+        tempfile.NamedTemporaryFile("w", prefix="workflows-") as seen,
+        subprocess.Popen(watch, stdout=seen) as watching,
+    ):
+        try:
+            for first in range(0, count, AT_ONCE):
+                copies = {"apiVersion": "v1", "kind": "List", "items": [manifest] * min(AT_ONCE, count - first)}
+                clusters.kubectl("create", "-f", "-", text=json.dumps(copies))
+            spans: dict[str, float] = {}
+
+            def ended() -> bool:
+                assert watching.poll() is None, "the watch has ended"
+                spans.update(_ended(Path(seen.name).read_text(), manifest["metadata"]["generateName"]))
+                return len(spans) == count
+
+            wait_until(ended, END_S, every_s=10)
+        finally:
+            watching.terminate()
+    return list(spans.values())
+
+
+def _ended(lines: str, prefix: str) -> dict[str, float]:
+    """Return the seconds from creation to end of the workflows that have ended, by name."""
+    spans = {}
+    for line in lines.splitlines()[: lines.count("\n")]:
         name, created, *rest = line.split()
         phase, finished = (*rest, "", "")[:2]
-        found[name] = {"created": created, "phase": phase, "finishedAt": finished}
-    return found
+        if name.startswith(prefix):
+            assert phase not in clusters.ENDED - {"Succeeded"}, line
+            if phase == "Succeeded":
+                spans[name] = (_time(finished) - _time(created)).total_seconds()
+    return spans
 
 
 def _time(text: str) -> dt.datetime:
