@@ -284,23 +284,28 @@ class RayEngine:
         loop = asyncio.new_event_loop()
 
         async def read() -> None:
-            async for chunk in self._client().tail_job_logs(engine_run):
-                chunks.put(str(chunk))
+            try:
+                async for chunk in self._client().tail_job_logs(engine_run):
+                    chunks.put(str(chunk))
+            finally:
+                chunks.put(None)
+
+        reading = loop.create_task(read())
 
         def turn() -> None:
-            loop.run_forever()
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            with contextlib.suppress(Exception, asyncio.CancelledError):  # whoever reads the lines asks the task
+                loop.run_until_complete(reading)
             loop.close()
 
         # In a thread of its own: a Ctrl-C that interrupts an event loop is lost at times, or lets its end hang.
-        threading.Thread(target=turn, name="job-log", daemon=True).start()
-        reading = asyncio.run_coroutine_threadsafe(read(), loop)
-        reading.add_done_callback(lambda _: chunks.put(None))
+        thread = threading.Thread(target=turn, name="job-log", daemon=True)
+        thread.start()
         rest = ""
         try:
             while (chunk := chunks.get()) is not None:
                 *lines, rest = (rest + chunk).split("\n")
                 yield from lines
+            thread.join()
             reading.result()
         except (RuntimeError, OSError, ClientError) as error:
             raise ServiceError(
@@ -308,7 +313,7 @@ class RayEngine:
                 "The job goes on if the cluster does: `shopfloor runs show`.",
             ) from error
         finally:
-            reading.cancel()
-            loop.call_soon_threadsafe(loop.stop)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(reading.cancel)
         if rest:
             yield rest

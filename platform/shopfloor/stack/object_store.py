@@ -216,13 +216,14 @@ class _Trial:
         """
         from minio.deleteobjects import DeleteObject
 
-        for _ in range(CLEANS):
+        for number in range(CLEANS):
+            if number:
+                time.sleep(CLEAN_EVERY_S)
             names = self._list("")
             if not names:
                 return
             for error in self._client.remove_objects(self._bucket, map(DeleteObject, names)):
                 logger.debug("%s stays: %s", error.name, error.message)
-            time.sleep(CLEAN_EVERY_S)
         logger.warning("What the check wrote stays in bucket %s: %s/", self._bucket, self._prefix)
 
     def _key(self, name: str) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shopfloor.errors import ServiceError, ShopfloorError, first_line
+from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.settings import Settings
 from shopfloor.stack.finding import Finding
-from shopfloor.training.admission import OPERATORS, Operator, apis, missing, refusal
+from shopfloor.training.admission import OPERATORS, Operator, apis, document, missing, refusal, unanswered
+from shopfloor.training.tuning import OWN_CLUSTER
 
+NOT_FOUND, FORBIDDEN = 404, 403
 _RELEASE = re.compile(r"(?:download/|ref=)v(\d+\.\d+\.\d+)")
 _TAG = re.compile(r":v?(\d+\.\d+\.\d+)")
 
@@ -23,21 +25,18 @@ def examine(settings: Settings, timeout_s: float) -> Iterator[Finding]:
         settings: The profile's.
         timeout_s: How long the Kubernetes API may take for an answer.
     """
-    if settings.ray_address != "rayjob" and not settings.cluster.queue:
+    if settings.ray_address != OWN_CLUSTER and not settings.cluster.queue:
         return
     try:
         custom, _ = apis(retries=0)
-    except ShopfloorError as error:
+
+        def get(path: str) -> Any:
+            return document(custom, path, timeout_s)
+
+        for operator in OPERATORS:
+            yield _finding(settings, operator, get)
+    except ShopfloorError as error:  # it would be the same for all
         yield Finding(subject="kubernetes", verdict="fail", message=error.message, remedy=error.remedy)
-        return
-    for operator in OPERATORS:
-        try:
-            yield _finding(settings, operator, _Api(custom.api_client, timeout_s))
-        except ServiceError as error:
-            subject = operator.title if error.message.startswith("The cluster has no") else "kubernetes"
-            yield Finding(subject=subject, verdict="fail", message=error.message, remedy=error.remedy)
-            if subject == "kubernetes":  # it is the same for all
-                return
 
 
 def pinned(root: Path, operator: Operator) -> str:
@@ -47,78 +46,60 @@ def pinned(root: Path, operator: Operator) -> str:
     return found[1] if found else ""
 
 
-class _Api:
-    """Asks the Kubernetes API for documents by their path."""
+def _finding(settings: Settings, operator: Operator, get: Callable[[str], Any]) -> Finding:
+    """Return what is to be said of one operator.
 
-    def __init__(self, client: Any, timeout_s: float) -> None:
-        self._client, self._timeout_s = client, timeout_s
-
-    def get(self, path: str) -> Any:
-        """Return the document at a path, `None` where there is none.
-
-        Raises:
-            PermissionError: The login may not read it.
-            ServiceError: The API does not answer, or takes no such login.
-        """
-        from kubernetes.client import ApiException
-
-        ask: Callable[..., Any] = self._client.call_api
-        try:
-            return ask(
-                path,
-                "GET",
-                auth_settings=["BearerToken"],
-                response_type="object",
-                _return_http_data_only=True,
-                _request_timeout=self._timeout_s,
-            )
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            if error.status == 403:
-                raise PermissionError(refusal(error.body)) from error
-            if error.status == 401:
-                raise ServiceError(
-                    "The Kubernetes API does not take the login of the kubeconfig, or no longer.",
-                    "Renew it: log in to the cluster again.",
-                ) from error
-            raise ServiceError(f"The Kubernetes API failed with status {error.status}.", "Try again.") from error
-        except Exception as error:
+    Raises:
+        ServiceError: The API does not answer, or lets nobody ask for what it has.
+    """
+    api = f"{operator.group}/{operator.version}"
+    try:
+        get(f"/apis/{api}")
+    except Exception as error:
+        if _status(error) == NOT_FOUND:
+            none = missing(operator.group)
+            return Finding(subject=operator.title, verdict="fail", message=none.message, remedy=none.remedy)
+        if _status(error) == FORBIDDEN:  # every login may ask that
             raise ServiceError(
-                f"The Kubernetes API does not answer: {first_line(error, 200)}.", "Look at KUBECONFIG, then try again."
+                f"The Kubernetes API lets nobody in without a login: {refusal(getattr(error, 'body', ''))}.",
+                "Log in to the cluster; the kubeconfig names no user.",
             ) from error
-
-
-def _finding(settings: Settings, operator: Operator, api: _Api) -> Finding:
-    if api.get(f"/apis/{operator.group}/{operator.version}") is None:
-        raise missing(operator.group)
-    wanted = pinned(settings.project_root, operator)
+        raise unanswered(error) from error
     try:
         place = f"/apis/apps/v1/namespaces/{operator.namespace}/deployments/{operator.deployment}"
-        deployment = api.get(place)
-    except PermissionError:
-        return Finding(
-            subject=operator.title,
-            verdict="ok",
-            message=f"the cluster knows {operator.group}/{operator.version}; its version is not for this login to read",
-        )
-    if deployment is None:
-        message = f"the cluster knows {operator.group}/{operator.version}, and there is no {operator.deployment}"
-        return _amiss(operator, f"{message} in the namespace {operator.namespace}")
-    images = [one["image"] for one in deployment["spec"]["template"]["spec"]["containers"]]
-    version = next((found[1] for image in images if (found := _TAG.search(image))), "")
+        deployment = get(place)
+    except Exception as error:
+        if _status(error) == NOT_FOUND:
+            return Finding(
+                subject=operator.title,
+                verdict="warn",
+                message=f"the cluster knows {api}; no {operator.deployment} is in the namespace {operator.namespace}",
+                remedy=f"If it runs in no other one: `{operator.install}`",
+            )
+        if _status(error) == FORBIDDEN:
+            message = f"the cluster knows {api}; its version is not for this login to read"
+            return Finding(subject=operator.title, verdict="ok", message=message)
+        raise unanswered(error) from error
     if not (deployment.get("status") or {}).get("availableReplicas"):
-        say = f"kubectl -n {operator.namespace} describe pods"
         return Finding(
             subject=operator.title,
             verdict="fail",
             message=f"no pod of {operator.deployment} in the namespace {operator.namespace} is up",
-            remedy=f"See why: {say}",
+            remedy=f"See why: kubectl -n {operator.namespace} describe pods",
         )
+    images = [one["image"] for one in deployment["spec"]["template"]["spec"]["containers"]]
+    version = next((found[1] for image in images if (found := _TAG.search(image))), "")
+    wanted = pinned(settings.project_root, operator)
     if wanted and version and version != wanted:
-        return _amiss(operator, f"{version} runs, and the project's manifests name {wanted}")
+        return Finding(
+            subject=operator.title,
+            verdict="warn",
+            message=f"{version} runs, and the project's manifests name {wanted}",
+            remedy=f"`{operator.install}`",
+        )
     return Finding(subject=operator.title, verdict="ok", message=f"{version or 'some version'} runs")
 
 
-def _amiss(operator: Operator, message: str) -> Finding:
-    return Finding(subject=operator.title, verdict="warn", message=message, remedy=f"`{operator.install}`")
+def _status(error: Exception) -> int | None:
+    """Return the status with which Kubernetes' API refused; `None` where it did not answer."""
+    return getattr(error, "status", None)

@@ -57,12 +57,8 @@ OPERATORS = (
 
 
 def missing(group: str) -> ServiceError:
-    """Return the error for a cluster that does not know an operator's API.
-
-    Args:
-        group: The API's group; that of a part of it will do (`visibility.kueue.x-k8s.io`).
-    """
-    operator = next(one for one in OPERATORS if group.endswith(one.group))
+    """Return the error for a cluster that does not know the API of this group, which an operator brings."""
+    operator = next(one for one in OPERATORS if one.group == group)
     return ServiceError(
         f"The cluster has no {operator.title} (API {operator.group}/{operator.version}).",
         f"The platform team installs it: {operator.install}",
@@ -76,6 +72,39 @@ def refusal(body: Any) -> str:
     except (ValueError, TypeError, AttributeError):
         message = ""
     return " ".join(message.split())[:300]
+
+
+def unanswered(error: Exception) -> ServiceError:
+    """Return what an error of Kubernetes' client means where no right was refused and nothing was not found."""
+    status = getattr(error, "status", None)
+    if status is None:
+        return ServiceError(
+            f"The Kubernetes API does not answer: {first_line(error, 200)}.", "Look at KUBECONFIG, then try again."
+        )
+    if status == 401:
+        return ServiceError(
+            "The Kubernetes API does not take the login of the kubeconfig, or no longer.",
+            "Renew it: log in to the cluster again.",
+        )
+    return ServiceError(f"The Kubernetes API failed with status {status}.", "Try again.")
+
+
+def document(custom: Any, path: str, timeout_s: float) -> Any:
+    """Return the document that Kubernetes' API has at a path; raises what the client raises.
+
+    Args:
+        custom: From `apis`.
+        path: `/apis/...`.
+        timeout_s: How long the API may take.
+    """
+    return custom.api_client.call_api(
+        path,
+        "GET",
+        auth_settings=["BearerToken"],
+        response_type="object",
+        _return_http_data_only=True,
+        _request_timeout=timeout_s,
+    )
 
 
 def apis(retries: int | None = None) -> tuple[Any, Any]:

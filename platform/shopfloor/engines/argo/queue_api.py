@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shopfloor.engines.argo import quota as quotas
-from shopfloor.errors import ServiceError, first_line
+from shopfloor.errors import ServiceError
 from shopfloor.settings import Settings
-from shopfloor.training.admission import GROUP, VERSION, apis, missing, refusal
+from shopfloor.training.admission import GROUP, VERSION, apis, document, missing, refusal, unanswered
 
 VISIBILITY = "visibility.kueue.x-k8s.io"
 RUN_LABEL = "shopfloor/run-id"
@@ -108,6 +108,20 @@ class QueueApi:
         """
         return self._objects("ray.io", "v1", "rayjobs", label_selector=RUN_LABEL)
 
+    def delete_job(self, name: str) -> None:
+        """Delete a RayJob of the namespace.
+
+        Raises:
+            ServiceError: The cluster does not answer, has none of this name, or lets nobody delete it.
+        """
+
+        def delete() -> Any:
+            return self._custom.delete_namespaced_custom_object(
+                "ray.io", "v1", self._namespace, "rayjobs", name, _request_timeout=self._timeout_s
+            )
+
+        self._ask(f"delete rayjobs {name}", delete, "ray.io")
+
     def pods(self) -> list[Json]:
         """Return the pods of the namespace that belong to runs.
 
@@ -148,13 +162,10 @@ class QueueApi:
         try:
             answer = self._ask(
                 "get localqueues/pendingworkloads",
-                lambda: self._custom.api_client.call_api(
+                lambda: document(
+                    self._custom,
                     f"/apis/{VISIBILITY}/{VERSION}/namespaces/{self._namespace}/localqueues/{queue}/pendingworkloads",
-                    "GET",
-                    auth_settings=["BearerToken"],
-                    response_type="object",
-                    _return_http_data_only=True,
-                    _request_timeout=self._timeout_s,
+                    self._timeout_s,
                 ),
             )
         except ServiceError as error:
@@ -197,9 +208,7 @@ class QueueApi:
         except ApiException as error:
             raise _refused(error, right, self._namespace, group) from error
         except Exception as error:
-            raise ServiceError(
-                f"The Kubernetes API does not answer: {first_line(error, 200)}.", "Look at KUBECONFIG, then try again."
-            ) from error
+            raise unanswered(error) from error
 
 
 def runs_of(items: Iterable[Json]) -> dict[str, str]:
@@ -209,11 +218,6 @@ def runs_of(items: Iterable[Json]) -> dict[str, str]:
 
 def _refused(error: Any, right: str, namespace: str, group: str) -> ServiceError:
     """Return what a refusal means, in one line."""
-    if error.status == 401:
-        return ServiceError(
-            "The Kubernetes API does not take the login of the kubeconfig, or no longer.",
-            "Renew it: log in to the cluster again.",
-        )
     if error.status == 403:
         return ServiceError(
             f"No right to {right} in the namespace {namespace}: {refusal(error.body)}.",
@@ -224,4 +228,4 @@ def _refused(error: Any, right: str, namespace: str, group: str) -> ServiceError
         if "page not found" in str(error.body) or not name:
             return missing(group)
         return ServiceError(f"There is no {what} {name[0]!r} (namespace {namespace}).", "Mend cluster.queue.")
-    return ServiceError(f"The Kubernetes API failed with status {error.status} at {right}.", "Try again.")
+    return unanswered(error)
