@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError
+from shopfloor.flows import queue
 from shopfloor.settings import ClusterSettings, Settings
 from shopfloor.training import job_guard, rayjob_run
 from shopfloor.training.rayjob import GUARD, STEP_NAMESPACE, STEP_POD, STEP_POD_UID, Workers, body, job_name
@@ -448,6 +449,36 @@ def test_a_cancelled_step_deletes_its_job(server):
     assert step.returncode != 0
     assert len(server.requests("DELETE", f"{JOBS}/{NAME}")) == 1
     assert f"RayJob team-a/{NAME} is deleted." in out
+
+
+def test_jobs_that_no_driver_has_begun_end_with_a_run_that_was_stopped(server):
+    def job(name, run="0123abc", **status):
+        return {"metadata": {"name": name, "labels": {"shopfloor/run-id": run}}, "status": status}
+
+    jobs = [
+        job("suspended", jobDeploymentStatus="Suspended"),
+        job("waits", jobDeploymentStatus="Initializing", jobStatus=""),
+        job("runs", jobDeploymentStatus="Running", jobStatus="RUNNING"),
+        job("failed", jobDeploymentStatus="Failed", jobStatus=""),
+        job("another", run="4567def", jobDeploymentStatus="Initializing"),
+    ]
+    server.on("GET", JOBS, Answer(body={"items": [*jobs, job("new") | {"status": None}]}))
+    ended = ("suspended", "waits", "new")
+    for name in ended:
+        server.on("DELETE", f"{JOBS}/{name}", Answer(body={"status": "Success"}))
+
+    queue.end_waiting_jobs(settings().model_copy(update={"ray_address": "rayjob"}), "0123abc")
+    queue.end_waiting_jobs(settings(), "0123abc")  # its searches join a cluster that is there
+
+    assert [one.path for one in server.history if one.method == "DELETE"] == [f"{JOBS}/{name}" for name in ended]
+
+
+def test_a_job_that_could_not_be_ended_is_told(server, caplog):
+    server.on("GET", JOBS, Answer(403, {"message": 'rayjobs.ray.io is forbidden: User "x" cannot list'}))
+
+    queue.end_waiting_jobs(settings().model_copy(update={"ray_address": "rayjob"}), "0123abc")
+
+    assert "may still wait for its nodes: No right to list rayjobs" in caplog.text
 
 
 def test_without_a_cluster_one_line_says_so(tmp_path, monkeypatch):

@@ -96,9 +96,6 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(flights, trained):
     assert flights.champion() == champion
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the step is killed without a moment to delete its job, and no driver is there yet to end it"
-)
 def test_a_run_that_is_stopped_while_its_search_waits_for_a_node_leaves_nothing_behind(flights, trained):
     run = flights.answer(*SUBMIT, "-p", "trials=39")
     flights.pod_of(run, "tune")

@@ -6,6 +6,7 @@ and the price table. What cannot be read is a note, never an error: a run may be
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from shopfloor.engines.argo import asks as asking
 from shopfloor.engines.argo import quota as quotas
 from shopfloor.engines.argo import waiting
-from shopfloor.engines.argo.queue_api import QueueApi, QueueState, runs_of
+from shopfloor.engines.argo.queue_api import RUN_LABEL, QueueApi, QueueState, runs_of
 from shopfloor.engines.argo.waiting import Estimate, Holder, Waiting
 from shopfloor.errors import ServiceError, ShopfloorError, UsageError
 from shopfloor.flows import costs
@@ -22,7 +23,10 @@ from shopfloor.pipeline.compilation import Compiled
 from shopfloor.records import Cost, Record, Usage
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.settings import Settings
+from shopfloor.training.tuning import OWN_CLUSTER
 from shopfloor.use_case import load_use_case
+
+logger = logging.getLogger(__name__)
 
 SEARCH = "shopfloor.training.tuning"
 """Module whose step brings a RayJob along."""
@@ -267,6 +271,32 @@ def of_run(settings: Settings, run_id: str) -> RunQueue:
         held_by_others=others,
         notes=state.notes,
     )
+
+
+def end_waiting_jobs(settings: Settings, run_id: str) -> None:
+    """Delete the RayJobs of a run that has ended whose driver has not begun; none where searches bring none.
+
+    A driver ends its job with its step's pod (`training/job_guard`). Before there is one nobody does: Argo's executor
+    kills a step that it is asked to end (4.0), and the pod, which owns the job, is kept to be looked at.
+
+    Args:
+        settings: Of the profile that has the run's queue.
+        run_id: The run.
+    """
+    if settings.ray_address != OWN_CLUSTER:
+        return
+    try:
+        api = QueueApi(settings)
+    except UsageError:  # by Argo's server alone: such a job ends when its driver begins
+        return
+    try:
+        for job in api.jobs():
+            status = job.get("status") or {}
+            begun = status.get("jobStatus") or status.get("jobDeploymentStatus") in {"Complete", "Failed"}
+            if job["metadata"]["labels"][RUN_LABEL] == run_id and not begun:
+                api.delete_job(job["metadata"]["name"])
+    except ShopfloorError as error:
+        logger.warning("A search of the run may still wait for its nodes: %s", error.message)
 
 
 def require_holdable(queue: QueueForecast) -> None:

@@ -108,6 +108,9 @@ def stop(settings: Settings, client: Any, run: Any) -> str:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
         if (state := _state_now(settings, client, run.info.run_id)) not in GOING:
+            from shopfloor.flows.queue import end_waiting_jobs
+
+            end_waiting_jobs(settings, run.info.run_id)
             return state
         time.sleep(POLL_S)
     raise ServiceError(
