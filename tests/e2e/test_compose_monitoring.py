@@ -8,7 +8,7 @@ import requests
 from shopfloor.flows.backup import write_metrics
 
 from tests.support.compose import RUN_S, START_S, engine_answers
-from tests.support.monitoring import ALERTS, GPU, QUERIES, RULES, drilled, unbounded
+from tests.support.monitoring import ALERTS, CASES_OF_ALERTS, CLUSTER_RULES, GPU, QUERIES, RULES, drilled, unbounded
 from tests.support.project import ROOT
 from tests.support.waiting import wait_until
 
@@ -61,8 +61,11 @@ def test_promtool_and_prometheus_take_every_rule(monitoring):
 
 def test_promtool_sees_each_alert_come_where_it_is_to_and_stay_away_where_not(monitoring):
     image = monitoring.compose("config", "--images", "prometheus").strip()
-    mounts = ["-v", f"{RULES}:/rules:ro", "-v", f"{ROOT / 'tests/e2e/alerts.yml'}:/alerts.yml:ro"]
-    monitoring.run("docker", "run", "--rm", "--entrypoint", "promtool", *mounts, image, "test", "rules", "/alerts.yml")
+    # Each at the place that it has in the project: the cases name the rules by their paths from there.
+    places = {path: f"/project/{path.relative_to(ROOT)}" for path in (RULES, CLUSTER_RULES, *CASES_OF_ALERTS)}
+    mounts = [word for path, place in places.items() for word in ("-v", f"{path}:{place}:ro")]
+    cases = [places[file] for file in CASES_OF_ALERTS]
+    monitoring.run("docker", "run", "--rm", "--entrypoint", "promtool", *mounts, image, "test", "rules", *cases)
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])

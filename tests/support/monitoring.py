@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+import promql_parser
 import yaml
 from shopfloor.flows.backup import Restoration
 
@@ -29,6 +30,27 @@ QUERIES = [
     for target in panel["targets"]
 ]
 """Title of a panel and one of its queries, for all use cases."""
+
+
+CASES_OF_ALERTS = sorted((ROOT / "tests/e2e/alerts").glob("*.yml"))
+"""What promtool is asked of the rules, in its own format."""
+
+
+def metrics(expression: str) -> set[str]:
+    """Return the names of the metrics that an expression selects by name.
+
+    Raises:
+        ValueError: It is no expression of PromQL, or a function in it gets what it does not take.
+    """
+    names: set[str] = set()
+
+    def note(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.VectorSelector) and node.name:
+            names.add(node.name)
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), note)
+    return names
 
 
 def unbounded(expression: str) -> str:
