@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+REFERENCE_FILE = "reference.json"
+PREDICTION = "prediction"
+"""Name of what a model answers, beside the names of its inputs."""
 
 
 class Record(BaseModel):
@@ -245,6 +251,102 @@ class Scored(Record):
     """URI of the rows."""
     predictions: str
     """URI of the directory that holds them with their predictions."""
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether there is no value, as JSON and pandas say it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+class Spread(Record):
+    """How the values of a column are spread over bins, the last of which is for those that are missing."""
+
+    edges: list[float] = []
+    """Of numbers: a value up to the first edge is in the first bin, one above the last in the last but one."""
+    values: list[str] = []
+    """Of all others: a bin each, and one for all values that are not among them."""
+    shares: list[float]
+    """Share of the rows in each bin."""
+
+    def shares_of(self, values: Sequence[Any]) -> list[float]:
+        """Return the share of other values in each bin; what is no number where numbers are counts as missing.
+
+        Args:
+            values: As JSON has them; `None` and NaN are missing.
+        """
+        import numpy as np
+
+        bins = len(self.edges or self.values) + 1
+        known = [value for value in values if not is_missing(value)]
+        if self.edges:
+            numbers = [float(value) for value in known if isinstance(value, int | float)]
+            places = np.searchsorted(self.edges, numbers, side="left")
+        else:
+            number = {value: place for place, value in enumerate(self.values)}
+            places = np.array([number.get(str(value), bins - 1) for value in known], dtype=int)
+        counts = np.bincount(places, minlength=bins + 1).astype(float)
+        counts[bins] = len(values) - len(places)
+        return [float(share) for share in counts / max(1, len(values))]
+
+    def labels(self) -> list[str]:
+        """Return a word for each bin."""
+        if not self.edges:
+            return [*self.values, "others", "missing"]
+        edges = [f"{edge:.4g}" for edge in self.edges]
+        between = [f"{low} to {high}" for low, high in itertools.pairwise(edges)]
+        return [f"up to {edges[0]}", *between, f"above {edges[-1]}", "missing"]
+
+    @model_validator(mode="after")
+    def _has_a_share_for_each_bin(self) -> Spread:
+        if len(self.shares) != len(self.edges or self.values) + 2 or self.edges != sorted(self.edges):
+            raise ValueError("a spread has edges that rise, and a share for each bin")
+        return self
+
+
+class Reference(Record):
+    """What the columns of a version looked like on the test set; a version keeps it beside its model."""
+
+    rows: int
+    columns: dict[str, Spread]
+    """Inputs, and `PREDICTION`."""
+
+
+class ColumnDrift(Record):
+    """How far the values of a column are from those of the test set."""
+
+    column: str
+    distance: float
+    """0 where they are spread in the same way, 1 where the two have nothing in common."""
+    rows: int
+    """Number of rows that it rests on."""
+    bins: list[str]
+    """What is in each bin, in words."""
+    reference: list[float]
+    """Share of the test set's rows in each bin."""
+    live: list[float]
+    """Share of the rows that came since."""
+
+
+class Monitored(Record):
+    """What a version did for the requests of a time, and what the gates say to it."""
+
+    use_case: str
+    version: str
+    since: dt.datetime
+    until: dt.datetime
+    numbers: LiveNumbers
+    drift: list[ColumnDrift]
+    """Its inputs and predictions, the furthest first."""
+    note: str = ""
+    """Why there is no drift to tell."""
+    gates: list[GateResult]
+    passed: bool
+    """No gate is missed; those that need more requests count as met."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """Return its numbers by name: those of the requests, how many they were, and how far the furthest column is."""
+        furthest = {"drift": self.drift[0].distance} if self.drift else {}
+        return {**self.numbers.metrics, "requests": float(self.numbers.requests), **furthest}
 
 
 class Usage(Record):

@@ -310,6 +310,15 @@ class LiveGates(_Section):
     """How long after its promotion a champion goes on being judged, and is rolled back where it misses; 0: not."""
 
 
+class DriftBound(_Section):
+    """How far the requests of an endpoint may be from the test set, where a run of `monitoring` judges them."""
+
+    max: float = Field(gt=0, le=1)
+    """Distance of the furthest input, or of the predictions: 0 for the same spread, 1 for nothing in common."""
+    min_rows: PositiveInt = 500
+    """Rows that a verdict needs: of few ones each is far from any other."""
+
+
 class GatesSection(_Section):
     """The bounds that a model must meet to be promoted."""
 
@@ -322,6 +331,7 @@ class GatesSection(_Section):
     signature: Literal["compatible", "any"] = "compatible"
     """`compatible`: every row that the champion takes, the model must take too, or its clients would be refused."""
     live: LiveGates = LiveGates()
+    drift: DriftBound | None = None
 
 
 class Batching(_Section):
@@ -412,7 +422,7 @@ class ImportedCase(ServedCase):
 
     @model_validator(mode="after")
     def _judged_by_requests_alone(self) -> ImportedCase:
-        for name in ("metrics", "slices", "champion"):
+        for name in ("metrics", "slices", "champion", "drift"):
             if getattr(self.gates, name):
                 raise ValueError(f"gates.{name} bounds a test set, and an imported model brings none; give gates.live")
         if self.serving.online is not None:

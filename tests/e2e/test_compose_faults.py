@@ -14,7 +14,7 @@ import time
 
 import pytest
 import requests
-from shopfloor.serving.deploy.applications import log_root
+from shopfloor.serving.contract import log_root
 from shopfloor.serving.log_files import read_log
 from shopfloor.serving.prediction_log import FLUSH_S
 from shopfloor.settings import load_settings

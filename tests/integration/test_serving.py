@@ -15,7 +15,7 @@ import pytest
 import requests
 from shopfloor.errors import ServiceError, ShopfloorError
 from shopfloor.records import FeatureSet
-from shopfloor.serving.deploy.applications import log_root
+from shopfloor.serving.contract import log_root
 from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions, undeploy
 from shopfloor.serving.deploy.steps import introduce
 from shopfloor.serving.deploy.verify import verify

@@ -1,6 +1,7 @@
 """Use cases that are no binary classification, from the try before a search to the verdict on real requests."""
 
 import datetime as dt
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,15 @@ import pytest
 import requests
 from shopfloor.flows.rollout import status
 from shopfloor.judging.golden import plain
-from shopfloor.records import FeatureSet
+from shopfloor.records import FeatureSet, Monitored
 from shopfloor.registry.register import register
 from shopfloor.report import charts
+from shopfloor.runs.conclude import ending
 from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
+from shopfloor.serving.monitoring import monitor
+from shopfloor.storage import local_copy
 
 from tests.integration.test_batch_scoring import result, score
 from tests.support.artifacts import Recorder
@@ -28,6 +32,7 @@ gates:
   slices: {mae: {max: 80, min_rows: 20}}
   champion: {rmse: {max_loss: 1}}
   live: {min_requests: 5, metrics: {mae: {max: 60}, costly_misses: {max: 0.9}}}
+  drift: {max: 0.5, min_rows: 60}
 """
 METRICS = """
 METRICS = {"costly_misses": "min"}
@@ -216,6 +221,54 @@ def test_a_regression_goes_from_its_search_to_an_endpoint_that_is_judged_by_feed
 
     [answer] = requests.get(f"{url}/v2/models/{REGRESSION}", timeout=30).json()["outputs"]
     assert (answer["datatype"], answer["shape"]) == ("FP64", [-1])
+
+
+def watched(settings, case, requests_of_it):
+    """Run `monitor` on the last hour when the log holds so many requests; return what it found."""
+
+    def looked():
+        numbers, monitored = Recorder(), Recorder()
+        met = monitor(settings, case, "", 1, monitored, numbers)
+        file = Path(local_copy(settings, monitored.uri)) / "monitored.json"
+        record = Monitored.model_validate_json(file.read_text())
+        assert (record.passed, record.as_metrics()) == (met, numbers.metrics)
+        return record if record.numbers.requests >= requests_of_it else None
+
+    return wait_until(looked)
+
+
+def test_requests_that_leave_the_test_set_miss_the_gate_of_drift_in_whatever_protocol_they_come(settings):
+    from sklearn.datasets import load_diabetes
+
+    frame = load_diabetes(as_frame=True).frame.drop(columns="target")
+    url, rows = endpoint(settings, REGRESSION), rows_of(frame.iloc[3::4].head(90))
+    for row in rows[:30]:
+        assert post(f"{url}/predict", row).status_code == 200
+    split = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows[30:60]]}
+    assert post(f"{url}/invocations", {"dataframe_split": split}).status_code == 200
+    before = watched(settings, REGRESSION, 37)  # with the six that came with what became of them
+
+    assert before.passed, before.gates
+    assert {one.column for one in before.drift} == {*frame.columns, "prediction"}
+    assert all(one.rows == 66 for one in before.drift)
+    assert before.gates[-1].gate == f"drift[{before.drift[0].column}]"
+    assert not before.gates[-1].undecided
+
+    tensors = [
+        {"name": name, "datatype": "FP64", "shape": [50], "data": [row[name] + (name == "bmi") for row in rows[:50]]}
+        for name in rows[0]
+    ]
+    assert post(f"{url}/v2/models/{REGRESSION}/infer", {"inputs": tensors}).status_code == 200
+    after = watched(settings, REGRESSION, 38)
+
+    assert not after.passed
+    assert after.drift[0].column in {"bmi", "prediction"}
+    assert {one.column for one in after.drift if one.distance > 0.5} == {"bmi", "prediction"}
+    assert all(one.rows == 116 for one in after.drift)
+    state, message = ending([], {"monitored": after}, None, None)
+    assert state == "gate_missed"
+    assert message.startswith(f"Gate missed: drift[{after.drift[0].column}] must be <= 0.5, is 0.")
+    assert "<svg" in charts.drift(after.drift[0])
 
 
 def test_the_champion_of_a_regression_is_lost_to_in_the_unit_of_what_is_predicted(settings):

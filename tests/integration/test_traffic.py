@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from shopfloor.serving.deploy.applications import log_root
+from shopfloor.serving.contract import log_root
 from shopfloor.serving.deploy.rollout import NO_TRAFFIC, Traffic, deploy, endpoint, undeploy
 from shopfloor.serving.log_files import read_log
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from shopfloor.errors import UsageError
-from shopfloor.judging.gates import judge, judge_signature, require_known
+from shopfloor.judging.gates import judge, require_known
 from shopfloor.judging.metrics import of_task
-from shopfloor.judging.signature import Input
+from shopfloor.judging.signature import Input, judge_signature
 from shopfloor.records import SliceResult
 from shopfloor.settings import Settings
 from shopfloor.use_case import GatesSection, load_use_case

@@ -98,6 +98,7 @@ def test_a_use_case_of_imported_models_serves_and_trains_nothing(tmp_path):
         ("search: {trials: 3}", r"use_case.yaml:5: search: unknown key"),
         ("imported: false", r"imported: Input should be True"),
         ("gates: {metrics: {roc_auc: {min: 0.7}}}", r"gates.metrics: bounds a test set"),
+        ("gates: {drift: {max: 0.2}}", r"gates.drift: bounds a test set"),
         ("serving: {online: {entities: {origin: string}}}", r"serving.online: looks features up"),
     ],
 )

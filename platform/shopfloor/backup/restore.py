@@ -18,6 +18,7 @@ from shopfloor.backup.store import Store
 from shopfloor.errors import ShopfloorError, UsageError
 from shopfloor.judging import golden
 from shopfloor.judging.golden import Golden
+from shopfloor.runs.mlflow import EXTRA_FILES
 from shopfloor.settings import Settings
 from shopfloor.storage import naming_full_disk, scratch, write_atomically
 
@@ -165,11 +166,11 @@ def golden_requests(settings: Settings, store: Store, manifest: Manifest, model:
         if where is None:
             return None
         names = {(file.place, file.name): file for file in manifest.files}
-        file = names.get((where[0], f"{where[1]}{golden.FOLDER}/{golden.FILE}"))
+        file = names.get((where[0], f"{where[1]}{EXTRA_FILES}/{golden.FILE}"))
         if file is None:
             return None
-        (drafts / golden.FOLDER).mkdir()
-        store.fetch(file, drafts / golden.FOLDER / golden.FILE)
+        (drafts / EXTRA_FILES).mkdir()
+        store.fetch(file, drafts / EXTRA_FILES / golden.FILE)
         return golden.read(drafts)
 
 

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from shopfloor.errors import ServiceError, ShopfloorError, UsageError, first_line
+from shopfloor.errors import ServiceError, ShopfloorError, UsageError
 from shopfloor.judging import gates
-from shopfloor.judging.live import COLUMNS, live_numbers
 from shopfloor.judging.metrics import of_use_case
 from shopfloor.records import GateResult, LiveNumbers, Record
 from shopfloor.registry import compatibility
@@ -24,9 +23,9 @@ from shopfloor.runs.mlflow import Mlflow, version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
 from shopfloor.serving.contract import LEASE_ENDED, LEASE_S
-from shopfloor.serving.deploy import applications, champion, jobs, rollout
+from shopfloor.serving.deploy import champion, jobs, rollout
 from shopfloor.serving.deploy.rollout import Traffic
-from shopfloor.serving.log_files import read_log
+from shopfloor.serving.monitoring import numbers_of, read_requests
 from shopfloor.settings import Settings
 from shopfloor.use_case import ImportedCase, ServedCase, load_served_case
 
@@ -179,9 +178,9 @@ def status(settings: Settings, use_case: str, since: dt.datetime) -> RolloutStat
     gates.require_known(settings, case)
     assignment = assignments.read(rollout.registry(settings), use_case).assignment
     present, challenger = assignment.champion, assignment.challenger
-    log = _read(settings, use_case, since)
+    log = read_requests(settings, use_case, since)
     versions: list[VersionVerdict] = []
-    numbers = {version: _numbers(case, log, version, present) for version in (present, challenger) if version}
+    numbers = {version: numbers_of(case, log, version, present) for version in (present, challenger) if version}
     percent = rollout.live_share(settings, use_case) if challenger else 0.0
     if present:
         verdicts = gates.judge_live(case.gates.live, of_use_case(case), numbers[present], None)
@@ -292,7 +291,7 @@ def guard(settings: Settings, use_case: str, progress: Callable[[str], None]) ->
             entry = assignments.read(mlflow, use_case)
             if entry.assignment.champion != version:
                 return None
-            numbers = _numbers(case, _read(settings, use_case, start), version, version)
+            numbers = numbers_of(case, read_requests(settings, use_case, start), version, version)
             verdicts = gates.judge_live(case.gates.live, of_use_case(case), numbers, None)
             if missed := _missed(verdicts):
                 bound = f"the bound is {missed[0].bound}"
@@ -350,7 +349,7 @@ def _watch(
             if time.monotonic() - renewal_s > lease_s:
                 raise
         try:
-            log = _read(settings, case.name, start)
+            log = read_requests(settings, case.name, start)
         except ServiceError:
             if time.monotonic() - judgement_s > lease_s:
                 raise
@@ -362,7 +361,7 @@ def _watch(
             case.gates.live,
             of_use_case(case),
             _merged(case, log, recent, version, present),
-            _numbers(case, log, present, None) if present else None,
+            numbers_of(case, log, present, None) if present else None,
         )
         if not any(result.undecided for result in verdicts) or _missed(verdicts) or time.monotonic() > deadline:
             return verdicts
@@ -375,7 +374,7 @@ def _missed(verdicts: Sequence[GateResult]) -> list[GateResult]:
 
 def _merged(case: ServedCase, log: Any, recent: Any, version: str, present: str | None) -> LiveNumbers:
     """Return what a version did in this stage; agreement and quality rest on the whole trial, for they need more."""
-    whole, stage = _numbers(case, log, version, present), _numbers(case, recent, version, present)
+    whole, stage = numbers_of(case, log, version, present), numbers_of(case, recent, version, present)
     own = {"p99_ms", "error_rate", "cost_per_1000"}
     return stage.model_copy(
         update={
@@ -385,25 +384,6 @@ def _merged(case: ServedCase, log: Any, recent: Any, version: str, present: str 
             | {k: v for k, v in stage.counts.items() if k in own},
         }
     )
-
-
-def _numbers(case: ServedCase, log: Any, version: str, present: str | None) -> LiveNumbers:
-    predictions, feedback = log
-    tolerance, cost_per_hour = case.gates.live.tolerance, case.serving.cost_per_hour
-    return live_numbers(predictions, feedback, version, present, tolerance, cost_per_hour, case.task, of_use_case(case))
-
-
-def _read(settings: Settings, use_case: str, since: dt.datetime) -> tuple[Any, Any]:
-    root = applications.log_root(settings)
-    try:
-        return (
-            read_log(settings, root, use_case, "predictions", since, COLUMNS).to_pandas(),
-            read_log(settings, root, use_case, "feedback", since).to_pandas(),
-        )
-    except Exception as error:  # each kind of store has its own
-        raise ServiceError(
-            f"The log of predictions under {root} cannot be read: {first_line(error)}.", "Mend the store."
-        ) from error
 
 
 def _verdict(

@@ -25,7 +25,7 @@ from shopfloor.flows.promote import effect_holds
 from shopfloor.flows.submission import Submission, origin, read, resolve
 from shopfloor.pipeline.compilation import Compiled, refuse_artifacts
 from shopfloor.pipeline.results import Outputs, ResultStore, artifacts_of
-from shopfloor.records import Record, Scored, Search, StepRecord
+from shopfloor.records import Monitored, Record, Scored, Search, StepRecord
 from shopfloor.runs import conclude as endings
 from shopfloor.runs import recorder as tracking
 from shopfloor.runs.owner import this_process
@@ -54,6 +54,8 @@ class Outcome(Record):
     steps: list[StepRecord]
     scored: Scored | None = None
     """Record of what a batch run scored, and where the predictions are."""
+    monitored: Monitored | None = None
+    """Record of what a run of `monitoring` found."""
 
 
 class View(Protocol):
@@ -265,6 +267,7 @@ class _Run:
             seconds=time.monotonic() - self._clock,
             steps=report.steps,
             scored=report.scored,
+            monitored=report.monitored,
         )
 
     def _take(self, step: str, artifact: dict[str, Any]) -> None:

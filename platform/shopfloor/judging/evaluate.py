@@ -93,7 +93,7 @@ def evaluate(
     models = {"this model": predictions}
     if first is not None:
         inputs = signature.inputs_of_features(features)
-        results.append(gates.judge_signature(use_case.gates, inputs, first.version, first.inputs))
+        results.append(signature.judge_signature(use_case.gates, inputs, first.version, first.inputs))
         if first.predictions is not None:
             models[f"champion, version {first.version}"] = first.predictions
     record = Evaluation(

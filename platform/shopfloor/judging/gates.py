@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shopfloor.errors import UsageError
 from shopfloor.judging.metrics import Metric, metric_named, of_requests, of_test_set, of_use_case
-from shopfloor.judging.signature import Inputs, incompatibility
-from shopfloor.records import GateResult, LiveNumbers, SliceResult
+from shopfloor.records import ColumnDrift, GateResult, LiveNumbers, SliceResult
 from shopfloor.settings import Settings
-from shopfloor.use_case import Bound, GatesSection, LiveGates, ServedCase, where
+from shopfloor.use_case import Bound, DriftBound, GatesSection, LiveGates, ServedCase, where
 
 
 def require_known(settings: Settings, use_case: ServedCase) -> tuple[Metric, ...]:
@@ -121,6 +120,26 @@ def judge_live(
     return results
 
 
+def judge_drift(bound: DriftBound, drift: Sequence[ColumnDrift], note: str = "") -> GateResult:
+    """Return the verdict on the column that is furthest from where it was.
+
+    Args:
+        bound: How far it may be.
+        drift: Of each column.
+        note: Why there is none.
+    """
+    words = f"<= {bound.max:g}"
+    if not drift:
+        why = note or "there are no rows to compare"
+        return _undecided(GateResult(gate="drift", bound=words, value=None, passed=False), why)
+    furthest = max(drift, key=lambda column: column.distance)
+    missed_by = max(0.0, furthest.distance - bound.max)
+    gate = f"drift[{furthest.column}]"
+    result = GateResult(gate=gate, bound=words, value=furthest.distance, passed=missed_by == 0, missed_by=missed_by)
+    too_few = furthest.rows < bound.min_rows
+    return _undecided(result, f"not enough data: {furthest.rows} of {bound.min_rows} rows") if too_few else result
+
+
 def _too_few(gates: LiveGates, name: str, numbers: LiveNumbers) -> str:
     count = numbers.counts.get(name, 0)
     if name in numbers.metrics and count >= gates.min_requests:
@@ -163,22 +182,6 @@ def _against_champions(
     result = _bounded(gate, bound, value)
     earlier = "" if best == champion else f", a champion before version {champion},"
     return result.model_copy(update={"note": f"version {best}{earlier} has {theirs[best]:.4f}"})
-
-
-def judge_signature(gates: GatesSection, inputs: Inputs, champion: str, champion_inputs: Inputs | None) -> GateResult:
-    """Return the verdict on whether the champion's clients can ask the new version as they ask the champion.
-
-    Args:
-        gates: `gates.signature` says whether they must.
-        inputs: The new version's columns.
-        champion: The champion's version.
-        champion_inputs: Its columns; `None` where its signature names none, and nobody can rely on any.
-    """
-    problem = incompatibility(inputs, champion_inputs) if champion_inputs is not None else ""
-    note = f"against version {champion}: {problem}" if problem else f"as version {champion}'s"
-    if gates.signature == "any":
-        return GateResult(gate="signature", bound="any", value=None, passed=True, note=note)
-    return GateResult(gate="signature", bound="compatible", value=None, passed=not problem, note=note)
 
 
 def _margin(result: GateResult, bound: Bound) -> float:

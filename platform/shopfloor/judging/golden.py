@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from typing_extensions import TypeAliasType
 
 from shopfloor.errors import ShopfloorError
+from shopfloor.runs.mlflow import EXTRA_FILES
 
 FILE = "golden.json"
-FOLDER = "extra_files"
-"""Folder of a model in MLflow for what is logged with it beside its own files."""
 MAX_BYTES = 16 * 2**20
 TOLERANCE = 1e-6
 """Distance that an answer may have from the offline one; for numbers beyond 1, as a part of the offline one."""
@@ -112,7 +111,7 @@ def read(directory: Path) -> Golden | None:
     Raises:
         ShopfloorError: The file is too large, or not what `write` writes.
     """
-    file = directory / FOLDER / FILE
+    file = directory / EXTRA_FILES / FILE
     if not file.is_file():
         return None
     if file.stat().st_size > MAX_BYTES:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shopfloor.judging.metrics import Classified, Metric, Predictions, measure, of_test_set
-from shopfloor.records import LiveNumbers
+from shopfloor.records import ColumnDrift, LiveNumbers, Spread
 from shopfloor.use_case import Task
 
 if TYPE_CHECKING:
@@ -71,6 +71,31 @@ def live_numbers(
         _add_agreement(metrics, counts, predictions, shadows, champion, tolerance)
     _add_quality(metrics, counts, ours[ours["status"] < 400], feedback, task, known)
     return LiveNumbers(version=version, requests=len(answered), shadows=len(shadows), metrics=metrics, counts=counts)
+
+
+def drift(column: str, reference: Spread, values: Sequence[Any]) -> ColumnDrift:
+    """Return how far the values of a column are from those of the test set.
+
+    The distance is that of Jensen and Shannon to base 2 (Endres and Schindelin, IEEE Transactions on Information Theory
+    49, 2003), as SciPy computes it.
+
+    Args:
+        column: Its name.
+        reference: The spread of the test set.
+        values: What came since, as JSON holds it.
+    """
+    from scipy.spatial.distance import jensenshannon
+
+    live = reference.shares_of(values)
+    distance = float(jensenshannon(reference.shares, live, base=2)) if values else 0.0
+    return ColumnDrift(
+        column=column,
+        distance=0.0 if math.isnan(distance) else min(1.0, distance),  # of the root of a sum that rounds below 0
+        rows=len(values),
+        bins=reference.labels(),
+        reference=reference.shares,
+        live=live,
+    )
 
 
 def _add_agreement(

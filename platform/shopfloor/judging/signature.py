@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shopfloor.records import FeatureSet
+from shopfloor.records import FeatureSet, GateResult
+from shopfloor.use_case import GatesSection
 
 _WIDER = {
     ("integer", "long"),
@@ -56,3 +57,19 @@ def incompatibility(new: Inputs, old: Inputs) -> str:
             return f"{name!r} may no longer be missing"
     gone = sorted(old.keys() - new.keys())
     return f"{gone[0]!r} is no input any more" if gone else ""
+
+
+def judge_signature(gates: GatesSection, inputs: Inputs, champion: str, champion_inputs: Inputs | None) -> GateResult:
+    """Return the verdict on whether the champion's clients can ask the new version as they ask the champion.
+
+    Args:
+        gates: `gates.signature` says whether they must.
+        inputs: The new version's columns.
+        champion: The champion's version.
+        champion_inputs: Its columns; `None` where its signature names none, and nobody can rely on any.
+    """
+    problem = incompatibility(inputs, champion_inputs) if champion_inputs is not None else ""
+    note = f"against version {champion}: {problem}" if problem else f"as version {champion}'s"
+    if gates.signature == "any":
+        return GateResult(gate="signature", bound="any", value=None, passed=True, note=note)
+    return GateResult(gate="signature", bound="compatible", value=None, passed=not problem, note=note)

@@ -25,7 +25,7 @@ from shopfloor.registry.passport import find_passport, write_passport
 from shopfloor.registry.sources import TITLES, Source
 from shopfloor.runs import index as run_records
 from shopfloor.runs.code_version import code_version
-from shopfloor.runs.mlflow import CLASSES, import_mlflow
+from shopfloor.runs.mlflow import CLASSES, EXTRA_FILES, import_mlflow
 from shopfloor.runs.versions import CHALLENGER, CHAMPION, INPUTS, MODEL_HASH, tagged
 from shopfloor.settings import Settings
 
@@ -106,7 +106,7 @@ def take_over(source: Source, rows: Rows | None, types: Mapping[str, str], direc
 
 def add_golden(directory: Path, rows: Rows, answers: Sequence[Any]) -> None:
     """Let a saved model bring rows and the answers to them along, as its golden requests."""
-    folder = directory / golden.FOLDER
+    folder = directory / EXTRA_FILES
     folder.mkdir(exist_ok=True)
     golden.write(golden.of(rows, answers), folder)
 

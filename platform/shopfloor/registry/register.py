@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from shopfloor.attempts import SupersededError, require_newest
 from shopfloor.judging import golden, offline
-from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
+from shopfloor.records import REFERENCE_FILE, Checks, DataVersion, Evaluation, FeatureSet, Passport, Trial
 from shopfloor.registry import flavors
 from shopfloor.registry.passport import FILE, find_passport, write_passport
 from shopfloor.runs import index as run_records
-from shopfloor.runs.mlflow import CLASSES, COLUMNS, RUN_KEY, by_row, connect
+from shopfloor.runs.mlflow import CLASSES, COLUMNS, EXTRA_FILES, RUN_KEY, by_row, connect
 from shopfloor.runs.versions import CHALLENGER, INPUTS, MODEL_HASH, tagged
 from shopfloor.settings import Settings
 from shopfloor.storage import CONTENT_HASH, EFFECT, Artifact, local_copy, publish
@@ -101,6 +101,7 @@ def _make_version(
         or client.create_run(run_records.experiment(client, use_case.name), run_name="register").info.run_id
     )
     requests = offline.ask_offline(settings, use_case, made_of["features"].uri, model)
+    reference = offline.reference(settings, use_case, made_of["features"].uri, model)
     trial = Trial.model_validate_json(_text(settings, made_of["model"], "best_trial.json"))
     features = FeatureSet.model_validate_json(_text(settings, made_of["features"], "feature_set.json"))
     closed = _closed(features, functools.partial(code.predict, model), example)
@@ -119,7 +120,9 @@ def _make_version(
             metadata={key: value for key, value in described.items() if value} or None,
             **flavors.options(use_case.model, model, example, answers),
         )
-        client.log_model_artifact(info.model_id, str(Path(directory) / golden.FILE), golden.FOLDER)
+        (Path(directory) / REFERENCE_FILE).write_text(reference.model_dump_json(), encoding="utf-8")
+        for file in (golden.FILE, REFERENCE_FILE):
+            client.log_model_artifact(info.model_id, str(Path(directory) / file), EXTRA_FILES)
     require_newest(settings)
     version = client.create_model_version(
         use_case.name,

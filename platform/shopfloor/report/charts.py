@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from shopfloor.records import Confusion, Curve, Evaluation, Search, StepRecord
+from shopfloor.records import ColumnDrift, Confusion, Curve, Evaluation, Search, StepRecord
 
 COLOURS = {
     "succeeded": "#2e9e5b",
@@ -187,6 +187,27 @@ def slices(evaluation: Evaluation, metric: str) -> str:
         axes.tick_params(axis="y", labelsize=8)
 
     return _svg(draw, (5.5, 0.22 * len(rows) + 0.8), f"{title} by slice (rows); dashed: all rows")
+
+
+def drift(column: ColumnDrift) -> str:
+    """Return the shares of a column's rows in each bin that either side has, of the test set and of the requests."""
+    bins = [
+        (name, reference, live)
+        for name, reference, live in zip(column.bins, column.reference, column.live, strict=True)
+        if reference or live
+    ][::-1]
+
+    def draw(axes: Any) -> None:
+        places = range(len(bins))
+        for offset, side, name in ((0.2, 1, "test set"), (-0.2, 2, f"{column.rows:,} rows")):
+            shares = [100 * float(one[side]) for one in bins]
+            axes.barh([place + offset for place in places], shares, 0.4, label=name, color=LINE_COLOURS[side - 1])
+        axes.set_yticks(list(places), [_plain(name) for name, _, _ in bins])
+        axes.tick_params(axis="y", labelsize=8)
+        axes.set_xlabel("% of the rows")
+        axes.legend(fontsize=8, frameon=False)
+
+    return _svg(draw, (4.6, 0.28 * len(bins) + 1.0), f"{column.column}: test set and requests")
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float], title: str) -> str:

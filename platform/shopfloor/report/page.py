@@ -17,6 +17,7 @@ from shopfloor.records import (
     DataVersion,
     Evaluation,
     FeatureSet,
+    Monitored,
     Passport,
     Record,
     Scored,
@@ -27,6 +28,8 @@ from shopfloor.records import (
 from shopfloor.report import charts
 
 TEMPLATE = "report.html.j2"
+DRAWN_COLUMNS = 6
+"""Columns whose drift has a picture, the furthest ones."""
 
 
 class RunReport(Record):
@@ -52,6 +55,7 @@ class RunReport(Record):
     evaluation: Evaluation | None = None
     passport: Passport | None = None
     scored: Scored | None = None
+    monitored: Monitored | None = None
     endpoint: str | None = None
     links: dict[str, str] = {}
 
@@ -81,14 +85,20 @@ def render(run: RunReport) -> str:
             figures.append((title, functools.partial(charts.slices, evaluation, telling)))
         if evaluation.importance:
             figures.append(("Feature importance by gain", functools.partial(charts.importance, evaluation)))
+    columns = run.monitored.drift[:DRAWN_COLUMNS] if run.monitored is not None else []
+    spreads = [(f"{one.column}: {one.distance:.2f}", functools.partial(charts.drift, one)) for one in columns]
     # matplotlib escapes what it writes into the SVG.
     drawn = {name: Markup(picture()) for name, picture in pictures.items()}  # noqa: S704
-    panels = [(title, Markup(picture())) for title, picture in figures]  # noqa: S704
+    panels, drift = (
+        [(title, Markup(picture())) for title, picture in pictures_of]  # noqa: S704
+        for pictures_of in (figures, spreads)
+    )
     longest = max([step.seconds for step in run.steps] or [0.0]) or 1.0
     return environment.get_template(TEMPLATE).render(
         run=run,
         pictures=drawn,
         figures=panels,
+        drift=drift,
         trials=_best_first(search) if search else [],
         longest=longest,
         colours=charts.COLOURS,

@@ -23,6 +23,8 @@ from shopfloor.records import (
     DataVersion,
     Evaluation,
     FeatureSet,
+    GateResult,
+    Monitored,
     Passport,
     Record,
     Scored,
@@ -47,21 +49,22 @@ FILES: dict[str, tuple[str, type[Record]]] = {
     "evaluation": ("evaluation.json", Evaluation),
     "passport": ("passport.json", Passport),
     "scored": ("scored.json", Scored),
+    "monitored": ("monitored.json", Monitored),
 }
 """Parts of a run that the report shows: the file beside an artifact that holds one, and its form."""
 PIPELINE_FILE = "pipeline.json"
 """File of a run with the pipeline as it was compiled."""
 
 
-def missed_gates(evaluation: Evaluation) -> str:
-    """Return one sentence on the gates that an evaluation missed."""
+def missed_gates(gates: Sequence[GateResult]) -> str:
+    """Return one sentence on the gates that are missed."""
     words = "; ".join(
         f"{gate.gate} must be {gate.bound}"
         + (f", is {gate.value:.4f} (missed by {gate.missed_by:.4f})" if gate.value is not None else f": {gate.note}")
-        for gate in evaluation.gates
-        if not gate.passed
+        for gate in gates
+        if not gate.passed and not gate.undecided
     )
-    return f"Gate missed: {words}. The champion is untouched."
+    return f"Gate missed: {words}."
 
 
 def ending(
@@ -85,7 +88,10 @@ def ending(
     failures = search.failures() if isinstance(search, Search) else ""
     trials = f" {failures.rstrip('.')}." if failures else ""
     if isinstance(evaluation, Evaluation) and not evaluation.passed:
-        return "gate_missed", f"{missed_gates(evaluation)}{trials}"
+        return "gate_missed", f"{missed_gates(evaluation.gates)} The champion is untouched.{trials}"
+    monitored = records.get("monitored")
+    if isinstance(monitored, Monitored):
+        return _monitored(monitored)
     passport, scored = records.get("passport"), records.get("scored")
     if version is not None:
         outcome = f"Version {version} is the champion."
@@ -103,6 +109,22 @@ def ending(
     else:
         outcome = "Every step succeeded."
     return "succeeded", f"{outcome}{trials}"
+
+
+def _monitored(monitored: Monitored) -> tuple[EndState, str]:
+    """Return how a run of `monitoring` ended."""
+    hours = (monitored.until - monitored.since).total_seconds() / 3600
+    which = f"version {monitored.version} of {monitored.use_case}"
+    if not monitored.passed:
+        return "gate_missed", f"{missed_gates(monitored.gates)} It is {which}, in the last {hours:g} hours."
+    waiting = [gate for gate in monitored.gates if gate.undecided]
+    verdict = "there is no gate for it" if not monitored.gates else "every gate is met"
+    if waiting:
+        verdict = f"{len(waiting)} of {len(monitored.gates)} gates are undecided ({waiting[0].gate}: {waiting[0].note})"
+    drift = monitored.drift[0] if monitored.drift else None
+    furthest = f"; {drift.column} has gone furthest, by {drift.distance:.2f}" if drift else ""
+    requests = f"{monitored.numbers.requests:,} requests in the last {hours:g} hours"
+    return "succeeded", f"{which[0].upper()}{which[1:]} answered {requests}{furthest}; {verdict}."
 
 
 def links(settings: Settings, run_url: str, use_case: str | None, version: str | None) -> dict[str, str]:
@@ -229,6 +251,7 @@ def end(
             client.set_tag(child.info.run_id, index.STATE, step_state)
             client.set_terminated(child.info.run_id, index.STATUS[step_state])
     metrics = dict(report.evaluation.metrics) if report.evaluation else {}
+    metrics |= report.monitored.as_metrics() if report.monitored else {}
     numbers, more = _cost(settings, client, run, steps)
     metrics |= numbers
     if report.passport is not None:

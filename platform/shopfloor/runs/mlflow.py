@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from shopfloor.environment import NO_REPORTS
@@ -26,6 +27,8 @@ CLASSES = "classes"
 COLUMNS = "columns"
 """Key of a registered version's metadata: what its signature does not say of columns (`kind`, `values`, `closed`,
 `length`), by name."""
+EXTRA_FILES = "extra_files"
+"""Folder of a model for what is logged with it beside its own files."""
 RUN_KEY = "shopfloor.run_key"
 """Tag of a run: hash of what was asked for, the same for the same run again."""
 POD_USAGE, JOB_USAGE = "shopfloor.usage", "shopfloor.usage_job"
@@ -336,6 +339,36 @@ def _refuse_older(tracking_uri: str, server: str) -> None:
 def client_of(settings: Settings) -> Any:
     """Return an `MlflowClient` of the tracking server, as it is: a step whose run began has seen it answer."""
     return import_mlflow().MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+
+
+def beside_model(settings: Settings, model: str, version: str, file: str, directory: Path) -> Path | None:
+    """Copy a file that was logged beside a version's model, and return where it is; `None` where there is none.
+
+    Args:
+        settings: Say where the registry is.
+        model: Name of the registered model.
+        version: A version that there is.
+        file: Its name.
+        directory: Where to put it.
+
+    Raises:
+        ServiceError: MLflow, or where it keeps files, does not answer.
+    """
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+
+    mlflow = import_mlflow()
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # for one small file
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    folder = f"models:/{model}/{version}/{EXTRA_FILES}"
+    try:
+        if all(one.path != f"{EXTRA_FILES}/{file}" for one in mlflow.artifacts.list_artifacts(artifact_uri=folder)):
+            return None
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{folder}/{file}", dst_path=str(directory)))
+    except Exception as error:  # each kind of store has its own
+        raise ServiceError(
+            f"The files of version {version} of {model} cannot be read: {first_line(error, 300)}.",
+            "Look at MLflow's artifacts.",
+        ) from error
 
 
 @contextlib.contextmanager

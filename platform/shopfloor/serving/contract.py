@@ -12,6 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shopfloor.settings import Settings
+from shopfloor.storage import is_remote, join
+
 DEPLOYMENT = "predictor"
 """Name of the one deployment of every application."""
 IMPORT_PATH = "shopfloor.serving.replica.app:build"
@@ -139,3 +142,9 @@ class Assignment(BaseModel):
         }[self.action]
         when = f" at {self.when:%Y-%m-%d %H:%M:%S} UTC" if self.when else ""
         return f"{what} by {self.by or 'somebody'}{when}" + (f" ({self.reason})" if self.reason else "")
+
+
+def log_root(settings: Settings) -> str:
+    """Return the URI under which every endpoint logs its predictions."""
+    root = settings.artifact_root
+    return join(root if is_remote(root) else str((settings.project_root / root).resolve()), "predictions")

@@ -23,9 +23,8 @@ from shopfloor.errors import ConflictError, ServiceError, UsageError
 from shopfloor.runs.mlflow import Mlflow
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.assignment import Entry
-from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig
+from shopfloor.serving.contract import DEPLOYMENT, IMPORT_PATH, Config, OnlineConfig, log_root
 from shopfloor.settings import NO_TOKENS, Settings
-from shopfloor.storage import is_remote, join
 from shopfloor.use_case import ServedCase, ServingSection, UseCase
 
 SPARE_REQUESTS = 1000
@@ -47,12 +46,6 @@ _PROCESSES = (
 
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
-
-def log_root(settings: Settings) -> str:
-    """Return the URI under which every endpoint logs its predictions."""
-    root = settings.artifact_root
-    return join(root if is_remote(root) else str((settings.project_root / root).resolve()), "predictions")
 
 
 def place(settings: Settings) -> str:
