@@ -138,6 +138,28 @@ def test_a_large_request_of_texts_is_answered_where_it_is_read_in_its_usual_form
     assert _invoked_as_usual(served, form, wrong) is None
 
 
+@pytest.mark.parametrize("of_others", [False, True])
+def test_rows_are_gathered_where_one_is_answered_as_it_is_alone(tmp_path, of_others):
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    frame = pd.DataFrame(ROWS)
+    less = FunctionTransformer(lambda rows: rows - rows.mean() if of_others else rows)
+    model = make_pipeline(make_column_transformer((less, ["size"])), LinearRegression()).fit(frame, frame["size"])
+    inputs = Schema([ColSpec("string", "text"), ColSpec("double", "size")])
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        signature=ModelSignature(inputs),
+        input_example=frame.head(1),
+        serialization_format="cloudpickle",
+        pip_requirements=["scikit-learn"],
+    )
+    served = prepare("own", "1", tmp_path / "model")
+    assert (served.direct is None, served.gathers) == (of_others, not of_others)
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [

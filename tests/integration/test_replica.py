@@ -7,6 +7,7 @@ import functools
 import json
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -17,9 +18,10 @@ from shopfloor.serving.beside.reader import LARGE_BYTES
 from shopfloor.serving.contract import Config
 from shopfloor.serving.log_files import read_log
 from shopfloor.serving.model.loading import prepare
-from shopfloor.serving.replica import app, tokens
+from shopfloor.serving.replica import app, tokens, traffic
 from shopfloor.serving.replica.answering import MODEL_THREADS
 from shopfloor.settings import Settings
+from sklearn.base import BaseEstimator
 
 from tests.support.waiting import free_port, wait_until
 
@@ -72,6 +74,45 @@ def model(tmp_path_factory, gate):
     return prepare(CASE, "1", directory / "model")
 
 
+class Sized(BaseEstimator):
+    """Answers the size; rows called "hang" wait for a gate, those called "green" are refused."""
+
+    calls: ClassVar[list[list[float]]] = []
+    gate = threading.Event()
+
+    def fit(self, frame, target=None):
+        self.fitted_ = True
+        return self
+
+    def predict(self, frame):
+        self.calls.append(frame["size"].tolist())
+        colours = set(frame["colour"])
+        if "hang" in colours:
+            assert self.gate.wait(60)
+        if "green" in colours:
+            raise ValueError("green is no colour")
+        return frame["size"].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def estimator(tmp_path_factory):
+    """Return an estimator of scikit-learn as a version."""
+    import_mlflow()
+    import mlflow.sklearn
+    from mlflow.models import infer_signature
+
+    directory = tmp_path_factory.mktemp("estimator") / "model"
+    mlflow.sklearn.save_model(
+        Sized().fit(FRAME),
+        str(directory),
+        signature=infer_signature(FRAME, FRAME["size"].to_numpy()),
+        input_example=FRAME.head(1),
+        serialization_format="cloudpickle",
+        pip_requirements=["scikit-learn"],
+    )
+    return prepare(CASE, "2", directory)
+
+
 class Replica:
     """The deployment as Serve would run it, and a way onto its event loop."""
 
@@ -84,6 +125,26 @@ class Replica:
 
     def configure(self, **fields):
         self.run(self.predictor.reconfigure(Config(use_case=CASE, tracking_uri="", **fields).model_dump()))
+
+    @contextlib.contextmanager
+    def answering(self, model):
+        """Let another model answer within the block, whose gate opens at its end."""
+        holding = self.predictor._holding
+        before = holding.champion
+
+        async def swap(champion):
+            holding.champion, holding.loaded = champion, {champion.version: champion}
+            self.predictor._swapped()
+
+        self.run(swap(model))
+        Sized.gate.clear()
+        Sized.calls.clear()
+        try:
+            yield
+        finally:
+            Sized.gate.set()
+            wait_until(lambda: self.reading.admitted == 0)
+            self.run(swap(before))
 
     def post(self, route, content, **headers):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -150,6 +211,39 @@ def test_a_model_that_hangs_holds_up_its_own_requests_alone_and_their_bodies_cou
     wait_until(lambda: replica.reading.admitted == 0)
     assert replica.reading.held == 0
     assert replica.post("predict", row(2.0)).json()["prediction"] == 2.0
+
+
+def test_rows_that_come_while_an_estimator_answers_go_together_and_one_that_it_refuses_fails_alone(
+    replica, estimator, monkeypatch
+):
+    assert estimator.gathers
+    monkeypatch.setattr(traffic, "PATIENCE_S", 60)
+    replica.configure()
+    with replica.answering(estimator), concurrent.futures.ThreadPoolExecutor(7) as pool:
+        first = pool.submit(replica.post, "predict", row(0.0, "hang"))
+        wait_until(lambda: Sized.calls, every_s=0.01)
+        rows = [row(1.0), row(2.0, "green"), row(3.0), row(4.0), row(5.0)]
+        others = [pool.submit(replica.post, "predict", one) for one in rows]
+        wait_until(lambda: replica.reading.admitted == 6, every_s=0.01)
+        Sized.gate.set()
+        assert first.result().json() == {"prediction": 0.0, "model": CASE, "version": "2"}
+        answers = [one.result() for one in others]
+    assert [answer.status_code for answer in answers] == [200, 422, 200, 200, 200]
+    assert "green is no colour" in answers[1].json()["message"]
+    assert [answer.json()["prediction"] for answer in answers if answer.ok] == [1.0, 3.0, 4.0, 5.0]
+    assert [sorted(call) for call in Sized.calls[:2]] == [[0.0], [1.0, 2.0, 3.0, 4.0, 5.0]]
+    assert sorted(Sized.calls[2:]) == [[1.0], [2.0], [3.0], [4.0], [5.0]]
+
+
+def test_an_estimator_that_hangs_holds_up_its_own_request_and_counts_it_until_it_ends(replica, estimator):
+    replica.configure(timeout_s=2)
+    with replica.answering(estimator), concurrent.futures.ThreadPoolExecutor(5) as pool:
+        late = pool.submit(replica.post, "predict", row(0.0, "hang"))
+        wait_until(lambda: Sized.calls, every_s=0.01)
+        others = list(pool.map(lambda size: replica.post("predict", row(size)).json()["prediction"], [1.0, 2.0, 3.0]))
+        assert others == [1.0, 2.0, 3.0]
+        assert late.result().status_code == 504
+        assert replica.reading.admitted == 1
 
 
 def tensors(rows):

@@ -7,7 +7,7 @@ version brings. Whatever has no quick way answers through pyfunc.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import logging
 import time
@@ -15,13 +15,14 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shopfloor.errors import first_line
 from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
-from shopfloor.runs.mlflow import CLASSES, COLUMNS, by_row
+from shopfloor.runs.mlflow import CLASSES, COLUMNS
 from shopfloor.serving.errors import BadRequest, NoRowSchema
+from shopfloor.serving.model.answers import OfClasses, OfLabel1, answers_of, as_mlflow
 from shopfloor.serving.model.native import (
     Matrix,
     Native,
@@ -56,11 +57,18 @@ Many = Callable[[list[list[Value]]], list[Any]]
 Direct = Callable[["pd.DataFrame"], list[Any]]
 """Function of a frame as the model gets it that returns a prediction for each row; may be called in any thread."""
 
+T = TypeVar("T")
+
 Fetch = Callable[[str, str, str, Path], Path]
 """Function of tracking URI, name, version and an empty directory that returns where in that the model lies."""
 
 QUICK_S = 0.002
 """Time that a row may take where requests are answered: all others wait for it."""
+
+TOGETHER = 8
+"""Rows that are tried together, and must take half as long as one by one where they are to be gathered."""
+TRIED_S = 0.25
+"""Time after which a slow model is tried no more to see how long it takes."""
 
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
@@ -84,6 +92,10 @@ class ServedModel:
     """Way of frames around MLflow's look at their columns, where there is one and `native` is none."""
     quick: bool
     """Whether a row is answered so quickly that it needs no thread of its own."""
+    row_s: float = 0.0
+    """Seconds that a row takes at best."""
+    gathers: bool = False
+    """Whether rows that come while others are answered are better answered together."""
     classes: tuple[int | str, ...] = ()
     """Classes of a multiclass model, sorted."""
     example_answer: Any = None
@@ -180,11 +192,11 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
 
     pyfunc = mlflow.pyfunc.load_model(str(directory))
     if answers_one_of_two(pyfunc):
-        pyfunc = _OfLabel1(pyfunc)
+        pyfunc = OfLabel1(pyfunc)
     described = pyfunc.metadata.metadata or {}
     classes = tuple(described.get(CLASSES, ()))
     if classes:
-        pyfunc = _OfClasses(pyfunc, classes)
+        pyfunc = OfClasses(pyfunc, classes)
     try:
         columns = columns_of(pyfunc.metadata.signature, described.get(COLUMNS))
     except NoRowSchema as error:
@@ -214,7 +226,7 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
         predictor, many = way.one, _many(way.matrix)
     logger.info("loaded %s version %s, %s", name, version, "native" if way else "direct" if direct else "pyfunc")
     known = [values, *(rows.parse(json.dumps(row).encode()) for row in (requests.rows if requests else ()))]
-    quick = way is not None and _took_s(predictor, values) <= QUICK_S
+    row_s = _took_s(predictor, values)
     return ServedModel(
         name,
         version,
@@ -226,61 +238,14 @@ def prepare(name: str, version: str, directory: Path) -> ServedModel:
         many,
         way,
         direct,
-        quick,
+        way is not None and row_s <= QUICK_S,
+        row_s,
+        direct is not None and _took_s(many, [values] * TOGETHER) < TOGETHER * row_s / 2,
         classes=classes,
         example_answer=expected,
         known_answers=(expected, *(requests.predictions if requests else ())),
         as_mlflow=None if classes else json.loads(as_mlflow(pyfunc.predict(rows.frame(known))))["predictions"],
     )
-
-
-class _OfLabel1:
-    """A model of MLflow's whose prediction is the second of the two probabilities that it answers."""
-
-    def __init__(self, pyfunc: PyFuncModel) -> None:
-        self._pyfunc = pyfunc
-
-    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        return self._pyfunc.predict(data, params=params)[:, 1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pyfunc, name)
-
-
-class _OfClasses:
-    """A model of MLflow's whose prediction is a class, with the probabilities of all where it answers those."""
-
-    def __init__(self, pyfunc: PyFuncModel, classes: tuple[int | str, ...]) -> None:
-        self._pyfunc = pyfunc
-        self._classes = classes
-
-    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        answers = self._pyfunc.predict(data, params=params)
-        if list(getattr(answers, "columns", ())) == [str(one) for one in self._classes]:
-            answers = answers.to_numpy()  # of a graph that answers each class by its name
-        return golden.classified(answers_of(answers, len(answers)), self._classes)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pyfunc, name)
-
-
-def answers_of(output: Any, rows: int) -> Any:
-    """Return what a model's pyfunc answers, an item a row.
-
-    MLflow lets some libraries answer with a frame. One column is a prediction a row, columns without names are a list a
-    row, and named ones an object a row; so are lists with names.
-
-    Args:
-        output: What MLflow returns.
-        rows: How many were asked.
-    """
-    import pandas as pd
-
-    if not isinstance(output, pd.DataFrame):
-        return by_row(output, rows)
-    if output.shape[1] == 1:
-        return output.iloc[:, 0].to_numpy()
-    return output.to_numpy() if isinstance(output.columns, pd.RangeIndex) else output.to_dict("records")
 
 
 def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor, many: Many) -> None:
@@ -316,12 +281,12 @@ def _require_offline_answers(requests: Golden, schema: RowSchema, one: Predictor
                 )
 
 
-def _took_s(one: Predictor, values: list[Value]) -> float:
-    """Return the seconds that a row takes at best: whatever else the machine does only adds to them."""
-    times = []
-    for _ in range(5):
+def _took_s(answer: Callable[[T], Any], asked: T) -> float:
+    """Return the seconds that an answer takes at best: whatever else the machine does only adds to them."""
+    times: list[float] = []
+    while len(times) < 5 and sum(times) < TRIED_S:
         began = time.perf_counter()
-        one(values)
+        answer(asked)
         times.append(time.perf_counter() - began)
     return min(times)
 
@@ -359,26 +324,6 @@ def _through_pyfunc(pyfunc: PyFuncModel) -> Direct:
         return [golden.plain(answer) for answer in answers]
 
     return answer
-
-
-def as_mlflow(output: Any, bare: bool = False) -> str:
-    """Return what MLflow's scoring server sends of what a model's pyfunc answers.
-
-    Args:
-        output: What MLflow returns.
-        bare: Whether it stands without `predictions` around it.
-
-    Raises:
-        Exception: JSON cannot hold it.
-    """
-    from mlflow.pyfunc.scoring_server import predictions_to_json, unwrapped_predictions_to_json
-
-    text = io.StringIO()
-    output = (
-        golden.plain(output) if isinstance(output, list | dict) else output
-    )  # MLflow leaves what they hold as it is
-    (unwrapped_predictions_to_json if bare else predictions_to_json)(output, text)
-    return text.getvalue()
 
 
 def _direct(pyfunc: PyFuncModel, classes: tuple[int | str, ...]) -> Direct | None:
@@ -425,10 +370,17 @@ def _quick_way(
 
 
 def _same(direct: Direct, schema: RowSchema, values: list[Value], expected: Any, requests: Golden | None) -> bool:
-    """Tell whether a way of frames answers the example as pyfunc does, and golden requests as the model did offline."""
+    """Tell whether a way of frames answers the example as pyfunc does, and golden requests as the model did offline.
+
+    The example is asked beside another row, too, where the model takes one that is made of the columns' types alone.
+    """
     many = _rows(direct, schema)
+    other = list(schema.example(None).values())
     try:
-        if difference(many([values])[0], expected) > TOLERANCE:
+        together = many([values, values])
+        with contextlib.suppress(Exception):  # it need not take it
+            together += many([values, other])[:1] + many([other, values])[1:]
+        if any(difference(answer, expected) > TOLERANCE for answer in [*many([values]), *together]):
             return False
         if requests is not None:
             _require_offline_answers(requests, schema, _one(many), many)

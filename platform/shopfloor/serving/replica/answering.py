@@ -6,11 +6,9 @@ bodies are read in a process beside. Rows that name entities are completed first
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -29,35 +27,15 @@ from shopfloor.serving.online.features import (
 )
 from shopfloor.serving.protocols import mlflow_scoring, open_inference
 from shopfloor.serving.protocols.parsed import Form, Rows
-from shopfloor.serving.replica.http import Request, when_done
+from shopfloor.serving.replica.http import Request
 from shopfloor.serving.replica.metrics import ReplicaMetrics
-from shopfloor.serving.replica.traffic import Batcher
+from shopfloor.serving.replica.traffic import MAX_ROWS, Batcher, Threads
 
 MODEL_THREADS = 8
 """Threads that ask models, for requests that do not do so themselves."""
 
 USUAL_BYTES = 512 * 1024
 """A body of this size whose rows are typed and in a usual form takes 2 ms to parse: less than to hand its frame on."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Threads:
-    """So many threads, and no queue in them: what waits is let go with its request."""
-
-    def __init__(self, count: int, name: str) -> None:
-        """Have up to `count` threads."""
-        self.pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._free = asyncio.Semaphore(count)
-
-    async def run(self, request: Request, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-        """Return what a function returns in a thread; a request that no longer waits for it counts until it ends."""
-        await self._free.acquire()
-        future = self.pool.submit(function, *arguments, **keywords)
-        when_done(future, self._free.release)
-        request.working = future
-        return await asyncio.wrap_future(future)
 
 
 class Answering:
@@ -106,12 +84,12 @@ class Answering:
         """Have these versions answer from now on."""
         config = self._config
         rows = {version: model.rows for version, model in models.items() if model.rows is not None}
+        asked = config.batch_rows > 1
+        size = (config.batch_rows, config.batch_wait_ms / 1000) if asked else (MAX_ROWS, 0.0)
         self._batchers = {
-            version: Batcher(
-                models[version], config.batch_rows, config.batch_wait_ms / 1000, self._metrics.batch, self._threads.pool
-            )
+            version: Batcher(models[version], self._threads, self._metrics.batch, *size)
             for version in rows
-            if config.batch_rows > 1
+            if asked or models[version].gathers
         }
         entities = config.online.entities if config.online else {}
         self._partial_schemas = {
@@ -140,7 +118,7 @@ class Answering:
             row, explanation = await self._completed(model, schema, request, body)
         try:
             if batcher is not None:
-                prediction = await batcher.predict(row)
+                prediction = await batcher.predict(request, row)
             elif model.quick:
                 prediction = model.predictor(row)
             else:

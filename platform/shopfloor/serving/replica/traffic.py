@@ -1,21 +1,32 @@
-"""Which version answers a request that names none, and which requests are answered together."""
+"""Which version answers a request that names none, in which threads, and which requests are answered together."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import itertools
 import random
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
-from shopfloor.serving.errors import BadRequest
 from shopfloor.serving.model.loading import ServedModel
+from shopfloor.serving.model.row import Value
+from shopfloor.serving.replica.http import Request, when_done
 
 KEY_HEADER = "X-Request-Key"
 """Requests with the same key are answered by the same version, as long as the split is the same."""
-MAX_BATCHES = 32
-"""Batches that wait for a model: one that hangs gathers no more."""
+MAX_ROWS = 64
+"""Rows that go together where nobody has asked for another number."""
+PATIENCE_S = 0.25
+PATIENCE_ROWS = 20
+"""What waits for a call does so for `PATIENCE_S`, or as long as the model takes for so many rows one by one."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def takes(percent: float, use_case: str, key: bytes | None) -> bool:
@@ -33,73 +44,150 @@ def takes(percent: float, use_case: str, key: bytes | None) -> bool:
     return zlib.crc32(use_case.encode() + b"/" + key) / 2**32 * 100 < percent
 
 
+class Threads:
+    """So many threads, and no queue in them: what waits is let go with its request."""
+
+    def __init__(self, count: int, name: str) -> None:
+        """Have up to `count` threads."""
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._free = asyncio.Semaphore(count)
+
+    async def take(self) -> None:
+        """Wait for a thread that is free; it goes with `start`, or with `give_back`."""
+        await self._free.acquire()
+
+    def give_back(self) -> None:
+        """Leave a thread that was taken to somebody else."""
+        self._free.release()
+
+    def start(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
+        """Call a function in a thread that was taken, which is free again when it returns."""
+        future = self._pool.submit(function, *arguments, **keywords)
+        when_done(future, self.give_back)
+        return future
+
+    async def run(self, request: Request, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        """Return what a function returns in a thread; a request that no longer waits for it counts until it ends."""
+        await self.take()
+        request.working = future = self.start(function, *arguments, **keywords)
+        return await asyncio.wrap_future(future)
+
+
+@dataclass(eq=False)
+class _Row:
+    """A row that waits for its prediction."""
+
+    values: list[Value]
+    request: Request
+    since_s: float
+    """When it came, in the time of the event loop."""
+    prediction: asyncio.Future[Any]
+    alone: bool = False
+    """Whether it goes with no other: it was in a call that failed."""
+
+
 class Batcher:
-    """Gathers single rows that arrive close together, and lets a model answer them at once."""
+    """Gathers single rows while their model is busy, and lets it answer them at once.
+
+    A model that is idle is asked at once, or after a time in which the first row waits for others. Where a call takes
+    too long, what has gathered meanwhile goes in another thread. Rows whose call fails are asked one by one, so that
+    one that the model refuses fails alone.
+    """
 
     def __init__(
         self,
         model: ServedModel,
-        max_rows: int,
-        wait_s: float,
+        threads: Threads,
         gathered: Callable[[int], None],
-        threads: Executor | None = None,
+        max_rows: int = MAX_ROWS,
+        wait_s: float = 0.0,
     ) -> None:
-        """Gather up to `max_rows` rows for at most `wait_s` seconds; `gathered` is told how many they were.
+        """Begin with no row.
 
         Args:
             model: Answers them.
+            threads: Where it is asked.
+            gathered: Gets the number of rows of each call.
             max_rows: Rows that go together.
             wait_s: How long the first waits for the others.
-            gathered: Gets the number of rows of each batch.
-            threads: Where the model is asked; `None` for asyncio's own.
         """
-        self._model, self._max_rows, self._wait_s, self._gathered = model, max_rows, wait_s, gathered
-        self._threads = threads
-        self._rows: list[list[Any]] = []
-        self._futures: list[asyncio.Future[Any]] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._running: set[asyncio.Task[None]] = set()
-        self._alone = asyncio.Lock()
+        self._many, self._threads, self._gathered = model.many, threads, gathered
+        self._max_rows, self._wait_s = max_rows, wait_s
+        self._patience_s = max(PATIENCE_S, PATIENCE_ROWS * model.row_s)
+        self._waiting: dict[_Row, None] = {}
+        self._full = asyncio.Event()
+        self._asking: asyncio.Task[None] | None = None
 
-    async def predict(self, row: list[Any]) -> Any:
-        """Return the prediction of a row, with those that came at the same time.
+    async def predict(self, request: Request, values: list[Value]) -> Any:
+        """Return the prediction of a row.
 
         Raises:
-            BadRequest: Too many batches wait for the model already.
+            Exception: Whatever the model's library raises at this row.
         """
-        if len(self._running) >= MAX_BATCHES:
-            raise BadRequest(503, f"{MAX_BATCHES} batches wait for the model; come back.")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._rows.append(row)
-        self._futures.append(future)
-        if len(self._rows) >= self._max_rows:
-            self._go()
-        elif self._timer is None:
-            self._timer = loop.call_later(self._wait_s, self._go)
-        return await future
-
-    def _go(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        rows, futures = self._rows, self._futures
-        self._rows, self._futures = [], []
-        task = asyncio.get_running_loop().create_task(self._run(rows, futures))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _run(self, rows: list[list[Any]], futures: list[asyncio.Future[Any]]) -> None:
-        self._gathered(len(rows))
+        row = _Row(values, request, loop.time(), loop.create_future())
+        self._wait(row)
         try:
-            async with self._alone:
-                loop = asyncio.get_running_loop()
-                predictions = await loop.run_in_executor(self._threads, self._model.many, rows)
-        except Exception as error:
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for future, prediction in zip(futures, predictions, strict=True):
-            if not future.done():  # its client has gone
-                future.set_result(prediction)
+            return await row.prediction
+        finally:
+            self._waiting.pop(row, None)  # its client has gone
+
+    def _wait(self, row: _Row) -> None:
+        """Have a row wait for a call, and see to it that there is one."""
+        self._waiting[row] = None
+        if len(self._waiting) >= self._max_rows:
+            self._full.set()
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        """Ask the model until no row waits, one call after the other as long as they are quick."""
+        try:
+            while self._waiting:
+                if self._wait_s and len(self._waiting) < self._max_rows:
+                    self._full.clear()
+                    await _patiently(self._full, next(iter(self._waiting)).since_s + self._wait_s)
+                await self._threads.take()
+                rows = self._next()
+                if not rows:
+                    self._threads.give_back()
+                    continue
+                ended = asyncio.Event()
+                call = self._threads.start(self._many, [row.values for row in rows])
+                for row in rows:
+                    row.request.working = call
+                self._gathered(len(rows))
+                when_done(call, functools.partial(self._answer, rows, call, ended))
+                await _patiently(ended, asyncio.get_running_loop().time() + self._patience_s)
+        finally:
+            self._asking = None
+
+    def _next(self) -> list[_Row]:
+        """Return the rows of the next call, which wait no more."""
+        together = itertools.takewhile(lambda row: not row.alone, self._waiting)
+        rows = list(itertools.islice(together, self._max_rows)) or list(itertools.islice(self._waiting, 1))
+        for row in rows:
+            del self._waiting[row]
+        return rows
+
+    def _answer(self, rows: list[_Row], call: Future[list[Any]], ended: asyncio.Event) -> None:
+        """Hand out what a call has come to."""
+        ended.set()
+        error = call.exception()
+        for number, row in enumerate(rows):
+            if row.prediction.done():  # its client has gone
+                continue
+            if error is None:
+                row.prediction.set_result(call.result()[number])
+            elif len(rows) == 1:
+                row.prediction.set_exception(error)
+            else:
+                row.alone = True
+                self._wait(row)
+
+
+async def _patiently(event: asyncio.Event, until_s: float) -> None:
+    """Wait for an event until a time of the event loop."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(until_s):
+            await event.wait()
