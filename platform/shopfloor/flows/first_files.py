@@ -59,6 +59,8 @@ gates:
     metrics:
       error_rate: {{max: 0.01}}
       p99_ms: {{max: 200}}
+  # How far what is asked may go from the test set: `shopfloor submit pipelines/monitoring.py --use-case {name}`.
+  drift: {{max: 0.3}}
 
 serving:
   replicas: 1
