@@ -306,6 +306,16 @@ def test_a_run_does_not_promote_again_what_was_rolled_back(settings, row, first)
     champions.refuse_what_was_taken_back(registry(settings), CASE, "1")
 
 
+def test_a_run_makes_a_challenger_again_of_what_was_rolled_back(settings, row, first):
+    promote_version(settings, CASE, "2")
+    roll_back(settings, CASE, reason="on second thoughts")
+    first.set_registered_model_alias(CASE, "challenger", "2")  # as the step `register` does
+
+    steps.introduce(settings, CASE, "2", Recorder())
+
+    assert aliases(first) == {"champion": "1", "challenger": "2"}
+
+
 def test_what_stood_in_the_tag_before_there_was_a_ledger_still_counts(settings, row, first):
     import mlflow
 

@@ -30,8 +30,9 @@ def introduce(settings: Settings, use_case: str, version: str, deployment: Artif
             settings
         )  # a successor that begins from now on changes what was read, and this one's write fails
         champions.project(mlflow, use_case, entry)  # what a killed promotion left undone
-        assignment = rollout.deploy(settings, use_case, challenger=version, before=entry).assignment
-        live = {"champion": assignment.champion, "challenger": assignment.challenger}
+        entry = rollout.deploy(settings, use_case, challenger=version, before=entry)
+        champions.project(mlflow, use_case, entry)  # the alias of a version that was rolled back had gone above
+        live = {"champion": entry.assignment.champion, "challenger": entry.assignment.challenger}
     record = {
         "use_case": use_case,
         "version": version,
