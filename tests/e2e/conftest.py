@@ -10,6 +10,11 @@ from tests.support.compose import SUBMIT, Stack
 from tests.support.project import copy_project
 
 
+def pytest_collection_modifyitems(items):
+    """Let what needs the stack of a cluster come last: beside it a node of two processors has no room for the rest."""
+    items.sort(key=lambda item: "cluster_stack" in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     root = tmp_path_factory.mktemp("compose") / "project"

@@ -7,7 +7,9 @@ import pytest
 import requests
 
 from tests.support import cluster_stack as stacks
+from tests.support.cluster import kubectl
 from tests.support.cluster_stack import RUN_S, SYSTEM, TEAMS, objects
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.skipif(bool(stacks.why_none()), reason=stacks.why_none()),
@@ -39,6 +41,31 @@ def test_a_team_trains_by_a_search_that_kueue_admits_and_its_champion_answers(fl
     assert "RayJob flights/" in flights.shopfloor("runs", "logs", trained["run_id"], "tune")
     assert flights.champion() == "1"
     assert requests.post(f"{flights.endpoint()}/predict", json={}, timeout=10).status_code == 401
+
+
+def test_a_schedule_judges_what_the_champion_does_for_real_requests(flights, trained):
+    described = requests.get(f"{flights.endpoint()}/openapi.json", timeout=10, headers=flights.bearer()).json()
+    content = described["paths"]["/flight_delays/predict"]["post"]["requestBody"]["content"]["application/json"]
+    row = content["example"]
+    for _ in range(30):
+        answer = requests.post(f"{flights.endpoint()}/predict", json=row, timeout=10, headers=flights.bearer())
+        assert answer.status_code == 200, answer.text
+    file = ("submit", "pipelines/monitoring.py", "--use-case", "flight_delays")
+    schedule = flights.answer(*file, "--cron", "* * * * *")["engine_run"].rpartition("/")[2]
+
+    def its_run():
+        runs = flights.answer("runs", "list")["runs"]
+        ended = [one for one in runs if one["pipeline"] == "monitoring" and one["state"] not in ("pending", "running")]
+        return next(iter(ended), None)
+
+    run = wait_until(its_run, RUN_S, every_s=2)
+    kubectl("-n", "flights", "delete", "cronworkflow", schedule)
+
+    assert run["state"] == "succeeded", flights.shopfloor("runs", "logs", run["run_id"])
+    shown = flights.answer("runs", "show", run["run_id"])
+    assert shown["metrics"]["requests"] >= 30
+    assert shown["metrics"]["drift"] > 0.3, "one row again and again is far from the test set"
+    assert "gates are undecided" in shown["outcome"]
 
 
 def test_a_team_sees_nothing_of_another(flights, vision, trained):
