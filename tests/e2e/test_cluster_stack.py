@@ -3,6 +3,8 @@
 `make test-cluster KUBECONFIG=...` runs it; `tests/support/cluster_stack.py` says what the cluster must have.
 """
 
+import collections
+
 import pytest
 import requests
 
@@ -28,6 +30,15 @@ def test_every_service_comes_up_and_the_queues_are_ready(cluster_stack):
         "object-store": 0,
         "postgres": 0,
     }
+
+
+def test_a_bucket_takes_two_volumes_of_the_disk(flights):
+    flights.shopfloor("data", "prepare", "flight_delays")
+    files = kubectl("-n", SYSTEM, "exec", "object-store-0", "--", "ls", "/data").split()
+    buckets = collections.Counter(file.rpartition("_")[0] for file in files if file.endswith(".dat"))
+
+    assert buckets["shopfloor-data"] == 2, files
+    assert set(buckets.values()) == {2}, buckets
 
 
 def test_a_member_finds_every_service_and_is_let_in(flights):
