@@ -26,9 +26,8 @@ from shopfloor.judging.golden import plain
 from shopfloor.runs.mlflow import Mlflow, version_of
 from shopfloor.serving import assignment as assignments
 from shopfloor.serving.data_set import PREDICTION, VERSION, Part, frame_of, parts_of, require_values, with_partition
-from shopfloor.serving.model.answers import answers_of
 from shopfloor.serving.model.loading import ServedModel, load_model
-from shopfloor.serving.model.native import Matrix
+from shopfloor.serving.model.native import Matrix, answers_of
 from shopfloor.serving.model.row import Column
 from shopfloor.settings import Settings
 from shopfloor.storage import Artifact, exists, filesystem, is_remote, join, publish, scratch, stored, sync

@@ -22,12 +22,15 @@ from shopfloor.judging import golden
 from shopfloor.judging.golden import TOLERANCE, Golden, difference
 from shopfloor.runs.mlflow import CLASSES, COLUMNS
 from shopfloor.serving.errors import BadRequest, NoRowSchema
-from shopfloor.serving.model.answers import OfClasses, OfLabel1, answers_of, as_mlflow
 from shopfloor.serving.model.native import (
     Matrix,
     Native,
+    OfClasses,
+    OfLabel1,
     Predictor,
+    answers_of,
     answers_one_of_two,
+    as_mlflow,
     in_single_precision,
     method_of_sklearn,
     native,

@@ -15,7 +15,7 @@ from pydantic_core import from_json, to_json
 
 from shopfloor.errors import MAX_CHARACTERS, first_line
 from shopfloor.serving.errors import BadRequest
-from shopfloor.serving.model.answers import as_mlflow
+from shopfloor.serving.model.native import as_mlflow
 from shopfloor.serving.model.row import NESTED, bad_fields
 from shopfloor.serving.model.rows import RECORDS, SPLIT, too_many
 from shopfloor.serving.protocols.parsed import Form, Rows
