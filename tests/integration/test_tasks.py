@@ -13,10 +13,10 @@ from shopfloor.records import FeatureSet, Monitored
 from shopfloor.registry.register import register
 from shopfloor.report import charts
 from shopfloor.runs.conclude import ending
+from shopfloor.serving import monitoring
 from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import endpoint
 from shopfloor.serving.deploy.verify import verify
-from shopfloor.serving.monitoring import monitor
 from shopfloor.storage import local_copy
 
 from tests.integration.test_batch_scoring import result, score
@@ -228,7 +228,7 @@ def watched(settings, case, requests_of_it):
 
     def looked():
         numbers, monitored = Recorder(), Recorder()
-        met = monitor(settings, case, "", 1, monitored, numbers)
+        met = monitoring.monitor(settings, case, "", 1, monitored, numbers)
         file = Path(local_copy(settings, monitored.uri)) / "monitored.json"
         record = Monitored.model_validate_json(file.read_text())
         assert (record.passed, record.as_metrics()) == (met, numbers.metrics)
@@ -237,7 +237,7 @@ def watched(settings, case, requests_of_it):
     return wait_until(looked)
 
 
-def test_requests_that_leave_the_test_set_miss_the_gate_of_drift_in_whatever_protocol_they_come(settings):
+def test_requests_that_leave_the_test_set_miss_the_gate_of_drift_in_whatever_protocol_they_come(settings, monkeypatch):
     from sklearn.datasets import load_diabetes
 
     frame = load_diabetes(as_frame=True).frame.drop(columns="target")
@@ -269,6 +269,11 @@ def test_requests_that_leave_the_test_set_miss_the_gate_of_drift_in_whatever_pro
     assert state == "gate_missed"
     assert message.startswith(f"Gate missed: drift[{after.drift[0].column}] must be <= 0.5, is 0.")
     assert "<svg" in charts.drift(after.drift[0])
+
+    monkeypatch.setattr(monitoring, "SAMPLE_ROWS", 20)
+    some = watched(settings, REGRESSION, 38)
+    assert some.numbers.requests == after.numbers.requests
+    assert all(20 <= one.rows < 116 for one in some.drift)
 
 
 def test_the_champion_of_a_regression_is_lost_to_in_the_unit_of_what_is_predicted(settings):

@@ -30,7 +30,7 @@ from shopfloor.use_case import ServedCase, load_served_case
 logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 100_000
-"""Requests whose inputs are looked at."""
+"""Requests that are read for their inputs, and rows of them that are looked at."""
 INPUTS = ["version", "role", "route", "status", "time", "inputs", "features", "output"]
 """Columns of the log of predictions that drift rests on."""
 
@@ -176,8 +176,12 @@ def _drift(settings: Settings, use_case: str, version: str, since: dt.datetime) 
     log = _read(settings, use_case, "predictions", since, INPUTS, SAMPLE_ROWS)
     log = log[(log["version"] == version) & ~log["role"].isin(["asked", "shadow"]) & (log["status"] < 400)]
     columns: dict[str, list[Any]] = {name: [] for name in reference.columns}
+    count = 0
     for entry in log[["route", "inputs", "features", "output"]].itertuples(index=False):
+        if count >= SAMPLE_ROWS:  # each may bring a thousand
+            break
         rows, predictions = rows_of(*entry)
+        count += len(rows)
         for row in rows:
             for name, values in columns.items():
                 if name != PREDICTION:
