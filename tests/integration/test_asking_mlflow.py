@@ -11,7 +11,7 @@ from shopfloor.cli.stack import _standings
 from shopfloor.errors import AccessError, NotFoundError, ServiceError
 from shopfloor.flows import plan, rollout
 from shopfloor.runs.mlflow import Mlflow, RefusedError, connect, failed
-from shopfloor.serving import assignment
+from shopfloor.serving import assignment, monitoring
 from shopfloor.serving.contract import TAG, Assignment
 from shopfloor.settings import Settings
 
@@ -177,7 +177,7 @@ def test_a_log_that_cannot_be_read_is_a_store_that_does_not_answer(tmp_path):
     (day / "99990101T000000.parquet").mkdir(parents=True)  # a file that cannot be read
     settings = Settings(project_root=tmp_path, artifact_root=str(tmp_path))
     with pytest.raises(ServiceError, match="The log of predictions under .* cannot be read"):
-        rollout._read(settings, "flights", dt.datetime.now(dt.UTC))
+        monitoring.read_requests(settings, "flights", dt.datetime.now(dt.UTC))
 
 
 def test_the_champion_that_a_plan_compares_with_is_that_of_the_ledger(address, tmp_path):

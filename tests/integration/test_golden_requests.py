@@ -12,6 +12,7 @@ from shopfloor.errors import ShopfloorError
 from shopfloor.judging import golden
 from shopfloor.records import Checks, DataVersion, Evaluation, FeatureSet, Trial
 from shopfloor.registry import register as registry
+from shopfloor.runs.mlflow import EXTRA_FILES
 from shopfloor.serving.deploy.champion import promote_version
 from shopfloor.serving.deploy.rollout import deploy, endpoint, live_versions
 from shopfloor.serving.deploy.verify import verify
@@ -97,7 +98,7 @@ def file(settings, servers, versions):
     import mlflow
 
     model_id = mlflow.MlflowClient(settings.tracking_uri).get_model_version(CASE, BAD).source.rpartition("/")[2]
-    [file] = (servers.state_dir / "mlflow").rglob(f"{model_id}/**/{golden.FOLDER}/{golden.FILE}")
+    [file] = (servers.state_dir / "mlflow").rglob(f"{model_id}/**/{EXTRA_FILES}/{golden.FILE}")
     content = file.read_bytes()
     yield file
     file.write_bytes(content)
