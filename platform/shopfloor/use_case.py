@@ -316,7 +316,7 @@ class DriftBound(_Section):
     max: float = Field(gt=0, le=1)
     """Distance of the furthest input, or of the predictions: 0 for the same spread, 1 for nothing in common."""
     min_rows: PositiveInt = 500
-    """Rows that a verdict needs: of few ones each is far from any other."""
+    """Rows that a verdict needs, of the requests and of the test set: few ones are far from any others."""
 
 
 class GatesSection(_Section):

@@ -102,14 +102,20 @@ def test_rows_and_predictions_are_read_from_the_log_of_each_protocol(
 
 
 @pytest.mark.parametrize(
-    ("rows", "distance_of", "passed", "undecided"),
-    [(200, [1], True, False), (200, [2], False, False), (199, [2], False, True), (0, None, False, True)],
+    ("rows", "distance_of", "test_rows", "passed", "undecided"),
+    [
+        (200, [1], 200, True, False),
+        (200, [2], 200, False, False),
+        (199, [2], 200, False, True),
+        (200, [2], 199, False, True),
+        (0, None, 200, False, True),
+    ],
 )
-def test_the_furthest_column_is_judged_where_there_are_enough_rows(rows, distance_of, passed, undecided):
+def test_the_furthest_column_is_judged_where_there_are_enough_rows(rows, distance_of, test_rows, passed, undecided):
     spreads = {"a": spread_of([1, 2], True), "b": spread_of([1], True)}
     columns = [drift(name, spread, distance_of * rows) for name, spread in spreads.items()] if distance_of else []
 
-    result = gates.judge_drift(DriftBound(max=0.6, min_rows=200), columns, "nobody asked")
+    result = gates.judge_drift(DriftBound(max=0.6, min_rows=200), columns, test_rows, "nobody asked")
 
     assert (result.passed, result.undecided) == (passed, undecided)
     assert result.gate == ("drift" if not columns else f"drift[{'b' if distance_of == [2] else 'a'}]")

@@ -120,12 +120,13 @@ def judge_live(
     return results
 
 
-def judge_drift(bound: DriftBound, drift: Sequence[ColumnDrift], note: str = "") -> GateResult:
+def judge_drift(bound: DriftBound, drift: Sequence[ColumnDrift], test_rows: int, note: str = "") -> GateResult:
     """Return the verdict on the column that is furthest from where it was.
 
     Args:
         bound: How far it may be.
         drift: Of each column.
+        test_rows: Rows of the test set that it is far from.
         note: Why there is none.
     """
     words = f"<= {bound.max:g}"
@@ -136,8 +137,11 @@ def judge_drift(bound: DriftBound, drift: Sequence[ColumnDrift], note: str = "")
     missed_by = max(0.0, furthest.distance - bound.max)
     gate = f"drift[{furthest.column}]"
     result = GateResult(gate=gate, bound=words, value=furthest.distance, passed=missed_by == 0, missed_by=missed_by)
-    too_few = furthest.rows < bound.min_rows
-    return _undecided(result, f"not enough data: {furthest.rows} of {bound.min_rows} rows") if too_few else result
+    if test_rows < bound.min_rows:
+        return _undecided(result, f"not enough data: the test set has {test_rows} of {bound.min_rows} rows")
+    if furthest.rows < bound.min_rows:
+        return _undecided(result, f"not enough data: {furthest.rows} of {bound.min_rows} rows")
+    return result
 
 
 def _too_few(gates: LiveGates, name: str, numbers: LiveNumbers) -> str:

@@ -42,11 +42,8 @@ def ask_offline(settings: Settings, use_case: UseCase, features_uri: str, model:
         ShopfloorError: The test set is empty, or an answer is no finite number.
     """
     import numpy as np
-    import pandas as pd
 
-    directory = local_copy(settings, features_uri)
-    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
-    test = pd.read_parquet(directory / "test.parquet", columns=list(features.features))
+    features, test = _test_set(settings, features_uri)
     sample = _choose(test, use_case.evaluation.golden_rows)
     told = use_case.code("model").predict(model, sample)
     if use_case.task == "custom":
@@ -75,14 +72,11 @@ def reference(settings: Settings, use_case: UseCase, features_uri: str, model: A
         model: The model as the use case's own code loads it.
     """
     import numpy as np
-    import pandas as pd
 
-    directory = local_copy(settings, features_uri)
-    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
-    test = pd.read_parquet(directory / "test.parquet", columns=list(features.features))
+    features, test = _test_set(settings, features_uri)
     sample = test.iloc[np.linspace(0, len(test) - 1, min(len(test), REFERENCE_ROWS)).astype(int)]
     columns = {
-        name: (kind in NUMBERS, values_of(sample[name]))
+        name: (kind in NUMBERS, _values(sample[name]))
         for name, kind in features.features.items()
         if kind in NUMBERS or kind in CATEGORIES
     }
@@ -125,7 +119,16 @@ def spread_of(values: Sequence[Any], numeric: bool) -> Spread | None:
     return empty.model_copy(update={"shares": empty.shares_of(values)})
 
 
-def values_of(column: pd.Series) -> list[Any]:
+def _test_set(settings: Settings, features_uri: str) -> tuple[FeatureSet, pd.DataFrame]:
+    """Return what `build_features` says of its splits, and the inputs of the test set."""
+    import pandas as pd
+
+    directory = local_copy(settings, features_uri)
+    features = FeatureSet.model_validate_json((directory / "feature_set.json").read_text(encoding="utf-8"))
+    return features, pd.read_parquet(directory / "test.parquet", columns=list(features.features))
+
+
+def _values(column: pd.Series) -> list[Any]:
     """Return the values of a column as JSON has them, `None` where one is missing."""
     return [None if missing else value for value, missing in zip(column.tolist(), column.isna(), strict=True)]
 

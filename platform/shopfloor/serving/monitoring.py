@@ -65,10 +65,11 @@ def monitor(settings: Settings, use_case: str, version: str, hours: float, monit
     until = dt.datetime.now(dt.UTC)
     since = until - dt.timedelta(hours=hours)
     numbers = numbers_of(case, read_requests(settings, use_case, since), version, version)
-    columns, note = _drift(settings, use_case, version, since)
+    reference = _reference(settings, use_case, version)
+    columns, note = _drift(settings, use_case, version, since, reference)
     verdicts = gates.judge_live(case.gates.live, known, numbers, None)
     if case.gates.drift is not None:
-        verdicts.append(gates.judge_drift(case.gates.drift, columns, note))
+        verdicts.append(gates.judge_drift(case.gates.drift, columns, reference.rows if reference else 0, note))
     record = Monitored(
         use_case=use_case,
         version=version,
@@ -168,9 +169,10 @@ def _reference(settings: Settings, use_case: str, version: str) -> Reference | N
             return None
 
 
-def _drift(settings: Settings, use_case: str, version: str, since: dt.datetime) -> tuple[list[ColumnDrift], str]:
+def _drift(
+    settings: Settings, use_case: str, version: str, since: dt.datetime, reference: Reference | None
+) -> tuple[list[ColumnDrift], str]:
     """Return how far a version's columns have gone, the furthest first, or why nobody knows."""
-    reference = _reference(settings, use_case, version)
     if reference is None:
         return [], f"version {version} keeps nothing of a test set to compare with, as one that was imported"
     log = _read(settings, use_case, "predictions", since, INPUTS, SAMPLE_ROWS)
